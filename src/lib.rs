@@ -1,0 +1,7 @@
+//! Text to image with the unCLIP (DALL-E 2) architecture.
+
+pub mod diffusion;
+pub mod error;
+pub mod weights;
+
+pub use error::{Error, Result};
