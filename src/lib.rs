@@ -1,7 +1,11 @@
 //! Text to image with the unCLIP (DALL-E 2) architecture.
 
+pub mod backend;
 pub mod diffusion;
 pub mod error;
+pub mod model;
+pub mod ops;
+pub mod plan;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -1,0 +1,209 @@
+//! Attention a few queries at a time: their scores against all keys, softmax, and the weighted sum of the values.
+//! Scores of [`QUERIES`] rows are all that is ever held, never the whole matrix. Keys and values of a head are
+//! brought into panels once per task, so both products run on [`Tile`].
+#![allow(unsafe_code)]
+
+use super::Machine;
+use super::product::Shared;
+use super::simd;
+use super::tile::{MR, NR, Tile};
+use crate::ops::Attention;
+use rayon::prelude::*;
+
+/// Queries handled together: four tiles share each panel of keys while it is in the first-level cache.
+const QUERIES: usize = 4 * MR;
+/// Values summed before the next panel is touched: 16 KiB.
+const BLOCK_DEPTH: usize = 256;
+/// Multiply-adds below which threads cost more than they bring.
+const WORTH_SHARING: usize = 1 << 17;
+
+#[derive(Default)]
+struct Scratch {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    scores: Vec<f32>,
+    sums: Vec<f32>,
+    out: Vec<f32>,
+}
+
+/// One call's tensors and sizes.
+struct Problem<'a> {
+    machine: &'a Machine,
+    op: &'a Attention,
+    q: &'a [f32],
+    own: (&'a [f32], &'a [f32]),
+    extra: (&'a [f32], &'a [f32]),
+    /// `[B, M]` and `M`.
+    mask: Option<(&'a [f32], usize)>,
+    queries: usize,
+    own_keys: usize,
+    extra_keys: usize,
+    width: usize,
+    head: usize,
+}
+
+pub fn run(machine: &Machine, op: &Attention, inputs: &[&[f32]], shapes: &[&[usize]], out: &mut [f32]) {
+    let (extra_keys, own_keys) = op.keys(shapes);
+    let (batch, queries, width) = (shapes[0][0], shapes[0][1], shapes[0][2]);
+    let problem = Problem {
+        machine,
+        op,
+        q: inputs[0],
+        own: (inputs[1], inputs[2]),
+        extra: if op.extra { (inputs[3], inputs[4]) } else { (&[], &[]) },
+        mask: op.mask.then(|| (inputs[inputs.len() - 1], shapes[shapes.len() - 1][1])),
+        queries,
+        own_keys,
+        extra_keys,
+        width,
+        head: width / op.heads,
+    };
+    let heads = batch * op.heads;
+    let share = machine.threads > 1 && heads * queries * (own_keys + extra_keys) * problem.head >= WORTH_SHARING;
+    let parts = if share { (4 * machine.threads).div_ceil(heads) } else { 1 };
+    let part = queries.div_ceil(parts).next_multiple_of(QUERIES);
+    let parts = queries.div_ceil(part);
+    let out = Shared(out.as_mut_ptr());
+    let task = |scratch: &mut Scratch, index: usize| {
+        let (head, first) = (index / parts, index % parts * part);
+        let rows = first..queries.min(first + part);
+        problem.attend(head / op.heads, head % op.heads, rows, scratch, out);
+    };
+    if share {
+        (0..heads * parts).into_par_iter().for_each_init(Scratch::default, task);
+    } else {
+        let mut scratch = Scratch::default();
+        (0..heads * parts).for_each(|index| task(&mut scratch, index));
+    }
+}
+
+impl Problem<'_> {
+    fn keys(&self) -> usize {
+        self.extra_keys + self.own_keys
+    }
+
+    /// The slice of a head in row `j` of extra rows followed by own rows.
+    fn row<'a>(&self, batch: usize, head: usize, j: usize, extra: &'a [f32], own: &'a [f32]) -> &'a [f32] {
+        let (data, row) = match j.checked_sub(self.extra_keys) {
+            None => (extra, batch * self.extra_keys + j),
+            Some(j) => (own, batch * self.own_keys + j),
+        };
+        &data[row * self.width + head * self.head..][..self.head]
+    }
+
+    /// Queries `rows` of one head of one sequence.
+    fn attend(&self, batch: usize, head: usize, rows: std::ops::Range<usize>, scratch: &mut Scratch, out: Shared) {
+        self.pack(batch, head, scratch);
+        let columns = self.keys().next_multiple_of(NR);
+        let width = self.head.next_multiple_of(NR);
+        scratch.scores.resize(QUERIES * columns, 0.0);
+        scratch.out.resize(QUERIES * width, 0.0);
+        for first in rows.clone().step_by(QUERIES) {
+            let height = QUERIES.min(rows.end - first);
+            self.score(batch, head, first, height, columns, scratch);
+            scratch.sums.clear();
+            for i in 0..height {
+                let row = &mut scratch.scores[i * columns..][..columns];
+                scratch.sums.push(self.softmax(batch, first + i, row));
+            }
+            self.weigh(height, columns, width, scratch);
+            for i in 0..height {
+                let at = (batch * self.queries + first + i) * self.width + head * self.head;
+                let scale = 1.0 / scratch.sums[i];
+                for (c, value) in scratch.out[i * width..][..self.head].iter().enumerate() {
+                    // SAFETY: each head of each query is written by one task, inside the output [B, Tq, D].
+                    unsafe { *out.get().add(at + c) = value * scale };
+                }
+            }
+        }
+    }
+
+    /// Keys as panels of sixteen keys, values as panels of sixteen columns.
+    fn pack(&self, batch: usize, head: usize, scratch: &mut Scratch) {
+        let (keys, d) = (self.keys(), self.head);
+        scratch.keys.clear();
+        scratch.keys.resize(keys.next_multiple_of(NR) * d, 0.0);
+        scratch.values.clear();
+        scratch.values.resize(keys * d.next_multiple_of(NR), 0.0);
+        for j in 0..keys {
+            let key = self.row(batch, head, j, self.extra.0, self.own.0);
+            let value = self.row(batch, head, j, self.extra.1, self.own.1);
+            let panel = &mut scratch.keys[j / NR * d * NR..][..d * NR];
+            for c in 0..d {
+                panel[c * NR + j % NR] = key[c];
+                scratch.values[(c / NR * keys + j) * NR + c % NR] = value[c];
+            }
+        }
+    }
+
+    /// `scores [height, columns] = q k^T`.
+    fn score(&self, batch: usize, head: usize, first: usize, height: usize, columns: usize, scratch: &mut Scratch) {
+        let rows: [*const f32; QUERIES] = std::array::from_fn(|i| {
+            let query = batch * self.queries + first + i.min(height - 1);
+            self.q[query * self.width + head * self.head..][..self.head].as_ptr()
+        });
+        for (number, panel) in scratch.keys.chunks_exact(self.head * NR).enumerate() {
+            for row in (0..height).step_by(MR) {
+                let tile = Tile {
+                    rows: rows[row..].as_ptr(),
+                    stride: 0,
+                    segments: 1,
+                    offset: 0,
+                    depth: self.head,
+                    panel: panel.as_ptr(),
+                    c: scratch.scores[row * columns + number * NR..].as_mut_ptr(),
+                    ldc: columns,
+                    height: MR.min(height - row),
+                    accumulate: false,
+                };
+                // SAFETY: each row pointer is good for the head's width; the panel has that many rows; the scores
+                // have QUERIES rows of `columns`, a multiple of NR.
+                unsafe { tile.run(self.machine.isa) };
+            }
+        }
+    }
+
+    /// Scores of one query to unnormalised probabilities; returns their sum. Keys that may not be seen get zero.
+    fn softmax(&self, batch: usize, query: usize, row: &mut [f32]) -> f32 {
+        let own = if self.op.causal { query + self.own_keys - self.queries + 1 } else { self.own_keys };
+        let seen = self.extra_keys + own;
+        let hidden = self.mask.map_or(&[][..], |(mask, m)| &mask[batch * m..][..m.min(seen)]);
+        for (score, _) in row.iter_mut().zip(hidden).filter(|(_, keep)| **keep == 0.0) {
+            *score = f32::NEG_INFINITY;
+        }
+        let sum = simd::exponentials(self.machine.isa, &mut row[..seen], 1.0 / (self.head as f32).sqrt());
+        for (score, _) in row.iter_mut().zip(hidden).filter(|(_, keep)| **keep == 0.0) {
+            *score = 0.0;
+        }
+        row[seen..].fill(0.0);
+        sum
+    }
+
+    /// `out [height, width] = scores * values`.
+    fn weigh(&self, height: usize, columns: usize, width: usize, scratch: &mut Scratch) {
+        let keys = self.keys();
+        let rows: [*const f32; QUERIES] = std::array::from_fn(|i| scratch.scores[i * columns..][..columns].as_ptr());
+        for from in (0..keys).step_by(BLOCK_DEPTH) {
+            let depth = BLOCK_DEPTH.min(keys - from);
+            for (number, panel) in scratch.values.chunks_exact(keys * NR).enumerate() {
+                for row in (0..height).step_by(MR) {
+                    let tile = Tile {
+                        rows: rows[row..].as_ptr(),
+                        stride: 0,
+                        segments: 1,
+                        offset: from,
+                        depth,
+                        panel: panel[from * NR..][..depth * NR].as_ptr(),
+                        c: scratch.out[row * width + number * NR..].as_mut_ptr(),
+                        ldc: width,
+                        height: MR.min(height - row),
+                        accumulate: from > 0,
+                    };
+                    // SAFETY: each row has `columns >= keys` scores; the panel has `keys` rows; the output has QUERIES
+                    // rows of `width`, a multiple of NR.
+                    unsafe { tile.run(self.machine.isa) };
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! Layer normalisation, row by row, moments in f64.
+
+use super::for_rows;
+use crate::ops::LayerNorm;
+
+pub fn run(op: &LayerNorm, x: &[f32], gamma: &[f32], beta: &[f32], out: &mut [f32]) {
+    let d = gamma.len();
+    for_rows(out, d, |first, rows| {
+        for (i, y) in rows.chunks_exact_mut(d).enumerate() {
+            let row = &x[(first + i) * d..][..d];
+            let mean = row.iter().map(|&v| f64::from(v)).sum::<f64>() / d as f64;
+            let variance = row.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / d as f64;
+            let inverse = 1.0 / (variance + f64::from(op.eps)).sqrt();
+            for c in 0..d {
+                let normalised = ((f64::from(row[c]) - mean) * inverse) as f32;
+                y[c] = normalised * gamma[c] + beta[c];
+            }
+        }
+    });
+}

@@ -1,0 +1,18 @@
+//! Linear layers: [`product`] of dense rows.
+
+use super::Machine;
+use super::panels::Panels;
+use super::product::{Dense, Epilogue, product};
+use crate::ops::Linear;
+
+pub fn run(machine: &Machine, op: &Linear, inputs: &[&[f32]], panels: &Panels, out: &mut [f32]) {
+    let rows = Dense { data: inputs[0], channels: panels.channels };
+    let mut optional = inputs[2..].iter().copied();
+    let epilogue = Epilogue {
+        bias: op.bias.then(|| optional.next()).flatten(),
+        activation: op.activation,
+        residual: op.residual.then(|| optional.next()).flatten(),
+        shift: None,
+    };
+    product(machine, inputs[0].len() / panels.channels, &rows, panels, &epilogue, out);
+}

@@ -1,0 +1,276 @@
+//! The CPU back end: channels last, f32 arithmetic, threads by rayon.
+//!
+//! Compiling packs the weights of products ([`panels`]) and keeps the others as f32; running is a loop over the
+//! plan's steps, and the one `match` over [`Op`] is in [`Compiled::run`]. One file per operation, with the stem
+//! that it has under `ops/`.
+//!
+//! Results do not depend on the number of threads: work is divided by output element, and sums over positions are
+//! made of parts whose size follows from the shapes alone.
+
+mod attention;
+mod concat;
+mod conv2d;
+mod embed;
+mod group_norm;
+mod layer_norm;
+mod linear;
+mod panels;
+mod pointwise;
+mod product;
+mod resize;
+mod sampler_step;
+mod simd;
+mod slice;
+mod tile;
+
+pub use tile::Isa;
+
+use super::{Backend, Executable};
+use crate::error::{Error, Result};
+use crate::ops::{Op, elements};
+use crate::plan::{Element, Origin, Plan, Slots, Step, ValueId, WeightSource, assign};
+use panels::Panels;
+use rayon::prelude::*;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The CPU as a device.
+pub struct Cpu {
+    pool: Arc<rayon::ThreadPool>,
+    machine: Machine,
+    profile: bool,
+}
+
+/// What operations need to know of the machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    /// Which instructions to use.
+    pub isa: Isa,
+    /// How many threads share the work.
+    pub threads: usize,
+}
+
+impl Cpu {
+    /// The CPU with `threads` threads; 0 means as many as the process may use.
+    ///
+    /// # Errors
+    /// The operating system refuses to start the threads.
+    pub fn new(threads: usize) -> Result<Cpu> {
+        Cpu::with_isa(threads, Isa::detect())
+    }
+
+    /// The CPU held to certain instructions, as tests and benchmarks do. The machine must have them.
+    ///
+    /// # Errors
+    /// As for [`Cpu::new`]; or the machine lacks the instructions.
+    pub fn with_isa(threads: usize, isa: Isa) -> Result<Cpu> {
+        let failed = |reason: String| Error::Device { backend: "cpu".to_owned(), reason };
+        if isa == Isa::Avx2 && Isa::detect() != Isa::Avx2 {
+            return Err(failed("this machine has no AVX2".to_owned()));
+        }
+        let available = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = if threads == 0 { available() } else { threads };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("cpu-{i}")).build();
+        let pool = pool.map_err(|e| failed(format!("cannot start {threads} threads: {e}")))?;
+        Ok(Cpu { pool: Arc::new(pool), machine: Machine { isa, threads }, profile: false })
+    }
+
+    /// Makes executables that measure each step; see [`Executable::profile`].
+    pub fn profiled(mut self) -> Cpu {
+        self.profile = true;
+        self
+    }
+
+    /// How many threads share the work.
+    pub fn threads(&self) -> usize {
+        self.machine.threads
+    }
+}
+
+impl Backend for Cpu {
+    fn name(&self) -> String {
+        format!("cpu ({}, {} threads)", self.machine.isa.name(), self.machine.threads)
+    }
+
+    fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>> {
+        let slots = assign(&plan);
+        let (panels, constants) = self.pool.install(|| load(&plan, weights))?;
+        let memory = slots.elements.iter().map(|&n| vec![0.0f32; n]).collect();
+        let seconds = self.profile.then(|| vec![0.0; plan.steps.len()]);
+        let (pool, machine) = (self.pool.clone(), self.machine);
+        Ok(Box::new(Compiled { plan, slots, panels, constants, memory, pool, machine, seconds }))
+    }
+}
+
+/// Packed weights by value, and the other weights as numbers.
+type Loaded = (HashMap<ValueId, Panels>, HashMap<ValueId, Vec<f32>>);
+
+/// Reads all weights, those of products straight into panels.
+fn load(plan: &Plan, source: &dyn WeightSource) -> Result<Loaded> {
+    let mut packed: HashMap<ValueId, ()> = HashMap::new();
+    let mut plain: HashMap<ValueId, ()> = HashMap::new();
+    for step in &plan.steps {
+        let is_product = matches!(step.op, Op::Linear(_) | Op::Conv2d(_));
+        for (i, &input) in step.inputs.iter().enumerate() {
+            let root = plan.root(input);
+            if matches!(plan.values[root.0].origin, Origin::Weight(_)) {
+                if is_product && i == 1 { &mut packed } else { &mut plain }.insert(root, ());
+            }
+        }
+    }
+    let wanted: Vec<(&str, ValueId)> = plan.weights().collect();
+    let panels = wanted
+        .par_iter()
+        .filter(|(_, id)| packed.contains_key(id))
+        .map(|&(name, id)| {
+            let shape = plan.shape(id);
+            let taps = elements(&shape[2..]);
+            Ok((id, Panels::pack(&source.load(name)?, shape[0], shape[1], taps)))
+        })
+        .collect::<Result<_>>()?;
+    let constants = wanted
+        .par_iter()
+        .filter(|(_, id)| plain.contains_key(id))
+        .map(|&(name, id)| Ok((id, source.load(name)?.to_f32())))
+        .collect::<Result<_>>()?;
+    Ok((panels, constants))
+}
+
+struct Compiled {
+    plan: Plan,
+    slots: Slots,
+    panels: HashMap<ValueId, Panels>,
+    constants: HashMap<ValueId, Vec<f32>>,
+    /// One vector per slot. A step's output is taken out while the step runs; the planner keeps outputs and inputs
+    /// of a step in different slots.
+    memory: Vec<Vec<f32>>,
+    pool: Arc<rayon::ThreadPool>,
+    machine: Machine,
+    seconds: Option<Vec<f64>>,
+}
+
+impl Compiled {
+    /// The elements of a value; nothing for a weight that only exists as panels.
+    fn data(&self, id: ValueId) -> &[f32] {
+        let root = self.plan.root(id);
+        match self.slots.of[root.0] {
+            Some(slot) => &self.memory[slot][..elements(self.plan.shape(root))],
+            None => self.constants.get(&root).map_or(&[], Vec::as_slice),
+        }
+    }
+
+    fn run_steps(&mut self, range: std::ops::Range<usize>) {
+        let pool = self.pool.clone();
+        pool.install(|| {
+            for i in range {
+                let started = self.seconds.is_some().then(Instant::now);
+                let step = &self.plan.steps[i];
+                let slot = self.slots.of[step.output.0].expect("every computed value has a slot");
+                let length = elements(self.plan.shape(step.output));
+                let mut output = std::mem::take(&mut self.memory[slot]);
+                self.run(&self.plan.steps[i], &mut output[..length]);
+                self.memory[slot] = output;
+                if let (Some(seconds), Some(started)) = (&mut self.seconds, started) {
+                    seconds[i] += started.elapsed().as_secs_f64();
+                }
+            }
+        });
+    }
+
+    fn run(&self, step: &Step, out: &mut [f32]) {
+        let inputs: Vec<&[f32]> = step.inputs.iter().map(|&i| self.data(i)).collect();
+        let shapes: Vec<&[usize]> = step.inputs.iter().map(|&i| self.plan.shape(i)).collect();
+        let shape = self.plan.shape(step.output);
+        let panels = |i: usize| &self.panels[&self.plan.root(step.inputs[i])];
+        let machine = &self.machine;
+        match &step.op {
+            Op::Attention(op) => attention::run(machine, op, &inputs, &shapes, out),
+            Op::Concat(op) => concat::run(op, &inputs, &shapes, out),
+            Op::Conv2d(op) => conv2d::run(machine, op, &inputs, &shapes, panels(1), shape, out),
+            Op::Embed(op) => embed::run(op, inputs[0], shapes[0], bytemuck::cast_slice(inputs[1]), out),
+            Op::GroupNorm(op) => group_norm::run(machine, op, &inputs, shape, out),
+            Op::LayerNorm(op) => layer_norm::run(op, inputs[0], inputs[1], inputs[2], out),
+            Op::Linear(op) => linear::run(machine, op, &inputs, panels(1), out),
+            Op::Pointwise(op) => pointwise::run(machine, op, &inputs, shape, out),
+            Op::Resize(op) => resize::run(op, inputs[0], shapes[0], shape, out),
+            Op::SamplerStep(op) => sampler_step::run(op, &inputs, shape, out),
+            Op::Slice(op) => slice::run(op, inputs[0], shapes[0], out),
+        }
+    }
+
+    /// The memory of an input, if there is one of that name, type and length.
+    fn target(&mut self, name: &str, element: Element, length: usize) -> Result<&mut [f32]> {
+        let wrong = |plan: &Plan, reason: String| Error::Shape { at: format!("{}, input {name}", plan.name), reason };
+        let Some(id) = self.plan.input(name) else {
+            return Err(wrong(&self.plan, "the plan has no such input".to_owned()));
+        };
+        let value = &self.plan.values[id.0];
+        if value.element != element || elements(&value.shape) != length {
+            let reason = format!("{length} elements of {element:?} for {:?} of {:?}", value.shape, value.element);
+            return Err(wrong(&self.plan, reason));
+        }
+        let slot = self.slots.of[id.0].expect("every input has a slot");
+        Ok(&mut self.memory[slot][..length])
+    }
+}
+
+impl Executable for Compiled {
+    fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    fn write(&mut self, input: &str, data: &[f32]) -> Result<()> {
+        self.target(input, Element::F32, data.len())?.copy_from_slice(data);
+        Ok(())
+    }
+
+    fn write_rows(&mut self, input: &str, data: &[u32]) -> Result<()> {
+        self.target(input, Element::U32, data.len())?.copy_from_slice(bytemuck::cast_slice(data));
+        Ok(())
+    }
+
+    fn run_once(&mut self) -> Result<()> {
+        self.run_steps(0..self.plan.once);
+        Ok(())
+    }
+
+    fn run_step(&mut self, step: u32) -> Result<()> {
+        if self.plan.input("step").is_some() {
+            self.write_rows("step", &[step])?;
+        }
+        self.run_steps(self.plan.once..self.plan.steps.len());
+        for (from, to) in self.plan.feeds.clone() {
+            let slot = self.slots.of[to.0].expect("every input has a slot");
+            let mut target = std::mem::take(&mut self.memory[slot]);
+            target.copy_from_slice(self.data(from));
+            self.memory[slot] = target;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, name: &str) -> Result<Vec<f32>> {
+        let id = self.plan.output(name).or_else(|| self.plan.input(name));
+        let id = id.ok_or_else(|| Error::Shape {
+            at: self.plan.name.clone(),
+            reason: format!("the plan has no output or input {name}"),
+        })?;
+        Ok(self.data(id).to_vec())
+    }
+
+    fn profile(&self) -> Option<&[f64]> {
+        self.seconds.as_deref()
+    }
+}
+
+/// Elements that a task of a cheap loop handles: enough to pay for handing it out.
+const TASK_ELEMENTS: usize = 1 << 15;
+
+/// Calls `f(first, rows)` for pieces of `out` made of whole rows of `width`, in parallel if there is enough to do.
+fn for_rows(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+    let rows = (TASK_ELEMENTS / width.max(1)).max(1);
+    if out.len() <= 2 * rows * width {
+        return f(0, out);
+    }
+    out.par_chunks_mut(rows * width).enumerate().for_each(|(i, chunk)| f(i * rows, chunk));
+}

@@ -1,0 +1,215 @@
+//! Matrix products with packed weights: what `linear` and `conv2d` have in common.
+//!
+//! The product is cut into blocks of rows and groups of panels, one task each. A task takes its panels one by
+//! one; a panel's rows come in blocks small enough for the first-level cache, and each block meets all rows of the
+//! task before the next is touched. A finished panel passes through the epilogue while it is still in the cache.
+#![allow(unsafe_code)]
+
+use super::Machine;
+use super::panels::Panels;
+use super::simd;
+use super::tile::{MR, NR, Tile};
+use crate::ops::Activation;
+use rayon::prelude::*;
+
+/// Rows of a task: enough to use a block of weights many times, few enough to stay in the second-level cache.
+const TASK_ROWS: usize = 96;
+/// Rows of a panel's block: 16 KiB in single precision, half of a common first-level cache.
+const BLOCK_DEPTH: usize = 256;
+/// Multiply-adds below which threads cost more than they bring.
+const WORTH_SHARING: usize = 1 << 17;
+
+/// What happens to a finished element, in this order.
+#[derive(Default)]
+pub struct Epilogue<'a> {
+    /// `[outputs]`
+    pub bias: Option<&'a [f32]>,
+    /// `[images, outputs]`, with the number of rows of an image.
+    pub shift: Option<(&'a [f32], usize)>,
+    /// Applied after bias and shift.
+    pub activation: Option<Activation>,
+    /// `[rows, outputs]`, added last.
+    pub residual: Option<&'a [f32]>,
+}
+
+/// A row's segments: fills `table[tap * rows + i]` with a pointer to the channels that tap `tap` of row
+/// `first + i` reads.
+///
+/// # Safety
+/// Every pointer written must stay valid for reading `channels` numbers as long as the product runs.
+pub unsafe trait Rows: Sync {
+    /// See the trait.
+    fn pointers(&self, first: usize, rows: usize, table: &mut [*const f32]);
+}
+
+/// Consecutive rows of a matrix: the rows of a linear layer.
+pub struct Dense<'a> {
+    /// `[rows, channels]`
+    pub data: &'a [f32],
+    /// Elements of a row.
+    pub channels: usize,
+}
+
+// SAFETY: each pointer is made from a slice of exactly `channels` numbers of `data`, which outlives `self`.
+unsafe impl Rows for Dense<'_> {
+    fn pointers(&self, first: usize, rows: usize, table: &mut [*const f32]) {
+        for (i, pointer) in table[..rows].iter_mut().enumerate() {
+            *pointer = self.data[(first + i) * self.channels..][..self.channels].as_ptr();
+        }
+    }
+}
+
+/// A pointer that tasks may share because each writes its own part.
+#[derive(Clone, Copy)]
+pub struct Shared(pub *mut f32);
+
+// SAFETY: whoever makes tasks from a `Shared` gives each a part of the memory of its own.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// The pointer, as a method so that closures take the whole wrapper along.
+    pub fn get(self) -> *mut f32 {
+        self.0
+    }
+}
+
+#[derive(Default)]
+struct Scratch {
+    table: Vec<*const f32>,
+    c: Vec<f32>,
+    widened: Vec<f32>,
+}
+
+// SAFETY: the pointers are only used within the task that wrote them.
+unsafe impl Send for Scratch {}
+
+/// Rows of the panels that are multiplied in one go: whole taps, or a part of one tap.
+struct Block {
+    tap: usize,
+    taps: usize,
+    channel: usize,
+    channels: usize,
+}
+
+fn blocks(panels: &Panels) -> Vec<Block> {
+    let (taps, channels) = (panels.taps, panels.channels);
+    if channels > BLOCK_DEPTH {
+        let parts = channels.div_ceil(BLOCK_DEPTH);
+        let each = channels.div_ceil(parts).next_multiple_of(4);
+        let part = |tap, i: usize| Block { tap, taps: 1, channel: i * each, channels: each.min(channels - i * each) };
+        (0..taps).flat_map(|tap| (0..channels.div_ceil(each)).map(move |i| part(tap, i))).collect()
+    } else {
+        let most = BLOCK_DEPTH / channels;
+        let each = taps.div_ceil(taps.div_ceil(most));
+        (0..taps).step_by(each).map(|tap| Block { tap, taps: each.min(taps - tap), channel: 0, channels }).collect()
+    }
+}
+
+/// `out [m, outputs] = epilogue(rows * panels)`.
+pub fn product(
+    machine: &Machine,
+    m: usize,
+    rows: &impl Rows,
+    panels: &Panels,
+    epilogue: &Epilogue<'_>,
+    out: &mut [f32],
+) {
+    let n = panels.outputs;
+    assert_eq!(out.len(), m * n, "the planner gave the output another size");
+    let row_tasks = m.div_ceil(TASK_ROWS);
+    let task_rows = m.div_ceil(row_tasks).next_multiple_of(MR);
+    let row_tasks = m.div_ceil(task_rows);
+    let share = machine.threads > 1 && m * n * panels.taps * panels.channels >= WORTH_SHARING;
+    let groups = if share { (8 * machine.threads).div_ceil(row_tasks).clamp(1, panels.count()) } else { 1 };
+    let group = panels.count().div_ceil(groups);
+    let groups = panels.count().div_ceil(group);
+    let blocks = blocks(panels);
+    let out = Shared(out.as_mut_ptr());
+    let task = |scratch: &mut Scratch, index: usize| {
+        let first = index / groups * task_rows;
+        let height = task_rows.min(m - first);
+        scratch.table.resize(panels.taps * height, std::ptr::null());
+        rows.pointers(first, height, &mut scratch.table);
+        scratch.c.resize(height * NR, 0.0);
+        for panel in index % groups * group..panels.count().min((index % groups + 1) * group) {
+            multiply(machine, panels, panel, &blocks, height, scratch);
+            // SAFETY: tasks and panels are disjoint rectangles of `out`, which has room for all rows and columns.
+            unsafe { finish(machine, epilogue, &mut scratch.c, first, panel * NR, n, out.get()) };
+        }
+    };
+    if share {
+        (0..row_tasks * groups).into_par_iter().for_each_init(Scratch::default, task);
+    } else {
+        let mut scratch = Scratch::default();
+        (0..row_tasks * groups).for_each(|index| task(&mut scratch, index));
+    }
+}
+
+/// One panel for all rows of a task into `scratch.c [height, NR]`.
+fn multiply(machine: &Machine, panels: &Panels, panel: usize, blocks: &[Block], height: usize, scratch: &mut Scratch) {
+    for (number, block) in blocks.iter().enumerate() {
+        let from = block.tap * panels.channels + block.channel;
+        let weights = panels.block(panel, from, block.taps * block.channels, &mut scratch.widened);
+        for row in (0..height).step_by(MR) {
+            let tile = Tile {
+                rows: scratch.table[block.tap * height + row..].as_ptr(),
+                stride: height,
+                segments: block.taps,
+                offset: block.channel,
+                depth: block.channels,
+                panel: weights.as_ptr(),
+                c: scratch.c[row * NR..].as_mut_ptr(),
+                ldc: NR,
+                height: MR.min(height - row),
+                accumulate: number > 0,
+            };
+            // SAFETY: the table holds `height` pointers per tap, each good for all channels (`Rows`); the panel's
+            // block has `taps * channels` rows; `c` has `height` rows of NR.
+            unsafe { tile.run(machine.isa) };
+        }
+    }
+}
+
+/// Epilogue of one panel's rows, then out to memory.
+///
+/// # Safety
+/// `out` must have room for rows `first..` (as many as `c` holds) of `n` numbers, of which columns
+/// `column..column + NR` are written by nobody else meanwhile.
+unsafe fn finish(
+    machine: &Machine,
+    epilogue: &Epilogue<'_>,
+    c: &mut [f32],
+    first: usize,
+    column: usize,
+    n: usize,
+    out: *mut f32,
+) {
+    let width = NR.min(n - column);
+    for (i, row) in c.chunks_exact_mut(NR).enumerate() {
+        if let Some(bias) = epilogue.bias {
+            add(&mut row[..width], &bias[column..]);
+        }
+        if let Some((shift, positions)) = epilogue.shift {
+            add(&mut row[..width], &shift[(first + i) / positions * n + column..]);
+        }
+    }
+    if let Some(activation) = epilogue.activation {
+        simd::activate(machine.isa, activation, c);
+    }
+    for (i, row) in c.chunks_exact_mut(NR).enumerate() {
+        let at = (first + i) * n + column;
+        if let Some(residual) = epilogue.residual {
+            add(&mut row[..width], &residual[at..]);
+        }
+        // SAFETY: the caller gave this rectangle to this task alone.
+        unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), out.add(at), width) };
+    }
+}
+
+fn add(row: &mut [f32], other: &[f32]) {
+    for (x, y) in row.iter_mut().zip(other) {
+        *x += y;
+    }
+}

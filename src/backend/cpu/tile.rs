@@ -1,0 +1,166 @@
+//! The inner loop of every matrix product: a tile of up to [`MR`] rows by [`NR`] columns kept in registers.
+//!
+//! The left side is read where it lies, through one pointer per row; nothing is packed and no window of a
+//! convolution is copied out. A row may come in several segments, each with its own pointer: the taps of a
+//! convolution. The right side is a panel of [`NR`] columns, packed once ([`super::panels`]).
+//!
+//! Every element is summed in the order of `k` whatever the tile's height, so results depend neither on how a
+//! product is divided among threads nor on the batch.
+#![allow(unsafe_code)]
+
+/// Rows of a full tile: with two vectors a row, twelve accumulators of AVX2's sixteen registers.
+pub const MR: usize = 6;
+/// Columns of a panel.
+pub const NR: usize = 16;
+
+/// Which instructions the CPU back end uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// Plain Rust, vectorised by the compiler for the target's baseline.
+    Portable,
+    /// 256-bit vectors with fused multiply-add.
+    Avx2,
+}
+
+impl Isa {
+    /// The best one that this machine has.
+    pub fn detect() -> Isa {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+            return Isa::Avx2;
+        }
+        Isa::Portable
+    }
+
+    /// Its name in listings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+        }
+    }
+}
+
+/// One tile's operands: `c[r][j] (+)= sum over segments s, k < depth of rows[s * stride + r][k] * panel[(s * depth + k)][j]`.
+pub struct Tile {
+    /// Pointers to the first element of each row of the first segment.
+    pub rows: *const *const f32,
+    /// Distance in the pointer table from one segment to the next.
+    pub stride: usize,
+    /// Number of segments.
+    pub segments: usize,
+    /// Elements added to every row pointer.
+    pub offset: usize,
+    /// Elements of each row and segment.
+    pub depth: usize,
+    /// `segments * depth` rows of [`NR`] numbers.
+    pub panel: *const f32,
+    /// Where the result goes.
+    pub c: *mut f32,
+    /// Distance between rows of `c`.
+    pub ldc: usize,
+    /// Rows in use, 1 to [`MR`].
+    pub height: usize,
+    /// Whether to add to `c` instead of replacing it.
+    pub accumulate: bool,
+}
+
+impl Tile {
+    /// Computes the tile.
+    ///
+    /// # Safety
+    /// For every `s < segments` and `r < height`, `rows[s * stride + r]` must point to `offset + depth` readable
+    /// numbers; `panel` to `segments * depth * NR`; `c` to `height` writable rows of [`NR`] numbers `ldc` apart that
+    /// nobody else uses meanwhile. `Isa::Avx2` needs a machine that has it.
+    pub unsafe fn run(&self, isa: Isa) {
+        // SAFETY: the caller's promises are passed on unchanged; the height selects the loop of that height.
+        unsafe {
+            match self.height {
+                1 => self.run_rows::<1>(isa),
+                2 => self.run_rows::<2>(isa),
+                3 => self.run_rows::<3>(isa),
+                4 => self.run_rows::<4>(isa),
+                5 => self.run_rows::<5>(isa),
+                _ => self.run_rows::<MR>(isa),
+            }
+        }
+    }
+
+    unsafe fn run_rows<const R: usize>(&self, isa: Isa) {
+        // SAFETY: as for `run`.
+        unsafe {
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => self.avx2::<R>(),
+                _ => self.portable::<R>(),
+            }
+        }
+    }
+
+    unsafe fn portable<const R: usize>(&self) {
+        let mut acc = [[0.0f32; NR]; R];
+        // SAFETY: all offsets stay within what `run` was promised.
+        unsafe {
+            if self.accumulate {
+                for (r, row) in acc.iter_mut().enumerate() {
+                    std::ptr::copy_nonoverlapping(self.c.add(r * self.ldc), row.as_mut_ptr(), NR);
+                }
+            }
+            let mut panel = self.panel;
+            for s in 0..self.segments {
+                let rows: [*const f32; R] =
+                    std::array::from_fn(|r| (*self.rows.add(s * self.stride + r)).add(self.offset));
+                for k in 0..self.depth {
+                    let b = &*panel.cast::<[f32; NR]>();
+                    for r in 0..R {
+                        let a = *rows[r].add(k);
+                        for j in 0..NR {
+                            acc[r][j] += a * b[j];
+                        }
+                    }
+                    panel = panel.add(NR);
+                }
+            }
+            for (r, row) in acc.iter().enumerate() {
+                std::ptr::copy_nonoverlapping(row.as_ptr(), self.c.add(r * self.ldc), NR);
+            }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn avx2<const R: usize>(&self) {
+        use std::arch::x86_64::{
+            _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_storeu_ps,
+        };
+        let mut acc = [[_mm256_setzero_ps(); 2]; R];
+        // SAFETY: all offsets stay within what `run` was promised.
+        unsafe {
+            if self.accumulate {
+                for (r, row) in acc.iter_mut().enumerate() {
+                    let c = self.c.add(r * self.ldc);
+                    *row = [_mm256_loadu_ps(c), _mm256_loadu_ps(c.add(8))];
+                }
+            }
+            let mut panel = self.panel;
+            for s in 0..self.segments {
+                let rows: [*const f32; R] =
+                    std::array::from_fn(|r| (*self.rows.add(s * self.stride + r)).add(self.offset));
+                for k in 0..self.depth {
+                    let b = [_mm256_loadu_ps(panel), _mm256_loadu_ps(panel.add(8))];
+                    for r in 0..R {
+                        let a = _mm256_broadcast_ss(&*rows[r].add(k));
+                        acc[r][0] = _mm256_fmadd_ps(a, b[0], acc[r][0]);
+                        acc[r][1] = _mm256_fmadd_ps(a, b[1], acc[r][1]);
+                    }
+                    panel = panel.add(NR);
+                }
+            }
+            for (r, row) in acc.iter().enumerate() {
+                let c = self.c.add(r * self.ldc);
+                _mm256_storeu_ps(c, row[0]);
+                _mm256_storeu_ps(c.add(8), row[1]);
+            }
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! What runs a plan.
+//!
+//! A [`Backend`] compiles a [`Plan`] for one device: it takes the weights out of the checkpoint, brings them into
+//! the device's own order and reserves the plan's slots. The [`Executable`] it returns is replayed: the caller
+//! writes inputs, runs the first part once, then the varying part for every step, and reads outputs. A back end
+//! knows operations and memory, never models.
+
+pub mod cpu;
+
+use crate::error::Result;
+use crate::plan::{Plan, WeightSource};
+
+/// A device that can compile plans.
+pub trait Backend: Send + Sync {
+    /// How the device is named on the command line and in messages.
+    fn name(&self) -> String;
+
+    /// Loads the plan's weights and prepares all steps. The source may be dropped afterwards.
+    ///
+    /// # Errors
+    /// A weight cannot be read, or the device lacks the memory or an operation.
+    fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>>;
+}
+
+/// A compiled plan with its memory.
+pub trait Executable: Send {
+    /// The plan that it runs.
+    fn plan(&self) -> &Plan;
+
+    /// Fills an input.
+    ///
+    /// # Errors
+    /// There is no input of that name and length.
+    fn write(&mut self, input: &str, data: &[f32]) -> Result<()>;
+
+    /// Fills an input of row numbers.
+    ///
+    /// # Errors
+    /// There is no input of that name and length.
+    fn write_rows(&mut self, input: &str, data: &[u32]) -> Result<()>;
+
+    /// Runs the part that does not vary. To be called after the inputs have been written and before the first step.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn run_once(&mut self) -> Result<()>;
+
+    /// Runs the varying part with the input `step` set to this number, then makes the plan's feeds.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn run_step(&mut self, step: u32) -> Result<()>;
+
+    /// The present contents of an input or output.
+    ///
+    /// # Errors
+    /// There is none of that name, or the device failed.
+    fn read(&mut self, name: &str) -> Result<Vec<f32>>;
+
+    /// Seconds spent in each step of the plan so far, if the executable was asked to measure.
+    fn profile(&self) -> Option<&[f64]> {
+        None
+    }
+}

@@ -1,0 +1,69 @@
+use super::{Operation, count, require};
+
+/// Multi-head attention with one joint softmax over extra keys and the sequence's own keys.
+///
+/// unCLIP's U-Net lets every position attend to the text tokens and to the picture in one softmax; its prior
+/// attends to keys kept from the text tokens. Both are the *extra* keys, which come first.
+///
+/// *Shapes* `q [B, Tq, D]`, `k [B, Tk, D]`, `v [B, Tk, D]`; then `k_extra`, `v_extra [B, Te, D]` if `extra`; then
+/// `mask [B, M]` with `M <= Te + Tk` if `mask`; gives `[B, Tq, D]`. `D = heads * d_head`.
+///
+/// *Formula* `softmax(q k^T / sqrt(d_head)) v` for each head, over the keys that are allowed: `mask` is 1 for keys
+/// that may be seen and 0 for others, and covers the first `M` keys, extra ones first; with `causal`, query `i`
+/// sees all extra keys and own keys `0..=i + Tk - Tq`.
+///
+/// *Source* Vaswani et al. 2017, eq. 1; the added keys as in GLIDE (Nichol et al. 2021, section 3.1). The
+/// reference adds -10000 where this excludes a key; after its softmax in f32 both are exactly zero.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Attention {
+    /// How many heads share the width.
+    pub heads: usize,
+    /// Own keys after the query's own position are hidden.
+    pub causal: bool,
+    /// Extra keys and values follow `v`.
+    pub extra: bool,
+    /// A mask over the first keys comes last.
+    pub mask: bool,
+}
+
+impl Attention {
+    /// Keys each query can be compared with: `(extra, own)`.
+    pub fn keys(&self, inputs: &[&[usize]]) -> (usize, usize) {
+        (if self.extra { inputs[3][1] } else { 0 }, inputs[1][1])
+    }
+}
+
+impl Operation for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn shape(&self, inputs: &[&[usize]]) -> Result<Vec<usize>, String> {
+        count(inputs, 3 + 2 * usize::from(self.extra) + usize::from(self.mask))?;
+        let (q, k, v) = (inputs[0], inputs[1], inputs[2]);
+        let rows = |s: &[usize]| s.len() == 3 && q.len() == 3 && s[0] == q[0] && s[2] == q[2];
+        require(rows(k) && k == v, || format!("attention: q {q:?}, k {k:?}, v {v:?} do not belong together"))?;
+        require(self.heads > 0 && q[2].is_multiple_of(self.heads), || {
+            format!("attention: a width of {} cannot be shared by {} heads", q[2], self.heads)
+        })?;
+        require(!self.causal || q[1] <= k[1], || {
+            format!("attention: {} queries with only {} keys cannot be causal", q[1], k[1])
+        })?;
+        if self.extra {
+            let (ke, ve) = (inputs[3], inputs[4]);
+            require(rows(ke) && ke == ve, || format!("attention: extra keys {ke:?} and values {ve:?} for q {q:?}"))?;
+        }
+        if self.mask {
+            let (m, keys) = (inputs[inputs.len() - 1], self.keys(inputs));
+            require(m.len() == 2 && m[0] == q[0] && m[1] <= keys.0 + keys.1, || {
+                format!("attention: mask {m:?} for {} sequences with {} + {} keys", q[0], keys.0, keys.1)
+            })?;
+        }
+        Ok(q.to_vec())
+    }
+
+    fn flops(&self, inputs: &[&[usize]], output: &[usize]) -> u64 {
+        let (extra, own) = self.keys(inputs);
+        4 * (output[0] * output[1] * output[2]) as u64 * (extra + own) as u64
+    }
+}

@@ -1,0 +1,35 @@
+use super::{Operation, require};
+
+/// Puts tensors one after the other along one dimension.
+///
+/// *Shapes* all alike but for dimension `axis`, which adds up. The same tensor may come several times: that is
+/// how a batch is doubled for guidance or a row repeated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Concat {
+    /// The dimension that grows.
+    pub axis: usize,
+}
+
+impl Operation for Concat {
+    fn name(&self) -> &'static str {
+        "concat"
+    }
+
+    fn shape(&self, inputs: &[&[usize]]) -> Result<Vec<usize>, String> {
+        require(inputs.first().is_some_and(|first| self.axis < first.len()), || {
+            format!("concat: no dimension {} in {inputs:?}", self.axis)
+        })?;
+        let mut y = inputs[0].to_vec();
+        y[self.axis] = 0;
+        for x in inputs {
+            let fits = x.len() == y.len() && (0..y.len()).all(|d| d == self.axis || x[d] == y[d]);
+            require(fits, || format!("concat along {}: {inputs:?} differ elsewhere", self.axis))?;
+            y[self.axis] += x[self.axis];
+        }
+        Ok(y)
+    }
+
+    fn flops(&self, _: &[&[usize]], _: &[usize]) -> u64 {
+        0
+    }
+}

@@ -1,0 +1,62 @@
+use super::{Operation, count, elements, require};
+
+/// Two-dimensional convolution over channels-last images, zeros beyond the border.
+///
+/// *Shapes* `x [N, H, W, C]`, `weight [O, C, R, S]` as checkpoints store it, then `bias [O]` if `bias`, then
+/// `shift [N, O]` if `shift`, then `residual [N, H', W', O]` if `residual`, gives `y [N, H', W', O]` with
+/// `H' = (H + 2 padding - R) / stride + 1`.
+///
+/// *Formula* `y[n,i,j,o] = sum_{r,s,c} x[n, i stride + r - padding, j stride + s - padding, c] weight[o,c,r,s]
+/// + bias[o] + shift[n,o] + residual[n,i,j,o]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conv2d {
+    /// Distance between neighbouring windows, both ways.
+    pub stride: usize,
+    /// Zeros around the picture, all four sides.
+    pub padding: usize,
+    /// A bias vector follows the weight.
+    pub bias: bool,
+    /// A vector per image is added to all its positions: where U-Nets add their time embedding.
+    pub shift: bool,
+    /// A tensor of the output's shape is added last.
+    pub residual: bool,
+}
+
+impl Operation for Conv2d {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn shape(&self, inputs: &[&[usize]]) -> Result<Vec<usize>, String> {
+        count(inputs, 2 + usize::from(self.bias) + usize::from(self.shift) + usize::from(self.residual))?;
+        let (x, w) = (inputs[0], inputs[1]);
+        require(x.len() == 4 && w.len() == 4 && x[3] == w[1], || {
+            format!("conv2d: x {x:?} [N, H, W, C] does not fit a weight {w:?} [O, C, R, S]")
+        })?;
+        let side = |length: usize, kernel: usize| {
+            let padded = length + 2 * self.padding;
+            require(self.stride > 0 && kernel > 0 && padded >= kernel, || {
+                format!("conv2d: a window of {kernel} does not fit {length} pixels with padding {}", self.padding)
+            })?;
+            Ok::<usize, String>((padded - kernel) / self.stride + 1)
+        };
+        let y = vec![x[0], side(x[1], w[2])?, side(x[2], w[3])?, w[0]];
+        let mut next = 2;
+        let mut optional = |present: bool, wanted: &[usize], what: &str| {
+            if !present {
+                return Ok(());
+            }
+            let found = inputs[next];
+            next += 1;
+            require(found == wanted, || format!("conv2d: {what} {found:?} where {wanted:?} is needed"))
+        };
+        optional(self.bias, &[w[0]], "bias")?;
+        optional(self.shift, &[x[0], w[0]], "shift")?;
+        optional(self.residual, &y, "residual")?;
+        Ok(y)
+    }
+
+    fn flops(&self, inputs: &[&[usize]], output: &[usize]) -> u64 {
+        2 * elements(output) as u64 * elements(&inputs[1][1..]) as u64
+    }
+}

@@ -1,0 +1,47 @@
+use super::{Operation, count, require};
+
+/// Chooses rows by number. The numbers are u32 inputs.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Embed {
+    /// *Shapes* `table [V, D]`, `ids [B, T]` gives `[B, T, D]`. An id beyond the table is a broken invariant: the
+    /// caller checks ids against the vocabulary.
+    Lookup,
+    /// One token of each sequence. *Shapes* `x [B, T, D]`, `position [B]` gives `[B, D]`.
+    Token,
+    /// The row of the present step. *Shapes* `table [S, ..]`, `step [1]` gives `[..]`, at least one dimension.
+    Row,
+}
+
+impl Operation for Embed {
+    fn name(&self) -> &'static str {
+        match self {
+            Embed::Lookup => "embed",
+            Embed::Token => "token",
+            Embed::Row => "row",
+        }
+    }
+
+    fn shape(&self, inputs: &[&[usize]]) -> Result<Vec<usize>, String> {
+        count(inputs, 2)?;
+        let (x, ids) = (inputs[0], inputs[1]);
+        let wrong = || format!("{}: rows {ids:?} of {x:?}", self.name());
+        match self {
+            Embed::Lookup => {
+                require(x.len() == 2 && ids.len() == 2, wrong)?;
+                Ok(vec![ids[0], ids[1], x[1]])
+            }
+            Embed::Token => {
+                require(x.len() == 3 && ids == [x[0]], wrong)?;
+                Ok(vec![x[0], x[2]])
+            }
+            Embed::Row => {
+                require(x.len() >= 2 && ids == [1], wrong)?;
+                Ok(x[1..].to_vec())
+            }
+        }
+    }
+
+    fn flops(&self, _: &[&[usize]], _: &[usize]) -> u64 {
+        0
+    }
+}

@@ -1,0 +1,98 @@
+//! The vocabulary of a plan: what a step can do.
+//!
+//! An operation is plain data: its parameters, the rule that gives the output's shape from the inputs'
+//! shapes, and what it costs. It holds no tensors and knows no back end. Each lives in a file of its own
+//! under one stem that returns as `backend/cpu/<stem>.rs`; [`Op`] is the closed list of them, so that a
+//! back end is one exhaustive `match` and the compiler names whatever was forgotten.
+//!
+//! Inputs come in the order that each operation documents; optional ones are announced by a flag of the
+//! operation and follow the required ones.
+
+mod attention;
+mod concat;
+mod conv2d;
+mod embed;
+mod group_norm;
+mod layer_norm;
+mod linear;
+mod pointwise;
+mod resize;
+mod sampler_step;
+mod slice;
+
+pub use attention::Attention;
+pub use concat::Concat;
+pub use conv2d::Conv2d;
+pub use embed::Embed;
+pub use group_norm::GroupNorm;
+pub use layer_norm::LayerNorm;
+pub use linear::Linear;
+pub use pointwise::{Activation, Pointwise};
+pub use resize::{Resize, cubic_taps};
+pub use sampler_step::{Element, Prediction, SamplerStep, Variance, element};
+pub use slice::Slice;
+
+/// What every operation can say about itself without running.
+pub trait Operation {
+    /// The stem of its file, as listings and profiles print it.
+    fn name(&self) -> &'static str;
+
+    /// The output's shape, or the rule that the inputs break.
+    ///
+    /// # Errors
+    /// One sentence with the shapes involved; the recorder adds where it happened.
+    fn shape(&self, inputs: &[&[usize]]) -> Result<Vec<usize>, String>;
+
+    /// Floating-point operations, a multiply-add counted as two. Zero for operations that only move data.
+    fn flops(&self, inputs: &[&[usize]], output: &[usize]) -> u64;
+}
+
+macro_rules! operations {
+    ($($variant:ident),* $(,)?) => {
+        /// One step's operation with its parameters.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Op {
+            $(#[doc = concat!("See [`", stringify!($variant), "`].")] $variant($variant),)*
+        }
+
+        $(impl From<$variant> for Op {
+            fn from(op: $variant) -> Op {
+                Op::$variant(op)
+            }
+        })*
+
+        impl Operation for Op {
+            fn name(&self) -> &'static str {
+                match self { $(Op::$variant(op) => op.name(),)* }
+            }
+            fn shape(&self, inputs: &[&[usize]]) -> Result<Vec<usize>, String> {
+                match self { $(Op::$variant(op) => op.shape(inputs),)* }
+            }
+            fn flops(&self, inputs: &[&[usize]], output: &[usize]) -> u64 {
+                match self { $(Op::$variant(op) => op.flops(inputs, output),)* }
+            }
+        }
+    };
+}
+
+operations!(Attention, Concat, Conv2d, Embed, GroupNorm, LayerNorm, Linear, Pointwise, Resize, SamplerStep, Slice);
+
+/// Number of elements of a shape.
+pub fn elements(shape: &[usize]) -> usize {
+    shape.iter().product()
+}
+
+/// `condition` or the sentence.
+fn require(condition: bool, reason: impl FnOnce() -> String) -> Result<(), String> {
+    if condition { Ok(()) } else { Err(reason()) }
+}
+
+/// The last dimension, the one that holds channels or features.
+fn width(shape: &[usize]) -> usize {
+    shape.last().copied().unwrap_or(1)
+}
+
+/// The number of inputs is fixed by the recorder, so this only guards hand-made plans.
+fn count(inputs: &[&[usize]], wanted: usize) -> Result<(), String> {
+    require(inputs.len() == wanted, || format!("takes {wanted} inputs, got {}", inputs.len()))
+}

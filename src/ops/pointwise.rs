@@ -1,0 +1,74 @@
+use super::{Operation, count, elements, require, width};
+
+/// A function of one number.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Activation {
+    /// `x * sigmoid(x)` (Elfwing et al. 2017).
+    Silu,
+    /// `x * Phi(x)` with the exact normal distribution function (Hendrycks & Gimpel 2016).
+    Gelu,
+    /// `x * sigmoid(1.702 x)`, the approximation that CLIP was trained with.
+    QuickGelu,
+}
+
+/// Element by element.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Pointwise {
+    /// *Shapes* `x` gives the same shape.
+    Activation(Activation),
+    /// `x + y`. *Shapes* `x [.., S]`, `y [S]` where `S` are any number of trailing dimensions; `y` repeats.
+    Add,
+    /// `x * y`, shapes as for `Add`.
+    Multiply,
+    /// Adds a vector to all positions of its image. *Shapes* `x [N, .., C]`, `shift [N, C]`.
+    AddChannels,
+    /// `x * (1 + scale) + shift`. *Shapes* `x [N, .., C]`, `style [N, 2C]`, the scale first.
+    ScaleShift,
+    /// `min(max(x, low), high)`.
+    Clamp {
+        /// Lower end.
+        low: f32,
+        /// Upper end.
+        high: f32,
+    },
+}
+
+impl Operation for Pointwise {
+    fn name(&self) -> &'static str {
+        match self {
+            Pointwise::Activation(Activation::Silu) => "silu",
+            Pointwise::Activation(Activation::Gelu) => "gelu",
+            Pointwise::Activation(Activation::QuickGelu) => "quick_gelu",
+            Pointwise::Add => "add",
+            Pointwise::Multiply => "multiply",
+            Pointwise::AddChannels => "add_channels",
+            Pointwise::ScaleShift => "scale_shift",
+            Pointwise::Clamp { .. } => "clamp",
+        }
+    }
+
+    fn shape(&self, inputs: &[&[usize]]) -> Result<Vec<usize>, String> {
+        let x = inputs[0];
+        match self {
+            Pointwise::Activation(_) | Pointwise::Clamp { .. } => count(inputs, 1)?,
+            Pointwise::Add | Pointwise::Multiply => {
+                count(inputs, 2)?;
+                require(x.ends_with(inputs[1]), || {
+                    format!("{}: {:?} is not the end of {x:?}", self.name(), inputs[1])
+                })?;
+            }
+            Pointwise::AddChannels | Pointwise::ScaleShift => {
+                count(inputs, 2)?;
+                let per_channel = if *self == Pointwise::ScaleShift { 2 } else { 1 };
+                require(x.len() >= 2 && inputs[1] == [x[0], per_channel * width(x)], || {
+                    format!("{}: {:?} for x {x:?}", self.name(), inputs[1])
+                })?;
+            }
+        }
+        Ok(x.to_vec())
+    }
+
+    fn flops(&self, _: &[&[usize]], output: &[usize]) -> u64 {
+        elements(output) as u64
+    }
+}

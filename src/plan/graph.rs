@@ -1,0 +1,456 @@
+//! The recorder: model code that reads like eager code and leaves a plan.
+//!
+//! A [`Tensor`] is a copyable handle on a value of a [`Graph`]; its methods append steps. Weights are addressed
+//! where they are used through [`Weights`], a path into the checkpoint. Model code needs no error handling: the
+//! recorder keeps the first complaint (a missing tensor, shapes that do not fit) with the model's source line,
+//! and [`Graph::finish`] returns it.
+
+use super::{Element, Origin, Plan, Step, Value, ValueId, WeightSource};
+use crate::error::{Error, Result};
+use crate::ops::{
+    Activation, Attention, Concat, Conv2d, Embed, GroupNorm, LayerNorm, Linear, Op, Operation, Pointwise, Resize,
+    SamplerStep, Slice,
+};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ops::Add;
+use std::panic::Location;
+
+/// A plan being recorded.
+pub struct Graph<'w> {
+    name: String,
+    source: &'w dyn WeightSource,
+    state: RefCell<State>,
+}
+
+#[derive(Default)]
+struct State {
+    values: Vec<Value>,
+    steps: Vec<Step>,
+    outputs: Vec<(String, ValueId)>,
+    feeds: Vec<(ValueId, ValueId)>,
+    weights: HashMap<String, ValueId>,
+    complaint: Option<Error>,
+}
+
+/// A value of a graph under construction.
+#[derive(Clone, Copy)]
+pub struct Tensor<'g> {
+    graph: &'g Graph<'g>,
+    id: ValueId,
+}
+
+/// A path into the checkpoint, such as `down_blocks.0.resnets.1`.
+#[derive(Clone)]
+pub struct Weights<'g> {
+    graph: &'g Graph<'g>,
+    path: String,
+}
+
+impl<'w> Graph<'w> {
+    /// An empty plan whose weights come from `source`.
+    pub fn new(name: impl Into<String>, source: &'w dyn WeightSource) -> Self {
+        Graph { name: name.into(), source, state: RefCell::default() }
+    }
+
+    /// The top of the checkpoint component.
+    pub fn weights<'g>(&'g self) -> Weights<'g>
+    where
+        'w: 'g,
+    {
+        Weights { graph: self, path: String::new() }
+    }
+
+    /// A tensor that the caller writes once per picture.
+    pub fn input<'g>(&'g self, name: &str, shape: &[usize]) -> Tensor<'g>
+    where
+        'w: 'g,
+    {
+        self.add_input(name, shape, Element::F32, false)
+    }
+
+    /// A tensor that the caller (or a feed) writes before every step.
+    pub fn step_input<'g>(&'g self, name: &str, shape: &[usize]) -> Tensor<'g>
+    where
+        'w: 'g,
+    {
+        self.add_input(name, shape, Element::F32, true)
+    }
+
+    /// Row numbers that the caller writes once per picture.
+    pub fn rows<'g>(&'g self, name: &str, shape: &[usize]) -> Tensor<'g>
+    where
+        'w: 'g,
+    {
+        self.add_input(name, shape, Element::U32, false)
+    }
+
+    /// The number of the present step, `[1]`.
+    pub fn step_number<'g>(&'g self) -> Tensor<'g>
+    where
+        'w: 'g,
+    {
+        self.add_input("step", &[1], Element::U32, true)
+    }
+
+    /// Names a tensor that the caller will read.
+    pub fn output(&self, name: &str, tensor: Tensor<'_>) {
+        self.state.borrow_mut().outputs.push((name.to_owned(), tensor.id));
+    }
+
+    /// After every step, copies `from` to the varying input `to`.
+    pub fn feed(&self, from: Tensor<'_>, to: Tensor<'_>) {
+        self.state.borrow_mut().feeds.push((from.id, to.id));
+    }
+
+    /// Ends the recording: steps that do not vary move to the front, neighbouring steps are fused.
+    ///
+    /// # Errors
+    /// The first complaint of the recording: a weight that is missing or of another shape, or shapes that
+    /// contradict each other, with the line of the model that asked.
+    pub fn finish(self) -> Result<Plan> {
+        let state = self.state.into_inner();
+        if let Some(complaint) = state.complaint {
+            return Err(complaint);
+        }
+        let mut plan = Plan {
+            name: self.name,
+            values: state.values,
+            steps: state.steps,
+            once: 0,
+            outputs: state.outputs,
+            feeds: state.feeds,
+        };
+        hoist(&mut plan);
+        super::fuse::fuse(&mut plan);
+        Ok(plan)
+    }
+
+    fn add_input<'g>(&'g self, name: &str, shape: &[usize], element: Element, varies: bool) -> Tensor<'g>
+    where
+        'w: 'g,
+    {
+        self.add_value(shape.to_vec(), element, Origin::Input { name: name.to_owned(), varies })
+    }
+
+    fn add_value<'g>(&'g self, shape: Vec<usize>, element: Element, origin: Origin) -> Tensor<'g>
+    where
+        'w: 'g,
+    {
+        let mut state = self.state.borrow_mut();
+        state.values.push(Value { shape, element, origin });
+        Tensor { graph: self, id: ValueId(state.values.len() - 1) }
+    }
+
+    fn complain(&self, error: impl FnOnce() -> Error) {
+        let mut state = self.state.borrow_mut();
+        if state.complaint.is_none() {
+            state.complaint = Some(error());
+        }
+    }
+
+    fn complain_shape(&self, at: &str, reason: String) {
+        self.complain(|| Error::Shape { at: format!("{}, {at}", self.name), reason });
+    }
+
+    /// Appends a step. After a complaint the tensor returned has the shape of the first input: the recording goes
+    /// on so that model code needs no exits, and its result is thrown away.
+    fn record<'g>(&'g self, op: impl Into<Op>, inputs: &[Tensor<'_>], label: String) -> Tensor<'g>
+    where
+        'w: 'g,
+    {
+        let op = op.into();
+        let shape = {
+            let state = self.state.borrow();
+            let shapes: Vec<&[usize]> = inputs.iter().map(|t| state.values[t.id.0].shape.as_slice()).collect();
+            op.shape(&shapes).map_err(|reason| (reason, shapes[0].to_vec()))
+        };
+        let shape = shape.unwrap_or_else(|(reason, fallback)| {
+            self.complain_shape(&label, reason);
+            fallback
+        });
+        let output = self.add_value(shape, Element::F32, Origin::Computed);
+        let inputs = inputs.iter().map(|t| t.id).collect();
+        self.state.borrow_mut().steps.push(Step { op, inputs, output: output.id, label });
+        output
+    }
+}
+
+/// Moves every step that does not depend on a varying input to the front, keeping the order.
+fn hoist(plan: &mut Plan) {
+    let mut varies: Vec<bool> =
+        plan.values.iter().map(|v| matches!(v.origin, Origin::Input { varies: true, .. })).collect();
+    let (mut once, mut each) = (Vec::new(), Vec::new());
+    for step in std::mem::take(&mut plan.steps) {
+        let varying = step.inputs.iter().any(|&i| varies[plan.root(i).0]);
+        varies[step.output.0] = varying;
+        if varying { &mut each } else { &mut once }.push(step);
+    }
+    plan.once = once.len();
+    plan.steps = once;
+    plan.steps.append(&mut each);
+}
+
+impl<'g> Weights<'g> {
+    /// One level down.
+    pub fn at(&self, name: impl std::fmt::Display) -> Weights<'g> {
+        let path = if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) };
+        Weights { graph: self.graph, path }
+    }
+
+    /// Whether the checkpoint holds a tensor of this name below the path.
+    pub fn has(&self, name: &str) -> bool {
+        self.graph.source.shape(&self.at(name).path).is_some()
+    }
+
+    /// The tensor `name` below the path, which must have this shape.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Tensor<'g> {
+        let full = self.at(name).path;
+        if let Some(&id) = self.graph.state.borrow().weights.get(&full) {
+            return Tensor { graph: self.graph, id };
+        }
+        let found = self.graph.source.shape(&full);
+        if found.as_deref() != Some(shape) {
+            self.graph.complain(|| Error::Weights {
+                path: self.graph.source.path().to_path_buf(),
+                tensor: full.clone(),
+                expected: format!("shape {shape:?}"),
+                found: found.map_or("no such tensor".to_owned(), |s| format!("shape {s:?}")),
+            });
+        }
+        let tensor = self.graph.add_value(shape.to_vec(), Element::F32, Origin::Weight(full.clone()));
+        self.graph.state.borrow_mut().weights.insert(full, tensor.id);
+        tensor
+    }
+}
+
+/// The line of the model that called, as a label.
+#[track_caller]
+fn line() -> String {
+    let caller = Location::caller();
+    let file = caller.file().rsplit(['/', '\\']).next().unwrap_or_default();
+    format!("{file}:{}", caller.line())
+}
+
+impl<'g> Tensor<'g> {
+    /// Its size in every dimension.
+    pub fn shape(&self) -> Vec<usize> {
+        self.graph.state.borrow().values[self.id.0].shape.clone()
+    }
+
+    /// Size of one dimension; 1 beyond the last.
+    pub fn dim(&self, axis: usize) -> usize {
+        self.graph.state.borrow().values[self.id.0].shape.get(axis).copied().unwrap_or(1)
+    }
+
+    /// Size of the last dimension.
+    pub fn channels(&self) -> usize {
+        self.shape().last().copied().unwrap_or(1)
+    }
+
+    /// The same elements under another shape.
+    #[track_caller]
+    pub fn reshape(self, shape: &[usize]) -> Tensor<'g> {
+        let own = self.shape();
+        if own.iter().product::<usize>() != shape.iter().product::<usize>() {
+            self.graph.complain_shape(&line(), format!("{own:?} cannot be read as {shape:?}"));
+        }
+        let element = self.graph.state.borrow().values[self.id.0].element;
+        self.graph.add_value(shape.to_vec(), element, Origin::Alias(self.id))
+    }
+
+    /// `x W^T + bias` with `weight [width, K]` and `bias [width]` below `w`.
+    pub fn linear(self, w: Weights<'g>, width: usize) -> Tensor<'g> {
+        let inputs = [self, w.tensor("weight", &[width, self.channels()]), w.tensor("bias", &[width])];
+        self.graph.record(Linear { bias: true, ..Linear::default() }, &inputs, w.path)
+    }
+
+    /// `x W^T` with `weight [width, K]` below `w`.
+    pub fn project(self, w: Weights<'g>, width: usize) -> Tensor<'g> {
+        let inputs = [self, w.tensor("weight", &[width, self.channels()])];
+        self.graph.record(Linear::default(), &inputs, w.path)
+    }
+
+    /// A 3x3 convolution with a border of zeros: `weight [width, C, 3, 3]`, `bias [width]`.
+    pub fn conv3x3(self, w: Weights<'g>, width: usize) -> Tensor<'g> {
+        self.conv(w, width, 3, 1, 1, true)
+    }
+
+    /// A 1x1 convolution.
+    pub fn conv1x1(self, w: Weights<'g>, width: usize) -> Tensor<'g> {
+        self.conv(w, width, 1, 1, 0, true)
+    }
+
+    /// Any square convolution.
+    pub fn conv(
+        self,
+        w: Weights<'g>,
+        width: usize,
+        side: usize,
+        stride: usize,
+        padding: usize,
+        bias: bool,
+    ) -> Tensor<'g> {
+        let mut inputs = vec![self, w.tensor("weight", &[width, self.channels(), side, side])];
+        if bias {
+            inputs.push(w.tensor("bias", &[width]));
+        }
+        self.graph.record(Conv2d { stride, padding, bias, shift: false, residual: false }, &inputs, w.path)
+    }
+
+    /// Group normalisation with `weight` and `bias` below `w`.
+    pub fn group_norm(self, w: Weights<'g>, groups: usize, eps: f32) -> Tensor<'g> {
+        let c = self.channels();
+        let inputs = [self, w.tensor("weight", &[c]), w.tensor("bias", &[c])];
+        self.graph.record(GroupNorm { groups, eps, style: false, activation: None }, &inputs, w.path)
+    }
+
+    /// Layer normalisation with `weight` and `bias` below `w`.
+    pub fn layer_norm(self, w: Weights<'g>, eps: f32) -> Tensor<'g> {
+        let c = self.channels();
+        let inputs = [self, w.tensor("weight", &[c]), w.tensor("bias", &[c])];
+        self.graph.record(LayerNorm { eps }, &inputs, w.path)
+    }
+
+    /// Attention of `self` (queries) over `own` keys and values, after `extra` ones; see [`Attention`].
+    #[track_caller]
+    pub fn attend(
+        self,
+        own: (Tensor<'g>, Tensor<'g>),
+        extra: Option<(Tensor<'g>, Tensor<'g>)>,
+        mask: Option<Tensor<'g>>,
+        heads: usize,
+        causal: bool,
+    ) -> Tensor<'g> {
+        let mut inputs = vec![self, own.0, own.1];
+        inputs.extend(extra.into_iter().flat_map(|(k, v)| [k, v]));
+        inputs.extend(mask);
+        let op = Attention { heads, causal, extra: extra.is_some(), mask: mask.is_some() };
+        self.graph.record(op, &inputs, line())
+    }
+
+    #[track_caller]
+    fn pointwise(self, op: Pointwise, other: Option<Tensor<'g>>) -> Tensor<'g> {
+        let mut inputs = vec![self];
+        inputs.extend(other);
+        self.graph.record(op, &inputs, line())
+    }
+
+    /// `x * sigmoid(x)`.
+    #[track_caller]
+    pub fn silu(self) -> Tensor<'g> {
+        self.activate(Activation::Silu)
+    }
+
+    /// Any activation.
+    #[track_caller]
+    pub fn activate(self, activation: Activation) -> Tensor<'g> {
+        self.pointwise(Pointwise::Activation(activation), None)
+    }
+
+    /// Element-wise product; `other` may lack leading dimensions.
+    #[track_caller]
+    pub fn multiply(self, other: Tensor<'g>) -> Tensor<'g> {
+        self.pointwise(Pointwise::Multiply, Some(other))
+    }
+
+    /// Adds `shift [N, C]` to all positions of each image.
+    #[track_caller]
+    pub fn add_channels(self, shift: Tensor<'g>) -> Tensor<'g> {
+        self.pointwise(Pointwise::AddChannels, Some(shift))
+    }
+
+    /// `x * (1 + scale) + shift` with `style [N, 2C]` = scale, shift.
+    #[track_caller]
+    pub fn scale_shift(self, style: Tensor<'g>) -> Tensor<'g> {
+        self.pointwise(Pointwise::ScaleShift, Some(style))
+    }
+
+    /// Limits every element.
+    #[track_caller]
+    pub fn clamp(self, low: f32, high: f32) -> Tensor<'g> {
+        self.pointwise(Pointwise::Clamp { low, high }, None)
+    }
+
+    /// Tensors one after the other.
+    #[track_caller]
+    pub fn concat(parts: &[Tensor<'g>], axis: usize) -> Tensor<'g> {
+        parts[0].graph.record(Concat { axis }, parts, line())
+    }
+
+    /// The whole tensor `times` over along its first dimension.
+    #[track_caller]
+    pub fn repeat(self, times: usize) -> Tensor<'g> {
+        if times == 1 { self } else { Tensor::concat(&vec![self; times], 0) }
+    }
+
+    /// Entries `start..start + length` of a dimension.
+    #[track_caller]
+    pub fn slice(self, axis: usize, start: usize, length: usize) -> Tensor<'g> {
+        self.graph.record(Slice { axis, start, step: 1, length }, &[self], line())
+    }
+
+    /// `length` entries of a dimension, `step` apart.
+    #[track_caller]
+    pub fn slice_by(self, axis: usize, start: usize, step: usize, length: usize) -> Tensor<'g> {
+        self.graph.record(Slice { axis, start, step, length }, &[self], line())
+    }
+
+    /// Each pixel becomes four.
+    #[track_caller]
+    pub fn double(self) -> Tensor<'g> {
+        self.graph.record(Resize::NearestDouble, &[self], line())
+    }
+
+    /// Each 2x2 square becomes its mean.
+    #[track_caller]
+    pub fn halve(self) -> Tensor<'g> {
+        self.graph.record(Resize::MeanHalve, &[self], line())
+    }
+
+    /// Bicubic resize to `[height, width]`.
+    #[track_caller]
+    pub fn bicubic(self, height: usize, width: usize) -> Tensor<'g> {
+        self.graph.record(Resize::Bicubic { height, width }, &[self], line())
+    }
+
+    /// Rows of this table `[V, D]` by `ids [B, T]`.
+    #[track_caller]
+    pub fn lookup(self, ids: Tensor<'g>) -> Tensor<'g> {
+        self.graph.record(Embed::Lookup, &[self, ids], line())
+    }
+
+    /// Token `position[b]` of each sequence.
+    #[track_caller]
+    pub fn token(self, position: Tensor<'g>) -> Tensor<'g> {
+        self.graph.record(Embed::Token, &[self, position], line())
+    }
+
+    /// Row `step` of a table whose first dimension counts the steps.
+    #[track_caller]
+    pub fn row(self, step: Tensor<'g>) -> Tensor<'g> {
+        self.graph.record(Embed::Row, &[self, step], line())
+    }
+
+    /// One step of the diffusion process with `self` as the model's output; see [`SamplerStep`].
+    #[track_caller]
+    pub fn sampler_step(
+        self,
+        rule: SamplerStep,
+        x_t: Tensor<'g>,
+        noise: Tensor<'g>,
+        coefficients: Tensor<'g>,
+    ) -> Tensor<'g> {
+        self.graph.record(rule, &[self, x_t, noise, coefficients], line())
+    }
+}
+
+impl<'g> Add for Tensor<'g> {
+    type Output = Tensor<'g>;
+
+    /// Element-wise sum; the right side may lack leading dimensions.
+    #[track_caller]
+    fn add(self, other: Tensor<'g>) -> Tensor<'g> {
+        self.pointwise(Pointwise::Add, Some(other))
+    }
+}

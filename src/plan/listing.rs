@@ -1,0 +1,92 @@
+//! A plan as text: one line a step, and the sums that people ask for.
+
+use super::{Cost, Element, Origin, Plan, Step, assign};
+use crate::ops::Operation;
+use std::fmt::{self, Display};
+
+impl Display for Plan {
+    /// Header, inputs, the two parts step by step with shapes and cost, outputs, totals.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let slots = assign(self);
+        let (once, each) = self.parts();
+        writeln!(f, "plan {}: {} parameters", self.name, thousands(self.parameters()))?;
+        for value in &self.values {
+            if let Origin::Input { name, varies } = &value.origin {
+                let kind = if value.element == Element::U32 { "u32" } else { "f32" };
+                let when = if *varies { "every step" } else { "once" };
+                writeln!(f, "  input   {name:<28} {kind} {:?}, {when}", value.shape)?;
+            }
+        }
+        for (title, part) in [("once per picture", once), ("every step", each)] {
+            if part.is_empty() {
+                continue;
+            }
+            let cost = self.cost(part);
+            writeln!(f, "{title}: {cost}")?;
+            for step in part {
+                self.write_step(f, step, &slots)?;
+            }
+        }
+        for (name, id) in &self.outputs {
+            writeln!(f, "  output  {name:<28} {:?}", self.shape(*id))?;
+        }
+        let largest = slots.elements.iter().max().copied().unwrap_or(0);
+        writeln!(f, "totals:")?;
+        writeln!(f, "  once per picture  {}", self.cost(once))?;
+        writeln!(f, "  every step        {}", self.cost(each))?;
+        writeln!(
+            f,
+            "  memory            {} in {} slots, the largest {}; weights {} as f32",
+            mebibytes(slots.bytes()),
+            slots.elements.len(),
+            mebibytes(4 * largest as u64),
+            mebibytes(4 * self.parameters()),
+        )
+    }
+}
+
+impl Plan {
+    fn write_step(&self, f: &mut fmt::Formatter<'_>, step: &Step, slots: &super::Slots) -> fmt::Result {
+        let shapes: Vec<&[usize]> = step.inputs.iter().map(|&i| self.shape(i)).collect();
+        let output = self.shape(step.output);
+        let flops = step.op.flops(&shapes, output);
+        write!(f, "  {:<12} {:<44}", step.op.name(), step.label)?;
+        let tensors: Vec<String> = step
+            .inputs
+            .iter()
+            .filter(|&&i| !matches!(self.values[i.0].origin, Origin::Weight(_)))
+            .map(|&i| format!("{:?}", self.shape(i)))
+            .collect();
+        write!(f, " {} -> {output:?}", tensors.join(" "))?;
+        if let Some(slot) = slots.of[step.output.0] {
+            write!(f, " @{slot}")?;
+        }
+        if flops > 0 {
+            write!(f, "  {:.3} GFLOP", flops as f64 / 1e9)?;
+        }
+        writeln!(f)
+    }
+}
+
+impl Display for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} steps, {:.3} GFLOP, {} moved", self.steps, self.flops as f64 / 1e9, mebibytes(self.bytes))
+    }
+}
+
+/// 1234567 as 1,234,567.
+fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / (1024.0 * 1024.0))
+}

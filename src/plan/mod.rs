@@ -1,0 +1,230 @@
+//! A model as a list: what is computed, in which order, and where it is kept.
+//!
+//! Model code is run once by the recorder ([`Graph`]) and leaves a [`Plan`]: values with static shapes, and
+//! steps that each read some values and write one. There are no strides, no views, no control flow. A
+//! reshape only renames a value. A back end compiles the plan and replays it.
+//!
+//! A plan has two parts. Values that depend on the step of the sampling loop (the noisy picture, the step's
+//! number) *vary*; every step that reads one belongs to the part that is replayed, all others run once per
+//! picture. Nobody marks the border: text keys and values, masked text tokens or the time embeddings of all
+//! steps are written in model code where they are used, and move to the first part because nothing that
+//! they depend on varies.
+//!
+//! Invariants, checked where a plan is finished: a value is written by one step at most and before it is
+//! read; an output never shares memory with an input of the same step; inputs and what the replayed part
+//! needs of the first part keep their memory to the end.
+
+mod fuse;
+mod graph;
+mod listing;
+mod slots;
+
+pub use fuse::fuse;
+pub use graph::{Graph, Tensor, Weights};
+pub use slots::{Slots, assign};
+
+use crate::error::Result;
+use crate::ops::{Op, Operation, elements};
+use std::borrow::Cow;
+use std::path::Path;
+
+/// Index of a value in [`Plan::values`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ValueId(pub usize);
+
+/// What the elements of a value are. Four bytes each; storage types of GPUs come with their back ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Element {
+    /// Numbers.
+    F32,
+    /// Row numbers: token ids, positions, the step.
+    U32,
+}
+
+/// Where a value comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Written by the caller before a run; `varies` if before (or by a feed after) every step.
+    Input {
+        /// Its name.
+        name: String,
+        /// Whether steps of the sampling loop see different contents.
+        varies: bool,
+    },
+    /// A tensor of the checkpoint.
+    Weight(String),
+    /// The output of a step.
+    Computed,
+    /// The same memory under another shape.
+    Alias(ValueId),
+}
+
+/// One tensor of a plan: contiguous, its last dimension fastest.
+#[derive(Clone, Debug)]
+pub struct Value {
+    /// Its size in every dimension.
+    pub shape: Vec<usize>,
+    /// The type of its elements.
+    pub element: Element,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// One operation on values.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// What is done.
+    pub op: Op,
+    /// What it reads, in the operation's order.
+    pub inputs: Vec<ValueId>,
+    /// What it writes.
+    pub output: ValueId,
+    /// Where in the model: the weight's path, or the line that recorded it.
+    pub label: String,
+}
+
+/// A recorded model; see the module's documentation.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Which model and part.
+    pub name: String,
+    /// All tensors.
+    pub values: Vec<Value>,
+    /// All operations in order; the first [`once`](Plan::once) of them do not vary.
+    pub steps: Vec<Step>,
+    /// How many leading steps run once per picture.
+    pub once: usize,
+    /// What the caller reads, by name.
+    pub outputs: Vec<(String, ValueId)>,
+    /// Copies `(from, to)` made after each run of the varying part, such as `x_{t-1}` to `x_t`.
+    pub feeds: Vec<(ValueId, ValueId)>,
+}
+
+/// Numbers that describe what a part of a plan costs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Floating-point operations, a multiply-add counted as two.
+    pub flops: u64,
+    /// Bytes of all inputs and outputs of all steps, each counted once per step, four bytes an element.
+    pub bytes: u64,
+    /// Number of steps.
+    pub steps: usize,
+}
+
+impl Plan {
+    /// The value that owns the memory of `id`.
+    pub fn root(&self, id: ValueId) -> ValueId {
+        match self.values[id.0].origin {
+            Origin::Alias(of) => self.root(of),
+            _ => id,
+        }
+    }
+
+    /// The shape of a value.
+    pub fn shape(&self, id: ValueId) -> &[usize] {
+        &self.values[id.0].shape
+    }
+
+    /// The input of that name, with its value.
+    pub fn input(&self, name: &str) -> Option<ValueId> {
+        let position = self.values.iter().position(|v| matches!(&v.origin, Origin::Input { name: n, .. } if n == name));
+        position.map(ValueId)
+    }
+
+    /// The output of that name.
+    pub fn output(&self, name: &str) -> Option<ValueId> {
+        self.outputs.iter().find(|(n, _)| n == name).map(|(_, id)| *id)
+    }
+
+    /// Names and values of all tensors that the plan takes from the checkpoint.
+    pub fn weights(&self) -> impl Iterator<Item = (&str, ValueId)> {
+        self.values.iter().enumerate().filter_map(|(i, v)| match &v.origin {
+            Origin::Weight(name) => Some((name.as_str(), ValueId(i))),
+            _ => None,
+        })
+    }
+
+    /// Number of parameters of all weights.
+    pub fn parameters(&self) -> u64 {
+        self.weights().map(|(_, id)| elements(self.shape(id)) as u64).sum()
+    }
+
+    /// The steps that run once and those that are replayed.
+    pub fn parts(&self) -> (&[Step], &[Step]) {
+        self.steps.split_at(self.once)
+    }
+
+    /// What the given steps cost.
+    pub fn cost(&self, steps: &[Step]) -> Cost {
+        let mut cost = Cost { steps: steps.len(), ..Cost::default() };
+        for step in steps {
+            let inputs: Vec<&[usize]> = step.inputs.iter().map(|&i| self.shape(i)).collect();
+            let output = self.shape(step.output);
+            cost.flops += step.op.flops(&inputs, output);
+            let mut moved: usize = elements(output);
+            for (i, shape) in inputs.iter().enumerate() {
+                // A step that chooses rows does not read the whole table.
+                moved += if matches!(step.op, Op::Embed(_)) && i == 0 { elements(output) } else { elements(shape) };
+            }
+            cost.bytes += 4 * moved as u64;
+        }
+        cost
+    }
+}
+
+/// A stored tensor's elements, borrowed from a memory map where the bytes are aligned.
+#[derive(Clone, Debug)]
+pub enum Stored<'a> {
+    /// Single precision.
+    F32(Cow<'a, [f32]>),
+    /// Half precision.
+    F16(Cow<'a, [half::f16]>),
+    /// Single precision cut to its upper sixteen bits.
+    BF16(Cow<'a, [half::bf16]>),
+}
+
+impl Stored<'_> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Stored::F32(v) => v.len(),
+            Stored::F16(v) => v.len(),
+            Stored::BF16(v) => v.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All elements in single precision.
+    pub fn to_f32(&self) -> Vec<f32> {
+        use half::slice::HalfFloatSliceExt;
+        let widened = |len: usize, convert: &dyn Fn(&mut [f32])| {
+            let mut out = vec![0.0; len];
+            convert(&mut out);
+            out
+        };
+        match self {
+            Stored::F32(v) => v.to_vec(),
+            Stored::F16(v) => widened(v.len(), &|out| v.convert_to_f32_slice(out)),
+            Stored::BF16(v) => widened(v.len(), &|out| v.convert_to_f32_slice(out)),
+        }
+    }
+}
+
+/// Where a model's tensors come from: one component of a checkpoint, or numbers made by a test.
+pub trait WeightSource: Sync {
+    /// The tensor's shape, if there is such a tensor.
+    fn shape(&self, tensor: &str) -> Option<Vec<usize>>;
+
+    /// The tensor's elements in stored order.
+    ///
+    /// # Errors
+    /// The tensor is missing, of a type that is no floating-point number, or cannot be read.
+    fn load(&self, tensor: &str) -> Result<Stored<'_>>;
+
+    /// The file or folder to name in messages.
+    fn path(&self) -> &Path;
+}
