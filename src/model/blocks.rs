@@ -1,0 +1,107 @@
+//! Pieces that several networks share: CLIP's transformer block, and the residual and attention blocks of the U-Nets.
+
+use crate::ops::Activation;
+use crate::plan::{Tensor, Weights};
+
+/// Sizes of a CLIP transformer.
+pub struct Transformer {
+    pub heads: usize,
+    /// Width between the two layers of the perceptron.
+    pub inner: usize,
+    pub eps: f32,
+    pub activation: Activation,
+}
+
+/// One causal CLIP block: attention and perceptron, each on the normalised input and added back.
+pub fn transformer_block<'g>(w: &Weights<'g>, x: Tensor<'g>, shape: &Transformer) -> Tensor<'g> {
+    let width = x.channels();
+    let h = x.layer_norm(w.at("layer_norm1"), shape.eps);
+    let attn = w.at("self_attn");
+    let [q, k, v] = ["q_proj", "k_proj", "v_proj"].map(|name| h.linear(attn.at(name), width));
+    let x = x + q.attend((k, v), None, None, shape.heads, true).linear(attn.at("out_proj"), width);
+    let h = x.layer_norm(w.at("layer_norm2"), shape.eps);
+    let h = h.linear(w.at("mlp.fc1"), shape.inner).activate(shape.activation);
+    x + h.linear(w.at("mlp.fc2"), width)
+}
+
+/// How the time embedding enters a residual block.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum TimeForm {
+    /// As scale and shift after the second normalisation.
+    ScaleShift,
+    /// Added before the second normalisation.
+    Added,
+}
+
+/// What a U-Net's residual blocks have in common in one run.
+pub struct Residual<'g> {
+    pub groups: usize,
+    pub eps: f32,
+    pub form: TimeForm,
+    /// `silu(time embedding) [S, G, E]` of all steps.
+    pub time: Tensor<'g>,
+    /// Number of the present step.
+    pub step: Tensor<'g>,
+}
+
+/// What a residual block does to the picture's size, on both branches after the first activation.
+#[derive(Clone, Copy)]
+pub enum Resample {
+    Keep,
+    Halve,
+    Double,
+}
+
+impl<'g> Residual<'g> {
+    /// The residual block of Dhariwal & Nichol 2021: two convolutions around the time embedding, and a skip.
+    ///
+    /// The time projection is taken of all steps at once and a row chosen, so that it is not part of any step.
+    pub fn block(&self, w: &Weights<'g>, x: Tensor<'g>, width: usize, resample: Resample) -> Tensor<'g> {
+        let resized = |t: Tensor<'g>| match resample {
+            Resample::Keep => t,
+            Resample::Halve => t.halve(),
+            Resample::Double => t.double(),
+        };
+        let h = resized(x.group_norm(w.at("norm1"), self.groups, self.eps).silu());
+        let x = resized(x);
+        let h = h.conv3x3(w.at("conv1"), width);
+        let h = match self.form {
+            TimeForm::ScaleShift => {
+                let style = self.time.linear(w.at("time_emb_proj"), 2 * width).row(self.step);
+                h.group_norm(w.at("norm2"), self.groups, self.eps).scale_shift(style)
+            }
+            TimeForm::Added => {
+                let shift = self.time.linear(w.at("time_emb_proj"), width).row(self.step);
+                h.add_channels(shift).group_norm(w.at("norm2"), self.groups, self.eps)
+            }
+        };
+        let h = h.silu().conv3x3(w.at("conv2"), width);
+        let skip = if w.has("conv_shortcut.weight") { x.conv1x1(w.at("conv_shortcut"), width) } else { x };
+        skip + h
+    }
+}
+
+/// The text side of a U-Net's attention.
+pub struct Context<'g> {
+    /// `[G, T, cross width]`
+    pub tokens: Tensor<'g>,
+    /// `[G, T]`, 1 for tokens that may be seen.
+    pub mask: Tensor<'g>,
+    /// Width of one head.
+    pub head: usize,
+    pub groups: usize,
+    pub eps: f32,
+}
+
+impl<'g> Context<'g> {
+    /// Every position attends to the text tokens and to all positions, in one softmax (Nichol et al. 2021).
+    pub fn attend(&self, w: &Weights<'g>, x: Tensor<'g>) -> Tensor<'g> {
+        let [n, height, width, c] = std::array::from_fn(|axis| x.dim(axis));
+        let s = x.reshape(&[n, height * width, c]);
+        let h = s.group_norm(w.at("group_norm"), self.groups, self.eps);
+        let [q, k, v] = ["to_q", "to_k", "to_v"].map(|name| h.linear(w.at(name), c));
+        let [text_k, text_v] = ["add_k_proj", "add_v_proj"].map(|name| self.tokens.linear(w.at(name), c));
+        let h = q.attend((k, v), Some((text_k, text_v)), Some(self.mask), c / self.head, false);
+        (s + h.linear(w.at("to_out.0"), c)).reshape(&[n, height, width, c])
+    }
+}

@@ -1,0 +1,172 @@
+//! The diffusion prior: a text's embedding to an image's embedding.
+//!
+//! A causal transformer over the text tokens, the text embedding, the time, the noisy image embedding and a learned
+//! query, whose last token predicts the clean image embedding (Ramesh et al. 2022, section 2.2).
+//!
+//! Causality makes the text tokens and the text embedding independent of what follows, so their keys and values do
+//! not vary; only the last three tokens are computed in every step.
+
+use super::{Run, legal, sized};
+use crate::error::{Error, Result};
+use crate::ops::Activation;
+use crate::plan::{Graph, Plan, Tensor, WeightSource, Weights};
+use serde::Deserialize;
+
+/// `prior/config.json`.
+#[derive(Clone, Debug, Deserialize)]
+#[allow(missing_docs)] // the checkpoint's own names
+pub struct Config {
+    pub num_attention_heads: usize,
+    pub attention_head_dim: usize,
+    pub num_layers: usize,
+    pub embedding_dim: usize,
+    pub num_embeddings: usize,
+    pub additional_embeddings: usize,
+    #[serde(default)]
+    pub time_embed_act_fn: Option<String>,
+    #[serde(default)]
+    pub norm_in_type: Option<String>,
+    #[serde(default)]
+    pub embedding_proj_norm_type: Option<String>,
+    #[serde(default)]
+    pub encoder_hid_proj_type: Option<String>,
+    #[serde(default)]
+    pub added_emb_type: Option<String>,
+    #[serde(default)]
+    pub time_embed_dim: Option<usize>,
+    #[serde(default)]
+    pub embedding_proj_dim: Option<usize>,
+    #[serde(default)]
+    pub clip_embed_dim: Option<usize>,
+}
+
+impl Config {
+    /// Width of the transformer.
+    pub fn inner(&self) -> usize {
+        self.num_attention_heads * self.attention_head_dim
+    }
+
+    fn check(&self, source: &dyn WeightSource) -> Result<()> {
+        let path = source.path();
+        sized(path, &[
+            ("num_attention_heads", self.num_attention_heads),
+            ("attention_head_dim", self.attention_head_dim),
+            ("num_layers", self.num_layers),
+            ("embedding_dim", self.embedding_dim),
+            ("num_embeddings", self.num_embeddings),
+        ])?;
+        let text = |value: &Option<String>| value.clone().unwrap_or("null".to_owned());
+        let known = |key: &str, value: &Option<String>, names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+            legal(path, key, &text(value), &names)
+        };
+        known("time_embed_act_fn", &self.time_embed_act_fn, &["null", "silu"])?;
+        known("norm_in_type", &self.norm_in_type, &["null"])?;
+        known("embedding_proj_norm_type", &self.embedding_proj_norm_type, &["null"])?;
+        known("encoder_hid_proj_type", &self.encoder_hid_proj_type, &["null", "linear"])?;
+        known("added_emb_type", &self.added_emb_type, &["null", "prd"])?;
+        legal(path, "additional_embeddings", &self.additional_embeddings, &[4])?;
+        let sizes = [
+            ("time_embed_dim", self.time_embed_dim, self.inner()),
+            ("embedding_proj_dim", self.embedding_proj_dim, self.embedding_dim),
+            ("clip_embed_dim", self.clip_embed_dim, self.embedding_dim),
+        ];
+        for (key, found, only) in sizes {
+            if found.is_some_and(|size| size != only) {
+                return Err(Error::config(path, format!("{key} is {found:?}; this engine knows null and {only}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Records the prior with its sampling step.
+///
+/// Inputs: `text_embeds [G, D]`, `hidden [G, T, D]`, `mask [G, T]` (1 for bos, text and eos), `time [S, inner]`
+/// (sinusoidal features of the timesteps), `noise [S, B, D]`, `coefficients [S, 8]`, and per step `x_t [B, D]`, fed
+/// back from step to step. Outputs: `model_output [G, D]` before guidance, `x [B, D]` after the step, and
+/// `image_embeds [B, D]`, the same in the space of the image encoder, to be read after the last step.
+///
+/// # Errors
+/// A configuration that is not implemented, or a tensor that is missing or of another shape.
+pub fn plan(config: &Config, source: &dyn WeightSource, run: &Run) -> Result<Plan> {
+    config.check(source)?;
+    let (dim, inner, tokens) = (config.embedding_dim, config.inner(), config.num_embeddings);
+    let (rows, pictures) = (run.rows(), run.pictures);
+    let graph = Graph::new("prior", source);
+    let text_embeds = graph.input("text_embeds", &[rows, dim]);
+    let hidden = graph.input("hidden", &[rows, tokens, dim]);
+    let mask = graph.input("mask", &[rows, tokens]);
+    let time = graph.input("time", &[run.steps, inner]);
+    let noise = graph.input("noise", &[run.steps, pictures, dim]);
+    let coefficients = graph.input("coefficients", &[run.steps, 8]);
+    let x_t = graph.step_input("x_t", &[pictures, dim]);
+    let step = graph.step_number();
+
+    let w = graph.weights();
+    let places = w.tensor("positional_embedding", &[1, tokens + 4, inner]);
+    let place = |at: usize, length: usize| places.slice(1, at, length).reshape(&[length, inner]);
+
+    let text = hidden.linear(w.at("encoder_hidden_states_proj"), inner);
+    let embedding = text_embeds.linear(w.at("embedding_proj"), inner).reshape(&[rows, 1, inner]);
+    let mut prefix = Tensor::concat(&[text, embedding], 1) + place(0, tokens + 1);
+
+    let time = time.linear(w.at("time_embedding.linear_1"), inner).silu().linear(w.at("time_embedding.linear_2"), inner);
+    let time = time.row(step).reshape(&[1, inner]).repeat(rows);
+    let image = x_t.repeat(rows / pictures).linear(w.at("proj_in"), inner);
+    let query = w.tensor("prd_embedding", &[1, 1, inner]).repeat(rows);
+    let late = [time, image, query].map(|t| t.reshape(&[rows, 1, inner]));
+    let mut late = Tensor::concat(&late, 1) + place(tokens + 1, 3);
+
+    for layer in 0..config.num_layers {
+        let w = w.at("transformer_blocks").at(layer);
+        let last = layer + 1 == config.num_layers;
+        let block = Block { w: &w, heads: config.num_attention_heads, mask };
+        let (h, kept) = block.keys_and_values(prefix);
+        if !last {
+            prefix = block.finish(prefix, block.query(h).attend(kept, None, Some(mask), block.heads, true));
+        }
+        let (h, own) = block.keys_and_values(late);
+        // Only the last token is read in the end, and it sees all tokens.
+        let (x, h) = if last { (late.slice(1, 2, 1), h.slice(1, 2, 1)) } else { (late, h) };
+        late = block.finish(x, block.query(h).attend(own, Some(kept), Some(block.mask), block.heads, !last));
+    }
+    let late = late.reshape(&[rows, inner]).layer_norm(w.at("norm_out"), 1e-5);
+    let predicted = late.linear(w.at("proj_to_clip_embeddings"), dim);
+    let x = predicted.sampler_step(run.rule, x_t, noise.row(step), coefficients.row(step));
+    let [mean, std] = ["clip_mean", "clip_std"].map(|name| w.tensor(name, &[1, dim]).reshape(&[dim]));
+    graph.output("model_output", predicted);
+    graph.output("x", x);
+    graph.output("image_embeds", x.multiply(std) + mean);
+    graph.feed(x, x_t);
+    graph.finish()
+}
+
+/// One transformer block, in the parts that text tokens and late tokens go through at different times.
+struct Block<'a, 'g> {
+    w: &'a Weights<'g>,
+    heads: usize,
+    mask: Tensor<'g>,
+}
+
+impl<'g> Block<'_, 'g> {
+    /// The normalised tokens, and their keys and values.
+    fn keys_and_values(&self, x: Tensor<'g>) -> (Tensor<'g>, (Tensor<'g>, Tensor<'g>)) {
+        let width = x.channels();
+        let h = x.layer_norm(self.w.at("norm1"), 1e-5);
+        (h, (h.linear(self.w.at("attn1.to_k"), width), h.linear(self.w.at("attn1.to_v"), width)))
+    }
+
+    fn query(&self, h: Tensor<'g>) -> Tensor<'g> {
+        h.linear(self.w.at("attn1.to_q"), h.channels())
+    }
+
+    /// Adds what attention found, then the perceptron.
+    fn finish(&self, x: Tensor<'g>, attended: Tensor<'g>) -> Tensor<'g> {
+        let width = x.channels();
+        let x = x + attended.linear(self.w.at("attn1.to_out.0"), width);
+        let h = x.layer_norm(self.w.at("norm3"), 1e-5);
+        let h = h.linear(self.w.at("ff.net.0.proj"), 4 * width).activate(Activation::Gelu);
+        x + h.linear(self.w.at("ff.net.2"), width)
+    }
+}

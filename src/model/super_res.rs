@@ -1,0 +1,52 @@
+//! Super-resolution: a small picture to a large one (Ramesh et al. 2022, section 2.1; Saharia et al. 2021).
+//!
+//! Two networks of one shape share the work: the first takes all steps but the last, the second, trained to repair
+//! details, the last. Both see the noisy large picture beside the small one, enlarged.
+
+use super::decoder::picture_size;
+use super::unet::{Conditions, Config, forward};
+use super::Run;
+use crate::error::{Error, Result};
+use crate::plan::{Graph, Plan, Tensor, WeightSource};
+
+/// Records one of the two networks with its sampling step. `small` is the decoder's side, `size` the side of the
+/// result: the second network's own configuration leaves it out.
+///
+/// Inputs: `small [B, h, w, C]`, `time [S, W]`, `noise [S, B, H, W, C]`, `coefficients [S, 8]`, and per step
+/// `x_t [B, H, W, C]`, fed back. Outputs: `upscaled [B, H, W, C]`, `model_output [B, H, W, C]`, `x [B, H, W, C]`.
+///
+/// # Errors
+/// A configuration that is not implemented, or a tensor that is missing or of another shape.
+pub fn plan(
+    name: &str,
+    config: &Config,
+    source: &dyn WeightSource,
+    run: &Run,
+    small: usize,
+    size: Option<usize>,
+) -> Result<Plan> {
+    config.check(source.path())?;
+    let size = picture_size(config, source, size)?;
+    let (pictures, c) = (run.pictures, config.out_channels);
+    if config.in_channels != 2 * c {
+        let reason = format!("in_channels is {}; noisy and enlarged picture have {} together", config.in_channels, 2 * c);
+        return Err(Error::config(source.path(), reason));
+    }
+    let graph = Graph::new(name, source);
+    let small = graph.input("small", &[pictures, small, small, c]);
+    let time = graph.input("time", &[run.steps, config.time_features()]);
+    let noise = graph.input("noise", &[run.steps, pictures, size, size, c]);
+    let coefficients = graph.input("coefficients", &[run.steps, 8]);
+    let x_t = graph.step_input("x_t", &[pictures, size, size, c]);
+    let step = graph.step_number();
+
+    let upscaled = small.bicubic(size, size);
+    let conditions = Conditions { time, step, added: None, context: None };
+    let predicted = forward(&graph.weights(), config, Tensor::concat(&[x_t, upscaled], 3), &conditions);
+    let x = predicted.sampler_step(run.rule, x_t, noise.row(step), coefficients.row(step));
+    graph.output("upscaled", upscaled);
+    graph.output("model_output", predicted);
+    graph.output("x", x);
+    graph.feed(x, x_t);
+    graph.finish()
+}

@@ -1,0 +1,53 @@
+//! From embeddings to what the decoder is conditioned on: four image tokens in front of the projected text tokens,
+//! and a vector that is added to the time embedding (Ramesh et al. 2022, section 2.1).
+
+use super::sized;
+use crate::error::Result;
+use crate::plan::{Graph, Plan, Tensor, WeightSource};
+use serde::Deserialize;
+
+/// `text_proj/config.json`.
+#[derive(Clone, Debug, Deserialize)]
+#[allow(missing_docs)] // the checkpoint's own names
+pub struct Config {
+    pub clip_embeddings_dim: usize,
+    pub clip_extra_context_tokens: usize,
+    pub cross_attention_dim: usize,
+    pub time_embed_dim: usize,
+}
+
+/// Records the projections for `pictures` pictures with `tokens` text tokens each.
+///
+/// Inputs: `image_embeds [B, D]`, `text_embeds [G, D]`, `hidden [G, T, D]`. Outputs: `context [G, extra + T, cross]`,
+/// `added [G, E]`. With guidance the unconditional half's image is a learned vector.
+///
+/// # Errors
+/// A tensor is missing or of another shape.
+pub fn plan(config: &Config, source: &dyn WeightSource, pictures: usize, tokens: usize, guided: bool) -> Result<Plan> {
+    let (dim, cross, extra) = (config.clip_embeddings_dim, config.cross_attention_dim, config.clip_extra_context_tokens);
+    sized(source.path(), &[("clip_extra_context_tokens", extra), ("cross_attention_dim", cross)])?;
+    let rows = pictures * if guided { 2 } else { 1 };
+    let graph = Graph::new("text_proj", source);
+    let images = graph.input("image_embeds", &[pictures, dim]);
+    let text_embeds = graph.input("text_embeds", &[rows, dim]);
+    let hidden = graph.input("hidden", &[rows, tokens, dim]);
+
+    let w = graph.weights();
+    // Taken in any case, so that the tensor is accounted for.
+    let null = w.tensor("learned_classifier_free_guidance_embeddings", &[dim]).reshape(&[1, dim]);
+    let images = if guided { Tensor::concat(&[null.repeat(pictures), images], 0) } else { images };
+
+    let added = images.linear(w.at("clip_image_embeddings_project_to_time_embeddings"), config.time_embed_dim)
+        + text_embeds.linear(w.at("embedding_proj"), config.time_embed_dim);
+
+    // Token k's channel c stands at place `extra * c + k`.
+    let mixed = images.linear(w.at("clip_extra_context_tokens_proj"), extra * cross);
+    let mut parts: Vec<Tensor<'_>> =
+        (0..extra).map(|k| mixed.slice_by(1, k, extra, cross).reshape(&[rows, 1, cross])).collect();
+    let text = hidden.linear(w.at("encoder_hidden_states_proj"), cross);
+    parts.push(text.layer_norm(w.at("text_encoder_hidden_states_norm"), 1e-5));
+
+    graph.output("context", Tensor::concat(&parts, 1));
+    graph.output("added", added);
+    graph.finish()
+}
