@@ -1,1 +1,189 @@
-//! Checkpoints on disk.
+//! Checkpoints on disk: which files a model component is made of, and the bytes of its tensors.
+//!
+//! A [`Checkpoint`] is a folder in the diffusers layout, or the same files compiled into the program. It hands out
+//! one [`Component`] at a time: a typed `config.json` and the tensors of one or several safetensors files. Nothing
+//! is read ahead of use; a component's files are opened (and mapped) when its stage begins and released when the
+//! component is dropped.
+//!
+//! Three layers, each in its file: [`safetensors`] knows one container file, [`layout`] knows which files of a folder
+//! belong together (shards, variants), [`diffusers`] knows folders and configurations. [`inspect`] looks over
+//! all of them and goes on past what is broken.
+//!
+//! A file is validated completely before its first tensor is handed out: afterwards a tensor's range is known to
+//! lie inside the file. What a file that changes *during* use can do is described in [`safetensors`].
+
+pub mod diffusers;
+mod inspect;
+pub mod layout;
+pub mod safetensors;
+
+use std::fmt;
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+pub use diffusers::{Checkpoint, Component, LoadOptions};
+pub use inspect::{ComponentReport, inspect};
+pub use safetensors::WeightFile;
+
+/// Element type of a stored tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs)] // the names are the meaning
+#[non_exhaustive]
+pub enum Dtype {
+    Bool,
+    U8,
+    I8,
+    F8E4M3,
+    F8E5M2,
+    U16,
+    I16,
+    F16,
+    BF16,
+    U32,
+    I32,
+    F32,
+    U64,
+    I64,
+    F64,
+}
+
+impl Dtype {
+    /// Bytes of one element.
+    pub fn size_bytes(self) -> usize {
+        match self {
+            Dtype::Bool | Dtype::U8 | Dtype::I8 | Dtype::F8E4M3 | Dtype::F8E5M2 => 1,
+            Dtype::U16 | Dtype::I16 | Dtype::F16 | Dtype::BF16 => 2,
+            Dtype::U32 | Dtype::I32 | Dtype::F32 => 4,
+            Dtype::U64 | Dtype::I64 | Dtype::F64 => 8,
+        }
+    }
+
+    /// True for the types that [`to_f32s`] converts.
+    pub fn is_float(self) -> bool {
+        matches!(self, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64)
+    }
+}
+
+impl fmt::Display for Dtype {
+    /// The spelling of the safetensors header.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Dtype::Bool => "BOOL",
+            Dtype::U8 => "U8",
+            Dtype::I8 => "I8",
+            Dtype::F8E4M3 => "F8_E4M3",
+            Dtype::F8E5M2 => "F8_E5M2",
+            Dtype::U16 => "U16",
+            Dtype::I16 => "I16",
+            Dtype::F16 => "F16",
+            Dtype::BF16 => "BF16",
+            Dtype::U32 => "U32",
+            Dtype::I32 => "I32",
+            Dtype::F32 => "F32",
+            Dtype::U64 => "U64",
+            Dtype::I64 => "I64",
+            Dtype::F64 => "F64",
+        })
+    }
+}
+
+/// Type, shape and place of one stored tensor (row-major, little-endian).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Element type.
+    pub dtype: Dtype,
+    /// Outermost dimension first; empty for a scalar.
+    pub shape: Vec<usize>,
+    /// First byte, counted from the start of the file.
+    pub offset: usize,
+    /// Length in bytes.
+    pub size_bytes: usize,
+}
+
+impl TensorInfo {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.size_bytes / self.dtype.size_bytes()
+    }
+}
+
+impl fmt::Display for TensorInfo {
+    /// `F16 [320, 3, 3, 3]`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.dtype, self.shape)
+    }
+}
+
+/// Converts stored little-endian floats to `f32`; `None` when `dtype` is not a float of 16, 32 or 64 bits.
+///
+/// F16 and BF16 convert exactly; F64 rounds to nearest. `bytes` need not be aligned; a last incomplete
+/// element is ignored.
+pub fn to_f32s(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+    Some(match dtype {
+        Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        Dtype::F64 => bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
+        Dtype::F16 => widen(bytes, |b| f16::from_bits(u16::from_le_bytes(b)), |from, to| from.convert_to_f32_slice(to)),
+        Dtype::BF16 => {
+            widen(bytes, |b| bf16::from_bits(u16::from_le_bytes(b)), |from, to| from.convert_to_f32_slice(to))
+        }
+        _ => return None,
+    })
+}
+
+/// Halves to floats by way of a small aligned block: the conversion of a whole slice uses the processor's
+/// instructions for it where there are any, and mapped bytes need not be aligned.
+fn widen<H: Copy + Default>(bytes: &[u8], load: impl Fn([u8; 2]) -> H, convert: impl Fn(&[H], &mut [f32])) -> Vec<f32> {
+    const BLOCK: usize = 1024;
+    let stored = bytes.as_chunks::<2>().0;
+    let mut values = vec![0.0; stored.len()];
+    let mut block = [H::default(); BLOCK];
+    for (from, to) in stored.chunks(BLOCK).zip(values.chunks_mut(BLOCK)) {
+        for (h, b) in block.iter_mut().zip(from) {
+            *h = load(*b);
+        }
+        convert(&block[..from.len()], to);
+    }
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_f16_pattern_converts_as_the_scalar_conversion_does() {
+        let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+        let got = to_f32s(Dtype::F16, &bytes).unwrap();
+        for (bits, v) in (0..=u16::MAX).zip(got) {
+            let want = f16::from_bits(bits).to_f32();
+            assert!(v == want || (v.is_nan() && want.is_nan()), "{bits:#06x}: {v} != {want}");
+        }
+    }
+
+    #[test]
+    fn every_bf16_pattern_is_the_upper_half_of_an_f32() {
+        let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+        let got = to_f32s(Dtype::BF16, &bytes).unwrap();
+        for (bits, v) in (0..=u16::MAX).zip(got) {
+            let want = f32::from_bits(u32::from(bits) << 16);
+            assert!(v == want || (v.is_nan() && want.is_nan()), "{bits:#06x}: {v} != {want}");
+        }
+    }
+
+    #[test]
+    fn unaligned_bytes_convert_like_aligned_ones() {
+        for (dtype, size) in [(Dtype::F16, 2), (Dtype::BF16, 2), (Dtype::F32, 4), (Dtype::F64, 8)] {
+            let bytes: Vec<u8> = (0..size * 3000).map(|i| (i * 7 % 113) as u8).collect();
+            let mut shifted = vec![0u8];
+            shifted.extend_from_slice(&bytes);
+            assert_eq!(to_f32s(dtype, &bytes).unwrap(), to_f32s(dtype, &shifted[1..]).unwrap(), "{dtype}");
+        }
+    }
+
+    #[test]
+    fn integers_are_not_floats() {
+        assert!(to_f32s(Dtype::I64, &[0; 8]).is_none());
+        assert!(!Dtype::I64.is_float());
+    }
+}

@@ -1,0 +1,477 @@
+//! Checkpoint folders in the diffusers layout, and one component of them at a time.
+//!
+//! ```text
+//! model_index.json                     which class each component has
+//! prior/config.json                    the component's settings
+//! prior/diffusion_pytorch_model.safetensors
+//! prior_scheduler/scheduler_config.json
+//! tokenizer/vocab.json ...
+//! ```
+//!
+//! The same files may be part of the program instead: [`Checkpoint::embedded`] takes a table of paths and bytes.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Component as Part, Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, Deserializer, Error as _, MapAccess, Visitor};
+
+use super::layout::{self, Files, Refusal};
+use super::safetensors::WeightFile;
+use super::{TensorInfo, to_f32s};
+use crate::error::{Error, Result};
+
+const MODEL_INDEX: &str = "model_index.json";
+const PIPELINES: [&str; 2] = ["UnCLIPPipeline", "UnCLIPImageVariationPipeline"];
+
+/// How weight files are opened, and which.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Map weight files into memory (the default) rather than read each tensor when it is asked for.
+    pub mmap: bool,
+    /// Weight variant, such as `fp16`; `None` takes the plain files, or the only variant there is.
+    pub variant: Option<String>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        LoadOptions { mmap: true, variant: None }
+    }
+}
+
+/// A checkpoint: a folder, or a table of files inside the program.
+#[derive(Debug)]
+pub struct Checkpoint {
+    root: Root,
+    options: LoadOptions,
+    class_name: String,
+    classes: BTreeMap<String, String>,
+}
+
+#[derive(Debug)]
+enum Root {
+    Folder(PathBuf),
+    Embedded(&'static [(&'static str, &'static [u8])]),
+}
+
+impl Checkpoint {
+    /// Opens the folder `dir` and reads its `model_index.json`; no component is touched yet.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the folder is missing, or `model_index.json` is missing, damaged or names another
+    /// pipeline; [`Error::Io`] when it cannot be read.
+    pub fn open(dir: impl AsRef<Path>, options: LoadOptions) -> Result<Checkpoint> {
+        let dir = dir.as_ref();
+        match fs::metadata(dir) {
+            Ok(m) if m.is_dir() => {}
+            Ok(_) => return Err(Error::config(dir, format!("expected a checkpoint folder with {MODEL_INDEX}"))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(Error::config(dir, format!("no such folder; expected a checkpoint with {MODEL_INDEX}")));
+            }
+            Err(e) => return Err(Error::io(dir, "open", e)),
+        }
+        Self::with_root(Root::Folder(dir.to_path_buf()), options)
+    }
+
+    /// A checkpoint that is part of the program: pairs of path (with `/`, relative to the checkpoint) and content.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn embedded(table: &'static [(&'static str, &'static [u8])], options: LoadOptions) -> Result<Checkpoint> {
+        Self::with_root(Root::Embedded(table), options)
+    }
+
+    fn with_root(root: Root, options: LoadOptions) -> Result<Checkpoint> {
+        let mut checkpoint = Checkpoint { root, options, class_name: String::new(), classes: BTreeMap::new() };
+        let path = checkpoint.path_of(MODEL_INDEX);
+        let index: serde_json::Map<String, serde_json::Value> = checkpoint.json(MODEL_INDEX)?;
+        let class = index.get("_class_name").and_then(|c| c.as_str());
+        match class {
+            Some(class) if PIPELINES.contains(&class) => checkpoint.class_name = class.to_string(),
+            _ => {
+                let found = class.map_or("none".to_string(), |c| format!("{c:?}"));
+                let expected = PIPELINES.join(" or ");
+                return Err(Error::config(path, format!("_class_name: expected {expected}, found {found}")));
+            }
+        }
+        for (name, value) in index.iter().filter(|(name, _)| !name.starts_with('_')) {
+            // [library, class]; [null, null] marks an optional component that is left out.
+            if let Some(class) = value.get(1).and_then(|c| c.as_str()) {
+                checkpoint.classes.insert(name.clone(), class.to_string());
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    /// Where the checkpoint is, for messages.
+    pub fn path(&self) -> &Path {
+        match &self.root {
+            Root::Folder(dir) => dir,
+            Root::Embedded(_) => Path::new("<embedded checkpoint>"),
+        }
+    }
+
+    /// The pipeline class: `UnCLIPPipeline` or `UnCLIPImageVariationPipeline`.
+    pub fn class_name(&self) -> &str {
+        &self.class_name
+    }
+
+    /// The components named by `model_index.json` with their classes, sorted by name.
+    pub fn classes(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.classes.iter().map(|(name, class)| (name.as_str(), class.as_str()))
+    }
+
+    /// True when the checkpoint holds anything under `name`: a component's folder, or a file.
+    pub fn has(&self, name: &str) -> bool {
+        match &self.root {
+            Root::Folder(dir) => is_inside(name) && dir.join(name).exists(),
+            Root::Embedded(table) => table
+                .iter()
+                .any(|(path, _)| path.strip_prefix(name).is_some_and(|r| r.is_empty() || r.starts_with('/'))),
+        }
+    }
+
+    /// Checks that all of `names` are there.
+    ///
+    /// # Errors
+    /// One [`Error::Config`] that lists everything missing.
+    pub fn require(&self, names: &[&str]) -> Result<()> {
+        let missing: Vec<&str> = names.iter().copied().filter(|name| !self.has(name)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(Error::config(self.path(), format!("missing from the checkpoint: {}", missing.join(", "))))
+    }
+
+    /// The content of a file, by its path relative to the checkpoint (with `/`).
+    ///
+    /// # Errors
+    /// [`Error::Config`] when there is no such file, [`Error::Io`] when it cannot be read.
+    pub fn read(&self, relative: &str) -> Result<Cow<'static, [u8]>> {
+        let path = self.path_of(relative);
+        let missing = || Error::config(&path, "no such file; the checkpoint is incomplete");
+        match &self.root {
+            _ if !is_inside(relative) => Err(Error::config(&path, "expected a path inside the checkpoint")),
+            Root::Folder(_) => match fs::read(&path) {
+                Ok(bytes) => Ok(Cow::Owned(bytes)),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Err(missing()),
+                Err(e) => Err(Error::io(&path, "read", e)),
+            },
+            Root::Embedded(table) => {
+                let entry = table.iter().find(|(path, _)| *path == relative);
+                entry.map(|(_, bytes)| Cow::Borrowed(*bytes)).ok_or_else(missing)
+            }
+        }
+    }
+
+    /// A JSON file as a typed value: scheduler configurations and the like.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`]; [`Error::Config`] naming the key when the content does not fit `T`.
+    pub fn json<T: DeserializeOwned>(&self, relative: &str) -> Result<T> {
+        parse_json(&self.path_of(relative), &self.read(relative)?)
+    }
+
+    /// Opens a component: its `config.json` and the headers of its weight files.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when a file is missing, [`Error::Unsupported`] when only pickled weights are there,
+    /// [`Error::WeightFile`] when a weight file or an index of shards is damaged.
+    pub fn component(&self, name: &str) -> Result<Component> {
+        self.require(&[name])?;
+        let config = self.read(&format!("{name}/config.json"))?;
+        let path = self.path_of(name);
+        let choice =
+            layout::choose(&self.list(name)?, self.options.variant.as_deref()).map_err(|refusal| match refusal {
+                Refusal::Unsupported(what) => Error::Unsupported { what: format!("{}: {what}", path.display()) },
+                Refusal::Missing(reason) => Error::config(&path, reason),
+            })?;
+        let mut files = Vec::new();
+        let mut tensors = BTreeMap::new();
+        match choice.files {
+            Files::Single(file) => {
+                let file = self.weight_file(name, &file)?;
+                tensors.extend(file.tensors().keys().map(|tensor| (tensor.clone(), 0)));
+                files.push(file);
+            }
+            Files::Sharded { index } => {
+                let index_path = self.path_of(&format!("{name}/{index}"));
+                let ShardIndex { weight_map: WeightMap(map) } = self.json(&format!("{name}/{index}"))?;
+                let broken = |reason| Error::WeightFile { path: index_path.clone(), reason };
+                for shard in map.values().collect::<BTreeSet<_>>() {
+                    if !is_inside(shard) {
+                        return Err(broken(format!("weight_map: expected names inside this folder, found {shard:?}")));
+                    }
+                    if !self.has(&format!("{name}/{shard}")) {
+                        return Err(broken(format!("weight_map names the shard {shard:?}, which is missing")));
+                    }
+                    let file = self.weight_file(name, shard)?;
+                    // Both ways: a tensor that only one of index and shard knows is a sign of mixed-up files.
+                    if let Some(tensor) = file.tensors().keys().find(|t| map.get(*t) != Some(shard)) {
+                        return Err(broken(format!(
+                            "{shard} holds tensor {tensor:?}, which weight_map puts elsewhere"
+                        )));
+                    }
+                    let listed = map.iter().filter(|(_, file)| *file == shard);
+                    for (tensor, _) in listed {
+                        if !file.tensors().contains_key(tensor) {
+                            return Err(broken(format!(
+                                "weight_map puts tensor {tensor:?} into {shard}, it is not there"
+                            )));
+                        }
+                        tensors.insert(tensor.clone(), files.len());
+                    }
+                    files.push(file);
+                }
+            }
+        }
+        Ok(Component { name: name.to_string(), path, config, variant: choice.variant, files, tensors })
+    }
+
+    fn weight_file(&self, component: &str, file: &str) -> Result<WeightFile> {
+        let relative = format!("{component}/{file}");
+        let path = self.path_of(&relative);
+        match &self.root {
+            Root::Folder(_) => WeightFile::open(&path, self.options.mmap),
+            Root::Embedded(_) => match self.read(&relative)? {
+                Cow::Borrowed(bytes) => WeightFile::from_memory(&path, bytes),
+                Cow::Owned(_) => unreachable!("embedded files are borrowed"),
+            },
+        }
+    }
+
+    /// Names of the files directly inside `folder`.
+    fn list(&self, folder: &str) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        match &self.root {
+            Root::Folder(_) => {
+                let path = self.path_of(folder);
+                let failed = |e| Error::io(&path, "list", e);
+                for entry in fs::read_dir(&path).map_err(failed)? {
+                    // A name that is not Unicode is none of ours.
+                    names.extend(entry.map_err(failed)?.file_name().into_string().ok());
+                }
+            }
+            Root::Embedded(table) => names.extend(table.iter().filter_map(|(path, _)| {
+                let file = path.strip_prefix(folder)?.strip_prefix('/')?;
+                (!file.contains('/')).then(|| file.to_string())
+            })),
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn path_of(&self, relative: &str) -> PathBuf {
+        self.path().join(relative)
+    }
+}
+
+/// One part of a checkpoint with its weight files open. Dropping it closes and unmaps them.
+#[derive(Debug)]
+pub struct Component {
+    name: String,
+    path: PathBuf,
+    config: Cow<'static, [u8]>,
+    variant: Option<String>,
+    files: Vec<WeightFile>,
+    /// Tensor name to the position of its file.
+    tensors: BTreeMap<String, usize>,
+}
+
+impl Component {
+    /// The component's name, which is its folder's: `prior`, `decoder`, ...
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The component's folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The weight variant that was opened, such as `fp16`; `None` for the plain files.
+    pub fn variant(&self) -> Option<&str> {
+        self.variant.as_deref()
+    }
+
+    /// The weight files: one, or the shards in order of their names.
+    pub fn files(&self) -> &[WeightFile] {
+        &self.files
+    }
+
+    /// The component's `config.json` as a typed value.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the file and the key that is missing or has another type.
+    pub fn config<T: DeserializeOwned>(&self) -> Result<T> {
+        parse_json(&self.path.join("config.json"), &self.config)
+    }
+
+    /// Type and shape of a tensor, or `None` when there is none of this name.
+    pub fn info(&self, tensor: &str) -> Option<&TensorInfo> {
+        self.locate(tensor).map(|(_, info)| info)
+    }
+
+    /// All tensors, sorted by name.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = (&str, &TensorInfo)> {
+        self.tensors.iter().map(|(name, file)| (name.as_str(), &self.files[*file].tensors()[name]))
+    }
+
+    /// Bytes of all tensors together.
+    pub fn total_bytes(&self) -> u64 {
+        self.tensors().map(|(_, info)| info.size_bytes as u64).sum()
+    }
+
+    /// The bytes of a tensor as they are stored: borrowed from the map, or read now.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] when there is no such tensor, [`Error::Changed`] when the file was shortened,
+    /// [`Error::Io`] when reading fails.
+    pub fn bytes(&self, tensor: &str) -> Result<Cow<'_, [u8]>> {
+        let (file, info) = self.locate(tensor).ok_or_else(|| self.wrong(tensor, "a tensor of this name", "none"))?;
+        file.bytes(info)
+    }
+
+    /// A tensor as `f32`, converted from F16, BF16 or F64 where it is stored so.
+    ///
+    /// # Errors
+    /// As [`Component::bytes`], and [`Error::Weights`] when the tensor is not of a floating-point type.
+    pub fn f32s(&self, tensor: &str) -> Result<Vec<f32>> {
+        let (file, info) = self.locate(tensor).ok_or_else(|| self.wrong(tensor, "a tensor of this name", "none"))?;
+        if !info.dtype.is_float() {
+            return Err(self.wrong(tensor, "F32, F16, BF16 or F64", &info.to_string()));
+        }
+        let bytes = file.bytes(info)?;
+        Ok(to_f32s(info.dtype, &bytes).expect("is_float names the types that convert"))
+    }
+
+    /// Checks that no weight file changed since it was opened. To be called when all tensors have been consumed;
+    /// see [`super::safetensors`] for what this can and cannot find.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] naming the file.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.files.iter().try_for_each(WeightFile::check_unchanged)
+    }
+
+    fn locate(&self, tensor: &str) -> Option<(&WeightFile, &TensorInfo)> {
+        let file = &self.files[*self.tensors.get(tensor)?];
+        Some((file, file.tensors().get(tensor)?))
+    }
+
+    fn wrong(&self, tensor: &str, expected: &str, found: &str) -> Error {
+        let path = match self.files.as_slice() {
+            [file] => file.path(),
+            _ => &self.path,
+        };
+        Error::Weights {
+            path: path.to_path_buf(),
+            tensor: tensor.to_string(),
+            expected: expected.to_string(),
+            found: found.to_string(),
+        }
+    }
+}
+
+/// `*.safetensors.index.json`; its `metadata` is not needed.
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: WeightMap,
+}
+
+/// Tensor name to file name, refusing a tensor that is listed twice.
+struct WeightMap(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for WeightMap {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Unique;
+        impl<'de> Visitor<'de> for Unique {
+            type Value = WeightMap;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object of tensor names and file names")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<WeightMap, A::Error> {
+                let mut map = BTreeMap::new();
+                while let Some((tensor, file)) = entries.next_entry::<String, String>()? {
+                    if map.contains_key(&tensor) {
+                        return Err(A::Error::custom(format!("{tensor:?} appears twice")));
+                    }
+                    map.insert(tensor, file);
+                }
+                Ok(WeightMap(map))
+            }
+        }
+        deserializer.deserialize_map(Unique)
+    }
+}
+
+/// True for a relative path that stays below its start: no root, no drive, no `..`, no backslash.
+///
+/// Symbolic links are followed on purpose: the cache of downloaded models links its files from elsewhere.
+fn is_inside(relative: &str) -> bool {
+    !relative.is_empty()
+        && !relative.contains(['\\', '\0'])
+        && Path::new(relative).components().all(|part| matches!(part, Part::Normal(_)))
+}
+
+/// Parses a configuration file; a complaint names the file and the key.
+pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|e| {
+        let reason = match key_before(bytes, e.line(), e.column()) {
+            // A missing or repeated field names itself; where the parser stood then says nothing.
+            Some(key) if e.is_data() && !e.to_string().contains("field `") => format!("{key}: {e}"),
+            _ => e.to_string(),
+        };
+        Error::config(path, reason)
+    })
+}
+
+/// The last `"key":` before a position in a JSON text, with which a wrong value can be named.
+fn key_before(bytes: &[u8], line: usize, column: usize) -> Option<&str> {
+    let start: usize = bytes.split_inclusive(|b| *b == b'\n').take(line.checked_sub(1)?).map(<[u8]>::len).sum();
+    // A character cut in two at the position does not matter: the key is complete before it.
+    let text = bytes.get(..start + column)?.utf8_chunks().next()?.valid();
+    text.match_indices(':').rev().find_map(|(colon, _)| {
+        let before = text[..colon].trim_end().strip_suffix('"')?;
+        let key = &before[before.rfind('"')? + 1..];
+        (!key.is_empty()).then_some(key)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_below_the_start_are_inside() {
+        for good in ["a", "a/b.c", "model-00001-of-00002.safetensors", "..a"] {
+            assert!(is_inside(good), "{good}");
+        }
+        for bad in ["", "/etc/passwd", "../a", "a/../../b", "..", "a\\b", "./../x", "a\0b"] {
+            assert!(!is_inside(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_is_reported_with_its_key() {
+        #[derive(Deserialize, Debug)]
+        #[allow(dead_code)]
+        struct Config {
+            width: usize,
+            list: Vec<usize>,
+        }
+        let parse = |text: &str| parse_json::<Config>(Path::new("c.json"), text.as_bytes()).unwrap_err().to_string();
+        let wrong = parse("{\n  \"list\": [1],\n  \"width\": \"a: b\"\n}");
+        assert!(wrong.starts_with("c.json: width: invalid type: string"), "{wrong}");
+        let wrong = parse("{\"width\": 3, \"list\": [1, -2]}");
+        assert!(wrong.starts_with("c.json: list: invalid value: integer `-2`"), "{wrong}");
+        let missing = parse("{\"list\": []}");
+        assert!(missing.starts_with("c.json: missing field `width`"), "{missing}");
+    }
+}

@@ -1,0 +1,113 @@
+//! A look over a whole checkpoint that goes on past what is broken: what would load, and what not and why.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::{Checkpoint, Dtype};
+use crate::error::Result;
+
+/// What a text-to-image checkpoint is made of.
+const TEXT_TO_IMAGE: [&str; 10] = [
+    "decoder",
+    "decoder_scheduler",
+    "prior",
+    "prior_scheduler",
+    "super_res_first",
+    "super_res_last",
+    "super_res_scheduler",
+    "text_encoder",
+    "text_proj",
+    "tokenizer",
+];
+/// What an image-variation checkpoint is made of.
+const IMAGE_VARIATION: [&str; 10] = [
+    "decoder",
+    "decoder_scheduler",
+    "feature_extractor",
+    "image_encoder",
+    "super_res_first",
+    "super_res_last",
+    "super_res_scheduler",
+    "text_encoder",
+    "text_proj",
+    "tokenizer",
+];
+
+/// What [`inspect`] found about one component.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ComponentReport {
+    /// Name of the component, which is its folder's.
+    pub name: String,
+    /// Class named by `model_index.json`; empty when it names none.
+    pub class: String,
+    /// Number of floating-point weights.
+    pub parameters: u64,
+    /// Number of tensors of each type.
+    pub dtypes: BTreeMap<Dtype, usize>,
+    /// Bytes of all tensors.
+    pub bytes: u64,
+    /// The files that would be read, relative to the checkpoint.
+    pub files: Vec<String>,
+    /// Weight variant that would be read; `None` for plain files.
+    pub variant: Option<String>,
+    /// Why it would not load.
+    pub problem: Option<String>,
+}
+
+/// Looks at every component that `model_index.json` names or the pipeline needs, sorted by name.
+///
+/// Headers and configurations are read, tensors are not. Whether the tensors are those that a model asks for is the
+/// model's question, not asked here.
+pub fn inspect(checkpoint: &Checkpoint) -> Vec<ComponentReport> {
+    let needed = if checkpoint.class_name() == "UnCLIPPipeline" { &TEXT_TO_IMAGE[..] } else { &IMAGE_VARIATION[..] };
+    let mut classes: BTreeMap<&str, &str> = needed.iter().map(|name| (*name, "")).collect();
+    classes.extend(checkpoint.classes());
+    let report = |(name, class): (&str, &str)| {
+        let mut report = ComponentReport { name: name.into(), class: class.into(), ..Default::default() };
+        report.problem = look(checkpoint, &mut report).err().map(|e| e.to_string());
+        report
+    };
+    classes.into_iter().map(report).collect()
+}
+
+fn look(checkpoint: &Checkpoint, report: &mut ComponentReport) -> Result<()> {
+    let name = report.name.clone();
+    checkpoint.require(&[&name])?;
+    // Components without weights: their settings have to be there and to be JSON, the rest is up to who uses them.
+    let settings = match name.as_str() {
+        "tokenizer" if checkpoint.has("tokenizer/tokenizer.json") => &["tokenizer.json"][..],
+        "tokenizer" => {
+            checkpoint.read("tokenizer/merges.txt")?;
+            report.files.push("tokenizer/merges.txt".into());
+            &["vocab.json"]
+        }
+        "feature_extractor" => &["preprocessor_config.json"],
+        _ if name.ends_with("_scheduler") => &["scheduler_config.json"],
+        _ => &[],
+    };
+    for file in settings {
+        let relative = format!("{name}/{file}");
+        checkpoint.json::<serde_json::Map<String, Value>>(&relative)?;
+        report.files.push(relative);
+    }
+    if !settings.is_empty() {
+        return Ok(());
+    }
+
+    let component = checkpoint.component(&name)?;
+    report.variant = component.variant().map(str::to_string);
+    report.bytes = component.total_bytes();
+    for file in component.files() {
+        let path = file.path().strip_prefix(checkpoint.path()).unwrap_or(file.path());
+        report.files.push(path.display().to_string());
+    }
+    for (_, info) in component.tensors() {
+        *report.dtypes.entry(info.dtype).or_default() += 1;
+        if info.dtype.is_float() {
+            report.parameters += info.elements() as u64;
+        }
+    }
+    component.config::<serde_json::Map<String, Value>>()?;
+    Ok(())
+}

@@ -1,0 +1,344 @@
+//! One safetensors file: 8 bytes of length, a JSON header, the tensors' bytes.
+//!
+//! The header is checked more strictly than the format's reference crate does: a name that appears twice is an error
+//! (JSON readers differ in which one they keep, so two programs would load different weights from one file), and
+//! the number of tensors is bounded. As in the crate, tensors must fill the data without holes, overlaps or
+//! trailing bytes. Every complaint is one line that says what was expected.
+//!
+//! # A file that changes while it is used
+//!
+//! The bytes come from a memory map, from reads of exactly the tensor asked for, or from memory.
+//!
+//! * *Replaced by rename* (what well-behaved writers do): the open file stays the old one. Nothing happens.
+//! * *Shortened*: [`WeightFile::bytes`] compares the length before each tensor and returns [`Error::Changed`]. If the
+//!   file is shortened between that and the use of the bytes, a memory map has no way to report it: on Unix
+//!   the process is ended by SIGBUS. No picture is written then, so none is wrong. Bytes of the last partial page
+//!   read as zero instead; [`WeightFile::check_unchanged`] finds that.
+//! * *Overwritten in place*: the tensors may be a mixture. [`WeightFile::check_unchanged`], called when the tensors
+//!   have been consumed, compares length and modification time with those at the time of opening. A write that
+//!   leaves both as they were (within the clock tick of the file system, or with the time set back) is not noticed.
+//!
+//! Without a map (`--no-mmap`) a shortened file is always an [`Error::Changed`], never a signal.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use memmap2::Mmap;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+
+use super::{Dtype, TensorInfo};
+use crate::error::{Error, Result};
+
+/// Length of the number in front of the header.
+const PREFIX: usize = 8;
+/// The reference crate's own limit.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// A full-size unCLIP part has fewer than 1,000 tensors; a header with millions of empty ones is an attack on memory.
+const MAX_TENSORS: usize = 100_000;
+
+/// A validated safetensors file, open for reading.
+#[derive(Debug)]
+pub struct WeightFile {
+    path: PathBuf,
+    source: Source,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Mapped(Mmap, OnDisk),
+    Read(OnDisk),
+    Memory(&'static [u8]),
+}
+
+/// The open file with its length and time when it was opened. The handle, not the path, is asked later:
+/// a file renamed over the path does not touch what is open here.
+#[derive(Debug)]
+struct OnDisk {
+    file: File,
+    len: u64,
+    modified: Option<SystemTime>,
+}
+
+impl WeightFile {
+    /// Opens and validates the file at `path`, to be mapped into memory or read tensor by tensor.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be opened, [`Error::WeightFile`] when it is not a sound safetensors file.
+    pub fn open(path: &Path, mmap: bool) -> Result<WeightFile> {
+        // Asked before opening: opening a pipe would wait for a writer.
+        let metadata = fs::metadata(path).map_err(|e| Error::io(path, "open", e))?;
+        if !metadata.is_file() {
+            return Err(broken(path, "expected a safetensors file, found something that is not a regular file"));
+        }
+        let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+        let metadata = file.metadata().map_err(|e| Error::io(path, "open", e))?;
+        let disk = OnDisk { len: metadata.len(), modified: metadata.modified().ok(), file };
+        let (source, tensors) = if mmap && disk.len >= PREFIX as u64 {
+            let map = map(&disk.file).map_err(|e| Error::io(path, "map", e))?;
+            let tensors = validate(&map).map_err(|reason| broken(path, reason))?;
+            (Source::Mapped(map, disk), tensors)
+        } else {
+            let tensors = disk.read_header(path)?;
+            (Source::Read(disk), tensors)
+        };
+        Ok(WeightFile { path: path.to_path_buf(), source, tensors })
+    }
+
+    /// Validates a file that is part of the program; `path` is only its name in messages.
+    ///
+    /// # Errors
+    /// [`Error::WeightFile`] when it is not a sound safetensors file.
+    pub fn from_memory(path: &Path, bytes: &'static [u8]) -> Result<WeightFile> {
+        let tensors = validate(bytes).map_err(|reason| broken(path, reason))?;
+        Ok(WeightFile { path: path.to_path_buf(), source: Source::Memory(bytes), tensors })
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All tensors, sorted by name.
+    pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+        &self.tensors
+    }
+
+    /// The bytes of a tensor of [`Self::tensors`]: borrowed from the map or from memory, or read just now.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] when the file has become shorter since it was opened, [`Error::Io`] when reading fails.
+    pub fn bytes(&self, info: &TensorInfo) -> Result<Cow<'_, [u8]>> {
+        let range = info.offset..info.offset + info.size_bytes;
+        match &self.source {
+            Source::Memory(bytes) => Ok(Cow::Borrowed(&bytes[range])),
+            Source::Mapped(map, disk) => {
+                if disk.now(&self.path)?.len() < disk.len {
+                    return Err(Error::Changed { path: self.path.clone() });
+                }
+                Ok(Cow::Borrowed(&map[range]))
+            }
+            Source::Read(disk) => {
+                let mut bytes = vec![0; info.size_bytes];
+                match read_at(&disk.file, &mut bytes, info.offset as u64) {
+                    Ok(()) => Ok(Cow::Owned(bytes)),
+                    Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                        Err(Error::Changed { path: self.path.clone() })
+                    }
+                    Err(e) => Err(Error::io(&self.path, "read", e)),
+                }
+            }
+        }
+    }
+
+    /// Compares length and modification time with those at the time of opening. To be called after the tensors
+    /// were consumed and before anything made from them is kept.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] when either differs.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let (Source::Mapped(_, disk) | Source::Read(disk)) = &self.source else { return Ok(()) };
+        let now = disk.now(&self.path)?;
+        if now.len() == disk.len && now.modified().ok() == disk.modified {
+            Ok(())
+        } else {
+            Err(Error::Changed { path: self.path.clone() })
+        }
+    }
+}
+
+impl OnDisk {
+    fn now(&self, path: &Path) -> Result<Metadata> {
+        self.file.metadata().map_err(|e| Error::io(path, "read", e))
+    }
+
+    /// Reads prefix and header only: the tensors stay on disk until they are asked for.
+    fn read_header(&self, path: &Path) -> Result<BTreeMap<String, TensorInfo>> {
+        let mut prefix = [0; PREFIX];
+        if self.len >= PREFIX as u64 {
+            read_at(&self.file, &mut prefix, 0).map_err(|e| Error::io(path, "read", e))?;
+        }
+        let header_len = header_len(prefix, self.len).map_err(|reason| broken(path, reason))?;
+        let mut header = vec![0; header_len];
+        read_at(&self.file, &mut header, PREFIX as u64).map_err(|e| Error::io(path, "read", e))?;
+        parse_header(&header, self.len).map_err(|reason| broken(path, reason))
+    }
+}
+
+fn broken(path: &Path, reason: impl Into<String>) -> Error {
+    Error::WeightFile { path: path.to_path_buf(), reason: reason.into() }
+}
+
+#[allow(unsafe_code)] // the only way to a memory map
+fn map(file: &File) -> io::Result<Mmap> {
+    // SAFETY: the map is read-only and private to this module, which hands out `&[u8]` only. What Rust cannot
+    // promise is that no other process changes the file meanwhile: any byte pattern is a valid u8, and the values
+    // are only ever used as numbers after a complete check of the header, so a change can give wrong numbers
+    // (found by `check_unchanged`) or SIGBUS (documented above), but no out-of-range access. `--no-mmap` avoids both.
+    unsafe { Mmap::map(file) }
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !buffer.is_empty() {
+        let n = std::os::windows::fs::FileExt::seek_read(file, buffer, offset)?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        buffer = &mut buffer[n..];
+        offset += n as u64;
+    }
+    Ok(())
+}
+
+#[cfg(not(any(unix, windows)))]
+fn read_at(_: &File, _: &mut [u8], _: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into()) // checkpoints come from memory there
+}
+
+/// Validates a whole file held in memory or mapped.
+fn validate(bytes: &[u8]) -> Result<BTreeMap<String, TensorInfo>, String> {
+    let prefix = bytes.first_chunk::<PREFIX>().copied().unwrap_or_default();
+    let header_len = header_len(prefix, bytes.len() as u64)?;
+    parse_header(&bytes[PREFIX..PREFIX + header_len], bytes.len() as u64)
+}
+
+/// The header's length, checked to lie inside a file of `file_len` bytes.
+fn header_len(prefix: [u8; PREFIX], file_len: u64) -> Result<usize, String> {
+    if file_len < PREFIX as u64 {
+        return Err(format!("expected a safetensors file of at least {PREFIX} bytes, found {file_len}"));
+    }
+    let len = u64::from_le_bytes(prefix);
+    if len > MAX_HEADER_BYTES {
+        return Err(format!("expected a header of at most {MAX_HEADER_BYTES} bytes, its length field says {len}"));
+    }
+    let after = file_len - PREFIX as u64;
+    if len > after {
+        return Err(format!("truncated: expected a header of {len} bytes, only {after} follow its length field"));
+    }
+    Ok(len as usize) // at most MAX_HEADER_BYTES
+}
+
+/// Parses and checks the header of a file of `file_len` bytes. On success every tensor lies inside the file.
+fn parse_header(header: &[u8], file_len: u64) -> Result<BTreeMap<String, TensorInfo>, String> {
+    let text = std::str::from_utf8(header).map_err(|e| format!("expected a header in UTF-8: {e}"))?;
+    if !text.starts_with('{') {
+        return Err("expected a header that begins with '{'".into());
+    }
+    let mut json = serde_json::Deserializer::from_str(text);
+    let Header { metadata, mut tensors } = json
+        .deserialize_map(HeaderVisitor)
+        .and_then(|header| json.end().map(|()| header))
+        .map_err(|e| format!("expected a safetensors header: {e}"))?;
+    tensors.sort_by_key(|(_, info)| info.data_offsets);
+
+    let data_start = PREFIX + header.len();
+    let data_len = file_len - data_start as u64;
+    let mut out = BTreeMap::new();
+    let (mut end, mut previous) = (0, "");
+    for (name, info) in &tensors {
+        let dtype = known_dtype(info.dtype)
+            .ok_or_else(|| format!("tensor {name:?} has type {}, which this engine does not read", info.dtype))?;
+        let (from, to) = info.data_offsets;
+        let size = (info.shape.iter().try_fold(dtype.size_bytes(), |n, d| n.checked_mul(*d)))
+            .ok_or_else(|| format!("tensor {name:?}: its shape {:?} is larger than memory can be", info.shape))?;
+        if to.checked_sub(from) != Some(size) {
+            return Err(format!(
+                "tensor {name:?}: expected {size} bytes for {dtype} {:?}, its offsets are {from}..{to}",
+                info.shape
+            ));
+        }
+        if from > end {
+            return Err(format!("hole: bytes {end}..{from} of the data, before tensor {name:?}, belong to no tensor"));
+        }
+        if from < end {
+            return Err(format!("overlap: tensor {name:?} begins at byte {from} of the data, inside {previous:?}"));
+        }
+        (end, previous) = (to, name);
+        out.insert(
+            name.clone(),
+            // No overflow: `file_len` holds everything, see the comparison below.
+            TensorInfo { dtype, shape: info.shape.clone(), offset: data_start.saturating_add(from), size_bytes: size },
+        );
+    }
+    let end = end as u64;
+    if end > data_len {
+        return Err(format!("truncated: expected {end} bytes of tensors after the header, found {data_len}"));
+    }
+    if end < data_len {
+        let extra = data_len - end;
+        return Err(format!("expected the file to end with its last tensor, found {extra} more bytes"));
+    }
+    // The format's own rules once more, from the crate that defines them.
+    ::safetensors::tensor::Metadata::new(metadata, tensors).map_err(|e| format!("not a safetensors header: {e}"))?;
+    Ok(out)
+}
+
+/// The header as it stands in the file: in order, before any check that needs more than one entry.
+struct Header {
+    metadata: Option<HashMap<String, String>>,
+    tensors: Vec<(String, ::safetensors::tensor::TensorInfo)>,
+}
+
+/// Reads the header's object entry by entry, because a map would hide names that appear twice.
+struct HeaderVisitor;
+
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = Header;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+        let mut header = Header { metadata: None, tensors: Vec::new() };
+        let mut seen = HashSet::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if !seen.insert(name.clone()) {
+                return Err(A::Error::custom(format!("{name:?} appears twice")));
+            }
+            if seen.len() > MAX_TENSORS {
+                return Err(A::Error::custom(format!("more than {MAX_TENSORS} tensors")));
+            }
+            if name == "__metadata__" {
+                header.metadata = map.next_value()?;
+            } else {
+                let info = map.next_value().map_err(|e| A::Error::custom(format!("tensor {name:?}: {e}")))?;
+                header.tensors.push((name, info));
+            }
+        }
+        Ok(header)
+    }
+}
+
+fn known_dtype(dtype: ::safetensors::Dtype) -> Option<Dtype> {
+    use ::safetensors::Dtype as Stored;
+    Some(match dtype {
+        Stored::BOOL => Dtype::Bool,
+        Stored::U8 => Dtype::U8,
+        Stored::I8 => Dtype::I8,
+        Stored::F8_E4M3 => Dtype::F8E4M3,
+        Stored::F8_E5M2 => Dtype::F8E5M2,
+        Stored::U16 => Dtype::U16,
+        Stored::I16 => Dtype::I16,
+        Stored::F16 => Dtype::F16,
+        Stored::BF16 => Dtype::BF16,
+        Stored::U32 => Dtype::U32,
+        Stored::I32 => Dtype::I32,
+        Stored::F32 => Dtype::F32,
+        Stored::U64 => Dtype::U64,
+        Stored::I64 => Dtype::I64,
+        Stored::F64 => Dtype::F64,
+        _ => return None,
+    })
+}
