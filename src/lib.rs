@@ -2,6 +2,7 @@
 
 pub mod diffusion;
 pub mod error;
+pub mod ops;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -1,0 +1,2 @@
+//! Provisional: the list of operations.
+pub mod sampler_step;

@@ -1,0 +1,154 @@
+//! One reverse step of the diffusion: from a model's output and `x_t` to `x_{t-1}`.
+//!
+//! Classifier-free guidance, the estimate of `x0`, its clipping, the posterior mean and the noise are one
+//! operation, because each is a few flops per element and every one of them would otherwise read and write the
+//! whole image. What a run fixes once (which formulas, the guidance scale, the clipping range) is in
+//! [`SamplerStep`]; what changes with every step is a row of eight numbers, see
+//! [`coefficients`](crate::diffusion::sampler::coefficients), so a recorded step can be replayed unchanged.
+//!
+//! [`element`] is the whole arithmetic for one element, in f32 and in the order in which diffusers'
+//! `UnCLIPScheduler` does it: at t = 999 the factor `1 / sqrt(alpha_bar)` is about 20 000, and another order of
+//! the same formula would show in the picture.
+
+/// What the model predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prediction {
+    /// The noise `eps` in `x_t`.
+    Epsilon,
+    /// The clean sample `x0`.
+    Sample,
+}
+
+/// Where the standard deviation of a step's noise comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variance {
+    /// The posterior variance of the schedule, the same for every element.
+    FixedSmallLog,
+    /// The model says, per element, where between the posterior variance and `beta_t` it lies.
+    LearnedRange,
+}
+
+/// One step of ancestral sampling.
+///
+/// # Shapes
+/// `output [2B | B, P, C * (1 | 2)]`, `x_t [B, P, C]`, `noise [B, P, C]`, `coefficients [8]` -> `x_{t-1} [B, P, C]`,
+/// channels last. The output has the doubled batch with guidance, and the doubled channels with a learned
+/// variance; the second half of the channels is then the variance.
+///
+/// # Formula
+/// ```text
+/// out    = u + s (c - u)                                          with guidance, else c
+/// x0     = (x_t - sqrt(1 - alpha_bar) out) / sqrt(alpha_bar)      Epsilon, else out
+/// x0     = clamp(x0, -range, range)                               with clip
+/// sigma  = exp(logvar / 2),  logvar = f ln(beta) + (1 - f) ln(posterior),  f = (v + 1) / 2    LearnedRange
+/// x_{t-1} = a x0 + b x_t + on sigma noise
+/// ```
+/// `v` is the conditional half's variance output and is not guided. The row of coefficients holds, in order,
+/// `sqrt(1 - alpha_bar)`, `sqrt(alpha_bar)`, `a`, `b`, `sigma` of the fixed variance, `ln(beta)`, `ln(posterior)`,
+/// `on` (1, or 0 in the last step, whose noise must still be finite).
+///
+/// # Source
+/// Ho et al. 2020 (DDPM), eq. 7 and 15; Nichol & Dhariwal 2021, eq. 15; Ho & Salimans 2022, eq. 6. The
+/// re-spaced `beta` and the clipping are those of diffusers' `UnCLIPScheduler`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SamplerStep {
+    /// What the model predicts.
+    pub prediction: Prediction,
+    /// Where the noise's standard deviation comes from.
+    pub variance: Variance,
+    /// Bound on the magnitude of `x0`, if it is clipped.
+    pub clip: Option<f32>,
+    /// Guidance scale `s`. With one, the model's output holds the unconditional half of the batch first.
+    pub guidance: Option<f32>,
+}
+
+/// What a step makes of one element.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Element {
+    /// The model's output after guidance.
+    pub guided: f32,
+    /// The estimate of the clean sample, after clipping.
+    pub x0: f32,
+    /// The element of `x_{t-1}`.
+    pub next: f32,
+}
+
+/// The arithmetic of [`SamplerStep`] for one element.
+///
+/// `unconditional` is ignored without guidance, `variance` (the conditional half's `v`) with a fixed variance.
+/// A NaN in the model's output stays a NaN.
+#[inline(always)]
+pub fn element(
+    rule: &SamplerStep,
+    row: &[f32; 8],
+    unconditional: f32,
+    conditional: f32,
+    variance: f32,
+    x_t: f32,
+    noise: f32,
+) -> Element {
+    let [sqrt_one_minus_alpha_bar, sqrt_alpha_bar, x0_weight, x_t_weight, fixed_sigma, log_beta, log_posterior, on] =
+        *row;
+    let guided = match rule.guidance {
+        Some(scale) => unconditional + scale * (conditional - unconditional),
+        None => conditional,
+    };
+    let mut x0 = match rule.prediction {
+        Prediction::Epsilon => (x_t - sqrt_one_minus_alpha_bar * guided) / sqrt_alpha_bar,
+        Prediction::Sample => guided,
+    };
+    if let Some(range) = rule.clip {
+        // Comparisons, not min and max: those would turn a NaN into a pixel.
+        if x0 < -range {
+            x0 = -range;
+        } else if x0 > range {
+            x0 = range;
+        }
+    }
+    let sigma = match rule.variance {
+        Variance::FixedSmallLog => fixed_sigma,
+        Variance::LearnedRange => {
+            let fraction = (variance + 1.0) / 2.0;
+            (0.5 * (fraction * log_beta + (1.0 - fraction) * log_posterior)).exp()
+        }
+    };
+    let next = (x0_weight * x0 + x_t_weight * x_t) + on * (sigma * noise);
+    Element { guided, x0, next }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: SamplerStep =
+        SamplerStep { prediction: Prediction::Sample, variance: Variance::FixedSmallLog, clip: None, guidance: None };
+    const ROW: [f32; 8] = [0.6, 0.8, 0.25, 0.5, 2.0, 0.0, -2.0, 1.0];
+
+    #[test]
+    fn guidance_of_one_gives_the_conditional_output() {
+        let rule = SamplerStep { guidance: Some(1.0), ..PLAIN };
+        assert_eq!(element(&rule, &ROW, 5.0, 3.0, 0.0, 1.0, 1.0).guided, 3.0);
+    }
+
+    #[test]
+    fn guidance_extrapolates_from_the_unconditional_output() {
+        let rule = SamplerStep { guidance: Some(4.0), ..PLAIN };
+        assert_eq!(element(&rule, &ROW, 1.0, 1.5, 0.0, 1.0, 1.0).guided, 3.0);
+    }
+
+    #[test]
+    fn clipping_keeps_nan_and_bounds_both_sides() {
+        let rule = SamplerStep { clip: Some(1.0), ..PLAIN };
+        let x0 = |output| element(&rule, &ROW, 0.0, output, 0.0, 1.0, 1.0).x0;
+        assert_eq!([x0(7.0), x0(-7.0), x0(0.5)], [1.0, -1.0, 0.5]);
+        assert!(x0(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn learned_variance_runs_from_the_posterior_to_beta() {
+        let rule = SamplerStep { variance: Variance::LearnedRange, ..PLAIN };
+        let sigma = |v| element(&rule, &ROW, 0.0, 0.0, v, 0.0, 1.0).next;
+        assert_eq!(sigma(1.0), 1.0);
+        assert_eq!(sigma(-1.0), (-1f32).exp());
+    }
+}
