@@ -1,0 +1,76 @@
+//! Seeded Gaussian noise, the same bits on every machine.
+//!
+//! A picture is a function of its prompt and its seed, so noise is made here and not by a device's own generator.
+//! There are two kinds. [`NoiseKind::Torch`] repeats what `torch.Generator("cpu").manual_seed(seed)` gives, in the
+//! pipeline's order of draws, so that a seed makes the picture that diffusers makes; it is one sequence and must
+//! be made in order. [`NoiseKind::Philox`] is counter-based: every value is a function of seed, draw and index
+//! alone, which any number of threads or devices can make in any order.
+//!
+//! The order of draws for one picture: the prior's start and one draw for each of its steps but the last, then the
+//! same for the decoder, then the same for super-resolution. Every picture has a [`NoiseSource`] of its own.
+
+mod box_muller;
+mod philox;
+mod torch;
+
+pub use philox::{Philox, philox4x32_10};
+pub use torch::TorchGenerator;
+
+/// Which generator makes the noise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NoiseKind {
+    /// The numbers of torch's CPU generator.
+    #[default]
+    Torch,
+    /// The counter-based Philox 4x32-10.
+    Philox,
+}
+
+/// The noise of one picture, draw after draw.
+#[derive(Clone, Debug)]
+pub struct NoiseSource(Generator);
+
+#[derive(Clone, Debug)]
+enum Generator {
+    Torch(Box<TorchGenerator>),
+    Philox { generator: Philox, draw: u64 },
+}
+
+impl NoiseSource {
+    /// Starts the sequence of `seed`. Torch's generator uses only the low 32 bits of it, as torch does.
+    pub fn new(kind: NoiseKind, seed: u64) -> Self {
+        NoiseSource(match kind {
+            NoiseKind::Torch => Generator::Torch(Box::new(TorchGenerator::new(seed))),
+            NoiseKind::Philox => Generator::Philox { generator: Philox::new(seed), draw: 0 },
+        })
+    }
+
+    /// Makes the next draw: standard normal values, in the row-major order of `[C, H, W]` that diffusers has.
+    pub fn fill_normal(&mut self, out: &mut [f32]) {
+        match &mut self.0 {
+            Generator::Torch(generator) => generator.fill_normal(out),
+            Generator::Philox { generator, draw } => {
+                generator.fill_normal(*draw, out);
+                *draw += 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_call_is_the_next_draw_and_a_seed_starts_again() {
+        for kind in [NoiseKind::Torch, NoiseKind::Philox] {
+            let mut draws = [[0f32; 48]; 3];
+            let mut source = NoiseSource::new(kind, 9);
+            source.fill_normal(&mut draws[0]);
+            source.fill_normal(&mut draws[1]);
+            NoiseSource::new(kind, 9).fill_normal(&mut draws[2]);
+            assert_eq!(draws[0], draws[2], "{kind:?}");
+            assert_ne!(draws[0], draws[1], "{kind:?}");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! What changes from step to step, as small tensors made before the run starts.
+//!
+//! A recorded step is replayed unchanged, so everything that depends on the timestep is an input:
+//! [`coefficients`] gives the eight numbers that [`SamplerStep`](crate::ops::SamplerStep) reads, and
+//! [`time_features`] the sinusoids that the models' time embeddings start from. Both follow diffusers operation by
+//! operation in f32; functions such as `ln` are evaluated in f64 and rounded once, which is the best guess at
+//! whatever polynomial a given build of torch uses.
+
+use super::schedule::Schedule;
+
+/// Smallest posterior variance whose logarithm is taken; diffusers clamps there too.
+const MIN_VARIANCE: f32 = 1e-20;
+
+/// One row for every step of a run over `timesteps` (from [`Schedule::timesteps`]).
+///
+/// A row is `[sqrt(1 - alpha_bar_t), sqrt(alpha_bar_t), x0 weight, x_t weight, sigma, ln(beta), ln(posterior
+/// variance), noise factor]`. `beta` is that of the jump from `t` to the next timestep of the list; the last one
+/// jumps to t - 1. The noise factor is 1, and 0 at t = 0, where sigma and both logarithms are 0 as well: a learned
+/// variance then gives a deviation of 1, whatever the model says, which the factor removes.
+///
+/// # Formula
+/// With `alpha_bar'` at the next timestep (1 after the last): `beta = 1 - alpha_bar / alpha_bar'`,
+/// `x0 weight = sqrt(alpha_bar') beta / (1 - alpha_bar)`,
+/// `x_t weight = sqrt(1 - beta) (1 - alpha_bar') / (1 - alpha_bar)`,
+/// `posterior variance = (1 - alpha_bar') / (1 - alpha_bar) beta`, `sigma` its square root.
+///
+/// # Source
+/// Ho et al. 2020, eq. 6 and 7, on the shortened chain of Nichol & Dhariwal 2021, section 4.
+///
+/// # Panics
+/// If a timestep lies outside the schedule.
+pub fn coefficients(schedule: &Schedule, timesteps: &[u32]) -> Vec<[f32; 8]> {
+    let row = |(step, &t): (usize, &u32)| {
+        let next = timesteps.get(step + 1).copied().or(t.checked_sub(1));
+        let t = t as usize;
+        let alpha_bar = schedule.alpha_bar[t];
+        let alpha_bar_next = next.map_or(1.0, |next| schedule.alpha_bar[next as usize]);
+        let (rest, rest_next) = (1.0 - alpha_bar, 1.0 - alpha_bar_next);
+        // Neighbours use the table: 1 - alpha_bar / alpha_bar' would lose most of beta's bits.
+        let (beta, alpha) = if next.map_or(t == 0, |next| next as usize + 1 == t) {
+            (schedule.betas[t], schedule.alphas[t])
+        } else {
+            let beta = 1.0 - alpha_bar / alpha_bar_next;
+            (beta, 1.0 - beta)
+        };
+        let x0_weight = (alpha_bar_next.sqrt() * beta) / rest;
+        let x_t_weight = (alpha.sqrt() * rest_next) / rest;
+        let (sigma, log_beta, log_posterior, on) = if t > 0 {
+            let log_posterior = rounded(f64::ln, ((rest_next / rest) * beta).max(MIN_VARIANCE));
+            (rounded(f64::exp, 0.5 * log_posterior), rounded(f64::ln, beta), log_posterior, 1.0)
+        } else {
+            (0.0, 0.0, 0.0, 0.0)
+        };
+        [rest.sqrt(), alpha_bar.sqrt(), x0_weight, x_t_weight, sigma, log_beta, log_posterior, on]
+    };
+    timesteps.iter().enumerate().map(row).collect()
+}
+
+/// Sinusoids of the timesteps, `[timesteps, width]`: what a time embedding's first linear layer reads.
+///
+/// Sines first, or cosines first with `flip_sin_to_cos`; an odd width ends in a zero.
+///
+/// # Formula
+/// `angle_i = t exp(-ln(10000) i / (width / 2 - freq_shift))`, `i = 0 .. width / 2`
+///
+/// # Source
+/// Vaswani et al. 2017, section 3.5, in the form of diffusers' `get_timestep_embedding`.
+pub fn time_features(timesteps: &[u32], width: usize, flip_sin_to_cos: bool, freq_shift: f32) -> Vec<f32> {
+    let half = width / 2;
+    let divisor = (half as f64 - f64::from(freq_shift)) as f32;
+    let scale = -(10000f64.ln()) as f32;
+    let frequencies: Vec<f32> = (0..half).map(|i| rounded(f64::exp, scale * i as f32 / divisor)).collect();
+    let [first, second]: [fn(f64) -> f64; 2] =
+        if flip_sin_to_cos { [f64::cos, f64::sin] } else { [f64::sin, f64::cos] };
+    let mut features = Vec::with_capacity(timesteps.len() * width);
+    for &t in timesteps {
+        for function in [first, second] {
+            features.extend(frequencies.iter().map(|frequency| rounded(function, t as f32 * frequency)));
+        }
+        features.extend(std::iter::repeat_n(0.0, width % 2));
+    }
+    features
+}
+
+/// A function of an f32, correct to the last bit but for the rarest ties.
+fn rounded(function: fn(f64) -> f64, x: f32) -> f32 {
+    function(f64::from(x)) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diffusion::SchedulerConfig;
+
+    #[test]
+    fn every_coefficient_of_every_run_is_finite() {
+        for num_train_timesteps in [2, 1000, 100_000] {
+            let schedule = Schedule::new(&SchedulerConfig { num_train_timesteps, ..Default::default() });
+            for steps in [2, 7, 25, 1000] {
+                let Ok(timesteps) = schedule.timesteps("steps", steps) else { continue };
+                let rows = coefficients(&schedule, &timesteps);
+                assert!(rows.as_flattened().iter().all(|c| c.is_finite()), "{num_train_timesteps} {steps}");
+                assert!(rows.iter().rev().skip(1).all(|row| row[7] == 1.0));
+                assert_eq!(rows[steps - 1][4..], [0.0; 4]);
+            }
+        }
+    }
+
+    #[test]
+    fn an_odd_width_ends_in_a_zero() {
+        let features = time_features(&[0, 3], 5, true, 0.0);
+        assert_eq!(features[..5], [1.0, 1.0, 0.0, 0.0, 0.0]);
+        assert_eq!(features[9], 0.0);
+    }
+}
