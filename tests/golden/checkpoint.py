@@ -1,4 +1,4 @@
-"""A random unCLIP (Karlo-type) checkpoint of 1 MB in the diffusers folder layout.
+"""A random unCLIP (Karlo-type) checkpoint of 1.8 MB in the diffusers folder layout.
 
 Every block type and every detail of Karlo at reduced widths: 16 px decoder, 64 px
 super-resolution.  Names and shapes come from the diffusers and transformers classes
