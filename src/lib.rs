@@ -2,6 +2,9 @@
 
 pub mod diffusion;
 pub mod error;
+pub mod image;
+#[cfg(feature = "tokenizer")]
+pub mod tokenizer;
 pub mod weights;
 
 pub use error::{Error, Result};
