@@ -3,9 +3,12 @@
 pub mod backend;
 pub mod diffusion;
 pub mod error;
+pub mod image;
 pub mod model;
 pub mod ops;
 pub mod plan;
+#[cfg(feature = "tokenizer")]
+pub mod tokenizer;
 pub mod weights;
 
 pub use error::{Error, Result};

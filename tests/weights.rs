@@ -1,5 +1,7 @@
 //! Weight files and checkpoint folders: what is read, and that nothing damaged gets through or panics.
 
+#![allow(clippy::unwrap_used)] // a failed expectation ends a test, as it should
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -238,7 +240,7 @@ fn a_folder_that_is_no_checkpoint_is_refused() {
         (r#"{"_class_name":"StableDiffusionPipeline"}"#, "found \"StableDiffusionPipeline\""),
     ] {
         fs::write(dir.path().join("model_index.json"), text).unwrap();
-        let error = open(dir.path()).err().expect("an error");
+        let error = open(dir.path()).expect_err("an error");
         assert!(matches!(error, Error::Config { .. }) && error.exit_code() == 3);
         assert!(error.to_string().contains(expected), "{error}");
     }

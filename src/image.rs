@@ -1,0 +1,306 @@
+//! Pictures as bytes, and PNG files that are either complete or not there.
+//!
+//! The models give `f32` in [-1, 1], channels last; an [`Image`] holds the `u8` that the original pipeline makes of
+//! them. A PNG carries its settings in text chunks, so that a picture can be made again. It is written beside its
+//! target and renamed: whatever happens, the target holds either what it held before or a whole picture.
+
+#[cfg(feature = "png")]
+use std::fs;
+#[cfg(feature = "png")]
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// A colour picture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Pixels in a row.
+    pub width: usize,
+    /// Number of rows.
+    pub height: usize,
+    /// `[height, width, 3]`: red, green, blue.
+    pub pixels: Vec<u8>,
+}
+
+impl Image {
+    /// Pixels from model values `x` `[height, width, 3]` in [-1, 1]: `clamp(x / 2 + 1/2, 0, 1) * 255`, rounded half to
+    /// even, all in f32 as the original does it. NaN gives 0.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when `x` has another length.
+    pub fn from_unit_range(width: usize, height: usize, x: &[f32]) -> Result<Image> {
+        if width.checked_mul(height).and_then(|n| n.checked_mul(3)) != Some(x.len()) {
+            return Err(Error::Shape {
+                at: "image".into(),
+                reason: format!("expected [{height}, {width}, 3] values, found {}", x.len()),
+            });
+        }
+        let byte = |x: &f32| ((x * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
+        Ok(Image { width, height, pixels: x.iter().map(byte).collect() })
+    }
+}
+
+/// The settings of a picture as image tools expect them, in a text chunk with the keyword `parameters`.
+///
+/// Prompt, a line `Negative prompt: ...`, and a line of `Key: value` pairs, which readers recognise by three or more
+/// pairs; customary keys are Steps, Sampler, CFG scale, Seed, Size, Model and Version.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parameters {
+    /// What was asked for; may have several lines.
+    pub prompt: String,
+    /// What was asked not to be there; left out when empty.
+    pub negative_prompt: String,
+    /// Keys and values of the last line, in order.
+    pub fields: Vec<(String, String)>,
+}
+
+impl Parameters {
+    /// The text of the chunk. A value with a comma, a colon, a quote or a line break is written as a JSON string.
+    pub fn text(&self) -> String {
+        let mut text = self.prompt.clone();
+        if !self.negative_prompt.is_empty() {
+            text += "\nNegative prompt: ";
+            text += &self.negative_prompt;
+        }
+        let quoted = |value: &str| match value.contains([',', ':', '"', '\n', '\r']) {
+            true => serde_json::Value::from(value).to_string(),
+            false => value.to_string(),
+        };
+        let fields: Vec<String> = self.fields.iter().map(|(key, value)| format!("{key}: {}", quoted(value))).collect();
+        if !fields.is_empty() {
+            text += "\n";
+            text += &fields.join(", ");
+        }
+        text
+    }
+}
+
+/// Says before the long work whether a file could be written at `path` after it.
+///
+/// # Errors
+/// [`Error::Io`] when the folder is missing or not writable, or when `path` is a folder.
+#[cfg(feature = "png")]
+pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    if path.is_dir() {
+        return Err(Error::io(path, "write", std::io::ErrorKind::IsADirectory.into()));
+    }
+    // Permissions alone do not tell (read-only file systems, access lists): a file has to be made. It goes at once.
+    Beside::create(path).map(drop)
+}
+
+#[cfg(feature = "png")]
+impl Image {
+    /// Writes the picture to `path` as a PNG with text chunks of (keyword, text).
+    ///
+    /// The file is written beside `path`, flushed to the disk, and renamed over it.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; `path` is then as it was, and nothing is left beside it.
+    pub fn write_png(&self, path: impl AsRef<Path>, texts: &[(&str, &str)]) -> Result<()> {
+        let path = path.as_ref();
+        let failed = |e: std::io::Error| Error::io(path, "write", e);
+        let mut file = Beside::create(path)?;
+        let mut buffered = std::io::BufWriter::new(&mut file.file);
+        self.encode_png(&mut buffered, texts).map_err(|e| failed(e.into()))?;
+        buffered.into_inner().map_err(|e| failed(e.into_error()))?;
+        file.file.sync_all().map_err(failed)?;
+        file.rename()
+    }
+
+    /// The PNG as bytes go to `out`; see [`Image::write_png`].
+    ///
+    /// # Errors
+    /// What `out` reports, and an error for a keyword that PNG does not allow (1 to 79 Latin-1 characters).
+    pub fn encode_png(&self, out: impl std::io::Write, texts: &[(&str, &str)]) -> Result<(), png::EncodingError> {
+        let side = |n: usize| u32::try_from(n).map_err(|_| std::io::Error::from(std::io::ErrorKind::InvalidInput));
+        let mut encoder = png::Encoder::new(out, side(self.width)?, side(self.height)?);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_depth(png::BitDepth::Eight);
+        for (keyword, text) in texts {
+            // NUL ends a text in the format.
+            let (keyword, text) = (keyword.to_string(), text.replace('\0', "\u{fffd}"));
+            // Latin-1 where it is enough, because every reader knows that chunk.
+            if text.chars().all(|c| u32::from(c) < 256) {
+                encoder.add_text_chunk(keyword, text)?;
+            } else {
+                encoder.add_itxt_chunk(keyword, text)?;
+            }
+        }
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(&self.pixels)?;
+        writer.finish()
+    }
+}
+
+/// A file under a name of its own beside its target, removed again unless it is renamed over it.
+#[cfg(feature = "png")]
+struct Beside {
+    file: fs::File,
+    path: std::path::PathBuf,
+    target: std::path::PathBuf,
+}
+
+#[cfg(feature = "png")]
+impl Beside {
+    fn create(target: &Path) -> Result<Beside> {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let refused = |why| Error::io(target, "write", std::io::Error::new(std::io::ErrorKind::InvalidInput, why));
+        let real = match fs::canonicalize(target) {
+            // A rename over a device or a pipe would replace it for everyone.
+            Ok(real) if !real.is_file() => return Err(refused("expected a regular file")),
+            Ok(real) => real, // where a symbolic link leads
+            Err(_) => target.to_path_buf(),
+        };
+        let name = real.file_name().ok_or_else(|| refused("expected a file name"))?;
+        loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            // Short, so that a name of the greatest length a folder takes is not made too long by it.
+            let unique = format!(".{}-{number}.tmp", std::process::id());
+            let mut full = name.to_os_string();
+            full.push(&unique);
+            let path = real.with_file_name(if full.len() > 255 { unique.into() } else { full });
+            match fs::File::options().write(true).create_new(true).open(&path) {
+                Ok(file) => return Ok(Beside { file, path, target: real }),
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
+                Err(e) => return Err(Error::io(target, "write", e)),
+            }
+        }
+    }
+
+    fn rename(self) -> Result<()> {
+        fs::rename(&self.path, &self.target).map_err(|e| Error::io(&self.target, "write", e))
+    }
+}
+
+#[cfg(feature = "png")]
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // After a rename there is nothing of this name; otherwise there is no one left to tell.
+        _ = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_round_half_to_even_and_stay_in_range() {
+        let x = [-1.0, 1.0, -7.0, 7.0, f32::NAN, 0.0, 2.0 * 2.5 / 255.0 - 1.0, f32::INFINITY, f32::NEG_INFINITY];
+        let image = Image::from_unit_range(3, 1, &x).unwrap();
+        // 0 is 127.5, which goes to the even 128.
+        assert_eq!(image.pixels, [0, 255, 0, 255, 0, 128, 2, 255, 0]);
+    }
+
+    #[test]
+    fn every_byte_comes_back_from_its_model_value() {
+        let x: Vec<f32> = (0..=255).flat_map(|b| [b as f32 / 127.5 - 1.0; 3]).collect();
+        let image = Image::from_unit_range(16, 16, &x).unwrap();
+        let want: Vec<u8> = (0..=255).flat_map(|b| [b; 3]).collect();
+        assert_eq!(image.pixels, want);
+    }
+
+    #[test]
+    fn a_wrong_number_of_values_is_refused() {
+        assert!(matches!(Image::from_unit_range(2, 2, &[0.0; 11]), Err(Error::Shape { .. })));
+        assert!(matches!(Image::from_unit_range(usize::MAX, 2, &[0.0; 12]), Err(Error::Shape { .. })));
+    }
+
+    #[test]
+    fn parameters_quote_what_would_end_a_value() {
+        let pairs = [("Steps", "25"), ("Model", "a, b: \"c\"\nd"), ("Size", "256x256"), ("Note", "é")];
+        let parameters = Parameters {
+            prompt: "a cat\non a mat".into(),
+            negative_prompt: "dog".into(),
+            fields: pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
+        };
+        let want = "a cat\non a mat\nNegative prompt: dog\n\
+                    Steps: 25, Model: \"a, b: \\\"c\\\"\\nd\", Size: 256x256, Note: é";
+        assert_eq!(parameters.text(), want);
+        let bare = Parameters { prompt: "a cat".into(), ..Default::default() };
+        assert_eq!(bare.text(), "a cat");
+    }
+
+    #[cfg(feature = "png")]
+    mod png_files {
+        use super::*;
+
+        fn gradient() -> Image {
+            Image { width: 5, height: 3, pixels: (0..45).map(|i| i * 5).collect() }
+        }
+
+        fn names(dir: &Path) -> Vec<String> {
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+        }
+
+        #[test]
+        fn a_written_png_reads_back_with_its_texts() {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("a.png");
+            fs::write(&path, "old").unwrap();
+            let image = gradient();
+            image.write_png(&path, &[("parameters", "café\0"), ("engine", "猫"), ("latin", "é\nx")]).unwrap();
+            assert_eq!(names(dir.path()), ["a.png"]);
+
+            let file = std::io::BufReader::new(fs::File::open(&path).unwrap());
+            let mut reader = png::Decoder::new(file).read_info().unwrap();
+            let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+            let frame = reader.next_frame(&mut pixels).unwrap();
+            assert_eq!((frame.width, frame.height, frame.color_type), (5, 3, png::ColorType::Rgb));
+            assert_eq!(pixels, image.pixels);
+            let info = reader.info();
+            let latin = &info.uncompressed_latin1_text;
+            assert_eq!((latin.len(), latin[0].keyword.as_str(), latin[0].text.as_str()), (1, "latin", "é\nx"));
+            let utf8: Vec<_> = info.utf8_text.iter().map(|t| (t.keyword.as_str(), t.get_text().unwrap())).collect();
+            assert_eq!(utf8, [("parameters", "café\u{fffd}".to_string()), ("engine", "猫".to_string())]);
+        }
+
+        #[test]
+        fn a_failed_write_leaves_the_target_and_nothing_beside_it() {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("a.png");
+            fs::write(&path, "old").unwrap();
+            let mut short = gradient();
+            short.pixels.pop();
+            assert!(matches!(short.write_png(&path, &[]), Err(Error::Io { path: p, .. }) if p == path));
+            assert!(gradient().write_png(&path, &[("", "no keyword")]).is_err());
+            assert_eq!(fs::read(&path).unwrap(), b"old");
+            assert_eq!(names(dir.path()), ["a.png"]);
+
+            let folder = dir.path().join("folder");
+            fs::create_dir(&folder).unwrap();
+            assert!(gradient().write_png(&folder, &[]).is_err());
+            assert_eq!(names(dir.path()).len(), 2);
+        }
+
+        #[cfg(unix)]
+        #[test]
+        fn links_are_followed_and_devices_left_alone() {
+            let dir = tempfile::tempdir().unwrap();
+            let (link, real) = (dir.path().join("link.png"), dir.path().join("real.png"));
+            fs::write(&real, "old").unwrap();
+            std::os::unix::fs::symlink(&real, &link).unwrap();
+            gradient().write_png(&link, &[]).unwrap();
+            assert!(link.is_symlink() && fs::read(&real).unwrap().starts_with(b"\x89PNG"));
+            assert!(check_writable("/dev/null").unwrap_err().to_string().contains("expected a regular file"));
+        }
+
+        #[test]
+        fn an_unwritable_target_is_known_beforehand() {
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join("file");
+            fs::write(&file, "").unwrap();
+            check_writable(&file).unwrap();
+            check_writable(dir.path().join("new.png")).unwrap();
+            check_writable(dir.path().join("n".repeat(251) + ".png")).unwrap();
+            assert_eq!(names(dir.path()), ["file"]);
+            for bad in [dir.path().to_path_buf(), dir.path().join("none/a.png"), file.join("a.png"), "/".into()] {
+                let error = check_writable(&bad).expect_err(&bad.display().to_string());
+                assert!(matches!(error, Error::Io { ref path, .. } if *path == bad), "{error:?}");
+                assert_eq!(error.exit_code(), 5);
+            }
+        }
+    }
+}
