@@ -78,6 +78,11 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// A network gave something that is no number: damaged weights, or a range that the precision cannot hold.
+    NotFinite {
+        /// Which stage.
+        stage: String,
+    },
     /// The caller asked to stop.
     Cancelled,
 }
@@ -109,6 +114,7 @@ impl Error {
             | Error::Shape { .. }
             | Error::Changed { .. }
             | Error::Unsupported { .. } => 3,
+            Error::NotFinite { .. } => 1,
             Error::Device { .. } => 4,
             Error::Io { .. } => 5,
             Error::Cancelled => 130,
@@ -132,6 +138,9 @@ impl fmt::Display for Error {
             Error::Device { backend, reason } => write!(f, "{backend}: {reason}"),
             Error::Changed { path } => {
                 write!(f, "{}: the file changed while it was being read; nothing was written", path.display())
+            }
+            Error::NotFinite { stage } => {
+                write!(f, "{stage}: the result holds values that are no numbers; are the weights damaged?")
             }
             Error::Cancelled => write!(f, "interrupted"),
         }

@@ -24,6 +24,7 @@ use tokenizers::pre_tokenizers::{self, byte_level::ByteLevel};
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
 use crate::error::{Error, Result};
+use crate::model::text_encoder::Tokens;
 use crate::weights::Checkpoint;
 
 const FOLDER: &str = "tokenizer";
@@ -38,17 +39,6 @@ const DEFAULTS: [(&str, &str); 4] = [
     ("unk_token", "<|endoftext|>"),
     ("pad_token", "<|endoftext|>"),
 ];
-
-/// A prompt as the text encoder takes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tokens {
-    /// `[context_length]`: begin, text, end, padding.
-    pub ids: Vec<u32>,
-    /// `[context_length]`: true for begin, text and end; false for padding.
-    pub mask: Vec<bool>,
-    /// The end of the prompt that did not fit, as text; to be shown to whoever wrote it.
-    pub cut: Option<String>,
-}
 
 /// The tokenizer of a checkpoint.
 #[derive(Debug)]

@@ -10,6 +10,17 @@ use crate::ops::Activation;
 use crate::plan::{Graph, Plan, WeightSource};
 use serde::Deserialize;
 
+/// A prompt as the text encoder takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// `[context_length]`: begin, text, end, padding.
+    pub ids: Vec<u32>,
+    /// `[context_length]`: true for begin, text and end; false for padding.
+    pub mask: Vec<bool>,
+    /// The end of the prompt that did not fit, as text; to be shown to whoever wrote it.
+    pub cut: Option<String>,
+}
+
 /// `text_encoder/config.json`.
 #[derive(Clone, Debug, Deserialize)]
 #[allow(missing_docs)] // the checkpoint's own names

@@ -22,8 +22,9 @@ use serde::de::{DeserializeOwned, Deserializer, Error as _, MapAccess, Visitor};
 
 use super::layout::{self, Files, Refusal};
 use super::safetensors::WeightFile;
-use super::{TensorInfo, to_f32s};
+use super::{Dtype, TensorInfo, to_f32s};
 use crate::error::{Error, Result};
+use crate::plan::{Stored, WeightSource};
 
 const MODEL_INDEX: &str = "model_index.json";
 const PIPELINES: [&str; 2] = ["UnCLIPPipeline", "UnCLIPImageVariationPipeline"];
@@ -374,6 +375,40 @@ impl Component {
             expected: expected.to_string(),
             found: found.to_string(),
         }
+    }
+}
+
+impl WeightSource for Component {
+    fn shape(&self, tensor: &str) -> Option<Vec<usize>> {
+        self.info(tensor).map(|info| info.shape.clone())
+    }
+
+    fn load(&self, tensor: &str) -> Result<Stored<'_>> {
+        let (file, info) = self.locate(tensor).ok_or_else(|| self.wrong(tensor, "a tensor of this name", "none"))?;
+        Ok(match info.dtype {
+            Dtype::F32 => Stored::F32(cast(file.bytes(info)?)),
+            Dtype::F16 => Stored::F16(cast(file.bytes(info)?)),
+            Dtype::BF16 => Stored::BF16(cast(file.bytes(info)?)),
+            _ => Stored::F32(Cow::Owned(self.f32s(tensor)?)),
+        })
+    }
+
+    fn path(&self) -> &Path {
+        match self.files.as_slice() {
+            [file] => file.path(),
+            _ => &self.path,
+        }
+    }
+}
+
+/// Bytes as numbers: in place where they are aligned, else copied.
+fn cast<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(bytes: Cow<'_, [u8]>) -> Cow<'_, [T]> {
+    match bytes {
+        Cow::Borrowed(bytes) => match bytemuck::try_cast_slice(bytes) {
+            Ok(numbers) => Cow::Borrowed(numbers),
+            Err(_) => Cow::Owned(bytemuck::allocation::pod_collect_to_vec(bytes)),
+        },
+        Cow::Owned(bytes) => Cow::Owned(bytemuck::allocation::pod_collect_to_vec(&bytes)),
     }
 }
 

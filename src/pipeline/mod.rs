@@ -1,0 +1,210 @@
+//! Text to pictures: which plan runs when, how often, and with what inputs.
+//!
+//! A [`Pipeline`] is a checkpoint, its configurations and a back end. [`Pipeline::run`] takes a [`Request`] through
+//! the stages in order; a stage opens its component's weights, records and compiles its plan, runs it and lets go
+//! of everything before the next stage begins, so that no more than one network is in memory.
+//!
+//! Pictures do not influence one another: each has a noise source of its own (picture `k` of a request has seed
+//! `seed + k`), and back ends compute each row of a batch as if it were alone. So they are worked on in groups as
+//! large as memory allows, and a group's size shows in nothing but time.
+
+mod request;
+mod sampling;
+mod stages;
+mod trace;
+
+pub use request::{Defaults, Event, Prompt, Request, Stage};
+pub use trace::Trace;
+
+use crate::backend::Backend;
+use crate::diffusion::{NoiseSource, SchedulerConfig};
+use crate::error::{Error, Result};
+use crate::image::Image;
+use crate::model::text_encoder::Tokens;
+use crate::model::{prior, text_encoder, text_proj, unet};
+use crate::plan::Plan;
+#[cfg(feature = "tokenizer")]
+use crate::tokenizer::Tokenizer;
+use crate::weights::Checkpoint;
+use std::ops::ControlFlow;
+
+/// Bytes of intermediate values that a group of pictures may need, unless the caller says otherwise.
+const MEMORY: u64 = 2 << 30;
+
+/// A checkpoint that is ready to make pictures.
+pub struct Pipeline {
+    checkpoint: Checkpoint,
+    backend: Box<dyn Backend>,
+    configs: Configs,
+    defaults: Defaults,
+    memory: u64,
+    #[cfg(feature = "tokenizer")]
+    tokenizer: Tokenizer,
+}
+
+/// The typed configurations of all components, read and checked before any weight is touched.
+struct Configs {
+    text_encoder: text_encoder::Config,
+    prior: prior::Config,
+    text_proj: text_proj::Config,
+    decoder: unet::Config,
+    super_res_first: unet::Config,
+    super_res_last: unet::Config,
+    prior_scheduler: SchedulerConfig,
+    decoder_scheduler: SchedulerConfig,
+    super_res_scheduler: SchedulerConfig,
+}
+
+/// What a caller of [`Pipeline::run`] sees; see [`Event`].
+pub type Observer<'a> = dyn FnMut(Event<'_>) -> ControlFlow<()> + 'a;
+
+impl Pipeline {
+    /// Reads a checkpoint's configurations and tokenizer; weights are opened when their stage begins.
+    ///
+    /// # Errors
+    /// A component is missing, or a configuration is damaged, not implemented, or contradicts another.
+    pub fn open(checkpoint: Checkpoint, backend: Box<dyn Backend>) -> Result<Pipeline> {
+        checkpoint.require(&["text_encoder", "prior", "text_proj", "decoder", "super_res_first", "super_res_last"])?;
+        let scheduler = |name: &str| {
+            let file = format!("{name}/scheduler_config.json");
+            SchedulerConfig::from_json(&checkpoint.path().join(&file), &checkpoint.read(&file)?)
+        };
+        let configs = Configs {
+            text_encoder: checkpoint.json("text_encoder/config.json")?,
+            prior: checkpoint.json("prior/config.json")?,
+            text_proj: checkpoint.json("text_proj/config.json")?,
+            decoder: checkpoint.json("decoder/config.json")?,
+            super_res_first: checkpoint.json("super_res_first/config.json")?,
+            super_res_last: checkpoint.json("super_res_last/config.json")?,
+            prior_scheduler: scheduler("prior_scheduler")?,
+            decoder_scheduler: scheduler("decoder_scheduler")?,
+            super_res_scheduler: scheduler("super_res_scheduler")?,
+        };
+        configs.check(&checkpoint)?;
+        Ok(Pipeline {
+            #[cfg(feature = "tokenizer")]
+            tokenizer: Tokenizer::from_checkpoint(&checkpoint, configs.prior.num_embeddings)?,
+            defaults: Defaults::read(&checkpoint)?,
+            checkpoint,
+            backend,
+            configs,
+            memory: MEMORY,
+        })
+    }
+
+    /// Limits the memory for intermediate values of pictures that are worked on together. One picture is always
+    /// possible.
+    pub fn memory_limit(mut self, bytes: u64) -> Pipeline {
+        self.memory = bytes;
+        self
+    }
+
+    /// The settings that the checkpoint asks for, where a request leaves them open.
+    pub fn defaults(&self) -> &Defaults {
+        &self.defaults
+    }
+
+    /// The checkpoint.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// Side of the finished picture in pixels.
+    pub fn picture_size(&self) -> usize {
+        self.configs.super_res_first.sample_size.unwrap_or(0)
+    }
+
+    /// Makes the request's pictures, prompts outer and pictures per prompt inner.
+    ///
+    /// `observer` is called when stages begin and end and after every step; it can end the run by answering
+    /// [`ControlFlow::Break`].
+    ///
+    /// # Errors
+    /// [`Error::Request`] for settings out of range, [`Error::Cancelled`] if the observer asked to stop, and
+    /// whatever is wrong with the checkpoint's weights or the device.
+    pub fn run(&self, request: &Request, observer: &mut Observer<'_>) -> Result<Vec<Image>> {
+        self.run_traced(request, observer, &mut Trace::off())
+    }
+
+    /// As [`Pipeline::run`], and keeps the intermediate tensors that `trace` asks for. With a trace that is on, all
+    /// pictures are worked on together, whatever memory that takes.
+    ///
+    /// # Errors
+    /// As for [`Pipeline::run`].
+    pub fn run_traced(&self, request: &Request, observer: &mut Observer<'_>, trace: &mut Trace) -> Result<Vec<Image>> {
+        request.check()?;
+        let settings = request.settings(&self.defaults);
+        settings.check()?;
+        let pictures = request.pictures();
+        let noise = (0..pictures as u64).map(|k| NoiseSource::new(request.noise, request.seed.wrapping_add(k)));
+        let mut session = stages::Session {
+            pipeline: self,
+            settings,
+            observer,
+            trace,
+            noise: noise.collect(),
+        };
+        let text = session.text(request)?;
+        let image_embeds = session.prior(&text)?;
+        let conditions = session.text_proj(&text, &image_embeds)?;
+        let small = session.decoder(&conditions)?;
+        session.super_res(&small)
+    }
+
+    /// The plan of one stage as the request would run it, for listings. The plan is for all pictures together.
+    ///
+    /// # Errors
+    /// As for [`Pipeline::run`].
+    pub fn plan(&self, stage: Stage, pictures: usize, guided: bool) -> Result<Plan> {
+        stages::plan(self, stage, pictures, guided)
+    }
+
+    /// A prompt's tokens, and a warning if a part had to be left out.
+    fn tokens(&self, prompt: &Prompt) -> Result<Tokens> {
+        let length = self.configs.prior.num_embeddings;
+        let tokens = match prompt {
+            #[cfg(feature = "tokenizer")]
+            Prompt::Text(text) => self.tokenizer.encode(text)?,
+            Prompt::Tokens(tokens) => tokens.clone(),
+        };
+        if tokens.ids.len() != length || tokens.mask.len() != length {
+            let reason = format!("{} ids and {} mask entries; both must be {length}", tokens.ids.len(), tokens.mask.len());
+            return Err(Error::request("tokens", reason));
+        }
+        let vocabulary = self.configs.text_encoder.vocab_size;
+        match tokens.ids.iter().find(|&&id| id as usize >= vocabulary) {
+            Some(id) => {
+                Err(Error::request("prompt", format!("token {id} lies beyond the model's vocabulary of {vocabulary}")))
+            }
+            None => Ok(tokens),
+        }
+    }
+}
+
+impl Configs {
+    /// Sizes that two components must agree on.
+    fn check(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let dim = self.prior.embedding_dim;
+        let agree = |component: &str, key: &str, found: usize, other: &str, wanted: usize| {
+            if found == wanted {
+                return Ok(());
+            }
+            let path = checkpoint.path().join(component).join("config.json");
+            Err(Error::config(path, format!("{key} is {found}, but {other} is {wanted}")))
+        };
+        let tokens = self.text_encoder.max_position_embeddings;
+        agree("prior", "num_embeddings", self.prior.num_embeddings, "the text encoder's max_position_embeddings", tokens)?;
+        agree("text_encoder", "projection_dim", self.text_encoder.projection_dim, "the prior's embedding_dim", dim)?;
+        agree("text_encoder", "hidden_size", self.text_encoder.hidden_size, "the prior's embedding_dim", dim)?;
+        agree("text_proj", "clip_embeddings_dim", self.text_proj.clip_embeddings_dim, "the prior's embedding_dim", dim)?;
+        let cross = self.decoder.cross_attention_dim.unwrap_or(0);
+        let own = self.text_proj.cross_attention_dim;
+        agree("text_proj", "cross_attention_dim", own, "the decoder's cross_attention_dim", cross)?;
+        let time = self.decoder.time_embedding();
+        let own = self.text_proj.time_embed_dim;
+        agree("text_proj", "time_embed_dim", own, "the width of the decoder's time embedding", time)?;
+        agree("super_res_first", "out_channels", self.super_res_first.out_channels, "the number of colours", 3)?;
+        agree("super_res_last", "out_channels", self.super_res_last.out_channels, "the number of colours", 3)?;
+        agree("decoder", "in_channels", self.decoder.in_channels, "the number of colours", 3)
+    }
+}
