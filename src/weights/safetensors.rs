@@ -113,6 +113,9 @@ impl WeightFile {
     ///
     /// # Errors
     /// [`Error::Changed`] when the file has become shorter since it was opened, [`Error::Io`] when reading fails.
+    ///
+    /// # Panics
+    /// May panic when `info` does not come from this file.
     pub fn bytes(&self, info: &TensorInfo) -> Result<Cow<'_, [u8]>> {
         let range = info.offset..info.offset + info.size_bytes;
         match &self.source {
