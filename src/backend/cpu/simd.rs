@@ -91,12 +91,20 @@ per_isa! {
 }
 
 per_isa! {
-    /// `out = activation(x * scale + shift)` for rows of channels.
-    pub fn affine_rows(x: &[f32], scale: &[f32], shift: &[f32], activation: Option<Activation>, out: &mut [f32]) {
+    /// `out = activation((x - center) * scale + shift)` for rows of channels.
+    pub fn affine_rows(
+        x: &[f32],
+        center: &[f32],
+        scale: &[f32],
+        shift: &[f32],
+        activation: Option<Activation>,
+        out: &mut [f32],
+    ) {
         let c = scale.len();
+        let (center, shift) = (&center[..c], &shift[..c]);
         for (x, y) in x.chunks_exact(c).zip(out.chunks_exact_mut(c)) {
             for i in 0..c {
-                y[i] = x[i] * scale[i] + shift[i];
+                y[i] = (x[i] - center[i]) * scale[i] + shift[i];
             }
             if let Some(activation) = activation {
                 apply(activation, y);
