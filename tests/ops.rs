@@ -1,4 +1,5 @@
 //! Every operation on the CPU against loops in f64, on every instruction set, and what must not change a bit.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod support;
 

@@ -69,7 +69,7 @@ impl Case {
                 }
                 Fill::Mask => {
                     let keys = input.shape[1];
-                    let keep = |i: usize, u: f64| if i % keys == 0 || u < 0.6 { 1.0 } else { 0.0 };
+                    let keep = |i: usize, u: f64| if i.is_multiple_of(keys) || u < 0.6 { 1.0 } else { 0.0 };
                     Data::Numbers((0..length).map(|i| keep(i, random.uniform())).collect())
                 }
                 Fill::Rows(bound) => {

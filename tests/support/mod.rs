@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use unclip::backend::{Backend, Executable};
 use unclip::error::{Error, Result};
-use unclip::ops::{Op, Operation};
+use unclip::ops::{Op, Operation, elements};
 use unclip::plan::{Element, Origin, Plan, Step, Stored, Value, ValueId, WeightSource};
 
 /// Random numbers that need no crate and never change: SplitMix64 (Steele et al. 2014).
@@ -190,4 +190,33 @@ impl WeightSource for Tensors {
     fn path(&self) -> &Path {
         Path::new("memory")
     }
+}
+
+/// The inputs of a plan with numbers for the given picture.
+pub fn inputs(plan: &Plan, picture: u64) -> Vec<(String, Vec<f32>)> {
+    let mut random = Random(picture);
+    let mut inputs = Vec::new();
+    for value in &plan.values {
+        if let (Origin::Input { name, .. }, Element::F32) = (&value.origin, value.element) {
+            inputs.push((name.clone(), (0..elements(&value.shape)).map(|_| random.normal() as f32).collect()));
+        }
+    }
+    inputs
+}
+
+/// Two pictures of three steps each: all outputs after every step.
+pub fn replay(executable: &mut dyn Executable) -> Vec<Vec<f32>> {
+    let plan = executable.plan().clone();
+    let mut seen = Vec::new();
+    for picture in 0..2 {
+        for (name, data) in inputs(&plan, picture) {
+            executable.write(&name, &data).expect("the plan runs");
+        }
+        executable.run_once().expect("the plan runs");
+        for step in 0..3 {
+            executable.run_step(step).expect("the plan runs");
+            seen.extend(plan.outputs.iter().map(|(name, _)| executable.read(name).expect("the plan runs")));
+        }
+    }
+    seen
 }
