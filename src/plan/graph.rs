@@ -98,9 +98,24 @@ impl<'w> Graph<'w> {
         self.state.borrow_mut().outputs.push((name.to_owned(), tensor.id));
     }
 
-    /// After every step, copies `from` to the varying input `to`.
+    /// After every step, copies `from` to the varying input `to`. Several feeds are made in the order recorded.
+    #[track_caller]
     pub fn feed(&self, from: Tensor<'_>, to: Tensor<'_>) {
-        self.state.borrow_mut().feeds.push((from.id, to.id));
+        let wrong = {
+            let state = self.state.borrow();
+            let (source, target) = (&state.values[from.id.0], &state.values[to.id.0]);
+            let varies = matches!(target.origin, Origin::Input { varies: true, .. });
+            let mut root = from.id;
+            while let Origin::Alias(of) = state.values[root.0].origin {
+                root = of;
+            }
+            let fits = varies && source.shape == target.shape && source.element == target.element && root != to.id;
+            (!fits).then(|| format!("feed: {:?} cannot become {:?}, {:?}", source.shape, target.shape, target.origin))
+        };
+        match wrong {
+            Some(reason) => self.complain_shape(&line(), reason),
+            None => self.state.borrow_mut().feeds.push((from.id, to.id)),
+        }
     }
 
     /// Ends the recording: steps that do not vary move to the front, neighbouring steps are fused.
@@ -109,6 +124,17 @@ impl<'w> Graph<'w> {
     /// The first complaint of the recording: a weight that is missing or of another shape, or shapes that
     /// contradict each other, with the line of the model that asked.
     pub fn finish(self) -> Result<Plan> {
+        let mut plan = self.finish_unfused()?;
+        super::fuse::fuse(&mut plan);
+        Ok(plan)
+    }
+
+    /// Ends the recording like [`Graph::finish`], but fuses nothing: for tests of fusions, and for finding out
+    /// whether one of them is at fault.
+    ///
+    /// # Errors
+    /// As for [`Graph::finish`].
+    pub fn finish_unfused(self) -> Result<Plan> {
         let state = self.state.into_inner();
         if let Some(complaint) = state.complaint {
             return Err(complaint);
@@ -122,15 +148,26 @@ impl<'w> Graph<'w> {
             feeds: state.feeds,
         };
         hoist(&mut plan);
-        super::fuse::fuse(&mut plan);
         Ok(plan)
     }
 
+    /// Asked for twice, an input is the same tensor: the caller writes it by its name.
     fn add_input<'g>(&'g self, name: &str, shape: &[usize], element: Element, varies: bool) -> Tensor<'g>
     where
         'w: 'g,
     {
-        self.add_value(shape.to_vec(), element, Origin::Input { name: name.to_owned(), varies })
+        let origin = Origin::Input { name: name.to_owned(), varies };
+        let named = |v: &Value| matches!(&v.origin, Origin::Input { name: n, .. } if n == name);
+        let earlier = self.state.borrow().values.iter().position(named);
+        if let Some(id) = earlier {
+            let found = self.state.borrow().values[id].clone();
+            if found.shape == shape && found.element == element && found.origin == origin {
+                return Tensor { graph: self, id: ValueId(id) };
+            }
+            let reason = format!("asked for as {shape:?} and as {:?}, or at other times", found.shape);
+            self.complain_shape(&format!("input {name}"), reason);
+        }
+        self.add_value(shape.to_vec(), element, origin)
     }
 
     fn add_value<'g>(&'g self, shape: Vec<usize>, element: Element, origin: Origin) -> Tensor<'g>
@@ -163,7 +200,9 @@ impl<'w> Graph<'w> {
         let shape = {
             let state = self.state.borrow();
             let shapes: Vec<&[usize]> = inputs.iter().map(|t| state.values[t.id.0].shape.as_slice()).collect();
-            op.shape(&shapes).map_err(|reason| (reason, shapes[0].to_vec()))
+            let elements = inputs.iter().map(|t| state.values[t.id.0].element);
+            let typed = check_elements(&op, elements);
+            typed.and_then(|()| op.shape(&shapes)).map_err(|reason| (reason, shapes[0].to_vec()))
         };
         let shape = shape.unwrap_or_else(|(reason, fallback)| {
             self.complain_shape(&label, reason);
@@ -174,6 +213,17 @@ impl<'w> Graph<'w> {
         self.state.borrow_mut().steps.push(Step { op, inputs, output: output.id, label });
         output
     }
+}
+
+/// Row numbers only choose rows, and only row numbers do.
+fn check_elements(op: &Op, inputs: impl Iterator<Item = Element>) -> std::result::Result<(), String> {
+    for (i, found) in inputs.enumerate() {
+        let wanted = if matches!(op, Op::Embed(_)) && i == 1 { Element::U32 } else { Element::F32 };
+        if found != wanted {
+            return Err(format!("{}: input {i} holds {found:?} where {wanted:?} is needed", op.name()));
+        }
+    }
+    Ok(())
 }
 
 /// Moves every step that does not depend on a varying input to the front, keeping the order.
@@ -206,7 +256,8 @@ impl<'g> Weights<'g> {
     /// The tensor `name` below the path, which must have this shape.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Tensor<'g> {
         let full = self.at(name).path;
-        if let Some(&id) = self.graph.state.borrow().weights.get(&full) {
+        let known = self.graph.state.borrow().weights.get(&full).copied();
+        if let Some(id) = known.filter(|id| self.graph.state.borrow().values[id.0].shape == shape) {
             return Tensor { graph: self.graph, id };
         }
         let found = self.graph.source.shape(&full);

@@ -96,7 +96,7 @@ pub struct Plan {
     pub once: usize,
     /// What the caller reads, by name.
     pub outputs: Vec<(String, ValueId)>,
-    /// Copies `(from, to)` made after each run of the varying part, such as `x_{t-1}` to `x_t`.
+    /// Copies `(from, to)` made in this order after each run of the varying part, such as `x_{t-1}` to `x_t`.
     pub feeds: Vec<(ValueId, ValueId)>,
 }
 

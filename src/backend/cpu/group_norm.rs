@@ -1,5 +1,6 @@
 //! Group normalisation in two passes: moments per group, then one multiply-add per element with the normalisation,
-//! gain and style of its channel folded together.
+//! gain and style of its channel folded together. The mean is subtracted first, not folded into the shift: where a
+//! group hardly varies, the gain is large and the two products would cancel.
 //!
 //! Moments are summed in f64, in pieces whose size depends on the shape alone, so that the result does not depend
 //! on the number of threads.
@@ -35,26 +36,30 @@ pub fn run(machine: &Machine, op: &GroupNorm, inputs: &[&[f32]], shape: &[usize]
     let count = (image / op.groups) as f64;
     for n in 0..images {
         let own = &moments[n * pieces..(n + 1) * pieces];
-        let (mut scale, mut shift) = (vec![0.0f32; c], vec![0.0f32; c]);
+        let (mut center, mut scale, mut shift) = (vec![0.0f32; c], vec![0.0f32; c], vec![0.0f32; c]);
         for g in 0..op.groups {
             let mean = own.iter().map(|m| m.sum[g]).sum::<f64>() / count;
-            let variance = (own.iter().map(|m| m.square[g]).sum::<f64>() / count - mean * mean).max(0.0);
+            let variance = own.iter().map(|m| m.square[g]).sum::<f64>() / count - mean * mean;
+            // A comparison, not max: that would turn a NaN into zero.
+            let variance = if variance < 0.0 { 0.0 } else { variance };
             let inverse = 1.0 / (variance + f64::from(op.eps)).sqrt();
             for i in g * (c / op.groups)..(g + 1) * (c / op.groups) {
                 let gain = inverse * f64::from(gamma[i]);
-                let (mut a, mut b) = (gain, f64::from(beta[i]) - mean * gain);
+                // What rounding the mean left over goes into the shift.
+                let rest = f64::from(mean as f32) - mean;
+                let (mut a, mut b) = (gain, f64::from(beta[i]) + rest * gain);
                 if op.style {
                     let style = &inputs[3][n * 2 * c..];
                     let (s, t) = (1.0 + f64::from(style[i]), f64::from(style[c + i]));
                     (a, b) = (a * s, b * s + t);
                 }
-                (scale[i], shift[i]) = (a as f32, b as f32);
+                (center[i], scale[i], shift[i]) = (mean as f32, a as f32, b as f32);
             }
         }
         let source = &x[n * image..][..image];
         for_rows(&mut out[n * image..][..image], c, |first, rows| {
             let source = &source[first * c..][..rows.len()];
-            simd::affine_rows(machine.isa, source, &scale, &shift, op.activation, rows);
+            simd::affine_rows(machine.isa, source, &center, &scale, &shift, op.activation, rows);
         });
     }
 }

@@ -119,6 +119,10 @@ fn load(plan: &Plan, source: &dyn WeightSource) -> Result<Loaded> {
             }
         }
     }
+    // A weight may also be read or fed as it is.
+    for &id in plan.outputs.iter().map(|(_, id)| id).chain(plan.feeds.iter().map(|(from, _)| from)) {
+        plain.insert(plan.root(id), ());
+    }
     let wanted: Vec<(&str, ValueId)> = plan.weights().collect();
     let panels = wanted
         .par_iter()

@@ -108,4 +108,18 @@ mod tests {
         let (mut a, mut b) = (Vec::new(), Vec::new());
         assert_eq!(narrow.block(1, 1, 4, &mut a), single.block(1, 1, 4, &mut b));
     }
+
+    #[test]
+    fn bfloat_panels_widen_to_the_same_numbers_for_any_part_of_a_panel() {
+        let (outputs, channels, taps) = (19, 5, 3);
+        let w: Vec<bf16> = (0..outputs * channels * taps).map(|i| bf16::from_f32(i as f32 * 0.37 - 20.0)).collect();
+        let wide: Vec<f32> = w.iter().map(|x| x.to_f32()).collect();
+        let narrow = Panels::pack(&Stored::BF16(Cow::Borrowed(&w)), outputs, channels, taps);
+        let single = Panels::pack(&Stored::F32(Cow::Borrowed(&wide)), outputs, channels, taps);
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        // Long parts before short ones: what an earlier part left in the scratch must not show.
+        for (panel, from, rows) in [(0, 0, 15), (1, 0, 15), (1, 7, 8), (0, 14, 1)] {
+            assert_eq!(narrow.block(panel, from, rows, &mut a), single.block(panel, from, rows, &mut b));
+        }
+    }
 }

@@ -213,3 +213,45 @@ fn add(row: &mut [f32], other: &[f32]) {
         *x += y;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tile::Isa;
+    use super::*;
+    use crate::plan::Stored;
+    use std::borrow::Cow;
+
+    fn numbers(length: usize) -> Vec<f32> {
+        (0..length).map(|i| ((i * 37 + 11) % 64) as f32 / 32.0 - 1.0).collect()
+    }
+
+    #[test]
+    fn blocks_cover_every_row_of_a_panel_once_and_in_order() {
+        for (channels, taps) in [(1, 1), (3, 9), (28, 9), (29, 9), (100, 9), (256, 9), (257, 9), (1027, 1), (2560, 4)] {
+            let panels = Panels::pack(&Stored::F32(Cow::Owned(vec![0.0; channels * taps])), 1, channels, taps);
+            let mut next = 0;
+            for block in blocks(&panels) {
+                assert_eq!(block.tap * channels + block.channel, next, "{channels} channels, {taps} taps");
+                assert!(block.taps == 1 || block.channels == channels, "several taps are whole ones");
+                next += block.taps * block.channels;
+                assert!(block.taps * block.channels <= BLOCK_DEPTH);
+            }
+            assert_eq!(next, channels * taps, "{channels} channels, {taps} taps");
+        }
+    }
+
+    #[test]
+    fn a_product_does_not_touch_what_lies_beyond_its_last_column() {
+        let (m, n, k) = (7, 19, 5);
+        let (x, w) = (numbers(m * k), numbers(n * k));
+        let panels = Panels::pack(&Stored::F32(Cow::Borrowed(&w)), n, k, 1);
+        let machine = Machine { isa: Isa::detect(), threads: 1 };
+        let mut out = vec![f32::NAN; m * n];
+        product(&machine, m, &Dense { data: &x, channels: k }, &panels, &Epilogue::default(), &mut out);
+        for (i, y) in out.iter().enumerate() {
+            // Multiples of 1/32 and small: every sum is exact.
+            let want: f32 = (0..k).map(|c| x[i / n * k + c] * w[i % n * k + c]).sum();
+            assert_eq!(*y, want, "row {}, column {}", i / n, i % n);
+        }
+    }
+}

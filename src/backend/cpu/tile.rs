@@ -164,3 +164,53 @@ impl Tile {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Small multiples of 1/16, so that all products and sums are exact in any order.
+    fn numbers(length: usize, step: usize) -> Vec<f32> {
+        (0..length).map(|i| ((i * step + 5) % 32) as f32 / 16.0 - 1.0).collect()
+    }
+
+    #[test]
+    fn every_height_gives_the_exact_sums_and_leaves_other_rows_alone() {
+        let (segments, stride, depth, offset, ldc) = (3, MR, 5, 2, NR + 3);
+        let x = numbers(segments * stride * (offset + depth), 7);
+        let panel = numbers(segments * depth * NR, 13);
+        let table: Vec<*const f32> = x.chunks_exact(offset + depth).map(<[f32]>::as_ptr).collect();
+        for isa in [Isa::Portable, Isa::detect()] {
+            for (height, accumulate) in (1..=MR).flat_map(|height| [(height, false), (height, true)]) {
+                let before = numbers(MR * ldc, 3);
+                let mut c = before.clone();
+                let tile = Tile {
+                    rows: table.as_ptr(),
+                    stride,
+                    segments,
+                    offset,
+                    depth,
+                    panel: panel.as_ptr(),
+                    c: c.as_mut_ptr(),
+                    ldc,
+                    height,
+                    accumulate,
+                };
+                // SAFETY: the table holds `segments * stride` rows of `offset + depth` numbers, the panel
+                // `segments * depth` rows of NR, `c` MR rows of `ldc`; `detect` only names what the machine has.
+                unsafe { tile.run(isa) };
+                for (i, (got, old)) in c.iter().zip(&before).enumerate() {
+                    let (r, j) = (i / ldc, i % ldc);
+                    let row = |s: usize| &x[(s * stride + r) * (offset + depth) + offset..][..depth];
+                    let term = |s: usize| (0..depth).map(|k| row(s)[k] * panel[(s * depth + k) * NR + j]).sum::<f32>();
+                    let want = match (r < height && j < NR, accumulate) {
+                        (false, _) => *old,
+                        (true, false) => (0..segments).map(term).sum(),
+                        (true, true) => old + (0..segments).map(term).sum::<f32>(),
+                    };
+                    assert_eq!(*got, want, "{isa:?}, height {height}, row {r}, column {j}");
+                }
+            }
+        }
+    }
+}

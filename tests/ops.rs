@@ -1,0 +1,232 @@
+//! Every operation on the CPU against loops in f64, on every instruction set, and what must not change a bit.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::sync::OnceLock;
+use support::cases::{self, Case};
+use support::close::{Precision, close};
+use support::{Problem, reference};
+use unclip::backend::Backend;
+use unclip::backend::cpu::{Cpu, Isa};
+
+fn cpu(threads: usize, isa: Isa) -> Cpu {
+    Cpu::with_isa(threads, isa).expect("the machine has these instructions")
+}
+
+/// The instruction sets of this machine; those it lacks are named once.
+fn isas() -> &'static [Isa] {
+    static ISAS: OnceLock<Vec<Isa>> = OnceLock::new();
+    ISAS.get_or_init(|| {
+        let (have, lack): (Vec<Isa>, Vec<Isa>) =
+            [Isa::Portable, Isa::Avx2].into_iter().partition(|&isa| Cpu::with_isa(1, isa).is_ok());
+        lack.iter().for_each(|isa| println!("skipped: this machine has no {}", isa.name()));
+        have
+    })
+}
+
+/// Runs all cases of a stem on all instruction sets, with one and with two threads.
+fn check(stem: &str) {
+    let backends: Vec<(Cpu, Cpu)> = isas().iter().map(|&isa| (cpu(1, isa), cpu(2, isa))).collect();
+    let mut failures = Vec::new();
+    let cases: Vec<Case> =
+        cases::all().into_iter().filter(|c| !c.heavy && c.name.split('/').next() == Some(stem)).collect();
+    assert!(!cases.is_empty(), "no cases of {stem}");
+    for case in &cases {
+        let problem = case.problem();
+        let want = reference::run(&problem);
+        for (one, two) in &backends {
+            let got = problem.run(one);
+            if let Err(reason) = close(&got, &want, Precision::F32, reference::reduction(&problem)) {
+                failures.push(format!("{} on {}: {reason}", case.name, one.name()));
+            }
+            if bits(&got) != bits(&problem.run(two)) {
+                failures.push(format!("{} on {}: two threads give other bits", case.name, one.name()));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn linear_matches_the_reference_with_any_number_of_threads() {
+    check("linear");
+}
+
+#[test]
+fn conv2d_matches_the_reference_with_any_number_of_threads() {
+    check("conv2d");
+}
+
+#[test]
+fn attention_matches_the_reference_with_any_number_of_threads() {
+    check("attention");
+}
+
+#[test]
+fn group_norm_matches_the_reference_with_any_number_of_threads() {
+    check("group_norm");
+}
+
+#[test]
+fn layer_norm_matches_the_reference_with_any_number_of_threads() {
+    check("layer_norm");
+}
+
+#[test]
+fn pointwise_matches_the_reference_with_any_number_of_threads() {
+    check("pointwise");
+}
+
+#[test]
+fn moving_operations_match_the_reference_with_any_number_of_threads() {
+    ["concat", "slice", "embed"].into_iter().for_each(check);
+}
+
+#[test]
+fn resize_matches_the_reference_with_any_number_of_threads() {
+    check("resize");
+}
+
+#[test]
+fn sampler_step_matches_the_reference_with_any_number_of_threads() {
+    check("sampler_step");
+}
+
+#[test]
+fn case_names_are_unique_and_begin_with_the_stem_of_an_operation() {
+    let names: Vec<String> = cases::all().into_iter().map(|c| c.name).collect();
+    let mut unique = names.clone();
+    unique.sort();
+    unique.dedup();
+    assert_eq!(unique.len(), names.len());
+    for name in names {
+        let stem = name.split('/').next().unwrap();
+        let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("src/ops/{stem}.rs"));
+        assert!(file.exists(), "{name} has no {}", file.display());
+    }
+}
+
+#[test]
+fn an_entry_of_a_batch_gives_the_same_bits_alone() {
+    let of_batches = [
+        ("linear/prior-attention", 2),
+        ("linear/rows-7", 7),
+        ("linear/rows-13", 13),
+        ("conv2d/tiny-8", 2),
+        ("conv2d/five-by-seven", 2),
+        ("conv2d/small-48", 2),
+        ("conv2d/residual-only", 3),
+        ("group_norm/karlo-320", 2),
+        ("group_norm/several-pieces", 2),
+        ("attention/prior-kept-text", 2),
+        ("attention/prior", 2),
+        ("attention/decoder-8px", 2),
+    ];
+    for (name, batch) in of_batches {
+        let problem = cases::named(name).problem();
+        for &isa in isas() {
+            let backend = cpu(2, isa);
+            let together = problem.run(&backend);
+            let length = together.len() / batch;
+            for b in 0..batch {
+                let alone = problem.alone(b, batch).run(&backend);
+                assert_eq!(bits(&together[b * length..][..length]), bits(&alone), "{name}, entry {b}, {isa:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn replaying_a_step_gives_the_same_bits() {
+    for name in ["conv2d/small-48", "attention/prior", "group_norm/karlo-320", "linear/depth-1027"] {
+        let mut executable = cases::named(name).problem().prepare(&cpu(2, Isa::detect()));
+        executable.run_step(0).unwrap();
+        let first = executable.read("y").unwrap();
+        executable.run_step(1).unwrap();
+        assert_eq!(bits(&first), bits(&executable.read("y").unwrap()), "{name}");
+    }
+}
+
+#[test]
+fn the_portable_instructions_can_be_forced_everywhere() {
+    assert!(cpu(1, Isa::Portable).name().contains("portable"));
+}
+
+#[test]
+fn instructions_that_the_machine_lacks_are_refused() {
+    let forced = Cpu::with_isa(1, Isa::Avx2);
+    assert_eq!(forced.is_ok(), Isa::detect() == Isa::Avx2);
+    if let Ok(forced) = forced {
+        assert!(forced.name().contains("avx2"));
+    }
+}
+
+#[test]
+fn the_tolerance_notices_one_wrong_element_and_names_it() {
+    let want = vec![1.0f64; 100];
+    let mut got = vec![1.0f32; 100];
+    got[37] = 1.000_1;
+    let message = close(&got, &want, Precision::F32, 64).unwrap_err();
+    assert!(message.contains("element 37") && message.contains("1.0001 instead of 1"), "{message}");
+    got[37] = f32::NAN;
+    assert!(close(&got, &want, Precision::F32, 64).is_err());
+    got[37] = 1.000_001;
+    assert!(close(&got, &want, Precision::F32, 64).is_ok());
+}
+
+/// Which elements of the output are NaN after the first element of input `which` was made one.
+fn poisoned(name: &str, which: usize, isa: Isa) -> Vec<bool> {
+    let mut problem: Problem = cases::named(name).problem();
+    problem.tensors[which].numbers_mut()[0] = f32::NAN;
+    problem.run(&cpu(1, isa)).iter().map(|y| y.is_nan()).collect()
+}
+
+/// The same, from the reference.
+fn poisoned_reference(name: &str, which: usize) -> Vec<bool> {
+    let mut problem: Problem = cases::named(name).problem();
+    problem.tensors[which].numbers_mut()[0] = f32::NAN;
+    reference::run(&problem).iter().map(|y| y.is_nan()).collect()
+}
+
+#[test]
+fn a_nan_reaches_exactly_the_elements_that_depend_on_it() {
+    let cases = [
+        ("pointwise/silu", 0),
+        ("pointwise/gelu", 0),
+        ("pointwise/quick-gelu", 0),
+        ("pointwise/clamp", 0),
+        ("group_norm/small-48", 0),
+        ("group_norm/several-pieces", 0),
+        ("layer_norm/tiny-24", 0),
+        ("attention/heads-of-12", 0),
+        ("attention/image-encoder", 1),
+        ("attention/decoder-8px", 3),
+        ("linear/tiny-24-to-96", 0),
+        ("conv2d/five-by-seven", 0),
+        ("resize/halve", 0),
+        ("sampler_step/eps-learned-guided-clipped", 0),
+    ];
+    for (name, which) in cases {
+        let want = poisoned_reference(name, which);
+        assert!(want.contains(&true), "{name}");
+        for &isa in isas() {
+            assert!(poisoned(name, which, isa) == want, "{name} on {isa:?}");
+        }
+    }
+}
+
+#[test]
+fn an_infinity_makes_its_whole_group_nan() {
+    let mut problem = cases::named("group_norm/small-48").problem();
+    problem.tensors[0].numbers_mut()[0] = f32::INFINITY;
+    let want: Vec<bool> = reference::run(&problem).iter().map(|y| y.is_nan()).collect();
+    for &isa in isas() {
+        let got: Vec<bool> = problem.run(&cpu(1, isa)).iter().map(|y| y.is_nan()).collect();
+        assert!(got == want, "{isa:?}");
+    }
+}

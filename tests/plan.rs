@@ -1,0 +1,308 @@
+//! The planner on random models: what shares memory, what moves out of the loop, what joining steps changes.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use std::collections::HashSet;
+use support::close::{Precision, close};
+use support::{Data, Problem, Random, Tensors, inputs, replay};
+use unclip::backend::Backend;
+use unclip::backend::cpu::{Cpu, Isa};
+use unclip::ops::{Operation, elements};
+use unclip::plan::{Element, Graph, Origin, Plan, Tensor, ValueId, WeightSource, assign};
+
+fn cpu() -> Cpu {
+    Cpu::with_isa(1, Isa::detect()).unwrap()
+}
+
+/// One decision of a random model: which operation, on which of the tensors so far.
+type Choice = (u8, usize, usize, usize);
+
+/// A random model: its operations, then which tensors are outputs and which are fed back.
+#[derive(Clone, Debug)]
+struct Recipe {
+    choices: Vec<Choice>,
+    outputs: Vec<usize>,
+    feeds: Vec<(usize, usize)>,
+}
+
+fn recipes() -> impl Strategy<Value = Recipe> {
+    let index = 0..1000usize;
+    let choices = vec((0..10u8, index.clone(), index.clone(), index.clone()), 1..24);
+    (choices, vec(index.clone(), 1..4), vec((index.clone(), index), 0..3))
+        .prop_map(|(choices, outputs, feeds)| Recipe { choices, outputs, feeds })
+}
+
+/// Weights of all shapes that a random model may ask for.
+fn weights() -> Tensors {
+    let mut weights = Tensors::default();
+    let mut random = Random(7);
+    for k in 1..=MOST_COLUMNS {
+        for n in WIDTHS {
+            weights.insert_random(&format!("{k}-{n}.weight"), &[n, k], &mut random);
+        }
+    }
+    for n in WIDTHS {
+        weights.insert_random(&format!("{n}.bias"), &[n], &mut random);
+    }
+    weights
+}
+
+const WIDTHS: [usize; 3] = [3, 5, 8];
+const MOST_COLUMNS: usize = 16;
+
+/// Records a random model of matrices; every choice does something, whatever the shapes at hand.
+fn record(graph: &Graph<'_>, recipe: &Recipe) {
+    let mut all = vec![
+        graph.input("a", &[2, 3]),
+        graph.input("b", &[4, 5]),
+        graph.step_input("u", &[2, 3]),
+        graph.step_input("v", &[4, 5]),
+        graph.step_input("w", &[1, 8]),
+    ];
+    let varying = [all[2], all[3], all[4]];
+    let mut is_input = vec![true; all.len()];
+    let (table, step) = (graph.input("table", &[4, 4, 5]), graph.step_number());
+    for &(kind, a, b, c) in &recipe.choices {
+        let x = all[a % all.len()];
+        let renames = kind == 6 && x.dim(0) * x.dim(1) <= MOST_COLUMNS;
+        is_input.push(renames && is_input[a % all.len()]);
+        let alike: Vec<Tensor<'_>> = all.iter().copied().filter(|t| t.shape() == x.shape()).collect();
+        let y = alike[b % alike.len()];
+        let (rows, columns) = (x.dim(0), x.dim(1));
+        let width = WIDTHS[c % WIDTHS.len()];
+        let new = match kind {
+            0 => x + y,
+            1 => x.clamp(-2.0, 2.0).multiply(y.clamp(-2.0, 2.0)),
+            2 if rows <= 16 => Tensor::concat(&[x, y], 0),
+            3 if 2 * columns <= MOST_COLUMNS => Tensor::concat(&[x, y], 1),
+            4 => x.slice(0, c % rows, rows - c % rows),
+            5 => x.slice(1, c % columns, columns - c % columns),
+            6 if renames => x.reshape(&[1, rows * columns]),
+            7 => table.row(step),
+            8 | 9 => x.project(graph.weights().at(format!("{columns}-{width}")), width),
+            _ => x.silu(),
+        };
+        all.push(new);
+    }
+    for (i, &output) in recipe.outputs.iter().enumerate() {
+        graph.output(&format!("out{i}"), all[output % all.len()]);
+    }
+    for &(from, to) in &recipe.feeds {
+        let to = varying[to % varying.len()];
+        // An input, under whatever shape, might be `to` itself.
+        let computed = all.iter().zip(&is_input).filter(|(_, is_input)| !**is_input).map(|(t, _)| *t);
+        let fits: Vec<Tensor<'_>> = computed.filter(|t| t.shape() == to.shape()).collect();
+        if !fits.is_empty() {
+            graph.feed(fits[from % fits.len()], to);
+        }
+    }
+}
+
+fn planned(recipe: &Recipe, weights: &dyn WeightSource, fused: bool) -> Plan {
+    let graph = Graph::new("random", weights);
+    record(&graph, recipe);
+    if fused { graph.finish() } else { graph.finish_unfused() }.expect("a random model is a correct one")
+}
+
+/// Runs a plan with memory of its own for every value, one step at a time, so nothing can overwrite anything.
+struct Interpreter<'a> {
+    plan: &'a Plan,
+
+    memory: Vec<Vec<f32>>,
+    rows: Vec<Vec<u32>>,
+    cpu: Cpu,
+}
+
+impl<'a> Interpreter<'a> {
+    fn new(plan: &'a Plan, weights: &Tensors) -> Self {
+        let memory = plan.values.iter().map(|v| match &v.origin {
+            Origin::Weight(name) => weights.load(name).unwrap().to_f32(),
+            _ => vec![f32::NAN; elements(&v.shape)],
+        });
+        Interpreter { plan, memory: memory.collect(), rows: vec![Vec::new(); plan.values.len()], cpu: cpu() }
+    }
+
+    fn root(&self, mut id: ValueId) -> ValueId {
+        while let Origin::Alias(of) = self.plan.values[id.0].origin {
+            id = of;
+        }
+        id
+    }
+
+    fn run(&mut self, range: std::ops::Range<usize>) {
+        for step in &self.plan.steps[range] {
+            let tensors = step.inputs.iter().map(|&id| {
+                let (value, root) = (&self.plan.values[id.0], self.root(id));
+                let data = match value.element {
+                    Element::F32 => Data::Numbers(self.memory[root.0].clone()),
+                    Element::U32 => Data::Rows(self.rows[root.0].clone()),
+                };
+                let stored = matches!(value.origin, Origin::Weight(_)).then_some(Precision::F32);
+                support::Tensor { shape: value.shape.clone(), data, stored }
+            });
+            let problem = Problem { op: step.op.clone(), tensors: tensors.collect() };
+            self.memory[step.output.0] = problem.run(&self.cpu);
+        }
+    }
+
+    fn replay(&mut self) -> Vec<Vec<f32>> {
+        let plan = self.plan;
+        let mut seen = Vec::new();
+        for picture in 0..2 {
+            for (name, data) in inputs(plan, picture) {
+                self.memory[plan.input(&name).unwrap().0] = data;
+            }
+            self.run(0..plan.once);
+            for step in 0..3 {
+                self.rows[plan.input("step").unwrap().0] = vec![step];
+                self.run(plan.once..plan.steps.len());
+                for &(from, to) in &plan.feeds {
+                    self.memory[to.0] = self.memory[self.root(from).0].clone();
+                }
+                seen.extend(plan.outputs.iter().map(|&(_, id)| self.memory[self.root(id).0].clone()));
+            }
+        }
+        seen
+    }
+}
+
+/// Walks two pictures of three steps and keeps, for each slot, whose numbers it holds.
+fn check_owners(plan: &Plan) -> Result<(), String> {
+    let slots = assign(plan);
+    let slot = |id: ValueId| slots.of[plan.root(id).0];
+    let mut owner: Vec<Option<ValueId>> = vec![None; slots.elements.len()];
+    for (i, value) in plan.values.iter().enumerate() {
+        match (&value.origin, slots.of[i]) {
+            (Origin::Weight(_), None) => {}
+            (Origin::Alias(of), mine) if mine == slot(*of) => {}
+            (Origin::Alias(_) | Origin::Weight(_), mine) => return Err(format!("value {i} has slot {mine:?}")),
+            // Fusing leaves values that no step writes.
+            (Origin::Computed, None) if plan.steps.iter().all(|s| s.output != ValueId(i)) => {}
+            (_, None) => return Err(format!("value {i} has no slot")),
+            (_, Some(s)) if slots.elements[s] < elements(&value.shape) => {
+                return Err(format!("value {i} {:?} does not fit slot {s}", value.shape));
+            }
+            _ => {}
+        }
+    }
+    let holds = |owner: &[Option<ValueId>], id: ValueId, who: &str| match slot(id) {
+        Some(s) if owner[s] != Some(plan.root(id)) => Err(format!("{who} finds {:?} in place of {id:?}", owner[s])),
+        _ => Ok(()),
+    };
+    for _picture in 0..2 {
+        for (i, value) in plan.values.iter().enumerate() {
+            if matches!(value.origin, Origin::Input { .. }) {
+                owner[slot(ValueId(i)).expect("checked above")] = Some(ValueId(i));
+            }
+        }
+        for round in 0..4 {
+            let range = if round == 0 { 0..plan.once } else { plan.once..plan.steps.len() };
+            for (i, step) in plan.steps[range].iter().enumerate() {
+                for &input in &step.inputs {
+                    holds(&owner, input, &format!("step {i} of round {round}"))?;
+                    if slot(input).is_some() && slot(input) == slot(step.output) {
+                        return Err(format!("step {i} of round {round} writes over its input"));
+                    }
+                }
+                owner[slot(step.output).expect("checked above")] = Some(step.output);
+            }
+            if round > 0 {
+                let read = plan.outputs.iter().map(|(_, id)| id).chain(plan.feeds.iter().flat_map(|(a, b)| [a, b]));
+                read.into_iter().try_for_each(|&id| holds(&owner, id, "a reader after the step"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Values that depend on a varying input.
+fn varying(plan: &Plan) -> HashSet<ValueId> {
+    let is_varying = |i: &usize| matches!(plan.values[*i].origin, Origin::Input { varies: true, .. });
+    let mut varying: HashSet<ValueId> = (0..plan.values.len()).filter(is_varying).map(ValueId).collect();
+    for step in &plan.steps {
+        if step.inputs.iter().any(|&i| varying.contains(&plan.root(i))) {
+            varying.insert(step.output);
+        }
+    }
+    varying
+}
+
+fn config(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(config(400))]
+
+    #[test]
+    fn no_value_loses_its_slot_while_it_is_needed(recipe in recipes()) {
+        let weights = weights();
+        for fused in [false, true] {
+            prop_assert_eq!(check_owners(&planned(&recipe, &weights, fused)), Ok(()));
+        }
+    }
+
+    #[test]
+    fn memory_never_exceeds_the_sum_of_all_values(recipe in recipes()) {
+        let plan = planned(&recipe, &weights(), true);
+        let owns = |origin: &Origin| matches!(origin, Origin::Input { .. } | Origin::Computed);
+        let sum: usize = plan.values.iter().filter(|v| owns(&v.origin)).map(|v| elements(&v.shape)).sum();
+        prop_assert!(assign(&plan).bytes() <= 4 * sum as u64);
+    }
+
+    #[test]
+    fn the_first_part_holds_exactly_the_steps_that_do_not_vary(recipe in recipes()) {
+        for fused in [false, true] {
+            let plan = planned(&recipe, &weights(), fused);
+            let varying = varying(&plan);
+            for (i, step) in plan.steps.iter().enumerate() {
+                prop_assert_eq!(i >= plan.once, varying.contains(&step.output), "step {} {}", i, step.op.name());
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(config(60))]
+
+    #[test]
+    fn slots_give_the_same_bits_as_memory_for_every_value(recipe in recipes()) {
+        let weights = weights();
+        let plan = planned(&recipe, &weights, true);
+        let mut executable = cpu().compile(plan.clone(), &weights).unwrap();
+        let got = replay(executable.as_mut());
+        let want = Interpreter::new(&plan, &weights).replay();
+        prop_assert_eq!(bits(&got), bits(&want));
+    }
+
+    #[test]
+    fn running_everything_every_step_gives_the_same_bits(recipe in recipes()) {
+        let weights = weights();
+        let plan = planned(&recipe, &weights, true);
+        let unhoisted = Plan { once: 0, ..plan.clone() };
+        let run = |plan: Plan| replay(cpu().compile(plan, &weights).unwrap().as_mut());
+        prop_assert_eq!(bits(&run(plan)), bits(&run(unhoisted)));
+    }
+
+    #[test]
+    fn fusing_changes_results_by_rounding_only(recipe in recipes()) {
+        let weights = weights();
+        let run = |fused| replay(cpu().compile(planned(&recipe, &weights, fused), &weights).unwrap().as_mut());
+        for (got, want) in run(true).iter().zip(run(false)) {
+            prop_assert_eq!(near(got, &want), Ok(()));
+        }
+    }
+}
+
+fn bits(x: &[Vec<f32>]) -> Vec<Vec<u32>> {
+    x.iter().map(|x| x.iter().map(|v| v.to_bits()).collect()).collect()
+}
+
+/// Equal but for rounding, which a chain of steps may enlarge.
+fn near(got: &[f32], want: &[f32]) -> Result<(), String> {
+    let want: Vec<f64> = want.iter().map(|&v| f64::from(v)).collect();
+    close(got, &want, Precision::F32, 1 << 14).map(|_| ())
+}
