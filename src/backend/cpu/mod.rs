@@ -23,6 +23,8 @@ mod sampler_step;
 mod simd;
 mod slice;
 mod tile;
+mod winograd;
+mod winograd_transform;
 
 pub use tile::Isa;
 

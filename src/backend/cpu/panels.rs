@@ -91,6 +91,22 @@ impl Panels {
             Data::BF16(data) => data[range].convert_to_f32_slice(wide),
         }
     }
+
+    /// Channels `from..from + rows` of each of the nine taps of a panel, in single precision; `scratch` receives them if
+    /// they are stored narrower.
+    pub fn taps_of<'a>(&'a self, panel: usize, from: usize, rows: usize, scratch: &'a mut Aligned) -> [&'a [f32]; 9] {
+        let start = |tap: usize| ((panel * self.taps + tap) * self.channels + from) * NR;
+        let length = rows * NR;
+        if let Data::F32(data) = &self.data {
+            return std::array::from_fn(|tap| &data[start(tap)..][..length]);
+        }
+        scratch.reserve(9 * length);
+        for (tap, wide) in scratch[..].chunks_exact_mut(length).enumerate() {
+            self.widen(start(tap), wide);
+        }
+        let scratch = &scratch[..];
+        std::array::from_fn(|tap| &scratch[tap * length..][..length])
+    }
 }
 
 /// `w [outputs, channels, taps]` to `[outputs / 16][taps][channels][16]`, missing outputs left as they are.
