@@ -137,13 +137,7 @@ impl Pipeline {
         settings.check()?;
         let pictures = request.pictures();
         let noise = (0..pictures as u64).map(|k| NoiseSource::new(request.noise, request.seed.wrapping_add(k)));
-        let mut session = stages::Session {
-            pipeline: self,
-            settings,
-            observer,
-            trace,
-            noise: noise.collect(),
-        };
+        let mut session = stages::Session { pipeline: self, settings, observer, trace, noise: noise.collect() };
         let text = session.text(request)?;
         let image_embeds = session.prior(&text)?;
         let conditions = session.text_proj(&text, &image_embeds)?;
@@ -168,7 +162,8 @@ impl Pipeline {
             Prompt::Tokens(tokens) => tokens.clone(),
         };
         if tokens.ids.len() != length || tokens.mask.len() != length {
-            let reason = format!("{} ids and {} mask entries; both must be {length}", tokens.ids.len(), tokens.mask.len());
+            let reason =
+                format!("{} ids and {} mask entries; both must be {length}", tokens.ids.len(), tokens.mask.len());
             return Err(Error::request("tokens", reason));
         }
         let vocabulary = self.configs.text_encoder.vocab_size;
@@ -193,10 +188,22 @@ impl Configs {
             Err(Error::config(path, format!("{key} is {found}, but {other} is {wanted}")))
         };
         let tokens = self.text_encoder.max_position_embeddings;
-        agree("prior", "num_embeddings", self.prior.num_embeddings, "the text encoder's max_position_embeddings", tokens)?;
+        agree(
+            "prior",
+            "num_embeddings",
+            self.prior.num_embeddings,
+            "the text encoder's max_position_embeddings",
+            tokens,
+        )?;
         agree("text_encoder", "projection_dim", self.text_encoder.projection_dim, "the prior's embedding_dim", dim)?;
         agree("text_encoder", "hidden_size", self.text_encoder.hidden_size, "the prior's embedding_dim", dim)?;
-        agree("text_proj", "clip_embeddings_dim", self.text_proj.clip_embeddings_dim, "the prior's embedding_dim", dim)?;
+        agree(
+            "text_proj",
+            "clip_embeddings_dim",
+            self.text_proj.clip_embeddings_dim,
+            "the prior's embedding_dim",
+            dim,
+        )?;
         let cross = self.decoder.cross_attention_dim.unwrap_or(0);
         let own = self.text_proj.cross_attention_dim;
         agree("text_proj", "cross_attention_dim", own, "the decoder's cross_attention_dim", cross)?;

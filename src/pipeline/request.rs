@@ -121,13 +121,7 @@ pub struct Defaults {
 
 impl Default for Defaults {
     fn default() -> Self {
-        Defaults {
-            prior_steps: 25,
-            decoder_steps: 25,
-            super_res_steps: 7,
-            prior_guidance: 4.0,
-            decoder_guidance: 8.0,
-        }
+        Defaults { prior_steps: 25, decoder_steps: 25, super_res_steps: 7, prior_guidance: 4.0, decoder_guidance: 8.0 }
     }
 }
 
@@ -171,14 +165,8 @@ pub enum Stage {
 
 impl Stage {
     /// All stages in the order in which they run.
-    pub const ALL: [Stage; 6] = [
-        Stage::TextEncoder,
-        Stage::Prior,
-        Stage::TextProj,
-        Stage::Decoder,
-        Stage::SuperResFirst,
-        Stage::SuperResLast,
-    ];
+    pub const ALL: [Stage; 6] =
+        [Stage::TextEncoder, Stage::Prior, Stage::TextProj, Stage::Decoder, Stage::SuperResFirst, Stage::SuperResLast];
 
     /// The checkpoint folder that the stage runs.
     pub fn name(self) -> &'static str {

@@ -35,7 +35,13 @@ impl Loop {
     ///
     /// # Errors
     /// The number of steps is out of range; `setting` names it.
-    pub fn new(name: &'static str, config: &SchedulerConfig, setting: &str, steps: usize, shape: Vec<usize>) -> Result<Loop> {
+    pub fn new(
+        name: &'static str,
+        config: &SchedulerConfig,
+        setting: &str,
+        steps: usize,
+        shape: Vec<usize>,
+    ) -> Result<Loop> {
         let schedule = Schedule::new(config);
         let timesteps = schedule.timesteps(setting, steps)?;
         Ok(Loop { name, coefficients: coefficients(&schedule, &timesteps), timesteps, shape })
@@ -62,7 +68,8 @@ impl Loop {
         for (k, source) in sources.iter_mut().enumerate() {
             for step in 0..self.steps() {
                 source.fill_normal(&mut drawn);
-                let target = if step == 0 { &mut latents[k * size..] } else { &mut noise[((step - 1) * pictures + k) * size..] };
+                let target =
+                    if step == 0 { &mut latents[k * size..] } else { &mut noise[((step - 1) * pictures + k) * size..] };
                 target[..size].copy_from_slice(&channels_last(&drawn, size / c, c));
             }
         }

@@ -353,7 +353,9 @@ impl Session<'_, '_> {
         for (stage, config, range) in parts {
             let run = |pictures| Run { pictures, steps: range.len(), rule };
             let mut open = self.open(stage, range.len())?;
-            let record = |component: &Component, n| super_res::plan(stage.name(), config, component, &run(n), small_size, Some(size));
+            let record = |component: &Component, n| {
+                super_res::plan(stage.name(), config, component, &run(n), small_size, Some(size))
+            };
             if drawn.is_empty() {
                 groups = self.groups(|n| record(&open.component, n))?;
                 drawn = groups.iter().map(|g: &Range<usize>| sampling.draw(&mut self.noise[g.clone()])).collect();
@@ -369,7 +371,15 @@ impl Session<'_, '_> {
                 let (_, executable) = compiled.as_mut().expect("compiled above");
                 executable.write("small", &small[group.clone()].concat())?;
                 let draws = &mut drawn[number];
-                self.sample(&sampling, executable.as_mut(), range.clone(), &time, &rule, draws, (&open, number, &groups))?;
+                self.sample(
+                    &sampling,
+                    executable.as_mut(),
+                    range.clone(),
+                    &time,
+                    &rule,
+                    draws,
+                    (&open, number, &groups),
+                )?;
                 if stage == Stage::SuperResFirst {
                     self.trace_upscaled(executable.as_mut(), group.len(), &sampling.shape)?;
                 }
@@ -407,7 +417,9 @@ impl Session<'_, '_> {
 
     fn trace_prior(&mut self, executable: &mut dyn Executable, rows: usize) -> Result<()> {
         if self.trace.is_on() {
-            for (input, name) in [("text_embeds", "text_embeds"), ("hidden", "text_hidden_states"), ("mask", "text_mask")] {
+            for (input, name) in
+                [("text_embeds", "text_embeds"), ("hidden", "text_hidden_states"), ("mask", "text_mask")]
+            {
                 let data = executable.read(input)?;
                 let id = executable.plan().input(input).expect("the prior has these inputs");
                 let shape = executable.plan().shape(id).to_vec();

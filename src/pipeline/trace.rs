@@ -72,7 +72,13 @@ impl Trace {
         self.insert(name, Dtype::U8, shape, |bytes| bytes.extend_from_slice(data));
     }
 
-    fn insert(&mut self, name: impl FnOnce() -> String, dtype: Dtype, shape: &[usize], fill: impl FnOnce(&mut Vec<u8>)) {
+    fn insert(
+        &mut self,
+        name: impl FnOnce() -> String,
+        dtype: Dtype,
+        shape: &[usize],
+        fill: impl FnOnce(&mut Vec<u8>),
+    ) {
         if self.on {
             let mut bytes = Vec::new();
             fill(&mut bytes);
