@@ -111,10 +111,8 @@ impl Session<'_, '_> {
 
     /// Compiles a plan with the component's weights.
     fn compile(&mut self, open: &mut Open, plan: Plan) -> Result<Box<dyn Executable>> {
-        if !open.loaded {
-            if let Some(warning) = unused(&open.component, &plan) {
-                report(self.observer, Event::Warning(&warning))?;
-            }
+        if let Some(warning) = (!open.loaded).then(|| unused(&open.component, &plan)).flatten() {
+            report(self.observer, Event::Warning(&warning))?;
         }
         let executable = self.pipeline.backend.compile(plan, &open.component)?;
         open.component.check_unchanged()?;
@@ -133,7 +131,7 @@ impl Session<'_, '_> {
     fn groups(&self, plan: impl Fn(usize) -> Result<Plan>) -> Result<Vec<Range<usize>>> {
         let pictures = self.noise.len();
         if pictures == 1 || self.trace.is_on() {
-            return Ok(vec![0..pictures]);
+            return Ok(std::iter::once(0..pictures).collect());
         }
         let one = assign(&plan(1)?).bytes().max(1);
         let most = usize::try_from(self.pipeline.memory / one).unwrap_or(usize::MAX).clamp(1, pictures);
