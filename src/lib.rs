@@ -6,6 +6,7 @@ pub mod error;
 pub mod image;
 pub mod model;
 pub mod ops;
+pub mod output;
 pub mod pipeline;
 pub mod plan;
 #[cfg(feature = "tokenizer")]

@@ -17,7 +17,7 @@ pub use request::{Defaults, Event, Prompt, Request, Stage};
 pub use trace::Trace;
 
 use crate::backend::Backend;
-use crate::diffusion::{NoiseSource, SchedulerConfig};
+use crate::diffusion::{NoiseSource, Schedule, SchedulerConfig};
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::model::text_encoder::Tokens;
@@ -135,6 +135,7 @@ impl Pipeline {
         request.check()?;
         let settings = request.settings(&self.defaults);
         settings.check()?;
+        self.configs.check_steps(&settings)?;
         let pictures = request.pictures();
         let noise = (0..pictures as u64).map(|k| NoiseSource::new(request.noise, request.seed.wrapping_add(k)));
         let mut session = stages::Session { pipeline: self, settings, observer, trace, noise: noise.collect() };
@@ -151,6 +152,16 @@ impl Pipeline {
     /// As for [`Pipeline::run`].
     pub fn plan(&self, stage: Stage, pictures: usize, guided: bool) -> Result<Plan> {
         stages::plan(self, stage, pictures, guided)
+    }
+
+    /// The component's tensors that the stage's plan does not ask for, by name. Position numbers that old exports store
+    /// are known and left out.
+    ///
+    /// # Errors
+    /// As for [`Pipeline::plan`].
+    pub fn unused_tensors(&self, stage: Stage) -> Result<Vec<String>> {
+        let plan = self.plan(stage, 1, true)?;
+        Ok(stages::unused(&self.checkpoint.component(stage.name())?, &plan))
     }
 
     /// A prompt's tokens, and a warning if a part had to be left out.
@@ -177,6 +188,16 @@ impl Pipeline {
 }
 
 impl Configs {
+    /// Step counts must fit their schedules; found out before any stage has done its work.
+    fn check_steps(&self, settings: &Defaults) -> Result<()> {
+        let stages = [
+            (&self.prior_scheduler, "prior steps", settings.prior_steps),
+            (&self.decoder_scheduler, "decoder steps", settings.decoder_steps),
+            (&self.super_res_scheduler, "super-resolution steps", settings.super_res_steps),
+        ];
+        stages.into_iter().try_for_each(|(config, name, steps)| Schedule::new(config).timesteps(name, steps).map(drop))
+    }
+
     /// Sizes that two components must agree on.
     fn check(&self, checkpoint: &Checkpoint) -> Result<()> {
         let dim = self.prior.embedding_dim;

@@ -86,8 +86,11 @@ impl Request {
         }
     }
 
-    /// Refuses what cannot be run; step counts are checked against the schedules later.
-    pub(super) fn check(&self) -> Result<()> {
+    /// Refuses what no checkpoint could run; a run checks steps and guidance, too, before it loads anything.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a request of no pictures or of too many.
+    pub fn check(&self) -> Result<()> {
         if self.prompts.is_empty() {
             return Err(Error::request("prompt", "there is none; at least one is needed"));
         }

@@ -111,7 +111,11 @@ impl Session<'_, '_> {
 
     /// Compiles a plan with the component's weights.
     fn compile(&mut self, open: &mut Open, plan: Plan) -> Result<Box<dyn Executable>> {
-        if let Some(warning) = (!open.loaded).then(|| unused(&open.component, &plan)).flatten() {
+        let unused = if open.loaded { Vec::new() } else { unused(&open.component, &plan) };
+        if !unused.is_empty() {
+            let more = if unused.len() > 5 { format!(" and {} more", unused.len() - 5) } else { String::new() };
+            let shown = unused[..unused.len().min(5)].join(", ");
+            let warning = format!("{}: unused tensors: {shown}{more}", open.component.path().display());
             report(self.observer, Event::Warning(&warning))?;
         }
         let executable = self.pipeline.backend.compile(plan, &open.component)?;
@@ -456,18 +460,11 @@ fn time_table(sampling: &Loop, config: &unet::Config) -> Vec<f32> {
     time_features(&sampling.timesteps, config.time_features(), config.flip_sin_to_cos, config.freq_shift)
 }
 
-/// One line about tensors of the component that the plan does not use, if there are any. Position numbers that old
-/// exports store are known and pass without a word.
-fn unused(component: &Component, plan: &Plan) -> Option<String> {
+/// Tensors of the component that the plan does not use; see [`Pipeline::unused_tensors`].
+pub fn unused(component: &Component, plan: &Plan) -> Vec<String> {
     let used: std::collections::HashSet<&str> = plan.weights().map(|(name, _)| name).collect();
-    let names: Vec<&str> = component
-        .tensors()
-        .map(|(name, _)| name)
-        .filter(|name| !used.contains(name) && !name.ends_with("embeddings.position_ids"))
-        .collect();
-    let shown = names.iter().take(5).copied().collect::<Vec<_>>().join(", ");
-    let more = if names.len() > 5 { format!(" and {} more", names.len() - 5) } else { String::new() };
-    (!names.is_empty()).then(|| format!("{}: unused tensors: {shown}{more}", component.path().display()))
+    let idle = |name: &&str| !used.contains(name) && !name.ends_with("embeddings.position_ids");
+    component.tensors().map(|(name, _)| name).filter(idle).map(str::to_owned).collect()
 }
 
 /// The plan of one stage; see [`Pipeline::plan`].

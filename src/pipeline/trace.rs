@@ -4,8 +4,10 @@
 //! `tests/golden/make.py`): `decoder/step_03/latents` and the like, pictures with channels first.
 
 use crate::error::{Error, Result};
+use crate::output::Beside;
 use safetensors::{Dtype, tensor::TensorView};
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
 
 /// Collects tensors by name, or nothing at all.
@@ -86,7 +88,7 @@ impl Trace {
         }
     }
 
-    /// Writes all tensors to a safetensors file.
+    /// Writes all tensors to a safetensors file, which is complete or not there.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -96,7 +98,10 @@ impl Trace {
             let view = TensorView::new(r.dtype, r.shape.clone(), &r.bytes).expect("shape and bytes were put together");
             (name.as_str(), view)
         });
-        safetensors::serialize_to_file(views, None, path).map_err(failed)
+        let mut file = Beside::create(path)?;
+        let bytes = safetensors::serialize(views, None).map_err(failed)?;
+        file.file.write_all(&bytes).map_err(|e| Error::io(path, "write", e))?;
+        file.replace()
     }
 }
 
