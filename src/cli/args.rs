@@ -31,7 +31,7 @@ writes nothing; a second one stops at once.";
 pub enum Command {
     /// Make pictures from prompts
     #[command(after_help = RUN_EXAMPLES)]
-    Run(RunArguments),
+    Run(Box<RunArguments>),
     /// Print what a stage computes: steps, shapes, parameters, FLOPs, bytes moved, memory
     Plan(PlanArguments),
     /// List a checkpoint's components, and what would not load and why
@@ -191,7 +191,7 @@ impl From<Noise> for NoiseKind {
 impl Arguments {
     /// Whether errors are to be reported as an event as well.
     pub fn wants_json(&self) -> bool {
-        matches!(&self.command, Command::Run(RunArguments { json: true, .. }))
+        matches!(&self.command, Command::Run(arguments) if arguments.json)
     }
 }
 
