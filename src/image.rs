@@ -1,15 +1,14 @@
 //! Pictures as bytes, and PNG files that are either complete or not there.
 //!
 //! The models give `f32` in [-1, 1], channels last; an [`Image`] holds the `u8` that the original pipeline makes of
-//! them. A PNG carries its settings in text chunks, so that a picture can be made again. It is written beside its
-//! target and renamed: whatever happens, the target holds either what it held before or a whole picture.
+//! them. A PNG carries its settings in text chunks, so that a picture can be made again.
 
-#[cfg(feature = "png")]
-use std::fs;
 #[cfg(feature = "png")]
 use std::path::Path;
 
 use crate::error::{Error, Result};
+#[cfg(feature = "png")]
+use crate::output::Beside;
 
 /// A colour picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +36,30 @@ impl Image {
         }
         let byte = |x: &f32| ((x * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
         Ok(Image { width, height, pixels: x.iter().map(byte).collect() })
+    }
+
+    /// Pictures of one size on a sheet that is about as wide as it is high, row by row; places left over are white.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when there is no picture, or when they differ in size.
+    pub fn grid(images: &[Image]) -> Result<Image> {
+        let size = |i: &Image| [i.width, i.height];
+        let first = images.first().filter(|first| images.iter().all(|i| size(i) == size(first)));
+        let first = first.ok_or_else(|| Error::Shape {
+            at: "grid".into(),
+            reason: format!("expected pictures of one size, found {:?}", images.iter().map(size).collect::<Vec<_>>()),
+        })?;
+        let columns = (1..).find(|c| c * c >= images.len()).expect("some square is large enough");
+        let rows = images.len().div_ceil(columns);
+        let [width, height] = [columns * first.width, rows * first.height];
+        let mut pixels = vec![255; 3 * width * height];
+        for (k, image) in images.iter().enumerate() {
+            let corner = (k / columns * first.height * width + k % columns * first.width) * 3;
+            for (y, row) in image.pixels.chunks_exact(3 * image.width).enumerate() {
+                pixels[corner + y * 3 * width..][..row.len()].copy_from_slice(row);
+            }
+        }
+        Ok(Image { width, height, pixels })
     }
 }
 
@@ -75,20 +98,6 @@ impl Parameters {
     }
 }
 
-/// Says before the long work whether a file could be written at `path` after it.
-///
-/// # Errors
-/// [`Error::Io`] when the folder is missing or not writable, or when `path` is a folder.
-#[cfg(feature = "png")]
-pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
-    let path = path.as_ref();
-    if path.is_dir() {
-        return Err(Error::io(path, "write", std::io::ErrorKind::IsADirectory.into()));
-    }
-    // Permissions alone do not tell (read-only file systems, access lists): a file has to be made. It goes at once.
-    Beside::create(path).map(drop)
-}
-
 #[cfg(feature = "png")]
 impl Image {
     /// Writes the picture to `path` as a PNG with text chunks of (keyword, text).
@@ -104,8 +113,7 @@ impl Image {
         let mut buffered = std::io::BufWriter::new(&mut file.file);
         self.encode_png(&mut buffered, texts).map_err(|e| failed(e.into()))?;
         buffered.into_inner().map_err(|e| failed(e.into_error()))?;
-        file.file.sync_all().map_err(failed)?;
-        file.rename()
+        file.replace()
     }
 
     /// The PNG as bytes go to `out`; see [`Image::write_png`].
@@ -130,55 +138,6 @@ impl Image {
         let mut writer = encoder.write_header()?;
         writer.write_image_data(&self.pixels)?;
         writer.finish()
-    }
-}
-
-/// A file under a name of its own beside its target, removed again unless it is renamed over it.
-#[cfg(feature = "png")]
-struct Beside {
-    file: fs::File,
-    path: std::path::PathBuf,
-    target: std::path::PathBuf,
-}
-
-#[cfg(feature = "png")]
-impl Beside {
-    fn create(target: &Path) -> Result<Beside> {
-        use std::sync::atomic::{AtomicU32, Ordering};
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let refused = |why| Error::io(target, "write", std::io::Error::new(std::io::ErrorKind::InvalidInput, why));
-        let real = match fs::canonicalize(target) {
-            // A rename over a device or a pipe would replace it for everyone.
-            Ok(real) if !real.is_file() => return Err(refused("expected a regular file")),
-            Ok(real) => real, // where a symbolic link leads
-            Err(_) => target.to_path_buf(),
-        };
-        let name = real.file_name().ok_or_else(|| refused("expected a file name"))?;
-        loop {
-            let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            // Short, so that a name of the greatest length a folder takes is not made too long by it.
-            let unique = format!(".{}-{number}.tmp", std::process::id());
-            let mut full = name.to_os_string();
-            full.push(&unique);
-            let path = real.with_file_name(if full.len() > 255 { unique.into() } else { full });
-            match fs::File::options().write(true).create_new(true).open(&path) {
-                Ok(file) => return Ok(Beside { file, path, target: real }),
-                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
-                Err(e) => return Err(Error::io(target, "write", e)),
-            }
-        }
-    }
-
-    fn rename(self) -> Result<()> {
-        fs::rename(&self.path, &self.target).map_err(|e| Error::io(&self.target, "write", e))
-    }
-}
-
-#[cfg(feature = "png")]
-impl Drop for Beside {
-    fn drop(&mut self) {
-        // After a rename there is nothing of this name; otherwise there is no one left to tell.
-        _ = fs::remove_file(&self.path);
     }
 }
 
@@ -209,6 +168,17 @@ mod tests {
     }
 
     #[test]
+    fn a_grid_has_its_pictures_row_by_row_and_white_at_the_end() {
+        let plain = |value| Image { width: 2, height: 1, pixels: vec![value; 6] };
+        let grid = Image::grid(&[plain(1), plain(2), plain(3)]).unwrap();
+        assert_eq!([grid.width, grid.height], [4, 2]);
+        let row = |values: [u8; 2]| values.into_iter().flat_map(|v| [v; 6]).collect::<Vec<u8>>();
+        assert_eq!(grid.pixels, [row([1, 2]), row([3, 255])].concat());
+        assert!(Image::grid(&[]).is_err());
+        assert!(Image::grid(&[plain(1), Image { width: 1, height: 2, pixels: vec![0; 6] }]).is_err());
+    }
+
+    #[test]
     fn parameters_quote_what_would_end_a_value() {
         let pairs = [("Steps", "25"), ("Model", "a, b: \"c\"\nd"), ("Size", "256x256"), ("Note", "é")];
         let parameters = Parameters {
@@ -226,6 +196,7 @@ mod tests {
     #[cfg(feature = "png")]
     mod png_files {
         use super::*;
+        use std::fs;
 
         fn gradient() -> Image {
             Image { width: 5, height: 3, pixels: (0..45).map(|i| i * 5).collect() }
@@ -273,34 +244,6 @@ mod tests {
             fs::create_dir(&folder).unwrap();
             assert!(gradient().write_png(&folder, &[]).is_err());
             assert_eq!(names(dir.path()).len(), 2);
-        }
-
-        #[cfg(unix)]
-        #[test]
-        fn links_are_followed_and_devices_left_alone() {
-            let dir = tempfile::tempdir().unwrap();
-            let (link, real) = (dir.path().join("link.png"), dir.path().join("real.png"));
-            fs::write(&real, "old").unwrap();
-            std::os::unix::fs::symlink(&real, &link).unwrap();
-            gradient().write_png(&link, &[]).unwrap();
-            assert!(link.is_symlink() && fs::read(&real).unwrap().starts_with(b"\x89PNG"));
-            assert!(check_writable("/dev/null").unwrap_err().to_string().contains("expected a regular file"));
-        }
-
-        #[test]
-        fn an_unwritable_target_is_known_beforehand() {
-            let dir = tempfile::tempdir().unwrap();
-            let file = dir.path().join("file");
-            fs::write(&file, "").unwrap();
-            check_writable(&file).unwrap();
-            check_writable(dir.path().join("new.png")).unwrap();
-            check_writable(dir.path().join("n".repeat(251) + ".png")).unwrap();
-            assert_eq!(names(dir.path()), ["file"]);
-            for bad in [dir.path().to_path_buf(), dir.path().join("none/a.png"), file.join("a.png"), "/".into()] {
-                let error = check_writable(&bad).expect_err(&bad.display().to_string());
-                assert!(matches!(error, Error::Io { ref path, .. } if *path == bad), "{error:?}");
-                assert_eq!(error.exit_code(), 5);
-            }
         }
     }
 }

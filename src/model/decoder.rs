@@ -1,8 +1,8 @@
 //! The decoder: image embedding and text to a small picture, the GLIDE way with the CLIP embedding added
 //! (Ramesh et al. 2022, section 2.1).
 
-use super::unet::{Conditions, Config, forward};
 use super::Run;
+use super::unet::{Conditions, Config, forward};
 use crate::error::{Error, Result};
 use crate::ops::Variance;
 use crate::plan::{Graph, Plan, WeightSource};
@@ -55,7 +55,8 @@ pub(super) fn picture_size(config: &Config, source: &dyn WeightSource, size: Opt
         Some(size) if size > 0 && size % unit == 0 => Ok(size),
         found => {
             let found = found.map_or("null".to_owned(), |s| s.to_string());
-            let reason = format!("sample_size is {found}; it must be a multiple of {unit}, the smallest picture inside");
+            let reason =
+                format!("sample_size is {found}; it must be a multiple of {unit}, the smallest picture inside");
             Err(Error::config(source.path(), reason))
         }
     }

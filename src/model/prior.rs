@@ -48,13 +48,16 @@ impl Config {
 
     fn check(&self, source: &dyn WeightSource) -> Result<()> {
         let path = source.path();
-        sized(path, &[
-            ("num_attention_heads", self.num_attention_heads),
-            ("attention_head_dim", self.attention_head_dim),
-            ("num_layers", self.num_layers),
-            ("embedding_dim", self.embedding_dim),
-            ("num_embeddings", self.num_embeddings),
-        ])?;
+        sized(
+            path,
+            &[
+                ("num_attention_heads", self.num_attention_heads),
+                ("attention_head_dim", self.attention_head_dim),
+                ("num_layers", self.num_layers),
+                ("embedding_dim", self.embedding_dim),
+                ("num_embeddings", self.num_embeddings),
+            ],
+        )?;
         let text = |value: &Option<String>| value.clone().unwrap_or("null".to_owned());
         let known = |key: &str, value: &Option<String>, names: &[&str]| {
             let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
@@ -111,7 +114,8 @@ pub fn plan(config: &Config, source: &dyn WeightSource, run: &Run) -> Result<Pla
     let embedding = text_embeds.linear(w.at("embedding_proj"), inner).reshape(&[rows, 1, inner]);
     let mut prefix = Tensor::concat(&[text, embedding], 1) + place(0, tokens + 1);
 
-    let time = time.linear(w.at("time_embedding.linear_1"), inner).silu().linear(w.at("time_embedding.linear_2"), inner);
+    let time =
+        time.linear(w.at("time_embedding.linear_1"), inner).silu().linear(w.at("time_embedding.linear_2"), inner);
     let time = time.row(step).reshape(&[1, inner]).repeat(rows);
     let image = x_t.repeat(rows / pictures).linear(w.at("proj_in"), inner);
     let query = w.tensor("prd_embedding", &[1, 1, inner]).repeat(rows);

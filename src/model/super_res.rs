@@ -3,9 +3,9 @@
 //! Two networks of one shape share the work: the first takes all steps but the last, the second, trained to repair
 //! details, the last. Both see the noisy large picture beside the small one, enlarged.
 
+use super::Run;
 use super::decoder::picture_size;
 use super::unet::{Conditions, Config, forward};
-use super::Run;
 use crate::error::{Error, Result};
 use crate::plan::{Graph, Plan, Tensor, WeightSource};
 
@@ -29,7 +29,8 @@ pub fn plan(
     let size = picture_size(config, source, size)?;
     let (pictures, c) = (run.pictures, config.out_channels);
     if config.in_channels != 2 * c {
-        let reason = format!("in_channels is {}; noisy and enlarged picture have {} together", config.in_channels, 2 * c);
+        let reason =
+            format!("in_channels is {}; noisy and enlarged picture have {} together", config.in_channels, 2 * c);
         return Err(Error::config(source.path(), reason));
     }
     let graph = Graph::new(name, source);

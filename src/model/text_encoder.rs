@@ -74,11 +74,14 @@ impl Config {
 /// A configuration that is not implemented, or a tensor that is missing or of another shape.
 pub fn plan(config: &Config, source: &dyn WeightSource, texts: usize) -> Result<Plan> {
     let path = source.path();
-    sized(path, &[
-        ("hidden_size", config.hidden_size),
-        ("num_attention_heads", config.num_attention_heads),
-        ("max_position_embeddings", config.max_position_embeddings),
-    ])?;
+    sized(
+        path,
+        &[
+            ("hidden_size", config.hidden_size),
+            ("num_attention_heads", config.num_attention_heads),
+            ("max_position_embeddings", config.max_position_embeddings),
+        ],
+    )?;
     legal(path, "hidden_act", &config.hidden_act.as_str(), &["quick_gelu", "gelu"])?;
     let activation = if config.hidden_act == "gelu" { Activation::Gelu } else { Activation::QuickGelu };
     let (width, tokens) = (config.hidden_size, config.max_position_embeddings);

@@ -24,7 +24,8 @@ pub struct Config {
 /// # Errors
 /// A tensor is missing or of another shape.
 pub fn plan(config: &Config, source: &dyn WeightSource, pictures: usize, tokens: usize, guided: bool) -> Result<Plan> {
-    let (dim, cross, extra) = (config.clip_embeddings_dim, config.cross_attention_dim, config.clip_extra_context_tokens);
+    let (dim, cross, extra) =
+        (config.clip_embeddings_dim, config.cross_attention_dim, config.clip_extra_context_tokens);
     sized(source.path(), &[("clip_extra_context_tokens", extra), ("cross_attention_dim", cross)])?;
     let rows = pictures * if guided { 2 } else { 1 };
     let graph = Graph::new("text_proj", source);

@@ -108,13 +108,16 @@ impl Config {
     /// Names the key, its value and the values that are known.
     pub fn check(&self, path: &Path) -> Result<()> {
         let levels = self.block_out_channels.len();
-        sized(path, &[
-            ("number of block_out_channels", levels),
-            ("layers_per_block", self.layers_per_block),
-            ("norm_num_groups", self.norm_num_groups),
-            ("in_channels", self.in_channels),
-            ("out_channels", self.out_channels),
-        ])?;
+        sized(
+            path,
+            &[
+                ("number of block_out_channels", levels),
+                ("layers_per_block", self.layers_per_block),
+                ("norm_num_groups", self.norm_num_groups),
+                ("in_channels", self.in_channels),
+                ("out_channels", self.out_channels),
+            ],
+        )?;
         for (key, types, known) in [
             ("down_block_types", &self.down_block_types, ["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"]),
             ("up_block_types", &self.up_block_types, ["ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"]),
@@ -136,7 +139,8 @@ impl Config {
             match (self.attention_head_dim, self.cross_attention_dim) {
                 (Some(1..), Some(1..)) => {}
                 sizes => {
-                    let reason = format!("attention_head_dim and cross_attention_dim are {sizes:?}; both must be given");
+                    let reason =
+                        format!("attention_head_dim and cross_attention_dim are {sizes:?}; both must be given");
                     return Err(Error::config(path, reason));
                 }
             }

@@ -17,7 +17,7 @@ pub use request::{Defaults, Event, Prompt, Request, Stage};
 pub use trace::Trace;
 
 use crate::backend::Backend;
-use crate::diffusion::{NoiseSource, SchedulerConfig};
+use crate::diffusion::{NoiseSource, Schedule, SchedulerConfig};
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::model::text_encoder::Tokens;
@@ -135,15 +135,10 @@ impl Pipeline {
         request.check()?;
         let settings = request.settings(&self.defaults);
         settings.check()?;
+        self.configs.check_steps(&settings)?;
         let pictures = request.pictures();
         let noise = (0..pictures as u64).map(|k| NoiseSource::new(request.noise, request.seed.wrapping_add(k)));
-        let mut session = stages::Session {
-            pipeline: self,
-            settings,
-            observer,
-            trace,
-            noise: noise.collect(),
-        };
+        let mut session = stages::Session { pipeline: self, settings, observer, trace, noise: noise.collect() };
         let text = session.text(request)?;
         let image_embeds = session.prior(&text)?;
         let conditions = session.text_proj(&text, &image_embeds)?;
@@ -159,6 +154,16 @@ impl Pipeline {
         stages::plan(self, stage, pictures, guided)
     }
 
+    /// The component's tensors that the stage's plan does not ask for, by name. Position numbers that old exports store
+    /// are known and left out.
+    ///
+    /// # Errors
+    /// As for [`Pipeline::plan`].
+    pub fn unused_tensors(&self, stage: Stage) -> Result<Vec<String>> {
+        let plan = self.plan(stage, 1, true)?;
+        Ok(stages::unused(&self.checkpoint.component(stage.name())?, &plan))
+    }
+
     /// A prompt's tokens, and a warning if a part had to be left out.
     fn tokens(&self, prompt: &Prompt) -> Result<Tokens> {
         let length = self.configs.prior.num_embeddings;
@@ -168,7 +173,8 @@ impl Pipeline {
             Prompt::Tokens(tokens) => tokens.clone(),
         };
         if tokens.ids.len() != length || tokens.mask.len() != length {
-            let reason = format!("{} ids and {} mask entries; both must be {length}", tokens.ids.len(), tokens.mask.len());
+            let reason =
+                format!("{} ids and {} mask entries; both must be {length}", tokens.ids.len(), tokens.mask.len());
             return Err(Error::request("tokens", reason));
         }
         let vocabulary = self.configs.text_encoder.vocab_size;
@@ -182,6 +188,16 @@ impl Pipeline {
 }
 
 impl Configs {
+    /// Step counts must fit their schedules; found out before any stage has done its work.
+    fn check_steps(&self, settings: &Defaults) -> Result<()> {
+        let stages = [
+            (&self.prior_scheduler, "prior steps", settings.prior_steps),
+            (&self.decoder_scheduler, "decoder steps", settings.decoder_steps),
+            (&self.super_res_scheduler, "super-resolution steps", settings.super_res_steps),
+        ];
+        stages.into_iter().try_for_each(|(config, name, steps)| Schedule::new(config).timesteps(name, steps).map(drop))
+    }
+
     /// Sizes that two components must agree on.
     fn check(&self, checkpoint: &Checkpoint) -> Result<()> {
         let dim = self.prior.embedding_dim;
@@ -193,10 +209,22 @@ impl Configs {
             Err(Error::config(path, format!("{key} is {found}, but {other} is {wanted}")))
         };
         let tokens = self.text_encoder.max_position_embeddings;
-        agree("prior", "num_embeddings", self.prior.num_embeddings, "the text encoder's max_position_embeddings", tokens)?;
+        agree(
+            "prior",
+            "num_embeddings",
+            self.prior.num_embeddings,
+            "the text encoder's max_position_embeddings",
+            tokens,
+        )?;
         agree("text_encoder", "projection_dim", self.text_encoder.projection_dim, "the prior's embedding_dim", dim)?;
         agree("text_encoder", "hidden_size", self.text_encoder.hidden_size, "the prior's embedding_dim", dim)?;
-        agree("text_proj", "clip_embeddings_dim", self.text_proj.clip_embeddings_dim, "the prior's embedding_dim", dim)?;
+        agree(
+            "text_proj",
+            "clip_embeddings_dim",
+            self.text_proj.clip_embeddings_dim,
+            "the prior's embedding_dim",
+            dim,
+        )?;
         let cross = self.decoder.cross_attention_dim.unwrap_or(0);
         let own = self.text_proj.cross_attention_dim;
         agree("text_proj", "cross_attention_dim", own, "the decoder's cross_attention_dim", cross)?;

@@ -86,8 +86,11 @@ impl Request {
         }
     }
 
-    /// Refuses what cannot be run; step counts are checked against the schedules later.
-    pub(super) fn check(&self) -> Result<()> {
+    /// Refuses what no checkpoint could run; a run checks steps and guidance, too, before it loads anything.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a request of no pictures or of too many.
+    pub fn check(&self) -> Result<()> {
         if self.prompts.is_empty() {
             return Err(Error::request("prompt", "there is none; at least one is needed"));
         }
@@ -121,13 +124,7 @@ pub struct Defaults {
 
 impl Default for Defaults {
     fn default() -> Self {
-        Defaults {
-            prior_steps: 25,
-            decoder_steps: 25,
-            super_res_steps: 7,
-            prior_guidance: 4.0,
-            decoder_guidance: 8.0,
-        }
+        Defaults { prior_steps: 25, decoder_steps: 25, super_res_steps: 7, prior_guidance: 4.0, decoder_guidance: 8.0 }
     }
 }
 
@@ -171,14 +168,8 @@ pub enum Stage {
 
 impl Stage {
     /// All stages in the order in which they run.
-    pub const ALL: [Stage; 6] = [
-        Stage::TextEncoder,
-        Stage::Prior,
-        Stage::TextProj,
-        Stage::Decoder,
-        Stage::SuperResFirst,
-        Stage::SuperResLast,
-    ];
+    pub const ALL: [Stage; 6] =
+        [Stage::TextEncoder, Stage::Prior, Stage::TextProj, Stage::Decoder, Stage::SuperResFirst, Stage::SuperResLast];
 
     /// The checkpoint folder that the stage runs.
     pub fn name(self) -> &'static str {

@@ -2,7 +2,7 @@
 
 use super::request::{Defaults, Event, Prompt, Request, Stage};
 use super::sampling::{Draws, Loop};
-use super::trace::{Trace, channels_first};
+use super::trace::Trace;
 use super::{Observer, Pipeline};
 use crate::backend::Executable;
 use crate::diffusion::NoiseSource;
@@ -32,24 +32,24 @@ pub struct Session<'a, 'o> {
 
 /// Encoded prompts.
 pub struct Text {
-    rows: Vec<TextRow>,
+    pub(super) rows: Vec<TextRow>,
     /// The text of each picture.
     of: Vec<usize>,
     /// The text of the unconditional half, with guidance.
     unconditional: Option<usize>,
 }
 
-struct TextRow {
+pub(super) struct TextRow {
     /// `[D]`
-    embeds: Vec<f32>,
+    pub(super) embeds: Vec<f32>,
     /// `[T, D]`
-    hidden: Vec<f32>,
+    pub(super) hidden: Vec<f32>,
     /// `[T]`, 1 for tokens that may be seen.
     mask: Vec<f32>,
 }
 
 impl Text {
-    fn guided(&self) -> bool {
+    pub(super) fn guided(&self) -> bool {
         self.unconditional.is_some()
     }
 
@@ -111,10 +111,12 @@ impl Session<'_, '_> {
 
     /// Compiles a plan with the component's weights.
     fn compile(&mut self, open: &mut Open, plan: Plan) -> Result<Box<dyn Executable>> {
-        if !open.loaded {
-            if let Some(warning) = unused(&open.component, &plan) {
-                report(self.observer, Event::Warning(&warning))?;
-            }
+        let unused = if open.loaded { Vec::new() } else { unused(&open.component, &plan) };
+        if !unused.is_empty() {
+            let more = if unused.len() > 5 { format!(" and {} more", unused.len() - 5) } else { String::new() };
+            let shown = unused[..unused.len().min(5)].join(", ");
+            let warning = format!("{}: unused tensors: {shown}{more}", open.component.path().display());
+            report(self.observer, Event::Warning(&warning))?;
         }
         let executable = self.pipeline.backend.compile(plan, &open.component)?;
         open.component.check_unchanged()?;
@@ -133,7 +135,7 @@ impl Session<'_, '_> {
     fn groups(&self, plan: impl Fn(usize) -> Result<Plan>) -> Result<Vec<Range<usize>>> {
         let pictures = self.noise.len();
         if pictures == 1 || self.trace.is_on() {
-            return Ok(vec![0..pictures]);
+            return Ok(std::iter::once(0..pictures).collect());
         }
         let one = assign(&plan(1)?).bytes().max(1);
         let most = usize::try_from(self.pipeline.memory / one).unwrap_or(usize::MAX).clamp(1, pictures);
@@ -228,7 +230,7 @@ impl Session<'_, '_> {
             executable.write("hidden", &text.rows(group, |r| &r.hidden))?;
             executable.write("mask", &text.rows(group, |r| &r.mask))?;
             self.trace_loop(&sampling, &draws);
-            self.trace_prior(executable.as_mut(), group.len() * if text.guided() { 2 } else { 1 })?;
+            self.trace_prior(executable.as_mut())?;
             self.sample(&sampling, executable.as_mut(), 0..steps, &time, &rule, &mut draws, (&open, number, &groups))?;
             found.extend(executable.read("image_embeds")?.chunks_exact(dim).map(<[f32]>::to_vec));
         }
@@ -323,6 +325,7 @@ impl Session<'_, '_> {
             for (which, name) in ["context", "added", "mask"].into_iter().enumerate() {
                 executable.write(name, &conditions.part(group, which))?;
             }
+            self.trace_mask(executable.as_mut(), "mask", "decoder/attention_mask")?;
             self.trace_loop(&sampling, &draws);
             self.sample(&sampling, executable.as_mut(), 0..steps, &time, &rule, &mut draws, (&open, number, &groups))?;
             draws.latents.iter_mut().for_each(|x| *x = x.clamp(-1.0, 1.0));
@@ -353,7 +356,9 @@ impl Session<'_, '_> {
         for (stage, config, range) in parts {
             let run = |pictures| Run { pictures, steps: range.len(), rule };
             let mut open = self.open(stage, range.len())?;
-            let record = |component: &Component, n| super_res::plan(stage.name(), config, component, &run(n), small_size, Some(size));
+            let record = |component: &Component, n| {
+                super_res::plan(stage.name(), config, component, &run(n), small_size, Some(size))
+            };
             if drawn.is_empty() {
                 groups = self.groups(|n| record(&open.component, n))?;
                 drawn = groups.iter().map(|g: &Range<usize>| sampling.draw(&mut self.noise[g.clone()])).collect();
@@ -369,9 +374,17 @@ impl Session<'_, '_> {
                 let (_, executable) = compiled.as_mut().expect("compiled above");
                 executable.write("small", &small[group.clone()].concat())?;
                 let draws = &mut drawn[number];
-                self.sample(&sampling, executable.as_mut(), range.clone(), &time, &rule, draws, (&open, number, &groups))?;
+                self.sample(
+                    &sampling,
+                    executable.as_mut(),
+                    range.clone(),
+                    &time,
+                    &rule,
+                    draws,
+                    (&open, number, &groups),
+                )?;
                 if stage == Stage::SuperResFirst {
-                    self.trace_upscaled(executable.as_mut(), group.len(), &sampling.shape)?;
+                    self.trace_upscaled(executable.as_mut())?;
                 }
             }
             self.close(open)?;
@@ -385,79 +398,17 @@ impl Session<'_, '_> {
         self.trace.put_bytes(|| "image/u8".to_owned(), &shape, &pixels);
         Ok(images)
     }
-
-    fn trace_text(&mut self, text: &Text, tokens: &[Tokens]) {
-        let prompts = tokens.len() - usize::from(text.guided());
-        for (name, range) in [("text", 0..prompts), ("uncond", prompts..tokens.len())] {
-            if range.is_empty() || !self.trace.is_on() {
-                continue;
-            }
-            let length = tokens[0].ids.len();
-            let ids: Vec<u32> = tokens[range.clone()].iter().flat_map(|t| &t.ids).copied().collect();
-            let rows = &text.rows[range.clone()];
-            let collect = |part: fn(&TextRow) -> &Vec<f32>| rows.iter().flat_map(part).copied().collect::<Vec<f32>>();
-            let (embeds, hidden) = (collect(|r| &r.embeds), collect(|r| &r.hidden));
-            let n = range.len();
-            self.trace.put_ids(|| format!("{name}/input_ids"), &[n, length], &ids);
-            self.trace.put(|| format!("{name}/text_embeds"), &[n, embeds.len() / n], &embeds);
-            let width = hidden.len() / n / length;
-            self.trace.put(|| format!("{name}/last_hidden_state"), &[n, length, width], &hidden);
-        }
-    }
-
-    fn trace_prior(&mut self, executable: &mut dyn Executable, rows: usize) -> Result<()> {
-        if self.trace.is_on() {
-            for (input, name) in [("text_embeds", "text_embeds"), ("hidden", "text_hidden_states"), ("mask", "text_mask")] {
-                let data = executable.read(input)?;
-                let id = executable.plan().input(input).expect("the prior has these inputs");
-                let shape = executable.plan().shape(id).to_vec();
-                debug_assert_eq!(shape[0], rows);
-                self.trace.put(|| format!("prior/{name}"), &shape, &data);
-            }
-        }
-        Ok(())
-    }
-
-    fn trace_loop(&mut self, sampling: &Loop, draws: &Draws) {
-        let name = sampling.name;
-        let mut shape = vec![draws.latents.len() / elements(&sampling.shape)];
-        shape.extend_from_slice(&sampling.shape);
-        self.trace.put_ids(|| format!("{name}/timesteps"), &[sampling.steps()], &sampling.timesteps);
-        self.trace.put_pictures(|| format!("{name}/initial_latents"), &shape, &draws.latents);
-    }
-
-    fn trace_conditions(&mut self, context: &[f32], added: &[f32], rows: usize, tokens: usize) {
-        let width = context.len() / rows / tokens;
-        self.trace.put(|| "text_proj/encoder_hidden_states".to_owned(), &[rows, tokens, width], context);
-        self.trace.put(|| "text_proj/additive_time_embeds".to_owned(), &[rows, added.len() / rows], added);
-    }
-
-    fn trace_upscaled(&mut self, executable: &mut dyn Executable, pictures: usize, shape: &[usize]) -> Result<()> {
-        if self.trace.is_on() {
-            let upscaled = channels_first(&executable.read("upscaled")?, shape[0] * shape[1], shape[2]);
-            let shape = [pictures, shape[2], shape[0], shape[1]];
-            self.trace.put(|| "super_res/image_upscaled".to_owned(), &shape, &upscaled);
-        }
-        Ok(())
-    }
 }
 
 fn time_table(sampling: &Loop, config: &unet::Config) -> Vec<f32> {
     time_features(&sampling.timesteps, config.time_features(), config.flip_sin_to_cos, config.freq_shift)
 }
 
-/// One line about tensors of the component that the plan does not use, if there are any. Position numbers that old
-/// exports store are known and pass without a word.
-fn unused(component: &Component, plan: &Plan) -> Option<String> {
+/// Tensors of the component that the plan does not use; see [`Pipeline::unused_tensors`].
+pub fn unused(component: &Component, plan: &Plan) -> Vec<String> {
     let used: std::collections::HashSet<&str> = plan.weights().map(|(name, _)| name).collect();
-    let names: Vec<&str> = component
-        .tensors()
-        .map(|(name, _)| name)
-        .filter(|name| !used.contains(name) && !name.ends_with("embeddings.position_ids"))
-        .collect();
-    let shown = names.iter().take(5).copied().collect::<Vec<_>>().join(", ");
-    let more = if names.len() > 5 { format!(" and {} more", names.len() - 5) } else { String::new() };
-    (!names.is_empty()).then(|| format!("{}: unused tensors: {shown}{more}", component.path().display()))
+    let idle = |name: &&str| !used.contains(name) && !name.ends_with("embeddings.position_ids");
+    component.tensors().map(|(name, _)| name).filter(idle).map(str::to_owned).collect()
 }
 
 /// The plan of one stage; see [`Pipeline::plan`].

@@ -30,22 +30,27 @@ impl Display for Plan {
         for (name, id) in &self.outputs {
             writeln!(f, "  output  {name:<28} {:?}", self.shape(*id))?;
         }
-        let largest = slots.elements.iter().max().copied().unwrap_or(0);
         writeln!(f, "totals:")?;
-        writeln!(f, "  once per picture  {}", self.cost(once))?;
-        writeln!(f, "  every step        {}", self.cost(each))?;
-        writeln!(
-            f,
-            "  memory            {} in {} slots, the largest {}; weights {} as f32",
+        f.write_str(&self.totals())
+    }
+}
+
+impl Plan {
+    /// Three lines: what the two parts cost, and the memory of values and weights.
+    pub fn totals(&self) -> String {
+        let (slots, (once, each)) = (assign(self), self.parts());
+        let largest = slots.elements.iter().max().copied().unwrap_or(0);
+        format!(
+            "  once per picture  {}\n  every step        {}\n  memory            {} in {} slots, the largest {}; weights {} as f32\n",
+            self.cost(once),
+            self.cost(each),
             mebibytes(slots.bytes()),
             slots.elements.len(),
             mebibytes(4 * largest as u64),
             mebibytes(4 * self.parameters()),
         )
     }
-}
 
-impl Plan {
     fn write_step(&self, f: &mut fmt::Formatter<'_>, step: &Step, slots: &super::Slots) -> fmt::Result {
         let shapes: Vec<&[usize]> = step.inputs.iter().map(|&i| self.shape(i)).collect();
         let output = self.shape(step.output);

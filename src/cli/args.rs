@@ -1,0 +1,224 @@
+//! What can be asked for on the command line.
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use std::path::PathBuf;
+use unclip::diffusion::NoiseKind;
+use unclip::pipeline::Stage;
+
+/// Text to image with the unCLIP (DALL-E 2) architecture.
+#[derive(Debug, Parser)]
+#[command(name = "engine", version, about, arg_required_else_help = true, after_help = EXIT_CODES)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 1 failed while running, 2 usage, 3 checkpoint, 4 device, 5 input or output, 130 interrupted.";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  engine run -m karlo -p \"a red apple\"
+  engine run -m karlo -p \"a fox in the snow\" -b 4 -s 7 -o fox-%03d.png
+  engine run -m karlo -p \"a cat\" -p \"a dog\" -n \"blurry\" --decoder-steps 50 --json
+  engine run -m karlo -p \"a boat\" --trace boat.safetensors
+
+Picture k of a run is made from seed + k, so each can be made again alone. Ctrl-C stops after the present step and
+writes nothing; a second one stops at once.";
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make pictures from prompts
+    #[command(after_help = RUN_EXAMPLES)]
+    Run(Box<RunArguments>),
+    /// Print what a stage computes: steps, shapes, parameters, FLOPs, bytes moved, memory
+    Plan(PlanArguments),
+    /// List a checkpoint's components, and what would not load and why
+    Inspect(InspectArguments),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  engine completions bash > ~/.local/share/bash-completion/completions/engine")]
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct ModelArguments {
+    /// Folder of the checkpoint, in the layout of diffusers' UnCLIPPipeline; without it, the built-in model
+    #[arg(short, long, value_name = "DIR", required = cfg!(not(feature = "default-model")))]
+    pub model: Option<PathBuf>,
+    /// Read weights instead of mapping their files into memory
+    #[arg(long)]
+    pub no_mmap: bool,
+    /// Which variant of the weight files to use, such as fp16 for *.fp16.safetensors
+    #[arg(long, value_name = "NAME")]
+    pub variant: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct RunArguments {
+    #[command(flatten)]
+    pub model: ModelArguments,
+    /// What the picture shows; may be given several times
+    #[arg(short, long, value_name = "TEXT", required = true)]
+    pub prompt: Vec<String>,
+    /// What the picture should not be
+    #[arg(short, long, value_name = "TEXT")]
+    pub negative: Option<String>,
+    /// Seed of the first picture
+    #[arg(short, long, default_value_t = 0)]
+    pub seed: u64,
+    /// Pictures for each prompt
+    #[arg(short, long, value_name = "COUNT", default_value_t = 1)]
+    pub batch: usize,
+    /// PNG file; for several pictures a name with a number in it, from 000 [default: out.png or out-%03d.png]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Write all pictures on one sheet, too
+    #[arg(long, value_name = "FILE")]
+    pub grid: Option<PathBuf>,
+    /// Show the pictures in the terminal, in the best way it has (sixel, kitty, iTerm, or half blocks)
+    #[cfg(feature = "show")]
+    #[arg(long)]
+    pub show: bool,
+    /// Steps of the prior [default: the checkpoint's, or 25]
+    #[arg(long, value_name = "N")]
+    pub prior_steps: Option<usize>,
+    /// Steps of the decoder [default: the checkpoint's, or 25]
+    #[arg(long, value_name = "N")]
+    pub decoder_steps: Option<usize>,
+    /// Steps of super-resolution, the last of which is the second network's [default: the checkpoint's, or 7]
+    #[arg(long, value_name = "N")]
+    pub super_res_steps: Option<usize>,
+    /// Guidance scale of the prior [default: the checkpoint's, or 4]
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
+    pub prior_guidance: Option<f32>,
+    /// Guidance scale of the decoder [default: the checkpoint's, or 8]; at most 1 for both turns guidance off
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
+    pub decoder_guidance: Option<f32>,
+    /// What turns the seed into noise: torch gives the pictures of diffusers, philox can be made in any order
+    #[arg(long, value_enum, default_value_t = Noise::Torch)]
+    pub noise: Noise,
+    #[command(flatten)]
+    pub device: DeviceArguments,
+    /// Keep the intermediate tensors, under the names of the reference recordings
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Report in JSON, one event a line, on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// Report errors only
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Report how long stages took and how much memory was used
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DeviceArguments {
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    pub device: Device,
+    /// Precision of the computation
+    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    pub dtype: Dtype,
+    /// Threads of the CPU; 0 means all that the process may use
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+}
+
+#[derive(Debug, Args)]
+pub struct PlanArguments {
+    #[command(flatten)]
+    pub model: ModelArguments,
+    /// Which stage
+    #[arg(long, value_parser = stage())]
+    pub stage: Stage,
+    /// Pictures made together
+    #[arg(short, long, value_name = "COUNT", default_value_t = 1)]
+    pub batch: usize,
+    /// Plan without guidance: half as many rows
+    #[arg(long)]
+    pub unguided: bool,
+    /// Totals only
+    #[arg(long)]
+    pub summary: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectArguments {
+    /// Folder of the checkpoint; without it, the built-in model
+    #[arg(value_name = "DIR", required = cfg!(not(feature = "default-model")))]
+    pub model: Option<PathBuf>,
+    /// Which variant of the weight files to look at
+    #[arg(long, value_name = "NAME")]
+    pub variant: Option<String>,
+    /// Report in JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// The best one there is
+    Auto,
+    /// The processor
+    Cpu,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    /// Single precision
+    F32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Noise {
+    /// As torch.Generator("cpu")
+    Torch,
+    /// Counter-based Philox 4x32-10
+    Philox,
+}
+
+impl From<Noise> for NoiseKind {
+    fn from(noise: Noise) -> NoiseKind {
+        match noise {
+            Noise::Torch => NoiseKind::Torch,
+            Noise::Philox => NoiseKind::Philox,
+        }
+    }
+}
+
+impl Arguments {
+    /// Whether errors are to be reported as an event as well.
+    pub fn wants_json(&self) -> bool {
+        matches!(&self.command, Command::Run(arguments) if arguments.json)
+    }
+}
+
+/// A stage by the name of its folder.
+fn stage() -> impl clap::builder::TypedValueParser<Value = Stage> {
+    use clap::builder::{PossibleValuesParser, TypedValueParser};
+    PossibleValuesParser::new(Stage::ALL.map(Stage::name))
+        .map(|name| Stage::ALL.into_iter().find(|s| s.name() == name).expect("one of the possible values"))
+}
+
+/// The completion script of a shell.
+pub fn completions(shell: Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "engine", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,114 @@
+//! `engine inspect`: what a checkpoint is made of, and what would not load and why.
+
+use super::args::InspectArguments;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use unclip::backend::cpu::Cpu;
+use unclip::pipeline::{Pipeline, Stage};
+use unclip::weights::{self, Checkpoint, ComponentReport, LoadOptions};
+use unclip::{Error, Result};
+
+/// Prints one line per component.
+///
+/// # Errors
+/// The first thing that would not load, after everything has been printed.
+pub fn inspect(arguments: &InspectArguments) -> Result<()> {
+    let options = LoadOptions { mmap: true, variant: arguments.variant.clone() };
+    let open = || super::open(arguments.model.as_deref(), options.clone());
+    let checkpoint = open()?;
+    let mut reports = weights::inspect(&checkpoint);
+    let models = check_models(open()?, &mut reports);
+    super::print(&if arguments.json {
+        format!("{}\n", as_json(&checkpoint, &reports, &models))
+    } else {
+        table(&checkpoint, &reports, &models)
+    })?;
+    let broken: Vec<&str> = reports.iter().filter(|r| r.problem.is_some()).map(|r| r.name.as_str()).collect();
+    match (broken.is_empty(), models.problem) {
+        (false, _) => Err(Error::config(checkpoint.path(), format!("would not load: {}", broken.join(", ")))),
+        (true, Some(problem)) => Err(Error::config(checkpoint.path(), format!("would not run: {problem}"))),
+        _ => Ok(()),
+    }
+}
+
+/// What the models say of their components.
+#[derive(Default)]
+struct Models {
+    /// Tensors that no plan uses, by component.
+    unused: BTreeMap<&'static str, Vec<String>>,
+    /// Why the pipeline as a whole would not run, if no component is to blame.
+    problem: Option<String>,
+}
+
+/// Records every stage's plan, which asks for every tensor by name and shape; complaints go to their component.
+fn check_models(checkpoint: Checkpoint, reports: &mut [ComponentReport]) -> Models {
+    let mut models = Models::default();
+    if reports.iter().any(|r| r.problem.is_some()) {
+        return models; // a pipeline needs all of them
+    }
+    let pipeline = match Cpu::new(1).and_then(|cpu| Pipeline::open(checkpoint, Box::new(cpu))) {
+        Ok(pipeline) => pipeline,
+        Err(error) => {
+            models.problem = Some(error.to_string());
+            return models;
+        }
+    };
+    for stage in Stage::ALL {
+        let found = pipeline.unused_tensors(stage);
+        let report = reports.iter_mut().find(|r| r.name == stage.name());
+        match (found, report) {
+            (Ok(unused), _) if unused.is_empty() => {}
+            (Ok(unused), _) => _ = models.unused.insert(stage.name(), unused),
+            (Err(error), Some(report)) => report.problem = Some(error.to_string()),
+            (Err(error), None) => models.problem = Some(error.to_string()),
+        }
+    }
+    models
+}
+
+fn table(checkpoint: &Checkpoint, reports: &[ComponentReport], models: &Models) -> String {
+    let mut text = format!("{} ({})\n", checkpoint.path().display(), checkpoint.class_name());
+    let mut line = |name: &str, parameters: &str, size: &str, dtypes: &str, what: &str| {
+        _ = writeln!(text, "{}", format!("{name:<20} {parameters:>13} {size:>11}  {dtypes:<10} {what}").trim_end());
+    };
+    line("component", "parameters", "MiB", "types", "files");
+    for report in reports {
+        let dtypes: Vec<String> = report.dtypes.keys().map(ToString::to_string).collect();
+        let mib = report.bytes as f64 / f64::from(1 << 20);
+        let (parameters, size) = match report.parameters {
+            0 => (String::new(), String::new()),
+            n => (n.to_string(), format!("{mib:.2}")),
+        };
+        line(&report.name, &parameters, &size, &dtypes.join(" "), &report.files.join(" "));
+        if let Some(problem) = &report.problem {
+            line("", "", "", "", &format!("would not load: {problem}"));
+        }
+        if let Some(unused) = models.unused.get(report.name.as_str()) {
+            line("", "", "", "", &format!("not used: {}", unused.join(", ")));
+        }
+    }
+    let (parameters, bytes) = totals(reports);
+    line("total", &parameters.to_string(), &format!("{:.2}", bytes as f64 / f64::from(1 << 20)), "", "");
+    text
+}
+
+fn totals(reports: &[ComponentReport]) -> (u64, u64) {
+    reports.iter().fold((0, 0), |(p, b), r| (p + r.parameters, b + r.bytes))
+}
+
+fn as_json(checkpoint: &Checkpoint, reports: &[ComponentReport], models: &Models) -> serde_json::Value {
+    let component = |r: &ComponentReport| {
+        let dtypes: BTreeMap<String, usize> = r.dtypes.iter().map(|(dtype, n)| (dtype.to_string(), *n)).collect();
+        json!({
+            "name": r.name, "class": r.class, "parameters": r.parameters, "bytes": r.bytes, "dtypes": dtypes,
+            "files": r.files, "variant": r.variant, "problem": r.problem,
+            "unused": models.unused.get(r.name.as_str()).cloned().unwrap_or_default(),
+        })
+    };
+    let (parameters, bytes) = totals(reports);
+    json!({
+        "path": checkpoint.path(), "class": checkpoint.class_name(), "problem": models.problem,
+        "parameters": parameters, "bytes": bytes, "components": reports.iter().map(component).collect::<Vec<_>>(),
+    })
+}
