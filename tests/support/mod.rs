@@ -6,6 +6,7 @@
 
 pub mod cases;
 pub mod close;
+pub mod every;
 pub mod reference;
 
 use close::Precision;
