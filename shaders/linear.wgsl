@@ -2,13 +2,13 @@
 //
 // Math      y[m, n] = activation(sum_k x[m, k] weight[k, n] + bias[n]) + residual[m, n]
 // Source    none
-// Tensors   x [M, K] elem, weight [K, N/4] vec4 elem, bias [N] f32, residual [M, N] elem -> y [M, N] elem
+// Tensors   x [M, K] source, weight [K, N/4] vec4 source, bias [N] f32, residual [M, N] source -> y [M, N] elem
 // Scalars   m, k, n, activation, biased, added u32
 // Launch    linear: grid (N/32, M/32, 1), 64 threads: one invocation owns 4 rows of 4 columns
 //           linear_tiled: grid (N/64, M/64, 1), 256 threads: as above, operands by way of shared memory
 // Memory    linear: none shared; linear_tiled: 8 KiB shared
 // Numerics  f32, in the order of k
-// Variants  elem: f32 f16
+// Variants  source: f32 f16; elem: f32 f16
 // Limits    weight is packed in the product's order with N rounded up to a multiple of 4; x stands in for what is absent
 
 struct Scalars {
@@ -20,10 +20,10 @@ struct Scalars {
     added: u32,
 }
 
-@group(0) @binding(0) var<storage, read> x: array<elem>;
-@group(0) @binding(1) var<storage, read> weight: array<vec4<elem>>;
+@group(0) @binding(0) var<storage, read> x: array<source>;
+@group(0) @binding(1) var<storage, read> weight: array<vec4<source>>;
 @group(0) @binding(2) var<storage, read> bias: array<f32>;
-@group(0) @binding(3) var<storage, read> residual: array<elem>;
+@group(0) @binding(3) var<storage, read> residual: array<source>;
 @group(0) @binding(4) var<storage, read_write> y: array<elem>;
 @group(0) @binding(5) var<uniform> scalars: Scalars;
 

@@ -4,12 +4,12 @@
 //           sigma = exp((f row[5] + (1 - f) row[6]) / 2), f = (v + 1) / 2, or row[4]
 //           x_{t-1} = (row[2] x0 + row[3] x_t) + row[7] (sigma noise)
 // Source    see ops/sampler_step.rs, whose order of operations this keeps
-// Tensors   output [2B | B, P, C | 2C] source, x_t [B, P, C] f32, noise [B, P, C] f32, row [8] f32 -> y [B, P, C] f32
+// Tensors   output [2B | B, P, C | 2C] f32, x_t [B, P, C] f32, noise [B, P, C] f32, row [8] f32 -> y [B, P, C] f32
 // Scalars   count, channels, wide, conditional, guided, epsilon, learned, clipped u32; guidance, range f32
 // Launch    grid spread over count, 256 threads: one invocation owns one element
 // Memory    none shared
 // Numerics  f32
-// Variants  source: f32 f16
+// Variants  none
 // Limits    the sampler's state is f32 whatever the storage type
 
 struct Scalars {
@@ -28,7 +28,7 @@ struct Scalars {
     range: f32,
 }
 
-@group(0) @binding(0) var<storage, read> output: array<source>;
+@group(0) @binding(0) var<storage, read> output: array<f32>;
 @group(0) @binding(1) var<storage, read> x_t: array<f32>;
 @group(0) @binding(2) var<storage, read> noise: array<f32>;
 @group(0) @binding(3) var<storage, read> row: array<f32>;

@@ -43,7 +43,12 @@ impl Operation for Linear {
     }
 
     fn keep(&self, tensor: Operand) -> Keep {
-        if self.bias && tensor == Operand::Input(2) { Keep::Single } else { Keep::Storage }
+        match tensor {
+            Operand::Input(2) if self.bias => Keep::Single,
+            Operand::Input(_) | Operand::Packed(_) => Keep::Storage,
+            // A network's last product can hand the sampler its sums as they are.
+            Operand::Output => Keep::Any,
+        }
     }
 
     fn wgsl(&self, inputs: &[&[usize]], output: &[usize], tiles: Tiles) -> Vec<Launch> {

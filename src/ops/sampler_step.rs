@@ -85,8 +85,8 @@ impl Operation for SamplerStep {
         12 * elements(output) as u64
     }
 
-    fn keep(&self, tensor: Operand) -> Keep {
-        if tensor == Operand::Input(0) { Keep::Any } else { Keep::Single }
+    fn keep(&self, _: Operand) -> Keep {
+        Keep::Single
     }
 
     fn wgsl(&self, inputs: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {
