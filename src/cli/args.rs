@@ -31,7 +31,7 @@ writes nothing; a second one stops at once.";
 pub enum Command {
     /// Make pictures from prompts
     #[command(after_help = RUN_EXAMPLES)]
-    Run(RunArguments),
+    Run(Box<RunArguments>),
     /// Print what a stage computes: steps, shapes, parameters, FLOPs, bytes moved, memory
     Plan(PlanArguments),
     /// List a checkpoint's components, and what would not load and why
@@ -46,9 +46,9 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 pub struct ModelArguments {
-    /// Folder of the checkpoint, in the layout of diffusers' UnCLIPPipeline
-    #[arg(short, long, value_name = "DIR")]
-    pub model: PathBuf,
+    /// Folder of the checkpoint, in the layout of diffusers' UnCLIPPipeline; without it, the built-in model
+    #[arg(short, long, value_name = "DIR", required = cfg!(not(feature = "default-model")))]
+    pub model: Option<PathBuf>,
     /// Read weights instead of mapping their files into memory
     #[arg(long)]
     pub no_mmap: bool,
@@ -79,6 +79,10 @@ pub struct RunArguments {
     /// Write all pictures on one sheet, too
     #[arg(long, value_name = "FILE")]
     pub grid: Option<PathBuf>,
+    /// Show the pictures in the terminal, in the best way it has (sixel, kitty, iTerm, or half blocks)
+    #[cfg(feature = "show")]
+    #[arg(long)]
+    pub show: bool,
     /// Steps of the prior [default: the checkpoint's, or 25]
     #[arg(long, value_name = "N")]
     pub prior_steps: Option<usize>,
@@ -146,9 +150,9 @@ pub struct PlanArguments {
 
 #[derive(Debug, Args)]
 pub struct InspectArguments {
-    /// Folder of the checkpoint
-    #[arg(value_name = "DIR")]
-    pub model: PathBuf,
+    /// Folder of the checkpoint; without it, the built-in model
+    #[arg(value_name = "DIR", required = cfg!(not(feature = "default-model")))]
+    pub model: Option<PathBuf>,
     /// Which variant of the weight files to look at
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
@@ -191,7 +195,7 @@ impl From<Noise> for NoiseKind {
 impl Arguments {
     /// Whether errors are to be reported as an event as well.
     pub fn wants_json(&self) -> bool {
-        matches!(&self.command, Command::Run(RunArguments { json: true, .. }))
+        matches!(&self.command, Command::Run(arguments) if arguments.json)
     }
 }
 

@@ -35,7 +35,10 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     let model = model_name(checkpoint.path());
     let backend = super::backend(arguments.device.device, arguments.device.threads)?;
     let device = backend.name();
-    progress.detail(&format!("model {}, {device}", checkpoint.path().display()));
+    match &arguments.model.model {
+        Some(folder) => progress.detail(&format!("model {}, {device}", folder.display())),
+        None => progress.note(&format!("the built-in model, {device}; -m DIR takes another")),
+    }
     let pipeline = Pipeline::open(checkpoint, backend)?;
     let settings = request.settings(pipeline.defaults());
 
@@ -82,6 +85,10 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     if let Some(path) = &arguments.trace {
         trace.write(path)?;
         progress.note(&format!("{} tensors in {}", trace.names().count(), path.display()));
+    }
+    #[cfg(feature = "show")]
+    if arguments.show {
+        super::show::show(&images, &progress)?;
     }
     finish(&progress, &images)
 }

@@ -7,8 +7,8 @@ use super::{Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, re
 /// `shift [N, O]` if `shift`, then `residual [N, H', W', O]` if `residual`, gives `y [N, H', W', O]` with
 /// `H' = (H + 2 padding - R) / stride + 1`.
 ///
-/// *Formula* `y[n,i,j,o] = sum_{r,s,c} x[n, i stride + r - padding, j stride + s - padding, c] weight[o,c,r,s]
-/// + bias[o] + shift[n,o] + residual[n,i,j,o]`.
+/// *Formula* `y[n,i,j,o] = sum_{r,s,c} x[n, i stride + r - padding, j stride + s - padding, c] weight[o,c,r,s]`, and
+/// then `bias[o]`, `shift[n,o]` and `residual[n,i,j,o]` are added.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conv2d {
     /// Distance between neighbouring windows, both ways.

@@ -2,7 +2,7 @@
 
 use super::request::{Defaults, Event, Prompt, Request, Stage};
 use super::sampling::{Draws, Loop};
-use super::trace::{Trace, channels_first};
+use super::trace::Trace;
 use super::{Observer, Pipeline};
 use crate::backend::Executable;
 use crate::diffusion::NoiseSource;
@@ -32,24 +32,24 @@ pub struct Session<'a, 'o> {
 
 /// Encoded prompts.
 pub struct Text {
-    rows: Vec<TextRow>,
+    pub(super) rows: Vec<TextRow>,
     /// The text of each picture.
     of: Vec<usize>,
     /// The text of the unconditional half, with guidance.
     unconditional: Option<usize>,
 }
 
-struct TextRow {
+pub(super) struct TextRow {
     /// `[D]`
-    embeds: Vec<f32>,
+    pub(super) embeds: Vec<f32>,
     /// `[T, D]`
-    hidden: Vec<f32>,
+    pub(super) hidden: Vec<f32>,
     /// `[T]`, 1 for tokens that may be seen.
     mask: Vec<f32>,
 }
 
 impl Text {
-    fn guided(&self) -> bool {
+    pub(super) fn guided(&self) -> bool {
         self.unconditional.is_some()
     }
 
@@ -230,7 +230,7 @@ impl Session<'_, '_> {
             executable.write("hidden", &text.rows(group, |r| &r.hidden))?;
             executable.write("mask", &text.rows(group, |r| &r.mask))?;
             self.trace_loop(&sampling, &draws);
-            self.trace_prior(executable.as_mut(), group.len() * if text.guided() { 2 } else { 1 })?;
+            self.trace_prior(executable.as_mut())?;
             self.sample(&sampling, executable.as_mut(), 0..steps, &time, &rule, &mut draws, (&open, number, &groups))?;
             found.extend(executable.read("image_embeds")?.chunks_exact(dim).map(<[f32]>::to_vec));
         }
@@ -325,6 +325,7 @@ impl Session<'_, '_> {
             for (which, name) in ["context", "added", "mask"].into_iter().enumerate() {
                 executable.write(name, &conditions.part(group, which))?;
             }
+            self.trace_mask(executable.as_mut(), "mask", "decoder/attention_mask")?;
             self.trace_loop(&sampling, &draws);
             self.sample(&sampling, executable.as_mut(), 0..steps, &time, &rule, &mut draws, (&open, number, &groups))?;
             draws.latents.iter_mut().for_each(|x| *x = x.clamp(-1.0, 1.0));
@@ -383,7 +384,7 @@ impl Session<'_, '_> {
                     (&open, number, &groups),
                 )?;
                 if stage == Stage::SuperResFirst {
-                    self.trace_upscaled(executable.as_mut(), group.len(), &sampling.shape)?;
+                    self.trace_upscaled(executable.as_mut())?;
                 }
             }
             self.close(open)?;
@@ -396,63 +397,6 @@ impl Session<'_, '_> {
         self.trace.put(|| "image/float".to_owned(), &shape, &finished);
         self.trace.put_bytes(|| "image/u8".to_owned(), &shape, &pixels);
         Ok(images)
-    }
-
-    fn trace_text(&mut self, text: &Text, tokens: &[Tokens]) {
-        let prompts = tokens.len() - usize::from(text.guided());
-        for (name, range) in [("text", 0..prompts), ("uncond", prompts..tokens.len())] {
-            if range.is_empty() || !self.trace.is_on() {
-                continue;
-            }
-            let length = tokens[0].ids.len();
-            let ids: Vec<u32> = tokens[range.clone()].iter().flat_map(|t| &t.ids).copied().collect();
-            let rows = &text.rows[range.clone()];
-            let collect = |part: fn(&TextRow) -> &Vec<f32>| rows.iter().flat_map(part).copied().collect::<Vec<f32>>();
-            let (embeds, hidden) = (collect(|r| &r.embeds), collect(|r| &r.hidden));
-            let n = range.len();
-            self.trace.put_ids(|| format!("{name}/input_ids"), &[n, length], &ids);
-            self.trace.put(|| format!("{name}/text_embeds"), &[n, embeds.len() / n], &embeds);
-            let width = hidden.len() / n / length;
-            self.trace.put(|| format!("{name}/last_hidden_state"), &[n, length, width], &hidden);
-        }
-    }
-
-    fn trace_prior(&mut self, executable: &mut dyn Executable, rows: usize) -> Result<()> {
-        if self.trace.is_on() {
-            for (input, name) in
-                [("text_embeds", "text_embeds"), ("hidden", "text_hidden_states"), ("mask", "text_mask")]
-            {
-                let data = executable.read(input)?;
-                let id = executable.plan().input(input).expect("the prior has these inputs");
-                let shape = executable.plan().shape(id).to_vec();
-                debug_assert_eq!(shape[0], rows);
-                self.trace.put(|| format!("prior/{name}"), &shape, &data);
-            }
-        }
-        Ok(())
-    }
-
-    fn trace_loop(&mut self, sampling: &Loop, draws: &Draws) {
-        let name = sampling.name;
-        let mut shape = vec![draws.latents.len() / elements(&sampling.shape)];
-        shape.extend_from_slice(&sampling.shape);
-        self.trace.put_ids(|| format!("{name}/timesteps"), &[sampling.steps()], &sampling.timesteps);
-        self.trace.put_pictures(|| format!("{name}/initial_latents"), &shape, &draws.latents);
-    }
-
-    fn trace_conditions(&mut self, context: &[f32], added: &[f32], rows: usize, tokens: usize) {
-        let width = context.len() / rows / tokens;
-        self.trace.put(|| "text_proj/encoder_hidden_states".to_owned(), &[rows, tokens, width], context);
-        self.trace.put(|| "text_proj/additive_time_embeds".to_owned(), &[rows, added.len() / rows], added);
-    }
-
-    fn trace_upscaled(&mut self, executable: &mut dyn Executable, pictures: usize, shape: &[usize]) -> Result<()> {
-        if self.trace.is_on() {
-            let upscaled = channels_first(&executable.read("upscaled")?, shape[0] * shape[1], shape[2]);
-            let shape = [pictures, shape[2], shape[0], shape[1]];
-            self.trace.put(|| "super_res/image_upscaled".to_owned(), &shape, &upscaled);
-        }
-        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod cases;
 pub mod close;
 pub mod every;
+pub mod golden;
 pub mod header;
 pub mod reference;
 

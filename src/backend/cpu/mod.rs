@@ -1,7 +1,7 @@
 //! The CPU back end: channels last, f32 arithmetic, threads by rayon.
 //!
-//! Compiling packs the weights of products ([`panels`]) and keeps the others as f32; running is a loop over the
-//! plan's steps, and the one `match` over [`Op`] is in [`Compiled::run`]. One file per operation, with the stem
+//! Compiling packs the weights of products (`panels`) and keeps the others as f32; running is a loop over the
+//! plan's steps, and the one `match` over [`Op`] is in `Compiled::run`. One file per operation, with the stem
 //! that it has under `ops/`.
 //!
 //! Results do not depend on the number of threads: work is divided by output element, and sums over positions are
