@@ -99,7 +99,8 @@ const ROW: usize = 32_768;
 
 /// A grid with at least this many workgroups, in rows.
 pub(super) fn spread(groups: usize) -> [u32; 3] {
-    let row = groups.clamp(1, ROW);
+    let groups = groups.max(1);
+    let row = groups.min(ROW);
     [grid(row), grid(groups.div_ceil(row)), 1]
 }
 

@@ -44,13 +44,21 @@ pub(super) struct Pipeline {
     pub layout: wgpu::BindGroupLayout,
 }
 
+/// What went wrong and has not been told yet.
+#[derive(Default)]
+struct Fault {
+    first: Option<String>,
+    /// Whether the device is gone; from then on everything fails, and most of it silently.
+    lost: bool,
+}
+
 pub(super) struct Device {
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,
     pub adapter: Adapter,
     pub limits: wgpu::Limits,
     pub counters: Counters,
-    fault: Arc<Mutex<Option<String>>>,
+    fault: Arc<Mutex<Fault>>,
     pipelines: Mutex<HashMap<(&'static str, Variant), Pipeline>>,
 }
 
@@ -76,24 +84,18 @@ impl Device {
             backend: adapter.name.clone(),
             reason: format!("the adapter cannot be opened: {e}"),
         })?;
-        let fault: Arc<Mutex<Option<String>>> = Arc::default();
-        let keep = |fault: &Arc<Mutex<Option<String>>>| {
-            let fault = Arc::clone(fault);
-            move |reason: String| _ = lock(&fault).get_or_insert(reason)
-        };
-        let uncaptured = keep(&fault);
+        let fault: Arc<Mutex<Fault>> = Arc::default();
+        let (uncaptured, lost) = (Arc::clone(&fault), Arc::clone(&fault));
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
-            uncaptured(match e {
+            lock(&uncaptured).first.get_or_insert(match e {
                 wgpu::Error::OutOfMemory { .. } => "out of memory".to_owned(),
                 wgpu::Error::Validation { description, .. } | wgpu::Error::Internal { description, .. } => description,
             });
         }));
-        let lost = keep(&fault);
-        device.set_device_lost_callback(move |reason, message| {
-            // Dropping the device on purpose is reported the same way.
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                lost(format!("the device was lost: {message}"));
-            }
+        device.set_device_lost_callback(move |_, message| {
+            let mut fault = lock(&lost);
+            fault.first = Some(format!("the device was lost: {message}"));
+            fault.lost = true;
         });
         let limits = device.limits();
         let counters = Counters::default();
@@ -112,7 +114,9 @@ impl Device {
 
     /// The first failure since the last call, if any; `doing` says what the caller was at.
     pub fn check(&self, doing: impl FnOnce() -> String) -> Result<()> {
-        match lock(&self.fault).take() {
+        let mut fault = lock(&self.fault);
+        let first = if fault.lost { fault.first.clone() } else { fault.first.take() };
+        match first {
             Some(reason) => Err(self.error(format!("{}: {reason}", doing()))),
             None => Ok(()),
         }
@@ -240,5 +244,60 @@ impl Device {
             slot_bytes: read(&self.counters.slot_bytes),
             weight_bytes: read(&self.counters.weight_bytes),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Any adapter; without one there is nothing to be lost.
+    fn device() -> Option<Device> {
+        let opened = Device::open(Choice::Best);
+        if let Err(reason) = &opened {
+            println!("skipped: {reason}");
+        }
+        opened.ok()
+    }
+
+    #[test]
+    fn a_lost_device_gives_errors_that_name_it_and_no_panic() {
+        let Some(device) = device() else { return };
+        let buffer = device.buffer(&|| "a tensor".to_owned(), 64).expect("64 bytes are there");
+        device.device.destroy();
+        device.write(&buffer, 0, &[0; 64]);
+        let encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        device.submit(Some(encoder.finish()));
+        let text = device.read(&buffer, 64).expect_err("nothing can be read any more").to_string();
+        assert!(text.contains(&device.adapter.name), "{text}");
+        // The loss itself is reported when the device is next looked after, and stays.
+        _ = device.wait(None);
+        assert!(device.buffer(&|| "another tensor".to_owned(), 64).is_err());
+    }
+
+    #[test]
+    fn more_memory_than_there_is_gives_an_error_that_names_the_tensor() {
+        let Some(device) = device() else { return };
+        let largest = device.limits.max_storage_buffer_binding_size.min(device.limits.max_buffer_size);
+        let text = device.buffer(&|| "tensor w".to_owned(), largest + 4).expect_err("it is too large").to_string();
+        assert!(text.contains("tensor w") && text.contains(&largest.to_string()), "{text}");
+    }
+
+    #[test]
+    fn a_kernel_that_is_refused_gives_an_error_with_its_name() {
+        let Some(device) = device() else { return };
+        let mut launch = Launch {
+            stem: "slice",
+            entry: "slice",
+            threads: 256,
+            grid: [1, 1, 1],
+            tensors: vec![Operand::Output],
+            scalars: Vec::new(),
+        };
+        let variant = device.variant(Element::F32, Element::F32, false);
+        let refused = device.pipeline(&launch, variant).err().expect("a binding is missing").to_string();
+        assert!(refused.contains("slice") && refused.contains(&device.adapter.name), "{refused}");
+        launch.stem = "no such kernel";
+        assert!(device.pipeline(&launch, variant).is_err());
     }
 }

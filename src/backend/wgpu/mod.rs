@@ -33,11 +33,13 @@ pub struct Options {
     pub tiles: Option<Tiles>,
     /// Whether subgroup operations are used where the adapter has them.
     pub subgroups: bool,
+    /// Whether every step is timed on the adapter's clock; see [`Executable::profile`]. Steps then run one by one.
+    pub profile: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { adapter: Choice::Best, storage: Element::F32, tiles: None, subgroups: true }
+        Options { adapter: Choice::Best, storage: Element::F32, tiles: None, subgroups: true, profile: false }
     }
 }
 
@@ -56,6 +58,9 @@ impl Wgpu {
         let device = Device::open(options.adapter)?;
         if options.storage == Element::F16 && !device.adapter.f16 {
             return Err(device.error("the adapter lacks SHADER_F16; f32 is possible"));
+        }
+        if options.profile && !device.adapter.timestamps {
+            return Err(device.error("the adapter lacks TIMESTAMP_QUERY; it cannot be profiled"));
         }
         Ok(Wgpu { device: Arc::new(device), options })
     }
@@ -80,7 +85,8 @@ impl Backend for Wgpu {
     fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>> {
         let plan = if self.options.storage == Element::F16 { narrow(plan) } else { plan };
         let suits = if self.device.is_software() { Tiles::Registers } else { Tiles::Shared };
-        let kernels = Kernels { tiles: self.options.tiles.unwrap_or(suits), subgroups: self.options.subgroups };
+        let Options { tiles, subgroups, profile, .. } = self.options;
+        let kernels = Kernels { tiles: tiles.unwrap_or(suits), subgroups, profile };
         Ok(Box::new(Compiled::new(Arc::clone(&self.device), plan, weights, kernels)?))
     }
 }
