@@ -193,6 +193,8 @@ fn conv2d() -> Vec<Case> {
         case("tiny-24", [1, 4, 4, 24], [24, 3, 3], CONV, F16),
         case("small-48", [2, 8, 8, 48], [48, 3, 3], whole.clone(), BF16),
         case("small-96-to-160", [1, 7, 9, 96], [160, 3, 3], whole.clone(), F32),
+        case("several-blocks-of-tiles", [1, 44, 41, 32], [40, 3, 3], whole.clone(), F16),
+        case("slices-of-channels", [2, 6, 7, 144], [33, 3, 3], whole.clone(), BF16),
         case("one-pixel", [1, 1, 1, 5], [7, 3, 3], CONV, F32),
         case("one-pixel-of-one-channel", [3, 1, 1, 1], [1, 1, 1], one.clone(), F32),
         case("five-by-seven", [2, 5, 7, 17], [19, 3, 3], whole.clone(), F32),

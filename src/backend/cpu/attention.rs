@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use super::Machine;
+use super::lanes::Aligned;
 use super::product::Shared;
 use super::simd;
 use super::tile::{MR, NR, Tile};
@@ -19,11 +20,11 @@ const WORTH_SHARING: usize = 1 << 17;
 
 #[derive(Default)]
 struct Scratch {
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    scores: Vec<f32>,
+    keys: Aligned,
+    values: Aligned,
+    scores: Aligned,
     sums: Vec<f32>,
-    out: Vec<f32>,
+    out: Aligned,
 }
 
 /// One call's tensors and sizes.
@@ -96,8 +97,8 @@ impl Problem<'_> {
         self.pack(batch, head, scratch);
         let columns = self.keys().next_multiple_of(NR);
         let width = self.head.next_multiple_of(NR);
-        scratch.scores.resize(QUERIES * columns, 0.0);
-        scratch.out.resize(QUERIES * width, 0.0);
+        scratch.scores.reserve(QUERIES * columns);
+        scratch.out.reserve(QUERIES * width);
         for first in rows.clone().step_by(QUERIES) {
             let height = QUERIES.min(rows.end - first);
             self.score(batch, head, first, height, columns, scratch);
@@ -121,10 +122,10 @@ impl Problem<'_> {
     /// Keys as panels of sixteen keys, values as panels of sixteen columns.
     fn pack(&self, batch: usize, head: usize, scratch: &mut Scratch) {
         let (keys, d) = (self.keys(), self.head);
-        scratch.keys.clear();
-        scratch.keys.resize(keys.next_multiple_of(NR) * d, 0.0);
-        scratch.values.clear();
-        scratch.values.resize(keys * d.next_multiple_of(NR), 0.0);
+        scratch.keys.reserve(keys.next_multiple_of(NR) * d);
+        scratch.keys.fill(0.0);
+        scratch.values.reserve(keys * d.next_multiple_of(NR));
+        scratch.values.fill(0.0);
         for j in 0..keys {
             let key = self.row(batch, head, j, self.extra.0, self.own.0);
             let value = self.row(batch, head, j, self.extra.1, self.own.1);
@@ -142,7 +143,8 @@ impl Problem<'_> {
             let query = batch * self.queries + first + i.min(height - 1);
             self.q[query * self.width + head * self.head..][..self.head].as_ptr()
         });
-        for (number, panel) in scratch.keys.chunks_exact(self.head * NR).enumerate() {
+        let together = self.machine.isa.panels();
+        for (number, bundle) in scratch.keys.chunks(together * self.head * NR).enumerate() {
             for row in (0..height).step_by(MR) {
                 let tile = Tile {
                     rows: rows[row..].as_ptr(),
@@ -150,13 +152,15 @@ impl Problem<'_> {
                     segments: 1,
                     offset: 0,
                     depth: self.head,
-                    panel: panel.as_ptr(),
-                    c: scratch.scores[row * columns + number * NR..].as_mut_ptr(),
+                    panel: bundle.as_ptr(),
+                    panel_stride: self.head * NR,
+                    panels: bundle.len() / (self.head * NR),
+                    c: scratch.scores[row * columns + number * together * NR..].as_mut_ptr(),
                     ldc: columns,
                     height: MR.min(height - row),
                     accumulate: false,
                 };
-                // SAFETY: each row pointer is good for the head's width; the panel has that many rows; the scores
+                // SAFETY: each row pointer is good for the head's width; each panel has that many rows; the scores
                 // have QUERIES rows of `columns`, a multiple of NR.
                 unsafe { tile.run(self.machine.isa) };
             }
@@ -181,11 +185,11 @@ impl Problem<'_> {
 
     /// `out [height, width] = scores * values`.
     fn weigh(&self, height: usize, columns: usize, width: usize, scratch: &mut Scratch) {
-        let keys = self.keys();
+        let (keys, together) = (self.keys(), self.machine.isa.panels());
         let rows: [*const f32; QUERIES] = std::array::from_fn(|i| scratch.scores[i * columns..][..columns].as_ptr());
         for from in (0..keys).step_by(BLOCK_DEPTH) {
             let depth = BLOCK_DEPTH.min(keys - from);
-            for (number, panel) in scratch.values.chunks_exact(keys * NR).enumerate() {
+            for (number, bundle) in scratch.values.chunks(together * keys * NR).enumerate() {
                 for row in (0..height).step_by(MR) {
                     let tile = Tile {
                         rows: rows[row..].as_ptr(),
@@ -193,13 +197,15 @@ impl Problem<'_> {
                         segments: 1,
                         offset: from,
                         depth,
-                        panel: panel[from * NR..][..depth * NR].as_ptr(),
-                        c: scratch.out[row * width + number * NR..].as_mut_ptr(),
+                        panel: bundle[from * NR..].as_ptr(),
+                        panel_stride: keys * NR,
+                        panels: bundle.len() / (keys * NR),
+                        c: scratch.out[row * width + number * together * NR..].as_mut_ptr(),
                         ldc: width,
                         height: MR.min(height - row),
                         accumulate: from > 0,
                     };
-                    // SAFETY: each row has `columns >= keys` scores; the panel has `keys` rows; the output has QUERIES
+                    // SAFETY: each row has `columns >= keys` scores; each panel has `keys` rows; the output has QUERIES
                     // rows of `width`, a multiple of NR.
                     unsafe { tile.run(self.machine.isa) };
                 }
