@@ -4,9 +4,9 @@
 mod support;
 
 use std::sync::OnceLock;
-use support::cases::{self, Case};
+use support::cases;
 use support::close::{Precision, close};
-use support::{Problem, reference};
+use support::{Problem, every, reference};
 use unclip::backend::Backend;
 use unclip::backend::cpu::{Cpu, Isa};
 
@@ -28,10 +28,7 @@ fn isas() -> &'static [Isa] {
 fn check(stem: &str) {
     let backends: Vec<(Cpu, Cpu)> = isas().iter().map(|&isa| (cpu(1, isa), cpu(2, isa))).collect();
     let mut failures = Vec::new();
-    let cases: Vec<Case> =
-        cases::all().into_iter().filter(|c| !c.heavy && c.name.split('/').next() == Some(stem)).collect();
-    assert!(!cases.is_empty(), "no cases of {stem}");
-    for case in &cases {
+    for case in every::cases_of(stem) {
         let problem = case.problem();
         let want = reference::run(&problem);
         for (one, two) in &backends {

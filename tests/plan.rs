@@ -137,7 +137,7 @@ impl<'a> Interpreter<'a> {
             let tensors = step.inputs.iter().map(|&id| {
                 let (value, root) = (&self.plan.values[id.0], self.root(id));
                 let data = match value.element {
-                    Element::F32 => Data::Numbers(self.memory[root.0].clone()),
+                    Element::F32 | Element::F16 => Data::Numbers(self.memory[root.0].clone()),
                     Element::U32 => Data::Rows(self.rows[root.0].clone()),
                 };
                 let stored = matches!(value.origin, Origin::Weight(_)).then_some(Precision::F32);
@@ -173,7 +173,7 @@ impl<'a> Interpreter<'a> {
 fn check_owners(plan: &Plan) -> Result<(), String> {
     let slots = assign(plan);
     let slot = |id: ValueId| slots.of[plan.root(id).0];
-    let mut owner: Vec<Option<ValueId>> = vec![None; slots.elements.len()];
+    let mut owner: Vec<Option<ValueId>> = vec![None; slots.words.len()];
     for (i, value) in plan.values.iter().enumerate() {
         match (&value.origin, slots.of[i]) {
             (Origin::Weight(_), None) => {}
@@ -182,7 +182,7 @@ fn check_owners(plan: &Plan) -> Result<(), String> {
             // Fusing leaves values that no step writes.
             (Origin::Computed, None) if plan.steps.iter().all(|s| s.output != ValueId(i)) => {}
             (_, None) => return Err(format!("value {i} has no slot")),
-            (_, Some(s)) if slots.elements[s] < elements(&value.shape) => {
+            (_, Some(s)) if slots.words[s] < elements(&value.shape) => {
                 return Err(format!("value {i} {:?} does not fit slot {s}", value.shape));
             }
             _ => {}

@@ -6,6 +6,8 @@
 //! knows operations and memory, never models.
 
 pub mod cpu;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
 use crate::error::Result;
 use crate::plan::{Plan, WeightSource};

@@ -1,4 +1,5 @@
-use super::{Operation, count, require};
+use super::launch::{grid, optional};
+use super::{Keep, Launch, Operand, Operation, Scalar, Tiles, count, require};
 
 /// Multi-head attention with one joint softmax over extra keys and the sequence's own keys.
 ///
@@ -65,5 +66,27 @@ impl Operation for Attention {
     fn flops(&self, inputs: &[&[usize]], output: &[usize]) -> u64 {
         let (extra, own) = self.keys(inputs);
         4 * (output[0] * output[1] * output[2]) as u64 * (extra + own) as u64
+    }
+
+    fn keep(&self, tensor: Operand) -> Keep {
+        let mask = 3 + 2 * usize::from(self.extra);
+        if self.mask && tensor == Operand::Input(mask) { Keep::Single } else { Keep::Storage }
+    }
+
+    fn wgsl(&self, inputs: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {
+        /// Queries and columns of a head that a workgroup owns.
+        const TILE: [usize; 2] = [32, 64];
+        let (extra, own) = self.keys(inputs);
+        let (batch, queries, width) = (output[0], output[1], output[2]);
+        let d_head = width / self.heads;
+        let masked = if self.mask { inputs[inputs.len() - 1][1] } else { 0 };
+        let mut next = 3;
+        let mut tensors: Vec<Operand> = (0..3).map(Operand::Input).collect();
+        tensors.extend([self.extra, self.extra, self.mask].map(|present| optional(present, &mut next)));
+        tensors.push(Operand::Output);
+        let mut scalars: Vec<Scalar> = [queries, own, extra, width, d_head, masked].map(Scalar::from).to_vec();
+        scalars.extend([Scalar::from(self.causal), Scalar::from(1.0 / (d_head as f32).sqrt())]);
+        let grid = [grid(queries.div_ceil(TILE[0])), grid(self.heads * d_head.div_ceil(TILE[1])), grid(batch)];
+        vec![Launch { stem: "attention", entry: "attention", threads: 64, grid, tensors, scalars }]
     }
 }

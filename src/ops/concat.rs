@@ -1,4 +1,4 @@
-use super::{Operation, require};
+use super::{Keep, Launch, Operand, Operation, Scalar, Tiles, elements, require};
 
 /// Puts tensors one after the other along one dimension.
 ///
@@ -31,5 +31,21 @@ impl Operation for Concat {
 
     fn flops(&self, _: &[&[usize]], _: &[usize]) -> u64 {
         0
+    }
+
+    fn keep(&self, _: Operand) -> Keep {
+        Keep::Any
+    }
+
+    fn wgsl(&self, inputs: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {
+        let stride = elements(&output[self.axis..]);
+        let mut offset = 0;
+        let part = |(i, shape): (usize, &&[usize])| {
+            let width = elements(&shape[self.axis..]);
+            let scalars = [width, stride, offset].map(Scalar::from);
+            offset += width;
+            Launch::each("concat", elements(shape), vec![Operand::Input(i), Operand::Output], scalars)
+        };
+        inputs.iter().enumerate().map(part).collect()
     }
 }

@@ -1,4 +1,5 @@
-use super::{Operation, count, elements, require};
+use super::launch::{optional, product, rows};
+use super::{Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require};
 
 /// Two-dimensional convolution over channels-last images, zeros beyond the border.
 ///
@@ -58,5 +59,27 @@ impl Operation for Conv2d {
 
     fn flops(&self, inputs: &[&[usize]], output: &[usize]) -> u64 {
         2 * elements(output) as u64 * elements(&inputs[1][1..]) as u64
+    }
+
+    fn keep(&self, tensor: Operand) -> Keep {
+        match tensor {
+            Operand::Input(2) if self.bias => Keep::Single,
+            Operand::Input(_) | Operand::Packed(_) => Keep::Storage,
+            // A network's last product can hand the sampler its sums as they are.
+            Operand::Output => Keep::Any,
+        }
+    }
+
+    fn wgsl(&self, inputs: &[&[usize]], output: &[usize], tiles: Tiles) -> Vec<Launch> {
+        let (x, w) = (inputs[0], inputs[1]);
+        let (entry, threads, grid) = product(["conv2d", "conv2d_tiled"], tiles, rows(output), w[0]);
+        let mut next = 2;
+        let mut tensors = vec![Operand::Input(0), Operand::Packed(1)];
+        tensors.extend([self.bias, self.shift, self.residual].map(|present| optional(present, &mut next)));
+        tensors.push(Operand::Output);
+        let sizes = [rows(output), x[1], x[2], x[3], output[1], output[2], w[0], w[2], w[3], self.stride, self.padding];
+        let mut scalars: Vec<Scalar> = sizes.map(Scalar::from).to_vec();
+        scalars.extend([self.bias, self.shift, self.residual].map(Scalar::from));
+        vec![Launch { stem: "conv2d", entry, threads, grid, tensors, scalars }]
     }
 }

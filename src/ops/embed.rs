@@ -1,4 +1,4 @@
-use super::{Operation, count, require};
+use super::{Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require};
 
 /// Chooses rows by number. The numbers are u32 inputs.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,5 +43,19 @@ impl Operation for Embed {
 
     fn flops(&self, _: &[&[usize]], _: &[usize]) -> u64 {
         0
+    }
+
+    fn keep(&self, _: Operand) -> Keep {
+        Keep::Any
+    }
+
+    fn wgsl(&self, inputs: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {
+        let (width, jump) = match self {
+            Embed::Lookup => (inputs[0][1], 0),
+            Embed::Token => (inputs[0][2], inputs[0][1]),
+            Embed::Row => (elements(output), 0),
+        };
+        let tensors = vec![Operand::Input(0), Operand::Input(1), Operand::Output];
+        vec![Launch::each("embed", elements(output), tensors, [width, jump].map(Scalar::from))]
     }
 }

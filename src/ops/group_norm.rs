@@ -1,4 +1,5 @@
-use super::{Activation, Operation, count, elements, require, width};
+use super::launch::{grid, optional};
+use super::{Activation, Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require, width};
 
 /// Normalises each group of channels of each image over all positions, then scales and shifts.
 ///
@@ -43,5 +44,21 @@ impl Operation for GroupNorm {
 
     fn flops(&self, _: &[&[usize]], output: &[usize]) -> u64 {
         5 * elements(output) as u64
+    }
+
+    fn keep(&self, tensor: Operand) -> Keep {
+        if matches!(tensor, Operand::Input(1 | 2)) { Keep::Single } else { Keep::Storage }
+    }
+
+    fn wgsl(&self, inputs: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {
+        let (images, c) = (output[0], width(output));
+        let positions = elements(inputs[0]) / (images * c);
+        let mut next = 3;
+        let mut tensors: Vec<Operand> = (0..3).map(Operand::Input).collect();
+        tensors.extend([optional(self.style, &mut next), Operand::Output]);
+        let mut scalars: Vec<Scalar> = [positions, c, self.groups].map(Scalar::from).to_vec();
+        scalars.extend([self.style.into(), Activation::code(self.activation), self.eps.into()]);
+        let grid = [grid(self.groups), grid(images), 1];
+        vec![Launch { stem: "group_norm", entry: "group_norm", threads: 256, grid, tensors, scalars }]
     }
 }

@@ -1,4 +1,5 @@
-use super::{Operation, count, elements, require, width};
+use super::launch::{rows, spread};
+use super::{Keep, Launch, Operand, Operation, Tiles, count, elements, require, width};
 
 /// Normalises each row over its features, then scales and shifts.
 ///
@@ -29,5 +30,16 @@ impl Operation for LayerNorm {
 
     fn flops(&self, _: &[&[usize]], output: &[usize]) -> u64 {
         5 * elements(output) as u64
+    }
+
+    fn keep(&self, tensor: Operand) -> Keep {
+        if matches!(tensor, Operand::Input(1 | 2)) { Keep::Single } else { Keep::Storage }
+    }
+
+    fn wgsl(&self, _: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {
+        let tensors = vec![Operand::Input(0), Operand::Input(1), Operand::Input(2), Operand::Output];
+        let scalars = vec![rows(output).into(), width(output).into(), self.eps.into()];
+        let grid = spread(rows(output));
+        vec![Launch { stem: "layer_norm", entry: "layer_norm", threads: 256, grid, tensors, scalars }]
     }
 }

@@ -1,4 +1,5 @@
-use super::{Activation, Operation, count, elements, require, width};
+use super::launch::{optional, product, rows};
+use super::{Activation, Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require, width};
 
 /// Matrix product with a stored weight: every row of `x` times `W` transposed.
 ///
@@ -39,5 +40,26 @@ impl Operation for Linear {
 
     fn flops(&self, inputs: &[&[usize]], output: &[usize]) -> u64 {
         2 * elements(output) as u64 * width(inputs[0]) as u64
+    }
+
+    fn keep(&self, tensor: Operand) -> Keep {
+        match tensor {
+            Operand::Input(2) if self.bias => Keep::Single,
+            Operand::Input(_) | Operand::Packed(_) => Keep::Storage,
+            // A network's last product can hand the sampler its sums as they are.
+            Operand::Output => Keep::Any,
+        }
+    }
+
+    fn wgsl(&self, inputs: &[&[usize]], output: &[usize], tiles: Tiles) -> Vec<Launch> {
+        let (m, k, n) = (rows(output), width(inputs[0]), width(output));
+        let (entry, threads, grid) = product(["linear", "linear_tiled"], tiles, m, n);
+        let mut next = 2;
+        let mut tensors = vec![Operand::Input(0), Operand::Packed(1)];
+        tensors.extend([self.bias, self.residual].map(|present| optional(present, &mut next)));
+        tensors.push(Operand::Output);
+        let mut scalars: Vec<Scalar> = [m, k, n].map(Scalar::from).to_vec();
+        scalars.extend([Activation::code(self.activation), self.bias.into(), self.residual.into()]);
+        vec![Launch { stem: "linear", entry, threads, grid, tensors, scalars }]
     }
 }

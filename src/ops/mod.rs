@@ -13,6 +13,7 @@ mod concat;
 mod conv2d;
 mod embed;
 mod group_norm;
+mod launch;
 mod layer_norm;
 mod linear;
 mod pointwise;
@@ -25,6 +26,7 @@ pub use concat::Concat;
 pub use conv2d::Conv2d;
 pub use embed::Embed;
 pub use group_norm::GroupNorm;
+pub use launch::{Keep, Launch, Operand, Scalar, Tiles};
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
 pub use pointwise::{Activation, Pointwise};
@@ -45,6 +47,14 @@ pub trait Operation {
 
     /// Floating-point operations, a multiply-add counted as two. Zero for operations that only move data.
     fn flops(&self, inputs: &[&[usize]], output: &[usize]) -> u64;
+
+    /// How its tensors are kept where storage is narrower than single precision.
+    fn keep(&self, _tensor: Operand) -> Keep {
+        Keep::Storage
+    }
+
+    /// The WGSL kernels that compute it, one after the other, for shapes that meet the shape rule.
+    fn wgsl(&self, inputs: &[&[usize]], output: &[usize], tiles: Tiles) -> Vec<Launch>;
 }
 
 macro_rules! operations {
@@ -70,6 +80,12 @@ macro_rules! operations {
             }
             fn flops(&self, inputs: &[&[usize]], output: &[usize]) -> u64 {
                 match self { $(Op::$variant(op) => op.flops(inputs, output),)* }
+            }
+            fn keep(&self, tensor: Operand) -> Keep {
+                match self { $(Op::$variant(op) => op.keep(tensor),)* }
+            }
+            fn wgsl(&self, inputs: &[&[usize]], output: &[usize], tiles: Tiles) -> Vec<Launch> {
+                match self { $(Op::$variant(op) => op.wgsl(inputs, output, tiles),)* }
             }
         }
     };

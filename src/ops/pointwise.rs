@@ -1,4 +1,5 @@
-use super::{Operation, count, elements, require, width};
+use super::launch::optional;
+use super::{Launch, Operand, Operation, Scalar, Tiles, count, elements, require, width};
 
 /// A function of one number.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -9,6 +10,18 @@ pub enum Activation {
     Gelu,
     /// `x * sigmoid(1.702 x)`, the approximation that CLIP was trained with.
     QuickGelu,
+}
+
+impl Activation {
+    /// How kernels are told which function to apply, if any; the codes are in `shaders/prelude.wgsl`.
+    pub(super) fn code(activation: Option<Activation>) -> Scalar {
+        Scalar::U32(match activation {
+            None => 0,
+            Some(Activation::Silu) => 1,
+            Some(Activation::Gelu) => 2,
+            Some(Activation::QuickGelu) => 3,
+        })
+    }
 }
 
 /// Element by element.
@@ -70,5 +83,24 @@ impl Operation for Pointwise {
 
     fn flops(&self, _: &[&[usize]], output: &[usize]) -> u64 {
         elements(output) as u64
+    }
+
+    fn wgsl(&self, inputs: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {
+        let kind = match self {
+            Pointwise::Activation(activation) => Activation::code(Some(*activation)),
+            Pointwise::Add => Scalar::U32(4),
+            Pointwise::Multiply => Scalar::U32(5),
+            Pointwise::AddChannels => Scalar::U32(6),
+            Pointwise::ScaleShift => Scalar::U32(7),
+            Pointwise::Clamp { .. } => Scalar::U32(8),
+        };
+        let (low, high) = if let Pointwise::Clamp { low, high } = *self { (low, high) } else { (0.0, 0.0) };
+        let count = elements(output);
+        let image = count / output.first().copied().unwrap_or(1);
+        let mut next = 1;
+        let other = optional(inputs.len() > 1, &mut next);
+        let period = inputs.get(1).map_or(1, |other| elements(other));
+        let scalars = [kind, period.into(), width(output).into(), image.into(), low.into(), high.into()];
+        vec![Launch::each("pointwise", count, vec![Operand::Input(0), other, Operand::Output], scalars)]
     }
 }

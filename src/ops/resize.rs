@@ -1,4 +1,4 @@
-use super::{Operation, count, elements, require};
+use super::{Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require};
 
 /// Changes the height and width of channels-last images. *Shapes* `[N, H, W, C]` gives `[N, H', W', C]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +45,21 @@ impl Operation for Resize {
             Resize::MeanHalve => 4 * elements(output) as u64,
             Resize::Bicubic { .. } => 16 * elements(output) as u64,
         }
+    }
+
+    fn keep(&self, _: Operand) -> Keep {
+        Keep::Any
+    }
+
+    fn wgsl(&self, inputs: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {
+        let kind = match self {
+            Resize::NearestDouble => 0,
+            Resize::MeanHalve => 1,
+            Resize::Bicubic { .. } => 2,
+        };
+        let x = inputs[0];
+        let scalars = [kind, x[1], x[2], x[3], output[1], output[2]].map(Scalar::from);
+        vec![Launch::each("resize", elements(output), vec![Operand::Input(0), Operand::Output], scalars)]
     }
 }
 

@@ -10,7 +10,7 @@
 //! `UnCLIPScheduler` does it: at t = 999 the factor `1 / sqrt(alpha_bar)` is about 20 000, and another order of
 //! the same formula would show in the picture.
 
-use super::{Operation, count, elements, require};
+use super::{Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require};
 
 /// What the model predicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +83,29 @@ impl Operation for SamplerStep {
 
     fn flops(&self, _: &[&[usize]], output: &[usize]) -> u64 {
         12 * elements(output) as u64
+    }
+
+    fn keep(&self, _: Operand) -> Keep {
+        Keep::Single
+    }
+
+    fn wgsl(&self, inputs: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {
+        let channels = output[output.len() - 1];
+        let wide = inputs[0][inputs[0].len() - 1];
+        // With guidance the conditional half follows the unconditional one.
+        let conditional = if self.guidance.is_some() { elements(inputs[0]) / 2 } else { 0 };
+        let mut scalars: Vec<Scalar> = [channels, wide, conditional].map(Scalar::from).to_vec();
+        scalars.extend([
+            Scalar::from(self.guidance.is_some()),
+            (self.prediction == Prediction::Epsilon).into(),
+            (self.variance == Variance::LearnedRange).into(),
+            self.clip.is_some().into(),
+            self.guidance.unwrap_or(1.0).into(),
+            self.clip.unwrap_or(0.0).into(),
+        ]);
+        let mut tensors: Vec<Operand> = (0..4).map(Operand::Input).collect();
+        tensors.push(Operand::Output);
+        vec![Launch::each("sampler_step", elements(output), tensors, scalars)]
     }
 }
 

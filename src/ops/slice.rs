@@ -1,4 +1,4 @@
-use super::{Operation, count, require};
+use super::{Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require};
 
 /// Takes `length` entries `start, start + step, ..` of one dimension.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,5 +36,16 @@ impl Operation for Slice {
 
     fn flops(&self, _: &[&[usize]], _: &[usize]) -> u64 {
         0
+    }
+
+    fn keep(&self, _: Operand) -> Keep {
+        Keep::Any
+    }
+
+    fn wgsl(&self, inputs: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {
+        let inner = elements(&output[self.axis + 1..]);
+        let outer = elements(&inputs[0][self.axis..]);
+        let scalars = [inner, self.length, outer, self.start * inner, self.step * inner].map(Scalar::from);
+        vec![Launch::each("slice", elements(output), vec![Operand::Input(0), Operand::Output], scalars)]
     }
 }

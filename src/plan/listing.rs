@@ -12,7 +12,11 @@ impl Display for Plan {
         writeln!(f, "plan {}: {} parameters", self.name, thousands(self.parameters()))?;
         for value in &self.values {
             if let Origin::Input { name, varies } = &value.origin {
-                let kind = if value.element == Element::U32 { "u32" } else { "f32" };
+                let kind = match value.element {
+                    Element::F32 => "f32",
+                    Element::F16 => "f16",
+                    Element::U32 => "u32",
+                };
                 let when = if *varies { "every step" } else { "once" };
                 writeln!(f, "  input   {name:<28} {kind} {:?}, {when}", value.shape)?;
             }
@@ -39,15 +43,18 @@ impl Plan {
     /// Three lines: what the two parts cost, and the memory of values and weights.
     pub fn totals(&self) -> String {
         let (slots, (once, each)) = (assign(self), self.parts());
-        let largest = slots.elements.iter().max().copied().unwrap_or(0);
+        let weights: usize = self.weights().map(|(_, id)| self.values[id.0].size_bytes()).sum();
+        let narrow = self.values.iter().any(|v| v.element == Element::F16);
+        let largest = slots.words.iter().max().copied().unwrap_or(0);
         format!(
-            "  once per picture  {}\n  every step        {}\n  memory            {} in {} slots, the largest {}; weights {} as f32\n",
+            "  once per picture  {}\n  every step        {}\n  memory            {} in {} slots, the largest {}; weights {} as {}\n",
             self.cost(once),
             self.cost(each),
             mebibytes(slots.bytes()),
-            slots.elements.len(),
+            slots.words.len(),
             mebibytes(4 * largest as u64),
-            mebibytes(4 * self.parameters()),
+            mebibytes(weights as u64),
+            if narrow { "f16" } else { "f32" },
         )
     }
 

@@ -17,10 +17,12 @@
 mod fuse;
 mod graph;
 mod listing;
+mod narrow;
 mod slots;
 
 pub use fuse::fuse;
 pub use graph::{Graph, Tensor, Weights};
+pub use narrow::narrow;
 pub use slots::{Slots, assign};
 
 use crate::error::Result;
@@ -32,13 +34,25 @@ use std::path::Path;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ValueId(pub usize);
 
-/// What the elements of a value are. Four bytes each; storage types of GPUs come with their back ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What the elements of a value are. Models are recorded in single precision; see [`narrow()`] for the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Element {
     /// Numbers.
     F32,
+    /// Numbers in half the memory.
+    F16,
     /// Row numbers: token ids, positions, the step.
     U32,
+}
+
+impl Element {
+    /// Bytes of one element.
+    pub fn size_bytes(self) -> usize {
+        match self {
+            Element::F16 => 2,
+            Element::F32 | Element::U32 => 4,
+        }
+    }
 }
 
 /// Where a value comes from.
@@ -68,6 +82,13 @@ pub struct Value {
     pub element: Element,
     /// Where it comes from.
     pub origin: Origin,
+}
+
+impl Value {
+    /// Bytes of its elements, rounded up to whole words of four bytes.
+    pub fn size_bytes(&self) -> usize {
+        (elements(&self.shape) * self.element.size_bytes()).next_multiple_of(4)
+    }
 }
 
 /// One operation on values.
@@ -105,7 +126,7 @@ pub struct Plan {
 pub struct Cost {
     /// Floating-point operations, a multiply-add counted as two.
     pub flops: u64,
-    /// Bytes of all inputs and outputs of all steps, each counted once per step, four bytes an element.
+    /// Bytes of all inputs and outputs of all steps, each counted once per step.
     pub bytes: u64,
     /// Number of steps.
     pub steps: usize,
@@ -161,12 +182,14 @@ impl Plan {
             let inputs: Vec<&[usize]> = step.inputs.iter().map(|&i| self.shape(i)).collect();
             let output = self.shape(step.output);
             cost.flops += step.op.flops(&inputs, output);
-            let mut moved: usize = elements(output);
-            for (i, shape) in inputs.iter().enumerate() {
+            let written = self.values[step.output.0].size_bytes();
+            let mut moved = written;
+            for (i, input) in step.inputs.iter().enumerate() {
                 // A step that chooses rows does not read the whole table.
-                moved += if matches!(step.op, Op::Embed(_)) && i == 0 { elements(output) } else { elements(shape) };
+                let chosen = matches!(step.op, Op::Embed(_)) && i == 0;
+                moved += if chosen { written } else { self.values[input.0].size_bytes() };
             }
-            cost.bytes += 4 * moved as u64;
+            cost.bytes += moved as u64;
         }
         cost
     }

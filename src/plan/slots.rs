@@ -9,21 +9,20 @@
 //! one range of a buffer and write another); back ends that can, place the slots in one allocation.
 
 use super::{Origin, Plan, ValueId};
-use crate::ops::elements;
 
 /// The assignment of values to slots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slots {
     /// The slot of each value, by value index; aliases have their root's, weights none.
     pub of: Vec<Option<usize>>,
-    /// The size of each slot in elements.
-    pub elements: Vec<usize>,
+    /// The size of each slot in words of four bytes.
+    pub words: Vec<usize>,
 }
 
 impl Slots {
     /// Bytes of all slots together.
     pub fn bytes(&self) -> u64 {
-        4 * self.elements.iter().map(|&n| n as u64).sum::<u64>()
+        4 * self.words.iter().map(|&n| n as u64).sum::<u64>()
     }
 }
 
@@ -58,7 +57,7 @@ pub(super) fn lifetimes(plan: &Plan) -> Vec<Option<(usize, usize)>> {
 pub fn assign(plan: &Plan) -> Slots {
     let spans = lifetimes(plan);
     let mut order: Vec<usize> = (0..spans.len()).filter(|&v| spans[v].is_some()).collect();
-    order.sort_by_key(|&v| std::cmp::Reverse(elements(&plan.values[v].shape)));
+    order.sort_by_key(|&v| std::cmp::Reverse(plan.values[v].size_bytes()));
     let mut tenants: Vec<Vec<(usize, usize)>> = Vec::new();
     let mut sizes = Vec::new();
     let mut of = vec![None; plan.values.len()];
@@ -67,7 +66,7 @@ pub fn assign(plan: &Plan) -> Slots {
         let free = tenants.iter().position(|t| t.iter().all(|&(f, l)| to < f || l < from));
         let slot = free.unwrap_or_else(|| {
             tenants.push(Vec::new());
-            sizes.push(elements(&plan.values[v].shape));
+            sizes.push(plan.values[v].size_bytes() / 4);
             tenants.len() - 1
         });
         tenants[slot].push((from, to));
@@ -76,5 +75,5 @@ pub fn assign(plan: &Plan) -> Slots {
     for v in 0..of.len() {
         of[v] = of[plan.root(ValueId(v)).0];
     }
-    Slots { of, elements: sizes }
+    Slots { of, words: sizes }
 }

@@ -6,7 +6,9 @@
 
 pub mod cases;
 pub mod close;
+pub mod every;
 pub mod golden;
+pub mod header;
 pub mod reference;
 
 use close::Precision;

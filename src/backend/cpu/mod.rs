@@ -100,7 +100,7 @@ impl Backend for Cpu {
     fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>> {
         let slots = assign(&plan);
         let (panels, constants) = self.pool.install(|| load(&plan, weights))?;
-        let memory = slots.elements.iter().map(|&n| Aligned::zeros(n)).collect();
+        let memory = slots.words.iter().map(|&n| Aligned::zeros(n)).collect();
         let seconds = self.profile.then(|| vec![0.0; plan.steps.len()]);
         let (pool, machine) = (self.pool.clone(), self.machine);
         Ok(Box::new(Compiled { plan, slots, panels, constants, memory, pool, machine, seconds }))

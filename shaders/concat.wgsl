@@ -1,0 +1,35 @@
+// concat - copy one part to its place in wider rows, from any element type to any other.
+//
+// Math      y[r, offset + c] = x[r, c]
+// Source    none
+// Tensors   x [count] source -> y [count / width, stride] elem
+// Scalars   count, width, stride, offset u32
+// Launch    grid spread over count, 256 threads: one invocation owns one element; one launch for each part
+// Memory    none shared
+// Numerics  exact, or rounded once to a narrower type
+// Variants  source: f32 f16; elem: f32 f16
+// Limits    none
+
+struct Scalars {
+    count: u32,
+    width: u32,
+    stride: u32,
+    offset: u32,
+}
+
+@group(0) @binding(0) var<storage, read> x: array<source>;
+@group(0) @binding(1) var<storage, read_write> y: array<elem>;
+@group(0) @binding(2) var<uniform> scalars: Scalars;
+
+@compute @workgroup_size(256)
+fn concat(
+    @builtin(workgroup_id) group: vec3u,
+    @builtin(num_workgroups) groups: vec3u,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = element_index(group, groups, lane, 256u);
+    if i >= scalars.count {
+        return;
+    }
+    y[i / scalars.width * scalars.stride + scalars.offset + i % scalars.width] = elem(x[i]);
+}

@@ -1,0 +1,200 @@
+// conv2d - convolution of channels-last pictures as an implicit matrix product.
+//
+// Math      y[n, i, j, o] = sum_rsc x[n, i stride + r - padding, j stride + s - padding, c] weight[(r S + s) C + c, o]
+//                           + bias[o] + shift[n, o] + residual[n, i, j, o]
+// Source    none
+// Tensors   x [N, H, W, C] source, weight [R S C, O/4] vec4 source, bias [O] f32, shift [N, O] source,
+//           residual [N, H', W', O] source -> y [N, H', W', O] elem
+// Scalars   positions, height, width, channels, out_height, out_width, outputs, window_height, window_width, stride,
+//           padding, biased, shifted, added u32
+// Launch    conv2d: grid (O/32, N H' W'/32, 1), 64 threads: one invocation owns 4 positions of 4 outputs
+//           conv2d_tiled: grid (O/64, N H' W'/64, 1), 256 threads: as above, operands by way of shared memory
+// Memory    conv2d: none shared; conv2d_tiled: 8 KiB shared
+// Numerics  f32, in the order of r, s, c
+// Variants  source: f32 f16; elem: f32 f16
+// Limits    weight is packed in the product's order with O rounded up to a multiple of 4; x stands in for what is absent
+
+struct Scalars {
+    // N H' W', the rows of the product.
+    positions: u32,
+    height: u32,
+    width: u32,
+    channels: u32,
+    out_height: u32,
+    out_width: u32,
+    outputs: u32,
+    window_height: u32,
+    window_width: u32,
+    stride: u32,
+    padding: u32,
+    biased: u32,
+    shifted: u32,
+    added: u32,
+}
+
+@group(0) @binding(0) var<storage, read> x: array<source>;
+@group(0) @binding(1) var<storage, read> weight: array<vec4<source>>;
+@group(0) @binding(2) var<storage, read> bias: array<f32>;
+@group(0) @binding(3) var<storage, read> shift: array<source>;
+@group(0) @binding(4) var<storage, read> residual: array<source>;
+@group(0) @binding(5) var<storage, read_write> y: array<elem>;
+@group(0) @binding(6) var<uniform> scalars: Scalars;
+
+// ---- where a window lies ----
+
+struct Window {
+    image: u32,
+    // Corner of the window; negative where it reaches over the border.
+    top: i32,
+    left: i32,
+}
+
+fn window(position: u32) -> Window {
+    let j = position % scalars.out_width;
+    let row = position / scalars.out_width;
+    let top = i32(row % scalars.out_height * scalars.stride) - i32(scalars.padding);
+    return Window(row / scalars.out_height, top, i32(j * scalars.stride) - i32(scalars.padding));
+}
+
+const OUTSIDE = 0xffffffffu;
+
+// Index of channel 0 of the pixel below a tap.
+fn pixel(at: Window, r: u32, s: u32) -> u32 {
+    let i = at.top + i32(r);
+    let j = at.left + i32(s);
+    if i < 0 || j < 0 || i >= i32(scalars.height) || j >= i32(scalars.width) {
+        return OUTSIDE;
+    }
+    return ((at.image * scalars.height + u32(i)) * scalars.width + u32(j)) * scalars.channels;
+}
+
+// ---- store: what was fused behind the product, for four neighbouring outputs ----
+
+fn store(position: u32, output: u32, sum: vec4f) {
+    if position >= scalars.positions || output >= scalars.outputs {
+        return;
+    }
+    let columns = min(scalars.outputs - output, 4u);
+    let at = position * scalars.outputs + output;
+    let image = position / (scalars.out_height * scalars.out_width);
+    for (var c = 0u; c < columns; c++) {
+        var v = sum[c];
+        if scalars.biased != 0u {
+            v += bias[output + c];
+        }
+        if scalars.shifted != 0u {
+            v += f32(shift[image * scalars.outputs + output + c]);
+        }
+        if scalars.added != 0u {
+            v += f32(residual[at + c]);
+        }
+        y[at + c] = elem(v);
+    }
+}
+
+// ---- the plain kernel: everything straight from memory ----
+
+@compute @workgroup_size(8, 8)
+fn conv2d(@builtin(global_invocation_id) id: vec3u) {
+    let quads = (scalars.outputs + 3u) / 4u;
+    let position = 4u * id.y;
+    if id.x >= quads || position >= scalars.positions {
+        return;
+    }
+    // Positions beyond the last repeat it and are not stored.
+    let last = scalars.positions - 1u;
+    let window0 = window(position);
+    let window1 = window(min(position + 1u, last));
+    let window2 = window(min(position + 2u, last));
+    let window3 = window(min(position + 3u, last));
+    var sum0 = vec4f();
+    var sum1 = vec4f();
+    var sum2 = vec4f();
+    var sum3 = vec4f();
+    var at = id.x;
+    for (var r = 0u; r < scalars.window_height; r++) {
+        for (var s = 0u; s < scalars.window_width; s++) {
+            let x0 = pixel(window0, r, s);
+            let x1 = pixel(window1, r, s);
+            let x2 = pixel(window2, r, s);
+            let x3 = pixel(window3, r, s);
+            for (var c = 0u; c < scalars.channels; c++) {
+                let w = vec4f(weight[at]);
+                at += quads;
+                // A tap outside reads channel c of the first pixel and drops it.
+                sum0 += select(f32(x[select(x0 + c, c, x0 == OUTSIDE)]), 0.0, x0 == OUTSIDE) * w;
+                sum1 += select(f32(x[select(x1 + c, c, x1 == OUTSIDE)]), 0.0, x1 == OUTSIDE) * w;
+                sum2 += select(f32(x[select(x2 + c, c, x2 == OUTSIDE)]), 0.0, x2 == OUTSIDE) * w;
+                sum3 += select(f32(x[select(x3 + c, c, x3 == OUTSIDE)]), 0.0, x3 == OUTSIDE) * w;
+            }
+        }
+    }
+    store(position, 4u * id.x, sum0);
+    store(position + 1u, 4u * id.x, sum1);
+    store(position + 2u, 4u * id.x, sum2);
+    store(position + 3u, 4u * id.x, sum3);
+}
+
+// ---- the tiled kernel: 64 positions by 64 outputs, operands shared in steps of 16 ----
+
+const TILE = 64u;
+const STEP = 16u;
+const QUADS = TILE / 4u;
+
+// [STEP][TILE] of x, transposed, and [STEP][QUADS] of the weight.
+var<workgroup> rows: array<f32, STEP * TILE>;
+var<workgroup> columns: array<vec4f, STEP * QUADS>;
+
+@compute @workgroup_size(256)
+fn conv2d_tiled(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+    let quads = (scalars.outputs + 3u) / 4u;
+    let depth = scalars.window_height * scalars.window_width * scalars.channels;
+    let own_row = 4u * (lane / QUADS);
+    let own_quad = lane % QUADS;
+    // What this invocation loads: four neighbours in k of one position, and one quad of one k.
+    let load_row = group.y * TILE + lane / 4u;
+    let load_window = window(load_row);
+    let load_k = 4u * (lane % 4u);
+    let load_quad = group.x * QUADS + own_quad;
+    var sum0 = vec4f();
+    var sum1 = vec4f();
+    var sum2 = vec4f();
+    var sum3 = vec4f();
+    for (var start = 0u; start < depth; start += STEP) {
+        for (var i = 0u; i < 4u; i++) {
+            let k = start + load_k + i;
+            var v = 0.0;
+            if load_row < scalars.positions && k < depth {
+                let tap = k / scalars.channels;
+                let at = pixel(load_window, tap / scalars.window_width, tap % scalars.window_width);
+                if at != OUTSIDE {
+                    v = f32(x[at + k % scalars.channels]);
+                }
+            }
+            rows[(load_k + i) * TILE + lane / 4u] = v;
+        }
+        let k = start + lane / QUADS;
+        var w = vec4f();
+        if load_quad < quads && k < depth {
+            w = vec4f(weight[k * quads + load_quad]);
+        }
+        columns[lane] = w;
+        // The bound of the loop is made of scalars of the launch: all invocations meet here equally often.
+        workgroupBarrier();
+        for (var s = 0u; s < STEP; s++) {
+            let b = columns[s * QUADS + own_quad];
+            let a = s * TILE + own_row;
+            sum0 += rows[a] * b;
+            sum1 += rows[a + 1u] * b;
+            sum2 += rows[a + 2u] * b;
+            sum3 += rows[a + 3u] * b;
+        }
+        workgroupBarrier();
+    }
+    let row = group.y * TILE + own_row;
+    let output = 4u * load_quad;
+    store(row, output, sum0);
+    store(row + 1u, output, sum1);
+    store(row + 2u, output, sum2);
+    store(row + 3u, output, sum3);
+}

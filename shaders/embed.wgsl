@@ -1,0 +1,39 @@
+// embed - rows by number: tokens of a table, one token of each sequence, the row of the present step.
+//
+// Math      y[r, c] = table[r jump + ids[r], c]
+// Source    none
+// Tensors   table [V, width] source, ids [R] u32 -> y [R, width] elem
+// Scalars   count, width, jump u32
+// Launch    grid spread over count, 256 threads: one invocation owns one element
+// Memory    none shared
+// Numerics  exact, or rounded once to a narrower type
+// Variants  source: f32 f16; elem: f32 f16
+// Limits    ids lie inside the table; the caller checks them
+
+struct Scalars {
+    // Elements of y.
+    count: u32,
+    width: u32,
+    // Rows of the table from one id's base to the next.
+    jump: u32,
+}
+
+@group(0) @binding(0) var<storage, read> table: array<source>;
+@group(0) @binding(1) var<storage, read> ids: array<u32>;
+@group(0) @binding(2) var<storage, read_write> y: array<elem>;
+@group(0) @binding(3) var<uniform> scalars: Scalars;
+
+@compute @workgroup_size(256)
+fn embed(
+    @builtin(workgroup_id) group: vec3u,
+    @builtin(num_workgroups) groups: vec3u,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = element_index(group, groups, lane, 256u);
+    if i >= scalars.count {
+        return;
+    }
+    let row = i / scalars.width;
+    let at = row * scalars.jump + ids[row];
+    y[i] = elem(table[at * scalars.width + i % scalars.width]);
+}

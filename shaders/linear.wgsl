@@ -1,0 +1,145 @@
+// linear - matrix product with a stored weight, and what was fused behind it.
+//
+// Math      y[m, n] = activation(sum_k x[m, k] weight[k, n] + bias[n]) + residual[m, n]
+// Source    none
+// Tensors   x [M, K] source, weight [K, N/4] vec4 source, bias [N] f32, residual [M, N] source -> y [M, N] elem
+// Scalars   m, k, n, activation, biased, added u32
+// Launch    linear: grid (N/32, M/32, 1), 64 threads: one invocation owns 4 rows of 4 columns
+//           linear_tiled: grid (N/64, M/64, 1), 256 threads: as above, operands by way of shared memory
+// Memory    linear: none shared; linear_tiled: 8 KiB shared
+// Numerics  f32, in the order of k
+// Variants  source: f32 f16; elem: f32 f16
+// Limits    weight is packed in the product's order with N rounded up to a multiple of 4; x stands in for what is absent
+
+struct Scalars {
+    m: u32,
+    k: u32,
+    n: u32,
+    activation: u32,
+    biased: u32,
+    added: u32,
+}
+
+@group(0) @binding(0) var<storage, read> x: array<source>;
+@group(0) @binding(1) var<storage, read> weight: array<vec4<source>>;
+@group(0) @binding(2) var<storage, read> bias: array<f32>;
+@group(0) @binding(3) var<storage, read> residual: array<source>;
+@group(0) @binding(4) var<storage, read_write> y: array<elem>;
+@group(0) @binding(5) var<uniform> scalars: Scalars;
+
+// ---- store: bias, activation and residual of four neighbouring columns ----
+
+fn store(row: u32, column: u32, sum: vec4f) {
+    if row >= scalars.m || column >= scalars.n {
+        return;
+    }
+    var v = sum;
+    let columns = min(scalars.n - column, 4u);
+    if scalars.biased != 0u {
+        for (var c = 0u; c < columns; c++) {
+            v[c] += bias[column + c];
+        }
+    }
+    v = activate4(scalars.activation, v);
+    let at = row * scalars.n + column;
+    for (var c = 0u; c < columns; c++) {
+        var e = v[c];
+        if scalars.added != 0u {
+            e += f32(residual[at + c]);
+        }
+        y[at + c] = elem(e);
+    }
+}
+
+// ---- the plain kernel: everything straight from memory ----
+
+@compute @workgroup_size(8, 8)
+fn linear(@builtin(global_invocation_id) id: vec3u) {
+    let quads = (scalars.n + 3u) / 4u;
+    let row = 4u * id.y;
+    if id.x >= quads || row >= scalars.m {
+        return;
+    }
+    // Rows beyond the last repeat it and are not stored.
+    let last = scalars.m - 1u;
+    let depth = scalars.k;
+    let x0 = row * depth;
+    let x1 = min(row + 1u, last) * depth;
+    let x2 = min(row + 2u, last) * depth;
+    let x3 = min(row + 3u, last) * depth;
+    var sum0 = vec4f();
+    var sum1 = vec4f();
+    var sum2 = vec4f();
+    var sum3 = vec4f();
+    var at = id.x;
+    for (var k = 0u; k < depth; k++) {
+        let w = vec4f(weight[at]);
+        sum0 += f32(x[x0 + k]) * w;
+        sum1 += f32(x[x1 + k]) * w;
+        sum2 += f32(x[x2 + k]) * w;
+        sum3 += f32(x[x3 + k]) * w;
+        at += quads;
+    }
+    store(row, 4u * id.x, sum0);
+    store(row + 1u, 4u * id.x, sum1);
+    store(row + 2u, 4u * id.x, sum2);
+    store(row + 3u, 4u * id.x, sum3);
+}
+
+// ---- the tiled kernel: 64 rows by 64 columns, operands shared in steps of 16 ----
+
+const TILE = 64u;
+const STEP = 16u;
+const QUADS = TILE / 4u;
+
+// [STEP][TILE] of x, transposed, and [STEP][QUADS] of the weight.
+var<workgroup> rows: array<f32, STEP * TILE>;
+var<workgroup> columns: array<vec4f, STEP * QUADS>;
+
+@compute @workgroup_size(256)
+fn linear_tiled(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+    let quads = (scalars.n + 3u) / 4u;
+    let own_row = 4u * (lane / QUADS);
+    let own_quad = lane % QUADS;
+    // What this invocation loads: four neighbours in k of one row, and one quad of one k.
+    let load_row = group.y * TILE + lane / 4u;
+    let load_k = 4u * (lane % 4u);
+    let load_quad = group.x * QUADS + own_quad;
+    var sum0 = vec4f();
+    var sum1 = vec4f();
+    var sum2 = vec4f();
+    var sum3 = vec4f();
+    for (var start = 0u; start < scalars.k; start += STEP) {
+        for (var i = 0u; i < 4u; i++) {
+            let k = start + load_k + i;
+            var v = 0.0;
+            if load_row < scalars.m && k < scalars.k {
+                v = f32(x[load_row * scalars.k + k]);
+            }
+            rows[(load_k + i) * TILE + lane / 4u] = v;
+        }
+        let k = start + lane / QUADS;
+        var w = vec4f();
+        if load_quad < quads && k < scalars.k {
+            w = vec4f(weight[k * quads + load_quad]);
+        }
+        columns[lane] = w;
+        // The bound of the loop is a scalar of the launch: all invocations meet here equally often.
+        workgroupBarrier();
+        for (var s = 0u; s < STEP; s++) {
+            let b = columns[s * QUADS + own_quad];
+            let a = s * TILE + own_row;
+            sum0 += rows[a] * b;
+            sum1 += rows[a + 1u] * b;
+            sum2 += rows[a + 2u] * b;
+            sum3 += rows[a + 3u] * b;
+        }
+        workgroupBarrier();
+    }
+    let row = group.y * TILE + own_row;
+    let column = 4u * load_quad;
+    store(row, column, sum0);
+    store(row + 1u, column, sum1);
+    store(row + 2u, column, sum2);
+    store(row + 3u, column, sum3);
+}

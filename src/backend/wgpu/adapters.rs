@@ -1,0 +1,152 @@
+//! Which adapters there are, and which one is meant.
+
+use crate::error::{Error, Result};
+use std::fmt;
+
+/// What an adapter is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A graphics card.
+    Discrete,
+    /// Part of a processor.
+    Integrated,
+    /// A graphics card seen through a virtual machine.
+    Virtual,
+    /// A program that runs on the processor's cores.
+    Software,
+    /// Unknown.
+    Other,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Discrete => "discrete GPU",
+            Kind::Integrated => "integrated GPU",
+            Kind::Virtual => "virtual GPU",
+            Kind::Software => "software",
+            Kind::Other => "unknown kind",
+        })
+    }
+}
+
+/// One adapter as a person would want it described.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    /// The number that chooses it: `wgpu:N`.
+    pub number: usize,
+    /// Its name.
+    pub name: String,
+    /// The driver's name and release.
+    pub driver: String,
+    /// The interface it is reached through: `vulkan`, `metal`, `dx12`.
+    pub interface: String,
+    /// What it is made of.
+    pub kind: Kind,
+    /// Largest tensor in bytes: the lesser of the limits for a buffer and for a binding.
+    pub largest_tensor: u64,
+    /// Shared memory of a workgroup in bytes.
+    pub workgroup_memory: u32,
+    /// Whether tensors can be stored in half precision.
+    pub f16: bool,
+    /// Whether invocations of a subgroup can work together.
+    pub subgroups: bool,
+    /// Whether kernels can be timed on the adapter's own clock.
+    pub timestamps: bool,
+}
+
+impl fmt::Display for Adapter {
+    /// One line: `wgpu:0  NAME (discrete GPU, vulkan, DRIVER); largest tensor 2047 MiB; f16, subgroups`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "wgpu:{}  {} ({}, {}, {})", self.number, self.name, self.kind, self.interface, self.driver)?;
+        write!(f, "; largest tensor {} MiB", self.largest_tensor >> 20)?;
+        write!(f, ", workgroup memory {} KiB", self.workgroup_memory >> 10)?;
+        let features = [("f16", self.f16), ("subgroups", self.subgroups), ("timestamps", self.timestamps)];
+        let there: Vec<&str> = features.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect();
+        let list = if there.is_empty() { "no optional features".to_owned() } else { there.join(", ") };
+        write!(f, "; {list}")
+    }
+}
+
+/// Which adapter to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// The fastest kind there is; a software adapter only if there is nothing else.
+    #[default]
+    Best,
+    /// The fastest kind of real GPU; never a software adapter.
+    Gpu,
+    /// The one of this number in the list.
+    Number(usize),
+}
+
+/// All adapters, numbered in the order in which drivers list them. Empty where no driver is installed.
+pub fn adapters() -> Vec<Adapter> {
+    enumerate().iter().enumerate().map(|(number, adapter)| describe(number, adapter)).collect()
+}
+
+fn enumerate() -> Vec<wgpu::Adapter> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    // GL is left out on purpose: its compute limits do not hold these kernels.
+    descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    // Validation layers are for developers of wgpu; kernels are validated by naga in any case.
+    descriptor.flags = wgpu::InstanceFlags::empty();
+    let instance = wgpu::Instance::new(descriptor);
+    pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
+}
+
+fn describe(number: usize, adapter: &wgpu::Adapter) -> Adapter {
+    let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+    let kind = match info.device_type {
+        wgpu::DeviceType::DiscreteGpu => Kind::Discrete,
+        wgpu::DeviceType::IntegratedGpu => Kind::Integrated,
+        wgpu::DeviceType::VirtualGpu => Kind::Virtual,
+        wgpu::DeviceType::Cpu => Kind::Software,
+        wgpu::DeviceType::Other => Kind::Other,
+    };
+    Adapter {
+        number,
+        name: info.name,
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+        interface: info.backend.to_string(),
+        kind,
+        largest_tensor: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+        workgroup_memory: limits.max_compute_workgroup_storage_size,
+        f16: features.contains(wgpu::Features::SHADER_F16),
+        subgroups: features.contains(wgpu::Features::SUBGROUP),
+        timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+    }
+}
+
+/// The adapter meant and its description.
+pub(super) fn choose(choice: Choice) -> Result<(wgpu::Adapter, Adapter)> {
+    let none = |reason: String| Error::Device { backend: "wgpu".to_owned(), reason };
+    let all: Vec<(wgpu::Adapter, Adapter)> = enumerate()
+        .into_iter()
+        .enumerate()
+        .map(|(number, adapter)| {
+            let description = describe(number, &adapter);
+            (adapter, description)
+        })
+        .collect();
+    if all.is_empty() {
+        return Err(none("no adapter: no Vulkan, Metal or DirectX 12 driver is installed".to_owned()));
+    }
+    let count = all.len();
+    let rank = |kind: Kind| match kind {
+        Kind::Discrete => 0,
+        Kind::Integrated => 1,
+        Kind::Virtual => 2,
+        Kind::Other => 3,
+        Kind::Software => 4,
+    };
+    let found = match choice {
+        Choice::Number(n) => all.into_iter().nth(n),
+        Choice::Best => all.into_iter().min_by_key(|(_, a)| rank(a.kind)),
+        Choice::Gpu => all.into_iter().filter(|(_, a)| a.kind != Kind::Software).min_by_key(|(_, a)| rank(a.kind)),
+    };
+    found.ok_or_else(|| match choice {
+        Choice::Number(n) => none(format!("there is no adapter {n}; the last of {count} is {}", count - 1)),
+        _ => none("no GPU, only a software adapter".to_owned()),
+    })
+}

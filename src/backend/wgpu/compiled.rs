@@ -1,0 +1,362 @@
+//! A plan on the device: buffers, pipelines and bind groups made once, and the list of dispatches to replay.
+
+use super::device::Device;
+use super::upload::{Order, Uploads};
+use crate::backend::Executable;
+use crate::error::{Error, Result};
+use crate::ops::{Launch, Operand, Operation, Tiles, elements};
+use crate::plan::{Element, Origin, Plan, Slots, Step, ValueId, WeightSource, assign};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// One launch, ready to be encoded.
+struct Dispatch {
+    /// The step of the plan that it belongs to.
+    step: usize,
+    pipeline: wgpu::ComputePipeline,
+    bind_group: wgpu::BindGroup,
+    grid: [u32; 3],
+}
+
+impl Dispatch {
+    fn encode(&self, pass: &mut wgpu::ComputePass<'_>) {
+        let [x, y, z] = self.grid;
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.bind_group, &[]);
+        pass.dispatch_workgroups(x, y, z);
+    }
+}
+
+pub(super) struct Compiled {
+    plan: Plan,
+    slots: Slots,
+    device: Arc<Device>,
+    /// One buffer per slot: WebGPU tracks the use of whole buffers.
+    memory: Vec<wgpu::Buffer>,
+    weights: HashMap<(ValueId, Order), wgpu::Buffer>,
+    dispatches: Vec<Dispatch>,
+    /// How many of the dispatches belong to the part that does not vary.
+    once: usize,
+    /// The last step submitted: it is waited for when the next one has been, so the device never runs dry and never
+    /// falls far behind.
+    under_way: Option<wgpu::SubmissionIndex>,
+    /// Seconds spent in each step of the plan, if they are measured.
+    seconds: Option<Vec<f64>>,
+}
+
+/// How kernels are chosen.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kernels {
+    pub tiles: Tiles,
+    pub subgroups: bool,
+    /// Whether every dispatch is timed.
+    pub profile: bool,
+}
+
+impl Compiled {
+    pub fn new(device: Arc<Device>, plan: Plan, source: &dyn WeightSource, kernels: Kernels) -> Result<Compiled> {
+        let slots = assign(&plan);
+        let mut memory = Vec::new();
+        for (slot, &words) in slots.words.iter().enumerate() {
+            let bytes = 4 * words as u64;
+            memory.push(device.buffer(&|| tenant(&plan, &slots, slot), bytes)?);
+            device.counters.slot_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        let mut compiled = Compiled {
+            slots,
+            device,
+            memory,
+            weights: HashMap::new(),
+            dispatches: Vec::new(),
+            once: 0,
+            under_way: None,
+            seconds: kernels.profile.then(|| vec![0.0; plan.steps.len()]),
+            plan,
+        };
+        let launches = compiled.lower(kernels.tiles);
+        compiled.upload(&launches, source)?;
+        compiled.bind(&launches, kernels.subgroups)?;
+        Ok(compiled)
+    }
+
+    /// All launches with the step that each belongs to.
+    fn lower(&mut self, tiles: Tiles) -> Vec<(usize, Launch)> {
+        let mut all = Vec::new();
+        for (i, step) in self.plan.steps.iter().enumerate() {
+            if i == self.plan.once {
+                self.once = all.len();
+            }
+            let inputs: Vec<&[usize]> = step.inputs.iter().map(|&id| self.plan.shape(id)).collect();
+            let launches = step.op.wgsl(&inputs, self.plan.shape(step.output), tiles);
+            all.extend(launches.into_iter().map(|launch| (i, launch)));
+        }
+        if self.plan.once == self.plan.steps.len() {
+            self.once = all.len();
+        }
+        all
+    }
+
+    /// Brings every weight over in each order that some launch wants.
+    fn upload(&mut self, launches: &[(usize, Launch)], source: &dyn WeightSource) -> Result<()> {
+        let mut wanted: Vec<(ValueId, Order)> = Vec::new();
+        let mut want = |plan: &Plan, id: ValueId, order: Order| {
+            let root = plan.root(id);
+            let is_weight = matches!(plan.values[root.0].origin, Origin::Weight(_));
+            if is_weight && !wanted.contains(&(root, order)) {
+                wanted.push((root, order));
+            }
+        };
+        for (step, launch) in launches {
+            let inputs = &self.plan.steps[*step].inputs;
+            for tensor in &launch.tensors {
+                match *tensor {
+                    Operand::Input(i) => want(&self.plan, inputs[i], Order::Stored),
+                    Operand::Packed(i) => want(&self.plan, inputs[i], Order::packed(self.plan.shape(inputs[i]))),
+                    Operand::Output => {}
+                }
+            }
+        }
+        // A weight may also be read or fed as it is.
+        for &id in self.plan.outputs.iter().map(|(_, id)| id).chain(self.plan.feeds.iter().map(|(from, _)| from)) {
+            want(&self.plan, id, Order::Stored);
+        }
+        let mut uploads = Uploads::new(&self.device);
+        for (id, order) in wanted {
+            let value = &self.plan.values[id.0];
+            let Origin::Weight(name) = &value.origin else { continue };
+            let bytes = order.size_bytes(elements(&value.shape), value.element) as u64;
+            let buffer = self.device.buffer(&|| format!("tensor {name} {:?}", value.shape), bytes)?;
+            self.device.counters.weight_bytes.fetch_add(bytes, Ordering::Relaxed);
+            uploads.send(&buffer, &source.load(name)?, order, value.element)?;
+            self.weights.insert((id, order), buffer);
+        }
+        uploads.finish()
+    }
+
+    /// Pipelines and bind groups of all launches.
+    fn bind(&mut self, launches: &[(usize, Launch)], subgroups: bool) -> Result<()> {
+        let scalar_bytes = |launch: &Launch| (4 * launch.scalars.len() as u64).next_multiple_of(16);
+        let alignment = u64::from(self.device.limits.min_uniform_buffer_offset_alignment.max(16));
+        let stride = launches.iter().map(|(_, l)| scalar_bytes(l)).max().unwrap_or(16).next_multiple_of(alignment);
+        let size = stride * launches.len().max(1) as u64;
+        let uniforms = self.device.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("scalars"),
+            size,
+            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        self.device.check(|| format!("allocating {size} bytes for the scalars of {}", self.plan.name))?;
+        let mut scalars = vec![0u8; size as usize];
+        for (number, (index, launch)) in launches.iter().enumerate() {
+            let step = &self.plan.steps[*index];
+            let offset = stride * number as u64;
+            for (i, scalar) in launch.scalars.iter().enumerate() {
+                scalars[offset as usize + 4 * i..][..4].copy_from_slice(&scalar.bits().to_le_bytes());
+            }
+            let most = self.device.limits.max_compute_workgroups_per_dimension;
+            if launch.grid.iter().any(|&groups| groups > most) {
+                let Step { label, .. } = step;
+                let reason = format!(
+                    "{label}: {} needs a grid of {:?} workgroups; the adapter's max_compute_workgroups_per_dimension is {most}",
+                    launch.entry, launch.grid
+                );
+                return Err(self.device.error(reason));
+            }
+            let first = match launch.tensors[0] {
+                Operand::Input(i) | Operand::Packed(i) => step.inputs[i],
+                Operand::Output => step.output,
+            };
+            let element = |id: ValueId| self.plan.values[id.0].element;
+            let variant = self.device.variant(element(first), element(step.output), subgroups);
+            let pipeline = self.device.pipeline(launch, variant)?;
+            let tensors = launch.tensors.iter().map(|&tensor| self.binding(step, tensor));
+            let uniform =
+                wgpu::BufferBinding { buffer: &uniforms, offset, size: wgpu::BufferSize::new(scalar_bytes(launch)) };
+            let entries: Vec<wgpu::BindGroupEntry<'_>> = tensors
+                .chain([uniform])
+                .enumerate()
+                .map(|(i, b)| wgpu::BindGroupEntry { binding: i as u32, resource: wgpu::BindingResource::Buffer(b) })
+                .collect();
+            let bind_group = self.device.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(&step.label),
+                layout: &pipeline.layout,
+                entries: &entries,
+            });
+            self.device.check(|| format!("{}: binding the tensors of {}", step.label, launch.entry))?;
+            let (step, pipeline, grid) = (*index, pipeline.pipeline, launch.grid);
+            self.dispatches.push(Dispatch { step, pipeline, bind_group, grid });
+        }
+        self.device.write(&uniforms, 0, &scalars);
+        Ok(())
+    }
+
+    /// The memory of a launch's tensor.
+    fn binding(&self, step: &Step, tensor: Operand) -> wgpu::BufferBinding<'_> {
+        let (buffer, bytes) = match tensor {
+            Operand::Packed(i) => {
+                let order = Order::packed(self.plan.shape(step.inputs[i]));
+                let buffer = &self.weights[&(self.plan.root(step.inputs[i]), order)];
+                (buffer, buffer.size())
+            }
+            Operand::Input(i) => self.memory_of(step.inputs[i]),
+            Operand::Output => self.memory_of(step.output),
+        };
+        // Tensors of a few elements bind what the smallest element of a kernel's array needs.
+        wgpu::BufferBinding { buffer, offset: 0, size: wgpu::BufferSize::new(bytes.max(16)) }
+    }
+
+    /// Where a value is, and its size in bytes.
+    fn memory_of(&self, id: ValueId) -> (&wgpu::Buffer, u64) {
+        let root = self.plan.root(id);
+        let buffer = match self.slots.of[root.0] {
+            Some(slot) => &self.memory[slot],
+            None => &self.weights[&(root, Order::Stored)],
+        };
+        (buffer, self.plan.values[root.0].size_bytes() as u64)
+    }
+
+    /// Encodes and submits some of the dispatches, and the feeds after them.
+    fn run(&mut self, range: Range<usize>, feeds: bool) -> Result<()> {
+        let range = if self.seconds.is_some() { self.run_timed(range)? } else { range };
+        let mut encoder = self.device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            self.dispatches[range].iter().for_each(|dispatch| dispatch.encode(&mut pass));
+        }
+        for (from, to) in self.plan.feeds.iter().filter(|_| feeds) {
+            let ((from, bytes), (to, _)) = (self.memory_of(*from), self.memory_of(*to));
+            encoder.copy_buffer_to_buffer(from, 0, to, 0, bytes);
+        }
+        let submission = self.device.submit(Some(encoder.finish()));
+        self.device.check(|| format!("running {}", self.plan.name))?;
+        match self.under_way.replace(submission) {
+            Some(earlier) => self.device.wait(Some(earlier)),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs dispatches in a pass each, with the device's clock read before and after, and waits for the result.
+    /// Returns what is left to run: nothing.
+    fn run_timed(&mut self, range: Range<usize>) -> Result<Range<usize>> {
+        /// Half of what a set of queries can hold.
+        const MOST: usize = 2048;
+        let device = Arc::clone(&self.device);
+        let seconds_per_tick = f64::from(device.queue.get_timestamp_period()) * 1e-9;
+        for first in range.clone().step_by(MOST) {
+            let part = &self.dispatches[first..range.end.min(first + MOST)];
+            let count = 2 * part.len() as u32;
+            let queries = device.device.create_query_set(&wgpu::QuerySetDescriptor {
+                label: Some("times"),
+                ty: wgpu::QueryType::Timestamp,
+                count,
+            });
+            let times = device.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("times"),
+                size: 8 * u64::from(count),
+                usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: false,
+            });
+            let mut encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            for (i, dispatch) in part.iter().enumerate() {
+                let timestamp_writes = Some(wgpu::ComputePassTimestampWrites {
+                    query_set: &queries,
+                    beginning_of_pass_write_index: Some(2 * i as u32),
+                    end_of_pass_write_index: Some(2 * i as u32 + 1),
+                });
+                let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes };
+                dispatch.encode(&mut encoder.begin_compute_pass(&descriptor));
+            }
+            encoder.resolve_query_set(&queries, 0..count, &times, 0);
+            device.submit(Some(encoder.finish()));
+            device.check(|| format!("timing {}", self.plan.name))?;
+            let ticks: Vec<u64> = bytemuck::allocation::pod_collect_to_vec(&device.read(&times, times.size())?);
+            let seconds = self.seconds.as_mut().expect("only called where there are some");
+            for (dispatch, ticks) in part.iter().zip(ticks.chunks_exact(2)) {
+                seconds[dispatch.step] += ticks[1].saturating_sub(ticks[0]) as f64 * seconds_per_tick;
+            }
+        }
+        Ok(range.end..range.end)
+    }
+
+    /// The memory of an input, if there is one of that name, type and length.
+    fn target(&self, name: &str, element: Element, length: usize) -> Result<&wgpu::Buffer> {
+        let wrong = |reason: String| Error::Shape { at: format!("{}, input {name}", self.plan.name), reason };
+        let id = self.plan.input(name).ok_or_else(|| wrong("the plan has no such input".to_owned()))?;
+        let value = &self.plan.values[id.0];
+        if value.element != element || elements(&value.shape) != length {
+            let found = format!("{length} elements of {element:?} for {:?} of {:?}", value.shape, value.element);
+            return Err(wrong(found));
+        }
+        Ok(self.memory_of(id).0)
+    }
+}
+
+/// What lives in a slot, for messages: the largest value and the step that writes it.
+fn tenant(plan: &Plan, slots: &Slots, slot: usize) -> String {
+    let tenants = (0..plan.values.len()).filter(|&v| slots.of[v] == Some(slot));
+    let Some(v) = tenants.max_by_key(|&v| plan.values[v].size_bytes()) else { return format!("slot {slot}") };
+    let what = match &plan.values[v].origin {
+        Origin::Input { name, .. } => format!("input {name}"),
+        _ => match plan.steps.iter().find(|s| s.output.0 == v) {
+            Some(step) => format!("the output of {} {}", step.op.name(), step.label),
+            None => format!("value {v}"),
+        },
+    };
+    format!("{what} {:?} of {}", plan.values[v].shape, plan.name)
+}
+
+impl Executable for Compiled {
+    fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    fn write(&mut self, input: &str, data: &[f32]) -> Result<()> {
+        self.device.write(self.target(input, Element::F32, data.len())?, 0, bytemuck::cast_slice(data));
+        self.device.check(|| format!("writing the input {input}"))
+    }
+
+    fn write_rows(&mut self, input: &str, data: &[u32]) -> Result<()> {
+        self.device.write(self.target(input, Element::U32, data.len())?, 0, bytemuck::cast_slice(data));
+        self.device.check(|| format!("writing the input {input}"))
+    }
+
+    fn run_once(&mut self) -> Result<()> {
+        self.run(0..self.once, false)
+    }
+
+    fn run_step(&mut self, step: u32) -> Result<()> {
+        if self.plan.input("step").is_some() {
+            self.write_rows("step", &[step])?;
+        }
+        self.run(self.once..self.dispatches.len(), true)
+    }
+
+    fn read(&mut self, name: &str) -> Result<Vec<f32>> {
+        let id = self.plan.output(name).or_else(|| self.plan.input(name));
+        let id = id.ok_or_else(|| Error::Shape {
+            at: self.plan.name.clone(),
+            reason: format!("the plan has no output or input {name}"),
+        })?;
+        let value = &self.plan.values[self.plan.root(id).0];
+        let (buffer, bytes) = self.memory_of(id);
+        let bytes = self.device.read(buffer, bytes)?;
+        let count = elements(&value.shape);
+        Ok(match value.element {
+            Element::F32 | Element::U32 => bytemuck::allocation::pod_collect_to_vec(&bytes[..4 * count]),
+            Element::F16 => {
+                let narrow: Vec<f16> = bytemuck::allocation::pod_collect_to_vec(&bytes[..2 * count]);
+                let mut wide = vec![0.0; count];
+                narrow.convert_to_f32_slice(&mut wide);
+                wide
+            }
+        })
+    }
+
+    fn profile(&self) -> Option<&[f64]> {
+        self.seconds.as_deref()
+    }
+}

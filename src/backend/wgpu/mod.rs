@@ -1,0 +1,92 @@
+//! The WGSL back end: any GPU that has a Vulkan, Metal or DirectX 12 driver, through wgpu.
+//!
+//! Compiling lowers each step to launches, makes their pipelines and bind groups once, reserves one buffer per slot and
+//! brings the weights over in pieces. Replaying is one encoder and one submission a step; nothing is read back between
+//! steps, and all that is written is the step's number. This module knows launches, never operations: the geometry is
+//! in `ops/`, the arithmetic in `shaders/`.
+
+mod adapters;
+mod compiled;
+mod device;
+pub mod shaders;
+mod upload;
+
+pub use adapters::{Adapter, Choice, Kind, adapters};
+pub use device::Traffic;
+
+use super::{Backend, Executable};
+use crate::error::Result;
+use crate::ops::Tiles;
+use crate::plan::{Element, Plan, WeightSource, narrow};
+use compiled::{Compiled, Kernels};
+use device::Device;
+use std::sync::Arc;
+
+/// How an adapter is chosen and used.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Which adapter.
+    pub adapter: Choice,
+    /// What tensors are stored in; kernels compute in f32 in any case.
+    pub storage: Element,
+    /// How products share their operands; `None` is what suits the adapter.
+    pub tiles: Option<Tiles>,
+    /// Whether subgroup operations are used where the adapter has them.
+    pub subgroups: bool,
+    /// Whether every step is timed on the adapter's clock; see [`Executable::profile`]. Steps then run one by one.
+    pub profile: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { adapter: Choice::Best, storage: Element::F32, tiles: None, subgroups: true, profile: false }
+    }
+}
+
+/// An adapter as a device.
+pub struct Wgpu {
+    device: Arc<Device>,
+    options: Options,
+}
+
+impl Wgpu {
+    /// Opens an adapter.
+    ///
+    /// # Errors
+    /// There is no such adapter, it cannot be opened, or it lacks what the options ask for.
+    pub fn new(options: Options) -> Result<Wgpu> {
+        let device = Device::open(options.adapter)?;
+        if options.storage == Element::F16 && !device.adapter.f16 {
+            return Err(device.error("the adapter lacks SHADER_F16; f32 is possible"));
+        }
+        if options.profile && !device.adapter.timestamps {
+            return Err(device.error("the adapter lacks TIMESTAMP_QUERY; it cannot be profiled"));
+        }
+        Ok(Wgpu { device: Arc::new(device), options })
+    }
+
+    /// The adapter that was opened.
+    pub fn adapter(&self) -> &Adapter {
+        &self.device.adapter
+    }
+
+    /// What went to and from the adapter so far, over all executables.
+    pub fn traffic(&self) -> Traffic {
+        self.device.traffic()
+    }
+}
+
+impl Backend for Wgpu {
+    fn name(&self) -> String {
+        let storage = if self.options.storage == Element::F16 { "f16" } else { "f32" };
+        format!("wgpu:{} ({}, {storage})", self.device.adapter.number, self.device.adapter.name)
+    }
+
+    fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>> {
+        let plan = if self.options.storage == Element::F16 { narrow(plan) } else { plan };
+        let suits = if self.device.is_software() { Tiles::Registers } else { Tiles::Shared };
+        let Options { tiles, subgroups, profile, .. } = self.options;
+        let kernels = Kernels { tiles: tiles.unwrap_or(suits), subgroups, profile };
+        Ok(Box::new(Compiled::new(Arc::clone(&self.device), plan, weights, kernels)?))
+    }
+}

@@ -1,0 +1,68 @@
+//! The kernels' text, and how a variant of one is put together.
+//!
+//! Kernels are plain WGSL in `shaders/`. A variant is a few lines before that text: which type tensors are stored in,
+//! and which of two ways to sum over a workgroup.
+
+use crate::plan::Element;
+use std::fmt::Write;
+
+const PRELUDE: &str = include_str!("../../../shaders/prelude.wgsl");
+const REDUCE_PLAIN: &str = include_str!("../../../shaders/reduce_plain.wgsl");
+const REDUCE_SUBGROUPS: &str = include_str!("../../../shaders/reduce_subgroups.wgsl");
+
+macro_rules! kernels {
+    ($($stem:literal),* $(,)?) => {
+        /// Stem and text of every kernel file, in the order of their names.
+        pub const KERNELS: &[(&str, &str)] =
+            &[$(($stem, include_str!(concat!("../../../shaders/", $stem, ".wgsl")))),*];
+    };
+}
+
+kernels![
+    "attention",
+    "concat",
+    "conv2d",
+    "embed",
+    "group_norm",
+    "layer_norm",
+    "linear",
+    "pointwise",
+    "resize",
+    "sampler_step",
+    "slice",
+];
+
+/// What a kernel is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Variant {
+    /// Type of the launch's first tensor.
+    pub source: Element,
+    /// Type of its output.
+    pub elem: Element,
+    /// Whether invocations of a subgroup may add up their numbers directly.
+    pub subgroups: bool,
+}
+
+/// The whole text of a kernel's variant, if there is a kernel of that stem.
+pub fn render(stem: &str, variant: Variant) -> Option<String> {
+    let (_, kernel) = KERNELS.iter().find(|(s, _)| *s == stem)?;
+    let mut text = String::new();
+    if variant.source == Element::F16 || variant.elem == Element::F16 {
+        text.push_str("enable f16;\n");
+    }
+    let _ = writeln!(text, "alias source = {};\nalias elem = {};", name(variant.source), name(variant.elem));
+    text.push_str(PRELUDE);
+    if kernel.contains("workgroup_sum") {
+        text.push_str(if variant.subgroups { REDUCE_SUBGROUPS } else { REDUCE_PLAIN });
+    }
+    text.push_str(kernel);
+    Some(text)
+}
+
+fn name(element: Element) -> &'static str {
+    match element {
+        Element::F32 => "f32",
+        Element::F16 => "f16",
+        Element::U32 => "u32",
+    }
+}

@@ -1,0 +1,171 @@
+//! Weights from the checkpoint to the device, converted and reordered in pieces.
+//!
+//! A piece is at most a few MiB, and the device is given time to take what is under way, so a component is never held
+//! twice in memory: the stored bytes stay in the memory map, and only pieces are copied.
+
+use super::device::Device;
+use crate::error::Result;
+use crate::plan::{Element, Stored};
+use half::{bf16, f16};
+
+/// Bytes that are brought into the device's order at a time.
+const PIECE: usize = 4 << 20;
+/// Bytes under way to the device before it is waited for.
+const UNDER_WAY: usize = 64 << 20;
+
+/// A weight's order on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Order {
+    /// As it is stored.
+    Stored,
+    /// `[outputs, channels, taps]` as `[taps * channels, outputs]`, each row filled up with zeros to a multiple of
+    /// four, so that a product can take the weights of four neighbouring outputs at once.
+    Packed {
+        /// Rows of the stored matrix.
+        outputs: usize,
+        /// Input channels.
+        channels: usize,
+        /// Positions of a window; 1 for a linear layer.
+        taps: usize,
+    },
+}
+
+impl Order {
+    /// The order for a product with a weight of this shape.
+    pub fn packed(shape: &[usize]) -> Order {
+        Order::Packed { outputs: shape[0], channels: shape[1], taps: shape[2..].iter().product() }
+    }
+
+    /// Elements on the device and in one row, the smallest part that is made at a time.
+    fn size(self, stored: usize) -> (usize, usize) {
+        match self {
+            Order::Stored => (stored, 1),
+            Order::Packed { outputs, channels, taps } => {
+                let row = outputs.next_multiple_of(4);
+                (channels * taps * row, row)
+            }
+        }
+    }
+
+    /// Bytes on the device of a tensor with so many stored elements.
+    pub fn size_bytes(self, stored: usize, element: Element) -> usize {
+        (self.size(stored).0 * element.size_bytes()).next_multiple_of(4)
+    }
+}
+
+/// Collects what is under way over several tensors.
+pub struct Uploads<'a> {
+    device: &'a Device,
+    under_way: usize,
+    piece: Vec<u8>,
+}
+
+impl<'a> Uploads<'a> {
+    pub fn new(device: &'a Device) -> Self {
+        Uploads { device, under_way: 0, piece: Vec::new() }
+    }
+
+    /// Fills a buffer with a stored tensor.
+    pub fn send(&mut self, buffer: &wgpu::Buffer, stored: &Stored<'_>, order: Order, element: Element) -> Result<()> {
+        let (total, row) = order.size(stored.len());
+        let size = element.size_bytes();
+        // Whole rows, and an even number of elements, so that every piece but the last ends on a word.
+        let rows = (PIECE / (row * size)).max(1).next_multiple_of(2);
+        for from in (0..total).step_by(rows * row) {
+            let count = total.min(from + rows * row) - from;
+            self.piece.clear();
+            self.piece.resize((count * size).next_multiple_of(4), 0);
+            let range = from..from + count;
+            match stored {
+                Stored::F32(x) => fill(x, |v| v, range, order, element, &mut self.piece),
+                Stored::F16(x) => fill(x, f16::to_f32, range, order, element, &mut self.piece),
+                Stored::BF16(x) => fill(x, bf16::to_f32, range, order, element, &mut self.piece),
+            }
+            self.device.write(buffer, (from * size) as u64, &self.piece);
+            self.under_way += self.piece.len();
+            if self.under_way >= UNDER_WAY {
+                self.finish()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until everything has arrived.
+    pub fn finish(&mut self) -> Result<()> {
+        let submission = self.device.submit(None);
+        self.under_way = 0;
+        self.device.wait(Some(submission))
+    }
+}
+
+/// Elements `range` of a tensor in the device's order and type.
+fn fill<T: Copy>(
+    x: &[T],
+    widen: impl Fn(T) -> f32,
+    range: std::ops::Range<usize>,
+    order: Order,
+    element: Element,
+    out: &mut [u8],
+) {
+    let put = |out: &mut [u8], at: usize, v: T| match element {
+        Element::F16 => out[2 * at..2 * at + 2].copy_from_slice(&f16::from_f32(widen(v)).to_le_bytes()),
+        Element::F32 | Element::U32 => out[4 * at..4 * at + 4].copy_from_slice(&widen(v).to_le_bytes()),
+    };
+    match order {
+        Order::Stored => x[range].iter().enumerate().for_each(|(i, &v)| put(out, i, v)),
+        Order::Packed { outputs, channels, taps } => {
+            let row = outputs.next_multiple_of(4);
+            let (first, last) = (range.start / row, range.end / row);
+            // Outputs outside, so that the stored tensor is read in its own order.
+            for o in 0..outputs {
+                let stored = &x[o * channels * taps..][..channels * taps];
+                for k in first..last {
+                    put(out, (k - first) * row + o, stored[k % channels * taps + k / channels]);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ops::Range;
+
+    fn filled(x: &[f32], range: Range<usize>, order: Order) -> Vec<f32> {
+        let mut out = vec![0; 4 * range.len()];
+        fill(x, |v| v, range, order, Element::F32, &mut out);
+        bytemuck::allocation::pod_collect_to_vec(&out)
+    }
+
+    #[test]
+    fn packed_rows_hold_all_outputs_of_one_tap_and_channel_and_zeros_up_to_four() {
+        let (outputs, channels, taps) = (6, 3, 2);
+        let x: Vec<f32> = (1..=outputs * channels * taps).map(|i| i as f32).collect();
+        let order = Order::packed(&[outputs, channels, 1, taps]);
+        let all = filled(&x, 0..8 * channels * taps, order);
+        for k in 0..channels * taps {
+            let (tap, c) = (k / channels, k % channels);
+            for o in 0..outputs {
+                assert_eq!(all[k * 8 + o], x[(o * channels + c) * taps + tap]);
+            }
+            assert_eq!(all[k * 8 + outputs..][..2], [0.0; 2]);
+        }
+    }
+
+    #[test]
+    fn pieces_are_parts_of_the_whole() {
+        let x: Vec<f32> = (0..5 * 7).map(|i| i as f32).collect();
+        let order = Order::packed(&[5, 7]);
+        let all = filled(&x, 0..8 * 7, order);
+        assert_eq!(filled(&x, 16..40, order), all[16..40]);
+        assert_eq!(filled(&x, 3..9, Order::Stored), x[3..9]);
+    }
+
+    #[test]
+    fn half_precision_takes_half_the_bytes_and_whole_words() {
+        assert_eq!(Order::Stored.size_bytes(5, Element::F16), 12);
+        assert_eq!(Order::packed(&[5, 7]).size_bytes(35, Element::F16), 2 * 8 * 7);
+        assert_eq!(Order::packed(&[5, 7]).size_bytes(35, Element::F32), 4 * 8 * 7);
+    }
+}

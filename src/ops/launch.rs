@@ -1,0 +1,176 @@
+//! What a GPU is asked to do for a step: which kernel, on how many workgroups, with which tensors and scalars.
+//!
+//! Operations lower to launches by pure functions of their shapes, so that geometry and argument order can be checked
+//! without a device. A launch is plain data; a back end knows how to run launches and nothing about operations.
+//! Tensors come first, then scalars, in the order in which the kernel's header lists them; in WGSL the tensors are the
+//! bindings from 0 on and the scalars the members of one uniform struct in the binding after them.
+
+use super::elements;
+
+/// One run of a kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Launch {
+    /// The stem of the kernel's file.
+    pub stem: &'static str,
+    /// The entry point in it.
+    pub entry: &'static str,
+    /// Invocations of a workgroup, for which the grid was computed.
+    pub threads: u32,
+    /// Workgroups in every dimension.
+    pub grid: [u32; 3],
+    /// What the kernel reads and, last, what it writes.
+    pub tensors: Vec<Operand>,
+    /// Sizes, codes and factors.
+    pub scalars: Vec<Scalar>,
+}
+
+/// A tensor of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operand {
+    /// An input of the step.
+    Input(usize),
+    /// An input of the step that is a weight of a product, in the product's order: `[taps * C, O]` with the number of
+    /// outputs `O` rounded up to a multiple of four.
+    Packed(usize),
+    /// The output of the step.
+    Output,
+}
+
+/// A number that is fixed when a plan is recorded.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Scalar {
+    /// A size or a code.
+    U32(u32),
+    /// A factor.
+    F32(f32),
+}
+
+impl Scalar {
+    /// The four bytes that a kernel reads.
+    pub fn bits(self) -> u32 {
+        match self {
+            Scalar::U32(n) => n,
+            Scalar::F32(x) => x.to_bits(),
+        }
+    }
+}
+
+impl From<usize> for Scalar {
+    /// Sizes of tensors; a device binds no more than 2^32 elements, which is checked where memory is reserved.
+    fn from(n: usize) -> Scalar {
+        Scalar::U32(u32::try_from(n).unwrap_or(u32::MAX))
+    }
+}
+
+impl From<bool> for Scalar {
+    fn from(is: bool) -> Scalar {
+        Scalar::U32(u32::from(is))
+    }
+}
+
+impl From<f32> for Scalar {
+    fn from(x: f32) -> Scalar {
+        Scalar::F32(x)
+    }
+}
+
+/// How products share their operands; the choice of a device, not of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tiles {
+    /// Each invocation reads what it needs: for processors that have caches and no shared memory.
+    Registers,
+    /// Workgroups bring operands into shared memory first.
+    Shared,
+}
+
+/// How a back end keeps a tensor of an operation where the storage type is narrower than single precision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// In the storage type.
+    Storage,
+    /// In single precision always: small vectors, masks, the sampler's state.
+    Single,
+    /// As it comes: the operation only moves numbers.
+    Any,
+}
+
+/// Most workgroups in a row of a grid that is spread over elements; WebGPU allows 65535.
+const ROW: usize = 32_768;
+
+/// A grid with at least this many workgroups, in rows.
+pub(super) fn spread(groups: usize) -> [u32; 3] {
+    let groups = groups.max(1);
+    let row = groups.min(ROW);
+    [grid(row), grid(groups.div_ceil(row).max(1)), 1]
+}
+
+/// A dimension of a grid. Too large a number stays too large, and the device's limit is named where it is compiled.
+pub(super) fn grid(groups: usize) -> u32 {
+    u32::try_from(groups).unwrap_or(u32::MAX)
+}
+
+impl Launch {
+    /// One invocation for each element of the output.
+    pub(super) fn each(
+        stem: &'static str,
+        count: usize,
+        tensors: Vec<Operand>,
+        scalars: impl IntoIterator<Item = Scalar>,
+    ) -> Launch {
+        const THREADS: usize = 256;
+        let scalars = std::iter::once(count.into()).chain(scalars).collect();
+        let grid = spread(count.div_ceil(THREADS));
+        Launch { stem, entry: stem, threads: THREADS as u32, grid, tensors, scalars }
+    }
+}
+
+/// The input `next` if `present`, which is then counted, or the first input in its place: kernels bind every tensor
+/// that they know and are told by a scalar which ones to use.
+pub(super) fn optional(present: bool, next: &mut usize) -> Operand {
+    if !present {
+        return Operand::Input(0);
+    }
+    *next += 1;
+    Operand::Input(*next - 1)
+}
+
+/// The grid and workgroup size of a product with `rows` rows and `columns` columns: entry point, threads, grid.
+pub(super) fn product(
+    names: [&'static str; 2],
+    tiles: Tiles,
+    rows: usize,
+    columns: usize,
+) -> (&'static str, u32, [u32; 3]) {
+    let (name, threads, side) = match tiles {
+        Tiles::Registers => (names[0], 64, 32),
+        Tiles::Shared => (names[1], 256, 64),
+    };
+    (name, threads, [grid(columns.div_ceil(side)), grid(rows.div_ceil(side)), 1])
+}
+
+/// Rows of a tensor, all dimensions but the last together.
+pub(super) fn rows(shape: &[usize]) -> usize {
+    elements(&shape[..shape.len().saturating_sub(1)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spread_grids_hold_all_workgroups_within_the_limit() {
+        for groups in [0, 1, 2, ROW - 1, ROW, ROW + 1, 5 * ROW, 1 << 24] {
+            let [x, y, z] = spread(groups);
+            assert!(x as usize * y as usize >= groups && z == 1);
+            assert!((1..=65_535).contains(&x) && (1..=65_535).contains(&y), "{groups}: {x} {y}");
+        }
+    }
+
+    #[test]
+    fn absent_tensors_are_replaced_by_the_first_and_not_counted() {
+        let mut next = 2;
+        assert_eq!(optional(false, &mut next), Operand::Input(0));
+        assert_eq!(optional(true, &mut next), Operand::Input(2));
+        assert_eq!(next, 3);
+    }
+}

@@ -1,0 +1,263 @@
+//! What holds of all kernels: one stem in every place, headers that say what the code says, launches that fit.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use support::cases;
+
+fn folder(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// Stems of the files with this ending.
+fn stems(name: &str, ending: &str) -> BTreeSet<String> {
+    let files = std::fs::read_dir(folder(name)).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap());
+    files.filter_map(|f| f.strip_suffix(ending).map(str::to_owned)).collect()
+}
+
+/// Files that are no operation.
+fn operations() -> BTreeSet<String> {
+    let mut stems = stems("src/ops", ".rs");
+    stems.retain(|s| s != "mod" && s != "launch");
+    stems
+}
+
+#[test]
+fn every_operation_has_its_stem_in_every_place() {
+    let operations = operations();
+    let cpu = stems("src/backend/cpu", ".rs");
+    let shaders: BTreeSet<String> =
+        stems("shaders", ".wgsl").into_iter().filter(|s| s != "prelude" && !s.starts_with("reduce_")).collect();
+    let cases: BTreeSet<String> = cases::all().iter().map(|c| c.name.split('/').next().unwrap().to_owned()).collect();
+    assert_eq!(shaders, operations);
+    assert_eq!(cases, operations);
+    assert!(operations.is_subset(&cpu), "{:?}", operations.difference(&cpu));
+}
+
+#[test]
+fn no_source_file_is_longer_than_six_hundred_lines() {
+    let mut long = Vec::new();
+    let mut folders: Vec<PathBuf> = ["src", "tests", "benches", "shaders"].map(folder).into();
+    while let Some(path) = folders.pop() {
+        for entry in std::fs::read_dir(path).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs" || e == "wgsl") {
+                let lines = std::fs::read_to_string(&path).unwrap().lines().count();
+                long.extend((lines > 600).then(|| format!("{}: {lines}", path.display())));
+            }
+        }
+    }
+    assert!(long.is_empty(), "{long:?}");
+}
+
+#[cfg(feature = "wgpu")]
+mod shaders {
+    use super::cases;
+    use super::support::header::{Header, Parameter};
+    use std::collections::BTreeMap;
+    use unclip::backend::wgpu::shaders::{KERNELS, Variant, render};
+    use unclip::ops::{Launch, Operand, Operation, Scalar, Tiles};
+    use unclip::plan::Element;
+    use wgpu::naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+    use wgpu::naga::{self, AddressSpace, Module, Scalar as Type, ScalarKind, StorageAccess, TypeInner};
+
+    /// What every WebGPU implementation offers without being asked.
+    const WORKGROUP_BYTES: u32 = 16_384;
+    const STORAGE_BUFFERS: usize = 8;
+    const THREADS: u32 = 256;
+
+    fn validate(text: &str, variant: Variant) -> Result<(Module, ModuleInfo), String> {
+        let module = naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text))?;
+        let mut allowed = Capabilities::empty();
+        allowed.set(Capabilities::SHADER_FLOAT16, [variant.source, variant.elem].contains(&Element::F16));
+        allowed.set(Capabilities::SUBGROUP, variant.subgroups);
+        let mut validator = Validator::new(ValidationFlags::all(), allowed);
+        let info = validator.validate(&module).map_err(|e| e.emit_to_string(text))?;
+        Ok((module, info))
+    }
+
+    /// All variants that a header announces.
+    fn variants(header: &Header) -> Vec<Variant> {
+        let types = |axis: &str| match header.variants.get(axis) {
+            Some(names) => names.iter().map(|n| if n == "f16" { Element::F16 } else { Element::F32 }).collect(),
+            None => vec![Element::F32],
+        };
+        let reduces = header.variants.get("reduce").map_or(1, Vec::len);
+        let mut all = Vec::new();
+        for elem in types("elem") {
+            // A kernel that never speaks of `source` is run with whatever its first tensor is.
+            let sources = if header.variants.contains_key("source") { types("source") } else { vec![elem] };
+            for source in sources {
+                all.extend((0..reduces).map(|i| Variant { source, elem, subgroups: i > 0 }));
+            }
+        }
+        all
+    }
+
+    fn each_variant(mut f: impl FnMut(&str, &Header, Variant, &Module, &ModuleInfo)) {
+        for &(stem, text) in KERNELS {
+            let header = Header::parse(stem, text).unwrap_or_else(|e| panic!("{stem}.wgsl: {e}"));
+            for variant in variants(&header) {
+                let text = render(stem, variant).unwrap();
+                let (module, info) = validate(&text, variant).unwrap_or_else(|e| panic!("{stem} {variant:?}\n{e}"));
+                f(stem, &header, variant, &module, &info);
+            }
+        }
+    }
+
+    fn scalar_name(kind: Type, variant: Variant, named: &str) -> String {
+        let name = match (kind.kind, kind.width) {
+            (ScalarKind::Float, 4) => "f32",
+            (ScalarKind::Float, 2) => "f16",
+            (ScalarKind::Uint, 4) => "u32",
+            other => panic!("no kernel has {other:?}"),
+        };
+        // The header says `elem` and `source` where the variant decides.
+        let of = |element| if element == Element::F16 { "f16" } else { "f32" };
+        match named {
+            "elem" if name == of(variant.elem) => "elem".to_owned(),
+            "source" if name == of(variant.source) => "source".to_owned(),
+            _ => name.to_owned(),
+        }
+    }
+
+    #[test]
+    fn every_variant_is_valid_and_its_bindings_are_those_of_its_header() {
+        each_variant(|stem, header, variant, module, _| {
+            let mut found: BTreeMap<u32, (String, Parameter, bool)> = BTreeMap::new();
+            for (_, global) in module.global_variables.iter() {
+                let Some(binding) = &global.binding else { continue };
+                assert_eq!(binding.group, 0, "{stem}");
+                let name = global.name.clone().unwrap();
+                let wanted = header.tensors.get(binding.binding as usize);
+                let (inner, writable) = match global.space {
+                    AddressSpace::Storage { access } => {
+                        let TypeInner::Array { base, .. } = module.types[global.ty].inner else {
+                            panic!("{stem}: {name} is no array")
+                        };
+                        (&module.types[base].inner, access.contains(StorageAccess::STORE))
+                    }
+                    AddressSpace::Uniform => {
+                        let TypeInner::Struct { members, .. } = &module.types[global.ty].inner else {
+                            panic!("{stem}: {name} is no struct")
+                        };
+                        let members = members.iter().map(|m| match module.types[m.ty].inner {
+                            TypeInner::Scalar(s) => {
+                                Parameter::new(m.name.as_deref().unwrap(), &scalar_name(s, variant, ""))
+                            }
+                            ref other => panic!("{stem}: {other:?}"),
+                        });
+                        assert_eq!(members.collect::<Vec<_>>(), header.scalars, "{stem}");
+                        assert_eq!(binding.binding as usize, header.tensors.len(), "{stem}: scalars come last");
+                        continue;
+                    }
+                    other => panic!("{stem}: {name} in {other:?}"),
+                };
+                let wanted = wanted.unwrap_or_else(|| panic!("{stem}: {name} is not in the header"));
+                let named = wanted.kind.trim_start_matches("vec4 ");
+                let kind = match *inner {
+                    TypeInner::Scalar(s) => scalar_name(s, variant, named),
+                    TypeInner::Vector { size: naga::VectorSize::Quad, scalar } => {
+                        format!("vec4 {}", scalar_name(scalar, variant, named))
+                    }
+                    ref other => panic!("{stem}: {name} holds {other:?}"),
+                };
+                found.insert(binding.binding, (stem.to_owned(), Parameter::new(&name, &kind), writable));
+            }
+            let tensors: Vec<Parameter> = found.values().map(|(_, p, _)| p.clone()).collect();
+            assert_eq!(tensors, header.tensors, "{stem}");
+            // The one tensor behind the arrow is the only one that is written.
+            let written: Vec<bool> = found.values().map(|(.., w)| *w).collect();
+            assert_eq!(written.iter().filter(|w| **w).count(), 1, "{stem}");
+            assert_eq!(written.last(), Some(&true), "{stem}");
+        });
+    }
+
+    #[test]
+    fn workgroups_are_as_large_as_headers_say_and_within_the_limits_of_every_device() {
+        each_variant(|stem, header, _, module, info| {
+            let entries: Vec<&str> = module.entry_points.iter().map(|e| e.name.as_str()).collect();
+            let named: Vec<&str> = header.launches.iter().map(|l| l.entry.as_str()).collect();
+            assert_eq!(entries, named, "{stem}");
+            for (i, (entry, launch)) in module.entry_points.iter().zip(&header.launches).enumerate() {
+                let threads: u32 = entry.workgroup_size.iter().product();
+                assert_eq!(threads, launch.threads, "{stem}: {}", entry.name);
+                assert!(threads <= THREADS, "{stem}: {threads} invocations");
+                let mut layouter = naga::proc::Layouter::default();
+                layouter.update(module.to_ctx()).unwrap();
+                let uses = info.get_entry_point(i);
+                let shared = module
+                    .global_variables
+                    .iter()
+                    .filter(|(handle, global)| global.space == AddressSpace::WorkGroup && !uses[*handle].is_empty());
+                let bytes: u32 = shared.map(|(_, global)| layouter[global.ty].size).sum();
+                assert!(bytes <= WORKGROUP_BYTES, "{stem}: {} shares {bytes} bytes", entry.name);
+                assert_eq!(bytes == 0, launch.shared_kib == 0.0, "{stem}: {} shares {bytes} bytes", entry.name);
+                let kib = f64::from(bytes) / 1024.0;
+                assert!(kib <= launch.shared_kib, "{stem}: {} shares {bytes} bytes", entry.name);
+            }
+            assert!(header.tensors.len() <= STORAGE_BUFFERS, "{stem}");
+        });
+    }
+
+    /// The launches of all cases, heavy ones included, for both ways to share operands.
+    fn launches() -> Vec<(String, Launch, Vec<usize>)> {
+        let mut all = Vec::new();
+        for case in cases::all() {
+            let shapes: Vec<&[usize]> = case.inputs.iter().map(|i| i.shape.as_slice()).collect();
+            let output = case.op.shape(&shapes).unwrap();
+            for tiles in [Tiles::Registers, Tiles::Shared] {
+                let launches = case.op.wgsl(&shapes, &output, tiles);
+                all.extend(launches.into_iter().map(|l| (case.name.clone(), l, output.clone())));
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn launches_give_kernels_what_their_headers_ask_for() {
+        let headers: BTreeMap<&str, Header> =
+            KERNELS.iter().map(|&(stem, text)| (stem, Header::parse(stem, text).unwrap())).collect();
+        let mut entries = std::collections::BTreeSet::new();
+        for (case, launch, _) in launches() {
+            let header = &headers[launch.stem];
+            assert_eq!(case.split('/').next(), Some(launch.stem));
+            let entry = header.launches.iter().find(|l| l.entry == launch.entry).expect("the entry is in the header");
+            assert_eq!(launch.threads, entry.threads, "{case}");
+            assert_eq!(launch.tensors.len(), header.tensors.len(), "{case}");
+            let written = launch.tensors.iter().filter(|t| **t == Operand::Output).count();
+            assert!(written == 1 && launch.tensors.last() == Some(&Operand::Output), "{case}: {:?}", launch.tensors);
+            let kinds: Vec<&str> =
+                launch.scalars.iter().map(|s| if matches!(s, Scalar::U32(_)) { "u32" } else { "f32" }).collect();
+            let wanted: Vec<&str> = header.scalars.iter().map(|p| p.kind.as_str()).collect();
+            assert_eq!(kinds, wanted, "{case}");
+            entries.insert(launch.entry);
+        }
+        let all: std::collections::BTreeSet<&str> =
+            headers.values().flat_map(|h| &h.launches).map(|l| l.entry.as_str()).collect();
+        assert_eq!(entries, all, "every entry is launched by some case");
+    }
+
+    #[test]
+    fn grids_cover_outputs_and_stay_within_every_device() {
+        for (case, launch, output) in launches() {
+            assert!(launch.grid.iter().all(|&n| (1..=65_535).contains(&n)), "{case}: {:?}", launch.grid);
+            let invocations: u64 =
+                launch.grid.iter().map(|&n| u64::from(n)).product::<u64>() * u64::from(launch.threads);
+            let count: u64 = output.iter().map(|&n| n as u64).product();
+            // Concatenation covers one part; an invocation of the others owns at most 16 elements, or a whole workgroup a
+            // row or group of any length.
+            let owned = match launch.stem {
+                "concat" | "layer_norm" | "group_norm" => continue,
+                "linear" | "conv2d" => 16,
+                "attention" => 32,
+                _ => 1,
+            };
+            assert!(invocations * owned >= count, "{case}: {invocations} invocations for {count} elements");
+        }
+    }
+}

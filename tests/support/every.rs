@@ -1,0 +1,42 @@
+//! The cases of an operation on any back end, and which back ends a machine must have.
+
+use super::cases::{self, Case};
+use super::close::{Precision, close};
+use super::reference;
+use unclip::backend::Backend;
+
+/// The cases of one stem that are small enough for the reference.
+pub fn cases_of(stem: &str) -> Vec<Case> {
+    let cases: Vec<Case> =
+        cases::all().into_iter().filter(|c| !c.heavy && c.name.split('/').next() == Some(stem)).collect();
+    assert!(!cases.is_empty(), "no cases of {stem}");
+    cases
+}
+
+/// Runs all cases of a stem that compute in `precision`; returns what is wrong, one line each.
+pub fn mismatches(stem: &str, backend: &dyn Backend, precision: Precision) -> Vec<String> {
+    let mut failures = Vec::new();
+    for case in cases_of(stem) {
+        let problem = case.problem();
+        let want = reference::run(&problem);
+        let got = problem.run(backend);
+        if let Err(reason) = close(&got, &want, precision, reference::reduction(&problem)) {
+            failures.push(format!("{} on {}: {reason}", case.name, backend.name()));
+        }
+    }
+    failures
+}
+
+/// A back end, or `None` with a line that says why not. The variable `REQUIRE_BACKENDS`, names with commas between,
+/// lists those whose absence is a failure.
+pub fn available<B>(name: &str, opened: unclip::Result<B>) -> Option<B> {
+    let required = std::env::var("REQUIRE_BACKENDS").unwrap_or_default();
+    match opened {
+        Ok(backend) => Some(backend),
+        Err(reason) if required.split(',').any(|r| r.trim() == name) => panic!("{name} is required: {reason}"),
+        Err(reason) => {
+            println!("skipped: {reason}");
+            None
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! The WGSL back end on whatever adapter there is, a software one included: every operation against loops in f64, and
+//! the executable's promises about traffic and memory.
+#![cfg(feature = "wgpu")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use support::close::Precision;
+use support::every;
+use unclip::backend::wgpu::{Options, Wgpu};
+use unclip::ops::Tiles;
+use unclip::plan::Element;
+
+fn open(options: Options) -> Option<Wgpu> {
+    every::available("wgpu", Wgpu::new(options))
+}
+
+/// All variants of the kernels that the adapter can run: storage type, operand sharing, reduction.
+fn check(stem: &str) {
+    let mut failures = Vec::new();
+    for (storage, precision) in [(Element::F32, Precision::F32), (Element::F16, Precision::F16)] {
+        for (tiles, subgroups) in [(Tiles::Registers, true), (Tiles::Shared, false)] {
+            let options = Options { storage, tiles: Some(tiles), subgroups, ..Options::default() };
+            if storage == Element::F16 && open(Options::default()).is_some_and(|w| !w.adapter().f16) {
+                println!("skipped: the adapter lacks f16");
+                continue;
+            }
+            let Some(backend) = open(options) else { return };
+            let wrong = every::mismatches(stem, &backend, precision);
+            failures.extend(wrong.into_iter().map(|f| format!("{f} ({tiles:?}, subgroups {subgroups})")));
+        }
+    }
+    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+}
+
+#[test]
+fn linear_matches_the_reference() {
+    check("linear");
+}
+
+#[test]
+fn conv2d_matches_the_reference() {
+    check("conv2d");
+}
+
+#[test]
+fn attention_matches_the_reference() {
+    check("attention");
+}
+
+#[test]
+fn norms_match_the_reference() {
+    ["group_norm", "layer_norm"].into_iter().for_each(check);
+}
+
+#[test]
+fn pointwise_matches_the_reference() {
+    check("pointwise");
+}
+
+#[test]
+fn moving_operations_match_the_reference() {
+    ["concat", "slice", "embed"].into_iter().for_each(check);
+}
+
+#[test]
+fn resize_matches_the_reference() {
+    check("resize");
+}
+
+#[test]
+fn sampler_step_matches_the_reference() {
+    check("sampler_step");
+}
