@@ -6,6 +6,7 @@
 //! one, the rounding error in single precision is twice that of a plain sum; with the customary 1 and 2 it is four
 //! times (relative to the output's root mean square, 320 channels).
 #![allow(unsafe_code)]
+#![allow(clippy::needless_range_loop, reason = "i and j are rows and columns of several matrices")]
 
 use super::lanes::{LANES, Lanes, on_lanes};
 
