@@ -29,8 +29,7 @@ pub struct Launch {
 pub enum Operand {
     /// An input of the step.
     Input(usize),
-    /// An input of the step that is a weight of a product, in the product's order: `[taps * C, O]` with the number of
-    /// outputs `O` rounded up to a multiple of four.
+    /// An input of the step that is a weight `[O, C, taps]` of a product, in the back end's own order for products.
     Packed(usize),
     /// The output of the step.
     Output,
