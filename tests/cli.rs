@@ -13,7 +13,9 @@ const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny");
 const SHORT: [&str; 6] = ["--prior-steps", "2", "--decoder-steps", "2", "--super-res-steps", "2"];
 
 fn engine(dir: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_engine")).args(arguments).current_dir(dir).output().unwrap()
+    let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
+    // Some Vulkan drivers complain on standard error without such a folder.
+    command.args(arguments).current_dir(dir).env("XDG_RUNTIME_DIR", std::env::temp_dir()).output().unwrap()
 }
 
 /// `engine run` on the tiny checkpoint in an empty folder.
@@ -215,6 +217,17 @@ fn plan_prints_both_parts_and_the_totals() {
     let summary = engine(dir.path(), &["plan", "-m", MODEL, "--stage", "decoder", "--summary"]);
     let summary = text(&summary.stdout);
     assert!(summary.lines().count() == 3 && listing.ends_with(&summary), "{summary}");
+}
+
+#[test]
+fn devices_are_listed_and_one_that_is_not_there_exits_with_4() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = engine(dir.path(), &["devices"]);
+    assert!(output.status.success() && text(&output.stdout).starts_with("cpu "), "{output:?}");
+    let missing = run(dir.path(), &["-p", "a", "--device", "wgpu:99"]);
+    assert_refused(dir.path(), &missing, 4, &["wgpu"]);
+    let unknown = run(dir.path(), &["-p", "a", "--device", "abacus"]);
+    assert!(unknown.status.code() == Some(2) && text(&unknown.stderr).contains("wgpu:N"), "{unknown:?}");
 }
 
 #[test]

@@ -100,7 +100,7 @@ const ROW: usize = 32_768;
 pub(super) fn spread(groups: usize) -> [u32; 3] {
     let groups = groups.max(1);
     let row = groups.min(ROW);
-    [grid(row), grid(groups.div_ceil(row)), 1]
+    [grid(row), grid(groups.div_ceil(row).max(1)), 1]
 }
 
 /// A dimension of a grid. Too large a number stays too large, and the device's limit is named where it is compiled.

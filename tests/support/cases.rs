@@ -142,7 +142,7 @@ fn linear() -> Vec<Case> {
         case("prior-attention", &[2, 17], 2048, 2048, bias.clone(), BF16),
         case("time-embedding", &[2], 1280, 1280, Linear { activation: Some(Silu), ..bias.clone() }, F32),
         case("decoder-text-keys", &[1, 81], 1536, 640, bias.clone(), F32),
-        case("decoder-attention-out", &[1, 16, 640], 640, 640, Linear { residual: true, ..bias.clone() }, F16).heavy(),
+        case("decoder-attention-out", &[2, 1024], 640, 640, Linear { residual: true, ..bias.clone() }, F16).heavy(),
         case("one-number", &[1], 1, 1, plain.clone(), F32),
         case("one-input", &[7], 1, 33, whole.clone(), F32),
         case("one-output", &[7], 33, 1, whole.clone(), F32),

@@ -11,10 +11,10 @@ use super::tile::{MR, NR, Tile};
 use crate::ops::Attention;
 use rayon::prelude::*;
 
-/// Queries handled together: four tiles share each panel of keys while it is in the first-level cache.
-const QUERIES: usize = 4 * MR;
-/// Values summed before the next panel is touched: 16 KiB.
-const BLOCK_DEPTH: usize = 256;
+/// Queries handled together: eight tiles share each panel of keys while it is in the first-level cache.
+const QUERIES: usize = 8 * MR;
+/// Values summed before the next panel is touched: 8 KiB a panel.
+const BLOCK_DEPTH: usize = 128;
 /// Multiply-adds below which threads cost more than they bring.
 const WORTH_SHARING: usize = 1 << 17;
 
@@ -111,10 +111,10 @@ impl Problem<'_> {
             for i in 0..height {
                 let at = (batch * self.queries + first + i) * self.width + head * self.head;
                 let scale = 1.0 / scratch.sums[i];
-                for (c, value) in scratch.out[i * width..][..self.head].iter().enumerate() {
-                    // SAFETY: each head of each query is written by one task, inside the output [B, Tq, D].
-                    unsafe { *out.get().add(at + c) = value * scale };
-                }
+                let row = &mut scratch.out[i * width..][..self.head];
+                row.iter_mut().for_each(|value| *value *= scale);
+                // SAFETY: each head of each query is written by one task, inside the output [B, Tq, D].
+                unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), out.get().add(at), self.head) };
             }
         }
     }
@@ -126,13 +126,21 @@ impl Problem<'_> {
         scratch.keys.fill(0.0);
         scratch.values.reserve(keys * d.next_multiple_of(NR));
         scratch.values.fill(0.0);
-        for j in 0..keys {
-            let key = self.row(batch, head, j, self.extra.0, self.own.0);
-            let value = self.row(batch, head, j, self.extra.1, self.own.1);
-            let panel = &mut scratch.keys[j / NR * d * NR..][..d * NR];
-            for c in 0..d {
-                panel[c * NR + j % NR] = key[c];
-                scratch.values[(c / NR * keys + j) * NR + c % NR] = value[c];
+        for (number, panel) in scratch.keys.chunks_exact_mut(d * NR).enumerate() {
+            let first = number * NR;
+            for j in 0..NR.min(keys - first) {
+                let key = self.row(batch, head, first + j, self.extra.0, self.own.0);
+                panel[j..].iter_mut().step_by(NR).zip(key).for_each(|(to, from)| *to = *from);
+            }
+        }
+        for (number, panel) in scratch.values.chunks_exact_mut(keys * NR).enumerate() {
+            let columns = NR.min(d - number * NR);
+            for (j, to) in panel.chunks_exact_mut(NR).enumerate() {
+                let value = &self.row(batch, head, j, self.extra.1, self.own.1)[number * NR..][..columns];
+                match <&[f32; NR]>::try_from(value) {
+                    Ok(value) => to.copy_from_slice(value),
+                    Err(_) => to[..columns].copy_from_slice(value),
+                }
             }
         }
     }

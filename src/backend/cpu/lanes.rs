@@ -59,6 +59,11 @@ pub trait Lanes: Copy {
     /// # Safety
     /// Sixteen numbers must be readable there.
     unsafe fn load(from: *const f32) -> Self;
+    /// The half-precision numbers at `from`.
+    ///
+    /// # Safety
+    /// Sixteen of them must be readable there.
+    unsafe fn load_f16(from: *const half::f16) -> Self;
     /// Writes them to `to`.
     ///
     /// # Safety
@@ -79,6 +84,11 @@ impl Lanes for [f32; LANES] {
     unsafe fn load(from: *const f32) -> Self {
         // SAFETY: the caller's promise.
         unsafe { from.cast::<[f32; LANES]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const half::f16) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<[half::f16; LANES]>().read_unaligned() }.map(half::f16::to_f32)
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
@@ -118,6 +128,14 @@ mod x86 {
         unsafe fn load(from: *const f32) -> Self {
             // SAFETY: the caller's promise.
             unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(from: *const half::f16) -> Self {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let from = from.cast::<__m128i>();
+                [_mm256_cvtph_ps(_mm_loadu_si128(from)), _mm256_cvtph_ps(_mm_loadu_si128(from.add(1)))]
+            }
         }
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
@@ -168,6 +186,11 @@ mod x86 {
             unsafe { _mm512_loadu_ps(from) }
         }
         #[inline(always)]
+        unsafe fn load_f16(from: *const half::f16) -> Self {
+            // SAFETY: the caller's promise.
+            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+        }
+        #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
             // SAFETY: the caller's promise.
             unsafe { _mm512_storeu_ps(to, self) }
@@ -208,7 +231,7 @@ macro_rules! on_lanes {
         pub unsafe fn $name(isa: $crate::backend::cpu::tile::Isa, $($arg: $type),*) {
             use $crate::backend::cpu::tile::Isa;
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
+            #[target_feature(enable = "avx2,fma,f16c")]
             unsafe fn avx2($($arg: $type),*) {
                 // SAFETY: as for the outer function.
                 unsafe { $body::<[std::arch::x86_64::__m256; 2]>($($arg),*) }
@@ -234,3 +257,44 @@ macro_rules! on_lanes {
 }
 
 pub(super) use on_lanes;
+
+on_lanes! {
+    /// Widens `count` half-precision numbers, a multiple of sixteen.
+    ///
+    /// # Safety
+    /// So many must be readable at `from` and writable at `to`. The machine must have the instructions.
+    pub unsafe fn widen_f16(from: *const half::f16, count: usize, to: *mut f32) = widen_f16_lanes
+}
+
+#[inline(always)]
+unsafe fn widen_f16_lanes<L: Lanes>(from: *const half::f16, count: usize, to: *mut f32) {
+    for i in (0..count).step_by(LANES) {
+        // SAFETY: `i + 16` is at most `count`.
+        unsafe { L::load_f16(from.add(i)).store(to.add(i)) };
+    }
+}
+
+on_lanes! {
+    /// `to = x + y` for `count` numbers; `y` may be null for nothing, and `to` may be `x`.
+    ///
+    /// # Safety
+    /// So many must be readable at `x` and `y` and writable at `to`. The machine must have the instructions.
+    pub unsafe fn sum(x: *const f32, y: *const f32, count: usize, to: *mut f32) = sum_lanes
+}
+
+#[inline(always)]
+unsafe fn sum_lanes<L: Lanes>(x: *const f32, y: *const f32, count: usize, to: *mut f32) {
+    let whole = count - count % LANES;
+    for i in (0..whole).step_by(LANES) {
+        // SAFETY: `i + 16` is at most `count`.
+        unsafe {
+            let x = L::load(x.add(i));
+            let value = if y.is_null() { x } else { x.add(L::load(y.add(i))) };
+            value.store(to.add(i));
+        }
+    }
+    for i in whole..count {
+        // SAFETY: `i` is below `count`.
+        unsafe { *to.add(i) = if y.is_null() { *x.add(i) } else { *x.add(i) + *y.add(i) } };
+    }
+}

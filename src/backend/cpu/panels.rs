@@ -4,11 +4,12 @@
 //! input channel the weights of sixteen outputs side by side. Elements stay in the type in which the checkpoint
 //! stores them: half-precision files need half the memory and half the bandwidth, and a block is widened just
 //! before it is used for many rows.
+#![allow(unsafe_code)]
 
-use super::lanes::Aligned;
-use super::tile::NR;
+use super::lanes::{Aligned, widen_f16};
+use super::simd;
+use super::tile::{Isa, NR};
 use crate::plan::Stored;
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -67,6 +68,7 @@ impl Panels {
         count: usize,
         from: usize,
         rows: usize,
+        isa: Isa,
         scratch: &'a mut Aligned,
     ) -> (&'a [f32], usize) {
         let stride = self.taps * self.channels * NR;
@@ -77,24 +79,35 @@ impl Panels {
         }
         scratch.reserve(count * length);
         for (p, wide) in scratch[..].chunks_exact_mut(length).enumerate() {
-            self.widen(start + p * stride, wide);
+            self.widen(isa, start + p * stride, wide);
         }
         (scratch, length)
     }
 
     /// Elements `from..` in single precision.
-    fn widen(&self, from: usize, wide: &mut [f32]) {
+    fn widen(&self, isa: Isa, from: usize, wide: &mut [f32]) {
         let range = from..from + wide.len();
         match &self.data {
             Data::F32(data) => wide.copy_from_slice(&data[range]),
-            Data::F16(data) => data[range].convert_to_f32_slice(wide),
-            Data::BF16(data) => data[range].convert_to_f32_slice(wide),
+            Data::F16(data) => {
+                let narrow = &data[range];
+                // SAFETY: both have the same length, a multiple of sixteen; back ends only have available instructions.
+                unsafe { widen_f16(isa, narrow.as_ptr(), narrow.len(), wide.as_mut_ptr()) };
+            }
+            Data::BF16(data) => simd::widen_bf16(isa, &data[range], wide),
         }
     }
 
     /// Channels `from..from + rows` of each of the nine taps of a panel, in single precision; `scratch` receives them if
     /// they are stored narrower.
-    pub fn taps_of<'a>(&'a self, panel: usize, from: usize, rows: usize, scratch: &'a mut Aligned) -> [&'a [f32]; 9] {
+    pub fn taps_of<'a>(
+        &'a self,
+        panel: usize,
+        from: usize,
+        rows: usize,
+        isa: Isa,
+        scratch: &'a mut Aligned,
+    ) -> [&'a [f32]; 9] {
         let start = |tap: usize| ((panel * self.taps + tap) * self.channels + from) * NR;
         let length = rows * NR;
         if let Data::F32(data) = &self.data {
@@ -102,7 +115,7 @@ impl Panels {
         }
         scratch.reserve(9 * length);
         for (tap, wide) in scratch[..].chunks_exact_mut(length).enumerate() {
-            self.widen(start(tap), wide);
+            self.widen(isa, start(tap), wide);
         }
         let scratch = &scratch[..];
         std::array::from_fn(|tap| &scratch[tap * length..][..length])
@@ -141,7 +154,7 @@ mod tests {
         let panels = Panels::pack(&Stored::F32(Cow::Borrowed(&w)), outputs, channels, taps);
         let mut scratch = Aligned::default();
         let (output, channel, tap) = (17, 2, 1);
-        let (block, _) = panels.block(1, 1, tap * channels + channel, 1, &mut scratch);
+        let (block, _) = panels.block(1, 1, tap * channels + channel, 1, Isa::detect(), &mut scratch);
         assert_eq!(block[1], w[(output * channels + channel) * taps + tap]);
         assert_eq!(block[2..], [0.0; 14]);
     }
@@ -153,7 +166,10 @@ mod tests {
         let narrow = Panels::pack(&Stored::F16(Cow::Borrowed(&w)), 32, 5, 1);
         let single = Panels::pack(&Stored::F32(Cow::Borrowed(&wide)), 32, 5, 1);
         let (mut a, mut b) = (Aligned::default(), Aligned::default());
-        assert_eq!(narrow.block(1, 1, 1, 4, &mut a).0, single.block(1, 1, 1, 4, &mut b).0);
+        assert_eq!(
+            narrow.block(1, 1, 1, 4, Isa::detect(), &mut a).0,
+            single.block(1, 1, 1, 4, Isa::detect(), &mut b).0
+        );
     }
 
     #[test]
@@ -166,8 +182,8 @@ mod tests {
         let (mut a, mut b) = (Aligned::default(), Aligned::default());
         // Long parts before short ones: what an earlier part left in the scratch must not show.
         for (panel, count, from, rows) in [(0, 2, 0, 15), (1, 1, 0, 15), (0, 2, 7, 8), (0, 1, 14, 1)] {
-            let (narrow, narrow_stride) = narrow.block(panel, count, from, rows, &mut a);
-            let (single, single_stride) = single.block(panel, count, from, rows, &mut b);
+            let (narrow, narrow_stride) = narrow.block(panel, count, from, rows, Isa::detect(), &mut a);
+            let (single, single_stride) = single.block(panel, count, from, rows, Isa::detect(), &mut b);
             for p in 0..count {
                 let (narrow, single) = (&narrow[p * narrow_stride..], &single[p * single_stride..]);
                 assert_eq!(narrow[..rows * NR], single[..rows * NR]);

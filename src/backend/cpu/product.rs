@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::Machine;
-use super::lanes::Aligned;
+use super::lanes::{Aligned, sum};
 use super::panels::Panels;
 use super::simd;
 use super::tile::{Isa, MR, NR, PANELS, Tile};
@@ -168,7 +168,7 @@ fn multiply(
     for (number, block) in blocks.iter().enumerate() {
         let from = block.tap * panels.channels + block.channel;
         let (weights, panel_stride) =
-            panels.block(panel, count, from, block.taps * block.channels, &mut scratch.widened);
+            panels.block(panel, count, from, block.taps * block.channels, machine.isa, &mut scratch.widened);
         for row in (0..height).step_by(MR) {
             let tile = Tile {
                 rows: scratch.table[block.tap * height + row..].as_ptr(),
@@ -205,31 +205,26 @@ unsafe fn finish(
     n: usize,
     out: *mut f32,
 ) {
-    let width = columns.min(n - column);
+    let (isa, width) = (machine.isa, columns.min(n - column));
     for (i, row) in c.chunks_exact_mut(columns).enumerate() {
-        if let Some(bias) = epilogue.bias {
-            add(&mut row[..width], &bias[column..]);
-        }
-        if let Some((shift, positions)) = epilogue.shift {
-            add(&mut row[..width], &shift[(first + i) / positions * n + column..]);
+        let row = &mut row[..width];
+        for constant in [epilogue.bias, epilogue.shift.map(|(shift, positions)| &shift[(first + i) / positions * n..])]
+            .into_iter()
+            .flatten()
+        {
+            let constant = &constant[column..][..width];
+            // SAFETY: both have `width` numbers.
+            unsafe { sum(isa, row.as_ptr(), constant.as_ptr(), width, row.as_mut_ptr()) };
         }
     }
     if let Some(activation) = epilogue.activation {
-        simd::activate(machine.isa, activation, c);
+        simd::activate(isa, activation, c);
     }
     for (i, row) in c.chunks_exact_mut(columns).enumerate() {
         let at = (first + i) * n + column;
-        if let Some(residual) = epilogue.residual {
-            add(&mut row[..width], &residual[at..]);
-        }
-        // SAFETY: the caller gave this rectangle to this task alone.
-        unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), out.add(at), width) };
-    }
-}
-
-fn add(row: &mut [f32], other: &[f32]) {
-    for (x, y) in row.iter_mut().zip(other) {
-        *x += y;
+        let residual = epilogue.residual.map_or(std::ptr::null(), |residual| residual[at..][..width].as_ptr());
+        // SAFETY: the caller gave this rectangle to this task alone; the residual has `width` numbers too.
+        unsafe { sum(isa, row.as_ptr(), residual, width, out.add(at)) };
     }
 }
 

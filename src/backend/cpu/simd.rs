@@ -123,6 +123,15 @@ per_isa! {
 }
 
 per_isa! {
+    /// Widens numbers that are the upper halves of single precision.
+    pub fn widen_bf16(narrow: &[half::bf16], wide: &mut [f32]) {
+        for (y, x) in wide.iter_mut().zip(narrow) {
+            *y = f32::from_bits(u32::from(x.to_bits()) << 16);
+        }
+    }
+}
+
+per_isa! {
     /// Adds each channel of all rows to `sum` and its square to `square`.
     pub fn accumulate_moments(x: &[f32], sum: &mut [f64], square: &mut [f64]) {
         let c = sum.len();

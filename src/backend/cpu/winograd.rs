@@ -170,7 +170,7 @@ impl Problem<'_> {
         for from in (0..channels).step_by(DEPTH) {
             let depth = DEPTH.min(channels - from);
             for p in 0..count {
-                let taps = self.panels.taps_of(panel + p, from, depth, &mut scratch.widened).map(<[f32]>::as_ptr);
+                let taps = self.panels.taps_of(panel + p, from, depth, isa, &mut scratch.widened).map(<[f32]>::as_ptr);
                 // SAFETY: every tap has `depth` rows; a point's weights are `count` panels of `depth` rows.
                 unsafe {
                     let out = scratch.weights[p * depth * NR..].as_mut_ptr();
