@@ -71,6 +71,12 @@ fn pixel(at: Window, r: u32, s: u32) -> u32 {
     return ((at.image * scalars.height + u32(i)) * scalars.width + u32(j)) * scalars.channels;
 }
 
+// A channel of a pixel, or zero outside. Outside, channel c of the first pixel is read and dropped.
+fn channel(at: u32, c: u32) -> f32 {
+    let v = f32(x[select(at + c, c, at == OUTSIDE)]);
+    return select(v, 0.0, at == OUTSIDE);
+}
+
 // ---- store: what was fused behind the product, for four neighbouring outputs ----
 
 fn store(position: u32, output: u32, sum: vec4f) {
@@ -124,11 +130,10 @@ fn conv2d(@builtin(global_invocation_id) id: vec3u) {
             for (var c = 0u; c < scalars.channels; c++) {
                 let w = vec4f(weight[at]);
                 at += PANEL;
-                // A tap outside reads channel c of the first pixel and drops it.
-                sum0 += select(f32(x[select(x0 + c, c, x0 == OUTSIDE)]), 0.0, x0 == OUTSIDE) * w;
-                sum1 += select(f32(x[select(x1 + c, c, x1 == OUTSIDE)]), 0.0, x1 == OUTSIDE) * w;
-                sum2 += select(f32(x[select(x2 + c, c, x2 == OUTSIDE)]), 0.0, x2 == OUTSIDE) * w;
-                sum3 += select(f32(x[select(x3 + c, c, x3 == OUTSIDE)]), 0.0, x3 == OUTSIDE) * w;
+                sum0 += channel(x0, c) * w;
+                sum1 += channel(x1, c) * w;
+                sum2 += channel(x2, c) * w;
+                sum3 += channel(x3, c) * w;
             }
         }
     }

@@ -7,6 +7,7 @@ mod support;
 
 use support::close::Precision;
 use support::every;
+use unclip::backend::Backend;
 use unclip::backend::wgpu::{Options, Wgpu};
 use unclip::ops::Tiles;
 use unclip::plan::Element;
@@ -17,19 +18,20 @@ fn open(options: Options) -> Option<Wgpu> {
 
 /// All variants of the kernels that the adapter can run: storage type, operand sharing, reduction.
 fn check(stem: &str) {
-    let mut failures = Vec::new();
+    let Some(any) = open(Options::default()) else { return };
+    let mut backends = Vec::new();
     for (storage, precision) in [(Element::F32, Precision::F32), (Element::F16, Precision::F16)] {
-        for (tiles, subgroups) in [(Tiles::Registers, true), (Tiles::Shared, false)] {
+        if storage == Element::F16 && !any.adapter().f16 {
+            println!("skipped: the adapter lacks f16");
+            continue;
+        }
+        for (tiles, subgroups) in [(Tiles::Lanes, true), (Tiles::Registers, true), (Tiles::Shared, false)] {
             let options = Options { storage, tiles: Some(tiles), subgroups, ..Options::default() };
-            if storage == Element::F16 && open(Options::default()).is_some_and(|w| !w.adapter().f16) {
-                println!("skipped: the adapter lacks f16");
-                continue;
-            }
-            let Some(backend) = open(options) else { return };
-            let wrong = every::mismatches(stem, &backend, precision);
-            failures.extend(wrong.into_iter().map(|f| format!("{f} ({tiles:?}, subgroups {subgroups})")));
+            backends.extend(open(options).map(|backend| (backend, precision)));
         }
     }
+    let backends: Vec<(&dyn Backend, Precision)> = backends.iter().map(|(b, p)| (b as &dyn Backend, *p)).collect();
+    let failures = every::mismatches(stem, &backends);
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
 }
 

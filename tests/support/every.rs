@@ -13,15 +13,17 @@ pub fn cases_of(stem: &str) -> Vec<Case> {
     cases
 }
 
-/// Runs all cases of a stem that compute in `precision`; returns what is wrong, one line each.
-pub fn mismatches(stem: &str, backend: &dyn Backend, precision: Precision) -> Vec<String> {
+/// Runs all cases of a stem on back ends that compute in these precisions; returns what is wrong, one line each.
+pub fn mismatches(stem: &str, backends: &[(&dyn Backend, Precision)]) -> Vec<String> {
     let mut failures = Vec::new();
     for case in cases_of(stem) {
         let problem = case.problem();
         let want = reference::run(&problem);
-        let got = problem.run(backend);
-        if let Err(reason) = close(&got, &want, precision, reference::reduction(&problem)) {
-            failures.push(format!("{} on {}: {reason}", case.name, backend.name()));
+        for (backend, precision) in backends {
+            let got = problem.run(*backend);
+            if let Err(reason) = close(&got, &want, *precision, reference::reduction(&problem)) {
+                failures.push(format!("{} on {}: {reason}", case.name, backend.name()));
+            }
         }
     }
     failures

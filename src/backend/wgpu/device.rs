@@ -8,7 +8,7 @@ use super::adapters::{self, Adapter, Choice, Kind};
 use super::cache::Cache;
 use super::shaders::{Variant, render};
 use crate::error::{Error, Result};
-use crate::ops::{Launch, Operand};
+use crate::ops::{Launch, Operand, Tiles};
 use crate::plan::Element;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -108,9 +108,16 @@ impl Device {
         Ok(Device { device, queue, adapter, limits, counters, fault, pipelines: Mutex::default(), cache: None })
     }
 
-    /// Whether the adapter is a program on the processor's cores.
-    pub fn is_software(&self) -> bool {
-        self.adapter.kind == Kind::Software
+    /// How products share their operands: what is asked for if the adapter can do it, or else what suits it.
+    pub fn tiles(&self, asked: Option<Tiles>, subgroups: bool) -> Tiles {
+        let lanes = subgroups && self.adapter.subgroups && self.adapter.lanes == Some(8);
+        match asked {
+            Some(Tiles::Lanes) if !lanes => Tiles::Registers,
+            Some(tiles) => tiles,
+            None if self.adapter.kind != Kind::Software => Tiles::Shared,
+            None if lanes => Tiles::Lanes,
+            None => Tiles::Registers,
+        }
     }
 
     pub fn error(&self, reason: impl Into<String>) -> Error {

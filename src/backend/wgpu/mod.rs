@@ -93,14 +93,15 @@ impl Wgpu {
 impl Backend for Wgpu {
     fn name(&self) -> String {
         let storage = if self.options.storage == Element::F16 { "f16" } else { "f32" };
-        format!("wgpu:{} ({}, {storage})", self.device.adapter.number, self.device.adapter.name)
+        let tiles = self.device.tiles(self.options.tiles, self.options.subgroups);
+        let Adapter { number, name, .. } = &self.device.adapter;
+        format!("wgpu:{number} ({name}, {storage}, operands in {tiles:?})")
     }
 
     fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>> {
         let plan = if self.options.storage == Element::F16 { narrow(plan) } else { plan };
-        let suits = if self.device.is_software() { Tiles::Registers } else { Tiles::Shared };
         let Options { tiles, subgroups, profile, .. } = self.options;
-        let kernels = Kernels { tiles: tiles.unwrap_or(suits), subgroups, profile };
+        let kernels = Kernels { tiles: self.device.tiles(tiles, subgroups), subgroups, profile };
         let compiled = Compiled::new(Arc::clone(&self.device), plan, weights, kernels)?;
         if let Some(cache) = &self.device.cache {
             cache.save();
