@@ -49,40 +49,33 @@ fn conv2d_lanes(
     var sum7 = vec4f();
     let depth = scalars.window_height * scalars.window_width * scalars.channels;
     var at = group.x * depth * PANEL + member;
-    for (var r = 0u; r < scalars.window_height; r++) {
-        for (var s = 0u; s < scalars.window_width; s++) {
-            let pixel0 = pixel(window0, r, s);
-            let pixel1 = pixel(window1, r, s);
-            let pixel2 = pixel(window2, r, s);
-            let pixel3 = pixel(window3, r, s);
-            let pixel4 = pixel(window4, r, s);
-            let pixel5 = pixel(window5, r, s);
-            let pixel6 = pixel(window6, r, s);
-            let pixel7 = pixel(window7, r, s);
-            for (var first = 0u; first < scalars.channels; first += LANES) {
-                let c = min(first + member, scalars.channels - 1u);
-                let x0 = channel(pixel0, c);
-                let x1 = channel(pixel1, c);
-                let x2 = channel(pixel2, c);
-                let x3 = channel(pixel3, c);
-                let x4 = channel(pixel4, c);
-                let x5 = channel(pixel5, c);
-                let x6 = channel(pixel6, c);
-                let x7 = channel(pixel7, c);
-                let count = min(LANES, scalars.channels - first);
-                for (var lane = 0u; lane < count; lane++) {
-                    let w = vec4f(weight[at]);
-                    at += PANEL;
-                    sum0 += subgroupShuffle(x0, lane) * w;
-                    sum1 += subgroupShuffle(x1, lane) * w;
-                    sum2 += subgroupShuffle(x2, lane) * w;
-                    sum3 += subgroupShuffle(x3, lane) * w;
-                    sum4 += subgroupShuffle(x4, lane) * w;
-                    sum5 += subgroupShuffle(x5, lane) * w;
-                    sum6 += subgroupShuffle(x6, lane) * w;
-                    sum7 += subgroupShuffle(x7, lane) * w;
-                }
-            }
+    for (var first = 0u; first < depth; first += LANES) {
+        // Each lane has a tap and a channel of its own, so that few channels keep all lanes busy.
+        let k = min(first + member, depth - 1u);
+        let tap = k / scalars.channels;
+        let c = k % scalars.channels;
+        let r = tap / scalars.window_width;
+        let s = tap % scalars.window_width;
+        let x0 = channel(pixel(window0, r, s), c);
+        let x1 = channel(pixel(window1, r, s), c);
+        let x2 = channel(pixel(window2, r, s), c);
+        let x3 = channel(pixel(window3, r, s), c);
+        let x4 = channel(pixel(window4, r, s), c);
+        let x5 = channel(pixel(window5, r, s), c);
+        let x6 = channel(pixel(window6, r, s), c);
+        let x7 = channel(pixel(window7, r, s), c);
+        let count = min(LANES, depth - first);
+        for (var lane = 0u; lane < count; lane++) {
+            let w = vec4f(weight[at]);
+            at += PANEL;
+            sum0 += subgroupShuffle(x0, lane) * w;
+            sum1 += subgroupShuffle(x1, lane) * w;
+            sum2 += subgroupShuffle(x2, lane) * w;
+            sum3 += subgroupShuffle(x3, lane) * w;
+            sum4 += subgroupShuffle(x4, lane) * w;
+            sum5 += subgroupShuffle(x5, lane) * w;
+            sum6 += subgroupShuffle(x6, lane) * w;
+            sum7 += subgroupShuffle(x7, lane) * w;
         }
     }
     let column = 4u * (PANEL * group.x + member);
