@@ -77,6 +77,33 @@ fn channel(at: u32, c: u32) -> f32 {
     return select(v, 0.0, at == OUTSIDE);
 }
 
+// A row of the product: tap and channel.
+struct Tap {
+    r: u32,
+    s: u32,
+    c: u32,
+}
+
+fn tap(k: u32) -> Tap {
+    let index = k / scalars.channels;
+    return Tap(index / scalars.window_width, index % scalars.window_width, k % scalars.channels);
+}
+
+// `count` rows further down, without a division.
+fn advance(from_tap: Tap, count: u32) -> Tap {
+    var t = from_tap;
+    t.c += count;
+    while t.c >= scalars.channels {
+        t.c -= scalars.channels;
+        t.s++;
+        if t.s == scalars.window_width {
+            t.s = 0u;
+            t.r++;
+        }
+    }
+    return t;
+}
+
 // ---- store: what was fused behind the product, for four neighbouring outputs ----
 
 fn store(position: u32, output: u32, sum: vec4f) {
@@ -167,19 +194,18 @@ fn conv2d_tiled(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_i
     var sum1 = vec4f();
     var sum2 = vec4f();
     var sum3 = vec4f();
+    var load = tap(load_k);
     for (var start = 0u; start < depth; start += STEP) {
+        var next = load;
         for (var i = 0u; i < 4u; i++) {
-            let k = start + load_k + i;
             var v = 0.0;
-            if load_row < scalars.positions && k < depth {
-                let tap = k / scalars.channels;
-                let at = pixel(load_window, tap / scalars.window_width, tap % scalars.window_width);
-                if at != OUTSIDE {
-                    v = f32(x[at + k % scalars.channels]);
-                }
+            if load_row < scalars.positions && start + load_k + i < depth {
+                v = channel(pixel(load_window, next.r, next.s), next.c);
             }
             rows[(load_k + i) * TILE + lane / 4u] = v;
+            next = advance(next, 1u);
         }
+        load = advance(load, STEP);
         let k = start + lane / QUADS;
         var w = vec4f();
         if 4u * load_quad < scalars.outputs && k < depth {

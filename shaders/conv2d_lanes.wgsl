@@ -52,18 +52,15 @@ fn conv2d_lanes(
     for (var first = 0u; first < depth; first += LANES) {
         // Each lane has a tap and a channel of its own, so that few channels keep all lanes busy.
         let k = min(first + member, depth - 1u);
-        let tap = k / scalars.channels;
-        let c = k % scalars.channels;
-        let r = tap / scalars.window_width;
-        let s = tap % scalars.window_width;
-        let x0 = channel(pixel(window0, r, s), c);
-        let x1 = channel(pixel(window1, r, s), c);
-        let x2 = channel(pixel(window2, r, s), c);
-        let x3 = channel(pixel(window3, r, s), c);
-        let x4 = channel(pixel(window4, r, s), c);
-        let x5 = channel(pixel(window5, r, s), c);
-        let x6 = channel(pixel(window6, r, s), c);
-        let x7 = channel(pixel(window7, r, s), c);
+        let own = tap(k);
+        let x0 = channel(pixel(window0, own.r, own.s), own.c);
+        let x1 = channel(pixel(window1, own.r, own.s), own.c);
+        let x2 = channel(pixel(window2, own.r, own.s), own.c);
+        let x3 = channel(pixel(window3, own.r, own.s), own.c);
+        let x4 = channel(pixel(window4, own.r, own.s), own.c);
+        let x5 = channel(pixel(window5, own.r, own.s), own.c);
+        let x6 = channel(pixel(window6, own.r, own.s), own.c);
+        let x7 = channel(pixel(window7, own.r, own.s), own.c);
         let count = min(LANES, depth - first);
         for (var lane = 0u; lane < count; lane++) {
             let w = vec4f(weight[at]);
