@@ -29,7 +29,8 @@ static inline bf16 narrow(float f) { /* to nearest even; the sums before keep va
     return (bf16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-static inline float sigmoid(float u) { return 1.0f / (1.0f + expf(-u)); }
+/* Bounded, because fast division by an infinite exp gives nan: it refines an estimate of 0 by 0 * infinity. */
+static inline float sigmoid(float u) { return 1.0f / (1.0f + expf(u < -60.0f ? 60.0f : -u)); }
 
 void forward(const bf16 *x, const float *gamma, const float *beta, const float *scale, const float *shift, float eps,
              int64_t N, int64_t P, int64_t C, int64_t G, bf16 *y, float *A, float *B, float *mean, float *rstd) {

@@ -9,6 +9,7 @@ A stage stops when its share of the budget is used up; the same command goes on 
 import argparse
 import importlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -61,7 +62,12 @@ def main():
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     a.work.mkdir(parents=True, exist_ok=True)
-    for stage in a.stages or STAGES:
+    stages = a.stages or STAGES
+    if a.init:   # later stages have learnt that model's embeddings, so its tokenizer and CLIP stay as they are
+        for name in ("tokenizer", "text_encoder", "image_encoder"):
+            shutil.copytree(a.init / name, a.work / name, dirs_exist_ok=True)
+        stages = [s for s in stages if s not in ("tokenizer", "clip")]
+    for stage in stages:
         torch.manual_seed(a.seed)
         if not importlib.import_module(stage).train(a, models.PRESETS[a.preset]):
             sys.exit(3)   # stopped early; the same command goes on

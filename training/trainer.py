@@ -77,11 +77,14 @@ class Trainer:
             with torch.autocast(device, dtype=torch.bfloat16, enabled=not o.float32):
                 loss, figures = loss_of(self.step)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.params, 1.0)
-            self.optimizer.step()
+            norm = torch.nn.utils.clip_grad_norm_(self.params, 1.0)
+            if device != "cpu" or norm.isfinite():   # one overflow must not spoil the weights and their average
+                self.optimizer.step()
+                self.average()
+            else:
+                print(f"{self.name}: step {self.step} left out, its gradient is not finite", flush=True)
             self.optimizer.zero_grad()
             self.step += 1
-            self.average()
             log.append({"loss": loss.detach(), **figures})
             if self.step % every == 0:
                 self.report(log)
@@ -98,6 +101,7 @@ class Trainer:
     def report(self, log):
         # Some figures are of some pictures only, and nan where a batch has none.
         means = {k: torch.stack([f[k].float() for f in log]).nanmean().item() for k in log[0]}
+        means["loss"] = torch.stack([f["loss"] for f in log]).mean().item()
         figures = " ".join(f"{k} {v:.4f}" for k, v in means.items())
         print(f"{time.strftime('%H:%M:%S')} {self.name} {self.step} {100 * self.progress:.1f} % {figures} "
               f"rate {self.rate():.2f} {self.seconds:.0f} s", flush=True)
