@@ -4,7 +4,11 @@ Two things a small CLIP needs beyond that. Its embeddings fold onto a handful of
 retrieval but leaves prior and decoder to read everything from a few numbers: a penalty draws the covariance of the
 directions towards a multiple of the identity. And their scale is arbitrary: the projections are rescaled at the end so
 that each number has variance 1, which is what freshly made layers after them expect.
+
+With --init, only the image encoder learns: it gets used to other variants of the pictures, while everything that later
+stages have learnt from stays as it was.
 """
+import copy
 import math
 
 import torch
@@ -17,6 +21,7 @@ from trainer import Trainer, load_averaged
 BATCH = {"cpu": 160, "gpu": 512}
 ISOTROPY = 0.3     # weight of the penalty
 MOST_SCALE = 50.0  # of the logits
+KEEP = 3.0         # weight of staying at the known embeddings, whose numbers have variance 1
 
 
 def anisotropy(unit):
@@ -55,8 +60,12 @@ def train(options, preset):
     pictures = Pictures(options.data, preset, models.VISION_SIZE, options.device)
     pool = CaptionPool(pictures, tok)
     text, image = models.text_encoder(preset).to(options.device), models.image_encoder(preset).to(options.device)
+    if options.init:
+        models.start_from(options.init, text_encoder=text, image_encoder=image)
+        text.requires_grad_(False)
+        kept = copy.deepcopy(image)
     scale = torch.nn.Module()
-    scale.log = torch.nn.Parameter(torch.tensor(math.log(10.0), device=options.device))
+    scale.log = torch.nn.Parameter(torch.tensor(math.log(MOST_SCALE if options.init else 10.0), device=options.device))
     trainer = Trainer(options, "clip", {"text": text, "image": image, "scale": scale}, 1e-3,
                       ema=0.98, weight_decay=0.05, warmup=60)
     batch = options.batch or BATCH[options.preset]
@@ -75,6 +84,11 @@ def train(options, preset):
         own = torch.arange(batch, device=cell.device)
         contrast = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
         loss = contrast + ISOTROPY * (anisotropy(vi) + anisotropy(ti))
+        if options.init:   # later stages know the embeddings of the plain pictures: these stay where they are
+            plain = pictures.rgb(row[::4], colour[::4], torch.zeros_like(row[::4]))
+            with torch.no_grad():
+                known = kept(pixel_values=plain).image_embeds.float()
+            loss = contrast + KEEP * F.mse_loss(image(pixel_values=plain).image_embeds.float(), known)
         right = (logits.argmax(1) == own).float().mean()
         return loss, {"contrast": contrast.detach(), "top1": right, "rank": effective_rank(vi.detach())}
 
@@ -88,7 +102,7 @@ def finish(options, text, image, pictures):
     """Writes the averaged towers with embeddings of unit variance."""
     load_averaged(options.work, "clip", options.device, text=text, image=image)
     found = embed_pictures(image, pictures)
-    std = found.std(0).mean()
+    std = 1.0 if options.init else found.std(0).mean()
     text.text_projection.weight /= std
     image.visual_projection.weight /= std
     text.save_pretrained(options.work / "text_encoder")

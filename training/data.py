@@ -24,21 +24,21 @@ def hue_matrix(degrees):
 
 
 def vary(pics, generator):
-    """[N, 4, H, W] premultiplied RGBA in 0..255 -> the same a little moved, turned, scaled and tinted."""
+    """[N, 4, H, W] premultiplied RGBA in 0..255 -> the same moved, turned, scaled and tinted."""
     n = len(pics)
 
     def spread(amount):
         return (torch.rand(n, generator=generator) * 2 - 1) * amount
 
-    angle, zoom = spread(5 * math.pi / 180), 1 + spread(0.05)
+    angle, zoom = spread(10 * math.pi / 180), 1.1 + spread(0.14)
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = angle.cos() * zoom
     theta[:, 0, 1], theta[:, 1, 0] = -angle.sin() * zoom, angle.sin() * zoom
-    theta[:, 0, 2], theta[:, 1, 2] = spread(0.05), spread(0.05)
+    theta[:, 0, 2], theta[:, 1, 2] = spread(0.08), spread(0.08)
     grid = F.affine_grid(theta, pics.shape, align_corners=False)
     pics = F.grid_sample(pics, grid, align_corners=False)
-    brightness = (1 + spread(0.06))[:, None, None, None]
-    tinted = torch.einsum("nij,njhw->nihw", hue_matrix(spread(10)), pics[:, :3]) * brightness
+    brightness = (1 + spread(0.08))[:, None, None, None]
+    tinted = torch.einsum("nij,njhw->nihw", hue_matrix(spread(14)), pics[:, :3]) * brightness
     return torch.cat([torch.minimum(tinted.clamp(min=0), pics[:, 3:]), pics[:, 3:]], 1)
 
 
@@ -58,17 +58,20 @@ class Pictures:
             array = np.load(root / f"{style}_{2 * size if 2 * size <= 256 else size}.npy", mmap_mode="r")
             chosen = [(k, c) for k, c in enumerate(index["styles"][style]) if c in keep]
             self.rows += [(c, style) for _, c in chosen]
-            planes.append(torch.from_numpy(array[[k for k, _ in chosen]]).permute(0, 3, 1, 2).float())
-        base = torch.cat(planes)
-        # Varied at twice the size and then shrunk: as sharp as the plain picture.
+            planes.append(torch.from_numpy(array[[k for k, _ in chosen]]).permute(0, 3, 1, 2))
+        # Varied at twice the size and then shrunk: as sharp as the plain picture. In parts, for the sake of memory.
         generator = torch.Generator().manual_seed(seed)
-        copies = [base] + [vary(base, generator) for _ in range(self.variants - 1)]
-        pics = torch.stack([F.interpolate(x, size=(size, size), mode="area") for x in copies], 1)
-        self.pics = pics.round().to(torch.uint8).to(device)   # [rows, variants, 4, size, size]
+        self.pics = torch.cat([self.copies(part.float(), generator) for part in torch.cat(planes).split(64)]).to(device)
         colours = [BACKGROUNDS[b] for b in self.backgrounds]
         self.palette = torch.tensor(colours, dtype=torch.float32, device=device)
         allowed = [[not held_out(self.concepts[c]["label"], b) for b in self.backgrounds] for c, _ in self.rows]
         self.allowed = torch.tensor(allowed, device=device)   # [rows, backgrounds]
+
+    def copies(self, base, generator):
+        """[N, variants, 4, size, size]: the pictures themselves, then their variants."""
+        varied = [base] + [vary(base, generator) for _ in range(self.variants - 1)]
+        shrunk = [F.interpolate(x, size=(self.size, self.size), mode="area") for x in varied]
+        return torch.stack(shrunk, 1).round().to(torch.uint8)
 
     def rgb(self, row, background, variant):
         """Pictures over their background colours, [N, 3, size, size] in -1..1."""

@@ -12,7 +12,7 @@ import torch
 PRESETS = {
     # Two CPU cores, about two and a half hours: one style, everyday things, 32 px enlarged to 128.
     "cpu": dict(
-        styles=["3d"], concepts=172, backgrounds=6, variants=6, background_share=0.2,
+        styles=["3d"], concepts=172, backgrounds=6, variants=10, background_share=0.4,
         dim=160, head=32, text_layers=3, vision_layers=3, patch=16, prior_layers=3, vocabulary=2048, context=32,
         decoder=dict(size=32, channels=[32, 64, 128, 128, 128], plain=3, groups=16),
         super_res=dict(size=128, channels=[16, 32, 48], groups=8, crop=48),

@@ -28,7 +28,7 @@ def train(options, preset):
     batch, pads = options.batch or BATCH[options.preset], preset["context"] - given.mask.shape[1]
 
     def loss_of(_step):
-        row, colour, variant = pictures.draw(batch, 2 * share)
+        row, colour, variant = pictures.draw(batch, share)
         dropped = torch.rand(batch, device=row.device) < NO_CONDITION
         pooled, hidden, mask = given.caption(row, colour, dropped)
         z0 = (given.picture(row, colour, variant) - net.clip_mean) / net.clip_std

@@ -40,7 +40,7 @@ def train(options, preset):
         net.to(options.device, memory_format=torch.channels_last)
         if options.device == "cpu" and not options.float32:
             fast_norm.speed_up(net)
-    trainer = Trainer(options, "super_res", nets, 1.5e-3, ema=0.998)
+    trainer = Trainer(options, "super_res", nets, 1.5e-3, ema=0.99, muon=True)
     alphas_cumprod = models.alphas_cumprod(options.device)
     batch, crop, factor = options.batch or BATCH[options.preset], s["crop"], s["size"] // small_size
     places = (s["size"] - crop) // factor + 1

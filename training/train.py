@@ -65,8 +65,9 @@ def main():
     stages = a.stages or STAGES
     if a.init:   # later stages have learnt that model's embeddings, so its tokenizer and CLIP stay as they are
         for name in ("tokenizer", "text_encoder", "image_encoder"):
-            shutil.copytree(a.init / name, a.work / name, dirs_exist_ok=True)
-        stages = [s for s in stages if s not in ("tokenizer", "clip")]
+            if not (a.work / name).exists():
+                shutil.copytree(a.init / name, a.work / name)
+        stages = [s for s in stages if a.stages or s not in ("tokenizer", "clip")]
     for stage in stages:
         torch.manual_seed(a.seed)
         if not importlib.import_module(stage).train(a, models.PRESETS[a.preset]):
