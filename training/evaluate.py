@@ -67,7 +67,9 @@ class Engine:
             for prompt in prompts:
                 png = Path(scratch) / "picture.png"
                 what = ["-m", str(self.folder), "-p", prompt, "-s", str(seed), "-o", str(png)]
-                subprocess.run([self.binary, "run", *what, *flags], check=True, stdout=subprocess.DEVNULL)
+                done = subprocess.run([self.binary, "run", *what, *flags], capture_output=True, text=True)
+                if done.returncode:
+                    raise SystemExit(f"{prompt!r}: {done.stderr}")
                 out.append(torch.from_numpy(np.array(Image.open(png).convert("RGB"))))
         return torch.stack(out).permute(0, 3, 1, 2).float() / 127.5 - 1
 

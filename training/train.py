@@ -34,6 +34,7 @@ def options():
     parser.add_argument("--stop-after", type=float, default=0, help="minutes until this call stops, to be resumed")
     parser.add_argument("--batch", type=int, default=0, help="pictures a step in place of the stage's own")
     parser.add_argument("--lr-scale", type=float, default=1.0, help="factor on every learning rate")
+    parser.add_argument("--concepts", type=int, help="learn only so many of everyday.txt, for a quick trial")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--device", help="cuda where there is one, else cpu")
     parser.add_argument("--float32", action="store_true", help="no bfloat16: for CPUs without instructions for it")
@@ -68,9 +69,11 @@ def main():
             if not (a.work / name).exists():
                 shutil.copytree(a.init / name, a.work / name)
         stages = [s for s in stages if a.stages or s not in ("tokenizer", "clip")]
+    preset = models.PRESETS[a.preset]
+    preset["concepts"] = a.concepts or preset["concepts"]
     for stage in stages:
         torch.manual_seed(a.seed)
-        if not importlib.import_module(stage).train(a, models.PRESETS[a.preset]):
+        if not importlib.import_module(stage).train(a, preset):
             sys.exit(3)   # stopped early; the same command goes on
 
 
