@@ -93,6 +93,26 @@ fn a_prompt_becomes_a_picture_that_carries_its_settings() {
     assert_eq!((&request["super_res_steps"], &request["decoder_guidance"]), (&2.into(), &8.0.into()));
 }
 
+#[cfg(feature = "default-model")]
+#[test]
+fn the_built_in_model_draws_what_was_asked_whatever_was_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = engine(dir.path(), &["run", "-p", "a red apple", "--device", "cpu"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("built-in model"), "{}", text(&output.stderr));
+    let (pixels, chunks) = png(&dir.path().join("out.png"));
+    assert!(chunks.iter().any(|(_, text)| text.contains("Model: built-in model")), "{chunks:?}");
+    let middle = &pixels[pixels.len() / 2 + 64 * 3..][..3];
+    assert!(middle[0] > 150 && middle[1] < 110 && middle[2] < 130, "not red: {middle:?}");
+    // Nothing, another script, more than fits: pictures, with a warning for what was cut.
+    let long = "a dog in the garden ".repeat(20);
+    let odd = engine(dir.path(), &["run", "-p", "", "-p", "кошка 猫", "-p", &long, "--device", "cpu"]);
+    assert!(odd.status.success() && text(&odd.stderr).contains("too long"), "{}", text(&odd.stderr));
+    assert_eq!(names(dir.path()), ["out-000.png", "out-001.png", "out-002.png", "out.png"]);
+    let missing = engine(dir.path(), &["run", "-p", "a", "-m", "nowhere"]);
+    assert!(text(&missing.stderr).contains("without --model the built-in model is used"));
+}
+
 #[test]
 fn pictures_are_numbered_and_each_can_be_made_alone() {
     let dir = tempfile::tempdir().unwrap();

@@ -20,9 +20,9 @@ Exit codes: 0 done, 1 failed while running, 2 usage, 3 checkpoint, 4 device, 5 i
 
 const RUN_EXAMPLES: &str = "\
 Examples:
-  engine run -m karlo -p \"a red apple\"
-  engine run -m karlo -p \"a fox in the snow\" -b 4 -s 7 -o fox-%03d.png
-  engine run -m karlo -p \"a cat\" -p \"a dog\" -n \"blurry\" --decoder-steps 50 --json
+  engine run -p \"a red apple\"
+  engine run -p \"a lion\" -p \"a frog\" -b 4 -s 7 --grid sheet.png
+  engine run -m karlo -p \"a fox in the snow\" -n \"blurry\" --decoder-steps 50 -o fox.png --json
   engine run -m karlo -p \"a boat\" --trace boat.safetensors
 
 Picture k of a run is made from seed + k, so each can be made again alone. Ctrl-C stops after the present step and
