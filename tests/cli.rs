@@ -13,7 +13,9 @@ const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny");
 const SHORT: [&str; 6] = ["--prior-steps", "2", "--decoder-steps", "2", "--super-res-steps", "2"];
 
 fn engine(dir: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_engine")).args(arguments).current_dir(dir).output().unwrap()
+    let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
+    // Some Vulkan drivers complain on standard error without such a folder.
+    command.args(arguments).current_dir(dir).env("XDG_RUNTIME_DIR", std::env::temp_dir()).output().unwrap()
 }
 
 /// `engine run` on the tiny checkpoint in an empty folder.
@@ -89,6 +91,26 @@ fn a_prompt_becomes_a_picture_that_carries_its_settings() {
     let request: Value = serde_json::from_str(&chunk("unclip")).unwrap();
     assert_eq!((&request["prompt"], &request["seed"]), (&"a red apple, ripe".into(), &5.into()));
     assert_eq!((&request["super_res_steps"], &request["decoder_guidance"]), (&2.into(), &8.0.into()));
+}
+
+#[cfg(feature = "default-model")]
+#[test]
+fn the_built_in_model_draws_what_was_asked_whatever_was_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = engine(dir.path(), &["run", "-p", "a red apple", "--device", "cpu"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("built-in model"), "{}", text(&output.stderr));
+    let (pixels, chunks) = png(&dir.path().join("out.png"));
+    assert!(chunks.iter().any(|(_, text)| text.contains("Model: built-in model")), "{chunks:?}");
+    let middle = &pixels[pixels.len() / 2 + 64 * 3..][..3];
+    assert!(middle[0] > 150 && middle[1] < 110 && middle[2] < 130, "not red: {middle:?}");
+    // Nothing, another script, more than fits: pictures, with a warning for what was cut.
+    let long = "a dog in the garden ".repeat(20);
+    let odd = engine(dir.path(), &["run", "-p", "", "-p", "кошка 猫", "-p", &long, "--device", "cpu"]);
+    assert!(odd.status.success() && text(&odd.stderr).contains("too long"), "{}", text(&odd.stderr));
+    assert_eq!(names(dir.path()), ["out-000.png", "out-001.png", "out-002.png", "out.png"]);
+    let missing = engine(dir.path(), &["run", "-p", "a", "-m", "nowhere"]);
+    assert!(text(&missing.stderr).contains("without --model the built-in model is used"));
 }
 
 #[test]
@@ -215,6 +237,17 @@ fn plan_prints_both_parts_and_the_totals() {
     let summary = engine(dir.path(), &["plan", "-m", MODEL, "--stage", "decoder", "--summary"]);
     let summary = text(&summary.stdout);
     assert!(summary.lines().count() == 3 && listing.ends_with(&summary), "{summary}");
+}
+
+#[test]
+fn devices_are_listed_and_one_that_is_not_there_exits_with_4() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = engine(dir.path(), &["devices"]);
+    assert!(output.status.success() && text(&output.stdout).starts_with("cpu "), "{output:?}");
+    let missing = run(dir.path(), &["-p", "a", "--device", "wgpu:99"]);
+    assert_refused(dir.path(), &missing, 4, &["wgpu"]);
+    let unknown = run(dir.path(), &["-p", "a", "--device", "abacus"]);
+    assert!(unknown.status.code() == Some(2) && text(&unknown.stderr).contains("wgpu:N"), "{unknown:?}");
 }
 
 #[test]

@@ -228,3 +228,27 @@ fn weights_of_a_random_plan_can_be_outputs_as_they_are_stored() {
     };
     assert_eq!(read(&backend), read(&Cpu::new(1).unwrap()));
 }
+
+#[test]
+fn kernels_are_kept_on_disk_and_a_damaged_file_is_ignored() {
+    if open(Element::F32).is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("kernels");
+    let run = || {
+        let backend = Wgpu::new(Options::default()).unwrap().cache_kernels(&cache);
+        cases::named("linear/rows-7").problem().run(&backend)
+    };
+    let first = run();
+    let Some(file) = std::fs::read_dir(&cache).ok().and_then(|mut files| files.next()) else {
+        println!("skipped: the adapter does not say what it compiled");
+        return;
+    };
+    let file = file.unwrap().path();
+    assert!(std::fs::metadata(&file).unwrap().len() > 0);
+    assert_eq!(run(), first);
+    std::fs::write(&file, [7; 100]).unwrap();
+    assert_eq!(run(), first);
+    assert!(std::fs::read_dir(&cache).unwrap().all(|f| f.unwrap().path() == file), "something was left behind");
+}

@@ -1,5 +1,6 @@
 //! What can be asked for on the command line.
 
+use super::devices::Device;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use std::path::PathBuf;
@@ -19,9 +20,9 @@ Exit codes: 0 done, 1 failed while running, 2 usage, 3 checkpoint, 4 device, 5 i
 
 const RUN_EXAMPLES: &str = "\
 Examples:
-  engine run -m karlo -p \"a red apple\"
-  engine run -m karlo -p \"a fox in the snow\" -b 4 -s 7 -o fox-%03d.png
-  engine run -m karlo -p \"a cat\" -p \"a dog\" -n \"blurry\" --decoder-steps 50 --json
+  engine run -p \"a red apple\"
+  engine run -p \"a lion\" -p \"a frog\" -b 4 -s 7 --grid sheet.png
+  engine run -m karlo -p \"a fox in the snow\" -n \"blurry\" --decoder-steps 50 -o fox.png --json
   engine run -m karlo -p \"a boat\" --trace boat.safetensors
 
 Picture k of a run is made from seed + k, so each can be made again alone. Ctrl-C stops after the present step and
@@ -36,6 +37,8 @@ pub enum Command {
     Plan(PlanArguments),
     /// List a checkpoint's components, and what would not load and why
     Inspect(InspectArguments),
+    /// List the devices that --device can name
+    Devices,
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  engine completions bash > ~/.local/share/bash-completion/completions/engine")]
     Completions {
@@ -119,10 +122,10 @@ pub struct RunArguments {
 
 #[derive(Debug, Args)]
 pub struct DeviceArguments {
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    /// Where to compute: auto, cpu, wgpu or wgpu:N; see `engine devices`
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: Device,
-    /// Precision of the computation
+    /// What tensors are stored in; sums and the sampler's state are f32 in any case
     #[arg(long, value_enum, default_value_t = Dtype::F32)]
     pub dtype: Dtype,
     /// Threads of the CPU; 0 means all that the process may use
@@ -162,17 +165,11 @@ pub struct InspectArguments {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Device {
-    /// The best one there is
-    Auto,
-    /// The processor
-    Cpu,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Dtype {
     /// Single precision
     F32,
+    /// Half precision, on GPUs
+    F16,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -1,6 +1,7 @@
 //! The parts of the command line, one file per subcommand.
 
 pub mod args;
+pub mod devices;
 pub mod files;
 pub mod inspect;
 pub mod plan;
@@ -9,11 +10,9 @@ pub mod run;
 #[cfg(feature = "show")]
 pub mod show;
 
-use args::{Device, ModelArguments};
+use args::ModelArguments;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
-use unclip::backend::Backend;
-use unclip::backend::cpu::Cpu;
 use unclip::weights::{Checkpoint, LoadOptions};
 use unclip::{Error, Result};
 
@@ -50,11 +49,4 @@ fn built_in() -> Result<Checkpoint> {
 #[cfg(not(feature = "default-model"))]
 fn built_in() -> Result<Checkpoint> {
     Err(Error::request("--model", "missing; this engine was built without a default model"))
-}
-
-/// The device that the arguments name.
-pub fn backend(device: Device, threads: usize) -> Result<Box<dyn Backend>> {
-    match device {
-        Device::Auto | Device::Cpu => Ok(Box::new(Cpu::new(threads)?)),
-    }
 }

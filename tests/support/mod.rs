@@ -9,6 +9,7 @@ pub mod close;
 pub mod every;
 pub mod golden;
 pub mod header;
+pub mod recipes;
 pub mod reference;
 
 use close::Precision;

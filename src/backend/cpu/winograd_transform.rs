@@ -159,17 +159,12 @@ unsafe fn output_tile<L: Lanes>(
     strides: [usize; 2],
     size: [usize; 2],
 ) {
-    let mut half = [[L::splat(0.0); WINDOW]; SIDE];
-    for j in 0..WINDOW {
-        // SAFETY: each plane begins with sixteen numbers.
-        let column = std::array::from_fn(|i| unsafe { L::load(sums.add((i * WINDOW + j) * plane)) });
-        let column = output_line(column);
-        for i in 0..SIDE {
-            half[i][j] = column[i];
-        }
-    }
+    // SAFETY: each plane begins with sixteen numbers.
+    let load = |i: usize, j: usize| unsafe { L::load(sums.add((i * WINDOW + j) * plane)) };
+    let columns: [[L; SIDE]; WINDOW] = std::array::from_fn(|j| output_line(std::array::from_fn(|i| load(i, j))));
     // SAFETY: sixteen numbers.
     let constant = unsafe { L::load(constant.as_ptr()) };
+    let half: [[L; WINDOW]; SIDE] = std::array::from_fn(|i| std::array::from_fn(|j| columns[j][i]));
     for (i, row) in half.into_iter().enumerate().take(size[0]) {
         for (j, value) in output_line(row).into_iter().enumerate().take(size[1]) {
             let at = i * strides[0] + j * strides[1];

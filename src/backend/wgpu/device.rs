@@ -5,9 +5,10 @@
 //! is invalid but harmless.
 
 use super::adapters::{self, Adapter, Choice, Kind};
+use super::cache::Cache;
 use super::shaders::{Variant, render};
 use crate::error::{Error, Result};
-use crate::ops::{Launch, Operand};
+use crate::ops::{Launch, Operand, Tiles};
 use crate::plan::Element;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -60,6 +61,8 @@ pub(super) struct Device {
     pub counters: Counters,
     fault: Arc<Mutex<Fault>>,
     pipelines: Mutex<HashMap<(&'static str, Variant), Pipeline>>,
+    /// Compiled kernels on disk.
+    pub cache: Option<Cache>,
 }
 
 /// A mutex is only poisoned by a panic between two assignments, which leaves nothing half done here.
@@ -71,7 +74,10 @@ impl Device {
     /// Opens an adapter with all of its limits and those optional features that kernels can use.
     pub fn open(choice: Choice) -> Result<Device> {
         let (handle, adapter) = adapters::choose(choice)?;
-        let useful = wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY;
+        let useful = wgpu::Features::SHADER_F16
+            | wgpu::Features::SUBGROUP
+            | wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::PIPELINE_CACHE;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("unclip"),
             required_features: handle.features() & useful,
@@ -99,12 +105,19 @@ impl Device {
         });
         let limits = device.limits();
         let counters = Counters::default();
-        Ok(Device { device, queue, adapter, limits, counters, fault, pipelines: Mutex::default() })
+        Ok(Device { device, queue, adapter, limits, counters, fault, pipelines: Mutex::default(), cache: None })
     }
 
-    /// Whether the adapter is a program on the processor's cores.
-    pub fn is_software(&self) -> bool {
-        self.adapter.kind == Kind::Software
+    /// How products share their operands: what is asked for if the adapter can do it, or else what suits it.
+    pub fn tiles(&self, asked: Option<Tiles>, subgroups: bool) -> Tiles {
+        let lanes = subgroups && self.adapter.subgroups && self.adapter.lanes == Some(8);
+        match asked {
+            Some(Tiles::Lanes) if !lanes => Tiles::Registers,
+            Some(tiles) => tiles,
+            None if self.adapter.kind != Kind::Software => Tiles::Shared,
+            None if lanes => Tiles::Lanes,
+            None => Tiles::Registers,
+        }
     }
 
     pub fn error(&self, reason: impl Into<String>) -> Error {
@@ -222,9 +235,12 @@ impl Device {
             module: &module,
             entry_point: Some(launch.entry),
             compilation_options: options,
-            cache: None,
+            cache: self.cache.as_ref().map(|cache| &cache.pipelines),
         });
         self.check(|| format!("compiling the kernel {} for {:?}", launch.entry, variant.elem))?;
+        if let Some(cache) = &self.cache {
+            cache.grew();
+        }
         let made = Pipeline { pipeline, layout };
         lock(&self.pipelines).insert(key, made.clone());
         Ok(made)

@@ -6,6 +6,7 @@
 //! in `ops/`, the arithmetic in `shaders/`.
 
 mod adapters;
+mod cache;
 mod compiled;
 mod device;
 pub mod shaders;
@@ -18,8 +19,10 @@ use super::{Backend, Executable};
 use crate::error::Result;
 use crate::ops::Tiles;
 use crate::plan::{Element, Plan, WeightSource, narrow};
+use cache::Cache;
 use compiled::{Compiled, Kernels};
 use device::Device;
+use std::path::Path;
 use std::sync::Arc;
 
 /// How an adapter is chosen and used.
@@ -65,6 +68,17 @@ impl Wgpu {
         Ok(Wgpu { device: Arc::new(device), options })
     }
 
+    /// Keeps compiled kernels in a folder from one run to the next, where the adapter can. Only before the first plan is
+    /// compiled.
+    pub fn cache_kernels(mut self, folder: &Path) -> Wgpu {
+        if let Some(device) = Arc::get_mut(&mut self.device) {
+            let cache = Cache::open(&device.device, folder);
+            // What is wrong with a cache is wrong with nothing else.
+            device.cache = cache.filter(|_| device.check(String::new).is_ok());
+        }
+        self
+    }
+
     /// The adapter that was opened.
     pub fn adapter(&self) -> &Adapter {
         &self.device.adapter
@@ -79,14 +93,19 @@ impl Wgpu {
 impl Backend for Wgpu {
     fn name(&self) -> String {
         let storage = if self.options.storage == Element::F16 { "f16" } else { "f32" };
-        format!("wgpu:{} ({}, {storage})", self.device.adapter.number, self.device.adapter.name)
+        let tiles = self.device.tiles(self.options.tiles, self.options.subgroups);
+        let Adapter { number, name, .. } = &self.device.adapter;
+        format!("wgpu:{number} ({name}, {storage}, operands in {tiles:?})")
     }
 
     fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>> {
         let plan = if self.options.storage == Element::F16 { narrow(plan) } else { plan };
-        let suits = if self.device.is_software() { Tiles::Registers } else { Tiles::Shared };
         let Options { tiles, subgroups, profile, .. } = self.options;
-        let kernels = Kernels { tiles: tiles.unwrap_or(suits), subgroups, profile };
-        Ok(Box::new(Compiled::new(Arc::clone(&self.device), plan, weights, kernels)?))
+        let kernels = Kernels { tiles: self.device.tiles(tiles, subgroups), subgroups, profile };
+        let compiled = Compiled::new(Arc::clone(&self.device), plan, weights, kernels)?;
+        if let Some(cache) = &self.device.cache {
+            cache.save();
+        }
+        Ok(Box::new(compiled))
     }
 }
