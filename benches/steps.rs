@@ -47,14 +47,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     executable.run_once()?;
     println!("once {:.6}", started.elapsed().as_secs_f64());
 
-    let mut profiled = false;
+    let (mut profiled, mut total) = (false, 0.0);
     for line in std::io::stdin().lock().lines() {
         profiled |= line? == "profile";
         let started = Instant::now();
         executable.run_step(0)?;
-        println!("step {:.6}", started.elapsed().as_secs_f64());
+        let elapsed = started.elapsed().as_secs_f64();
+        total += elapsed;
+        println!("step {elapsed:.6}");
     }
     if profiled {
+        let inside: f64 = executable.profile().unwrap_or_default()[executable.plan().once..].iter().sum();
+        println!("outside of operations {:.3} %", 100.0 * (1.0 - inside / total));
         print_profile(executable.plan(), executable.profile().unwrap_or_default());
     }
     Ok(())

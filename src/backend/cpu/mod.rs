@@ -19,6 +19,7 @@ mod panels;
 mod pointwise;
 mod product;
 mod resize;
+pub mod roofline;
 mod sampler_step;
 mod simd;
 mod slice;
