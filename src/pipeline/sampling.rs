@@ -1,8 +1,7 @@
 //! The sampling loop: what prior, decoder and super-resolution have in common.
 
-use super::request::{Event, Stage};
+use super::request::{Event, Observer, Stage, report};
 use super::trace::{Trace, channels_last};
-use super::{Observer, stages::report};
 use crate::backend::Executable;
 use crate::diffusion::sampler::coefficients;
 use crate::diffusion::{NoiseSource, Schedule, SchedulerConfig};

@@ -1,20 +1,20 @@
 //! The stages, one after the other: what each is given, and what it hands on.
 
-use super::request::{Defaults, Event, Prompt, Request, Stage};
+use super::Pipeline;
+use super::request::{Defaults, Event, Observer, Prompt, Request, Stage, report};
 use super::sampling::{Draws, Loop};
 use super::trace::Trace;
-use super::{Observer, Pipeline};
 use crate::backend::Executable;
 use crate::diffusion::NoiseSource;
 use crate::diffusion::sampler::time_features;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::image::Image;
 use crate::model::text_encoder::Tokens;
 use crate::model::{Run, decoder, prior, super_res, text_encoder, text_proj, unet};
 use crate::ops::{SamplerStep, elements};
 use crate::plan::{Plan, assign};
 use crate::weights::Component;
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::time::Instant;
 
 /// Most texts that are encoded together.
@@ -82,14 +82,6 @@ impl Conditions {
 
     fn guided(&self) -> bool {
         self.rows[0].len() == 2
-    }
-}
-
-/// Passes an event on; the observer's wish to stop becomes an error.
-pub fn report(observer: &mut Observer<'_>, event: Event<'_>) -> Result<()> {
-    match observer(event) {
-        ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(Error::Cancelled),
     }
 }
 
