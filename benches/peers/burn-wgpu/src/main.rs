@@ -1,8 +1,8 @@
 //! The linear and conv2d cases through burn's wgpu back end and through this crate's, on one adapter in one run.
 //!
 //! `cargo run --release` prints a line a case: both times, both rates, and the ratio, of which more than one means that
-//! this crate is faster. Both compute the product and its bias in f32; what a case fuses behind them (activation, shift,
-//! residual) is left out of burn's share and kept in ours. burn may fuse and may tune itself before it is timed.
+//! this crate is faster. Both compute in f32. burn computes the bare product, so that it needs no fusion; ours also adds
+//! what the case asks for: bias, activation, shift, residual. burn may choose among its kernels before it is timed.
 
 #[path = "../../../../tests/support/mod.rs"]
 #[allow(dead_code)]
@@ -82,7 +82,7 @@ fn time(mut run: impl FnMut(usize)) -> f64 {
     started.elapsed().as_secs_f64() / times as f64
 }
 
-/// The product with its bias in burn's own layouts, ready to be run any number of times.
+/// The product in burn's own layouts, ready to be run any number of times.
 fn prepare_burn(problem: &Problem, device: &Device) -> Box<dyn Fn(usize)> {
     let numbers = |i: usize| match &problem.tensors[i].data {
         Data::Numbers(x) => x.clone(),
@@ -91,16 +91,15 @@ fn prepare_burn(problem: &Problem, device: &Device) -> Box<dyn Fn(usize)> {
     let data = |x: Vec<f32>, shape: Vec<usize>| TensorData::new(x, shape);
     let shape = |i: usize| problem.tensors[i].shape.clone();
     match &problem.op {
-        Op::Linear(op) => {
+        Op::Linear(_) => {
             let (n, k) = (shape(1)[0], shape(1)[1]);
             let x = Tensor::<2>::from_data(data(numbers(0), vec![numbers(0).len() / k, k]), device);
             // burn's weights are [K, N].
             let weight = Tensor::<2>::from_data(data(transposed(&numbers(1), 1, n, k), vec![k, n]), device);
-            let bias = op.bias.then(|| Tensor::<1>::from_data(data(numbers(2), vec![n]), device));
             Box::new(move |times| {
                 let mut y = None;
                 for _ in 0..times {
-                    y = Some(linear(x.clone(), weight.clone(), bias.clone()));
+                    y = Some(linear(x.clone(), weight.clone(), None));
                 }
                 y.map(Tensor::into_data);
             })
@@ -110,13 +109,12 @@ fn prepare_burn(problem: &Problem, device: &Device) -> Box<dyn Fn(usize)> {
             let pictures = transposed(&numbers(0), x[0], x[1] * x[2], x[3]);
             let pictures = Tensor::<4>::from_data(data(pictures, vec![x[0], x[3], x[1], x[2]]), device);
             let weight = Tensor::<4>::from_data(data(numbers(1), w.clone()), device);
-            let bias = op.bias.then(|| Tensor::<1>::from_data(data(numbers(2), vec![w[0]]), device));
             let (stride, padding) = (op.stride, op.padding);
             Box::new(move |times| {
                 let mut y = None;
                 for _ in 0..times {
                     let options = ConvOptions::new([stride, stride], [padding, padding], [1, 1], 1);
-                    y = Some(conv2d(pictures.clone(), weight.clone(), bias.clone(), options));
+                    y = Some(conv2d(pictures.clone(), weight.clone(), None, options));
                 }
                 y.map(Tensor::into_data);
             })
