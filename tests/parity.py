@@ -79,6 +79,9 @@ def run_diffusers(a):
     make.KEPT = {stage: range(1000) for stage in make.STEPS}
     pipe = make.load_pipeline(a.checkpoint)
     pipe.set_progress_bar_config(disable=True)
+    for network in pipe.components.values():
+        if isinstance(network, torch.nn.Module):
+            network.float()  # stored in half precision perhaps; both sides compute in single
     recorder = make.Recorder(pipe)
     if a.negative is not None:
         pipe.tokenizer = Negative(pipe.tokenizer, a.negative)
