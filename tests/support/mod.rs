@@ -8,6 +8,8 @@ pub mod cases;
 pub mod close;
 pub mod every;
 pub mod header;
+#[cfg(feature = "cuda-emulator")]
+pub mod ptx;
 pub mod reference;
 
 use close::Precision;
