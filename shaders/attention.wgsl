@@ -186,6 +186,8 @@ fn attention(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_inde
                 let s = scores[lane * KEYS + j];
                 var p = 0.0;
                 if s != HIDDEN { p = exp(s - now); }
+                // Only a NaN is not at most the largest score; the exp() of some drivers loses it.
+                if !(s <= now) { p = s; }
                 scores[lane * KEYS + j] = p;
                 sum += p;
             }

@@ -3,7 +3,7 @@
 // Math      y[n, i, j, o] = sum_rsc x[n, i stride + r - padding, j stride + s - padding, c] weight[(r S + s) C + c, o]
 //                           + bias[o] + shift[n, o] + residual[n, i, j, o]
 // Source    none
-// Tensors   x [N, H, W, C] source, weight [R S C, O/4] vec4 source, bias [O] f32, shift [N, O] source,
+// Tensors   x [N, H, W, C] source, weight [O/32, R S C, 8] vec4 source, bias [O] f32, shift [N, O] source,
 //           residual [N, H', W', O] source -> y [N, H', W', O] elem
 // Scalars   positions, height, width, channels, out_height, out_width, outputs, window_height, window_width, stride,
 //           padding, biased, shifted, added u32
@@ -12,7 +12,7 @@
 // Memory    conv2d: none shared; conv2d_tiled: 8 KiB shared
 // Numerics  f32, in the order of r, s, c
 // Variants  source: f32 f16; elem: f32 f16
-// Limits    weight is packed in the product's order with O rounded up to a multiple of 4; x stands in for what is absent
+// Limits    weight is packed in panels of 32 outputs, O rounded up; x stands in for what is absent
 
 struct Scalars {
     // N H' W', the rows of the product.
@@ -40,6 +40,9 @@ struct Scalars {
 @group(0) @binding(5) var<storage, read_write> y: array<elem>;
 @group(0) @binding(6) var<uniform> scalars: Scalars;
 
+// Outputs of the weight that lie side by side, in fours.
+const PANEL = 8u;
+
 // ---- where a window lies ----
 
 struct Window {
@@ -66,6 +69,39 @@ fn pixel(at: Window, r: u32, s: u32) -> u32 {
         return OUTSIDE;
     }
     return ((at.image * scalars.height + u32(i)) * scalars.width + u32(j)) * scalars.channels;
+}
+
+// A channel of a pixel, or zero outside. Outside, channel c of the first pixel is read and dropped.
+fn channel(at: u32, c: u32) -> f32 {
+    let v = f32(x[select(at + c, c, at == OUTSIDE)]);
+    return select(v, 0.0, at == OUTSIDE);
+}
+
+// A row of the product: tap and channel.
+struct Tap {
+    r: u32,
+    s: u32,
+    c: u32,
+}
+
+fn tap(k: u32) -> Tap {
+    let index = k / scalars.channels;
+    return Tap(index / scalars.window_width, index % scalars.window_width, k % scalars.channels);
+}
+
+// `count` rows further down, without a division.
+fn advance(from_tap: Tap, count: u32) -> Tap {
+    var t = from_tap;
+    t.c += count;
+    while t.c >= scalars.channels {
+        t.c -= scalars.channels;
+        t.s++;
+        if t.s == scalars.window_width {
+            t.s = 0u;
+            t.r++;
+        }
+    }
+    return t;
 }
 
 // ---- store: what was fused behind the product, for four neighbouring outputs ----
@@ -96,9 +132,8 @@ fn store(position: u32, output: u32, sum: vec4f) {
 
 @compute @workgroup_size(8, 8)
 fn conv2d(@builtin(global_invocation_id) id: vec3u) {
-    let quads = (scalars.outputs + 3u) / 4u;
     let position = 4u * id.y;
-    if id.x >= quads || position >= scalars.positions {
+    if 4u * id.x >= scalars.outputs || position >= scalars.positions {
         return;
     }
     // Positions beyond the last repeat it and are not stored.
@@ -111,7 +146,8 @@ fn conv2d(@builtin(global_invocation_id) id: vec3u) {
     var sum1 = vec4f();
     var sum2 = vec4f();
     var sum3 = vec4f();
-    var at = id.x;
+    let depth = scalars.window_height * scalars.window_width * scalars.channels;
+    var at = id.x / PANEL * depth * PANEL + id.x % PANEL;
     for (var r = 0u; r < scalars.window_height; r++) {
         for (var s = 0u; s < scalars.window_width; s++) {
             let x0 = pixel(window0, r, s);
@@ -120,12 +156,11 @@ fn conv2d(@builtin(global_invocation_id) id: vec3u) {
             let x3 = pixel(window3, r, s);
             for (var c = 0u; c < scalars.channels; c++) {
                 let w = vec4f(weight[at]);
-                at += quads;
-                // A tap outside reads channel c of the first pixel and drops it.
-                sum0 += select(f32(x[select(x0 + c, c, x0 == OUTSIDE)]), 0.0, x0 == OUTSIDE) * w;
-                sum1 += select(f32(x[select(x1 + c, c, x1 == OUTSIDE)]), 0.0, x1 == OUTSIDE) * w;
-                sum2 += select(f32(x[select(x2 + c, c, x2 == OUTSIDE)]), 0.0, x2 == OUTSIDE) * w;
-                sum3 += select(f32(x[select(x3 + c, c, x3 == OUTSIDE)]), 0.0, x3 == OUTSIDE) * w;
+                at += PANEL;
+                sum0 += channel(x0, c) * w;
+                sum1 += channel(x1, c) * w;
+                sum2 += channel(x2, c) * w;
+                sum3 += channel(x3, c) * w;
             }
         }
     }
@@ -147,7 +182,6 @@ var<workgroup> columns: array<vec4f, STEP * QUADS>;
 
 @compute @workgroup_size(256)
 fn conv2d_tiled(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
-    let quads = (scalars.outputs + 3u) / 4u;
     let depth = scalars.window_height * scalars.window_width * scalars.channels;
     let own_row = 4u * (lane / QUADS);
     let own_quad = lane % QUADS;
@@ -160,23 +194,22 @@ fn conv2d_tiled(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_i
     var sum1 = vec4f();
     var sum2 = vec4f();
     var sum3 = vec4f();
+    var load = tap(load_k);
     for (var start = 0u; start < depth; start += STEP) {
+        var next = load;
         for (var i = 0u; i < 4u; i++) {
-            let k = start + load_k + i;
             var v = 0.0;
-            if load_row < scalars.positions && k < depth {
-                let tap = k / scalars.channels;
-                let at = pixel(load_window, tap / scalars.window_width, tap % scalars.window_width);
-                if at != OUTSIDE {
-                    v = f32(x[at + k % scalars.channels]);
-                }
+            if load_row < scalars.positions && start + load_k + i < depth {
+                v = channel(pixel(load_window, next.r, next.s), next.c);
             }
             rows[(load_k + i) * TILE + lane / 4u] = v;
+            next = advance(next, 1u);
         }
+        load = advance(load, STEP);
         let k = start + lane / QUADS;
         var w = vec4f();
-        if load_quad < quads && k < depth {
-            w = vec4f(weight[k * quads + load_quad]);
+        if 4u * load_quad < scalars.outputs && k < depth {
+            w = vec4f(weight[(load_quad / PANEL * depth + k) * PANEL + load_quad % PANEL]);
         }
         columns[lane] = w;
         // The bound of the loop is made of scalars of the launch: all invocations meet here equally often.

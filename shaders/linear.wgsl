@@ -2,14 +2,14 @@
 //
 // Math      y[m, n] = activation(sum_k x[m, k] weight[k, n] + bias[n]) + residual[m, n]
 // Source    none
-// Tensors   x [M, K] source, weight [K, N/4] vec4 source, bias [N] f32, residual [M, N] source -> y [M, N] elem
+// Tensors   x [M, K] source, weight [N/32, K, 8] vec4 source, bias [N] f32, residual [M, N] source -> y [M, N] elem
 // Scalars   m, k, n, activation, biased, added u32
 // Launch    linear: grid (N/32, M/32, 1), 64 threads: one invocation owns 4 rows of 4 columns
 //           linear_tiled: grid (N/64, M/64, 1), 256 threads: as above, operands by way of shared memory
 // Memory    linear: none shared; linear_tiled: 8 KiB shared
 // Numerics  f32, in the order of k
 // Variants  source: f32 f16; elem: f32 f16
-// Limits    weight is packed in the product's order with N rounded up to a multiple of 4; x stands in for what is absent
+// Limits    weight is packed in panels of 32 columns, N rounded up; x stands in for what is absent
 
 struct Scalars {
     m: u32,
@@ -26,6 +26,9 @@ struct Scalars {
 @group(0) @binding(3) var<storage, read> residual: array<source>;
 @group(0) @binding(4) var<storage, read_write> y: array<elem>;
 @group(0) @binding(5) var<uniform> scalars: Scalars;
+
+// Columns of the weight that lie side by side, in fours.
+const PANEL = 8u;
 
 // ---- store: bias, activation and residual of four neighbouring columns ----
 
@@ -55,9 +58,8 @@ fn store(row: u32, column: u32, sum: vec4f) {
 
 @compute @workgroup_size(8, 8)
 fn linear(@builtin(global_invocation_id) id: vec3u) {
-    let quads = (scalars.n + 3u) / 4u;
     let row = 4u * id.y;
-    if id.x >= quads || row >= scalars.m {
+    if 4u * id.x >= scalars.n || row >= scalars.m {
         return;
     }
     // Rows beyond the last repeat it and are not stored.
@@ -71,14 +73,14 @@ fn linear(@builtin(global_invocation_id) id: vec3u) {
     var sum1 = vec4f();
     var sum2 = vec4f();
     var sum3 = vec4f();
-    var at = id.x;
+    var at = id.x / PANEL * depth * PANEL + id.x % PANEL;
     for (var k = 0u; k < depth; k++) {
         let w = vec4f(weight[at]);
         sum0 += f32(x[x0 + k]) * w;
         sum1 += f32(x[x1 + k]) * w;
         sum2 += f32(x[x2 + k]) * w;
         sum3 += f32(x[x3 + k]) * w;
-        at += quads;
+        at += PANEL;
     }
     store(row, 4u * id.x, sum0);
     store(row + 1u, 4u * id.x, sum1);
@@ -98,7 +100,6 @@ var<workgroup> columns: array<vec4f, STEP * QUADS>;
 
 @compute @workgroup_size(256)
 fn linear_tiled(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
-    let quads = (scalars.n + 3u) / 4u;
     let own_row = 4u * (lane / QUADS);
     let own_quad = lane % QUADS;
     // What this invocation loads: four neighbours in k of one row, and one quad of one k.
@@ -120,8 +121,8 @@ fn linear_tiled(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_i
         }
         let k = start + lane / QUADS;
         var w = vec4f();
-        if load_quad < quads && k < scalars.k {
-            w = vec4f(weight[k * quads + load_quad]);
+        if 4u * load_quad < scalars.n && k < scalars.k {
+            w = vec4f(weight[(load_quad / PANEL * scalars.k + k) * PANEL + load_quad % PANEL]);
         }
         columns[lane] = w;
         // The bound of the loop is a scalar of the launch: all invocations meet here equally often.

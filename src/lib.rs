@@ -1,4 +1,50 @@
-//! Text to image with the unCLIP (DALL-E 2) architecture.
+//! Text to image with the unCLIP (DALL-E 2) architecture, from first principles: its own kernels, no framework.
+//!
+//! # From a prompt to pixels
+//! 1. [`tokenizer`] makes 77 numbers of the prompt, [`model::text_encoder`] an embedding and a state per token.
+//! 2. [`model::prior`], a transformer, samples an image embedding that fits the text.
+//! 3. [`model::text_proj`] mixes both into what the decoder attends to.
+//! 4. [`model::decoder`], a U-Net, samples a picture of 64 x 64 from noise.
+//! 5. [`model::super_res`], two more U-Nets, sample the picture of 256 x 256.
+//!
+//! ```no_run
+//! use std::ops::ControlFlow;
+//! use unclip::{backend::cpu::Cpu, pipeline::{Pipeline, Request}, weights::{Checkpoint, LoadOptions}};
+//!
+//! # #[cfg(all(feature = "tokenizer", feature = "png"))]
+//! # fn main() -> unclip::Result<()> {
+//! let checkpoint = Checkpoint::open("karlo", LoadOptions::default())?;
+//! let pipeline = Pipeline::open(checkpoint, Box::new(Cpu::new(0)?))?;
+//! let images = pipeline.run(&Request::new("a red apple"), &mut |_| ControlFlow::Continue(()))?;
+//! images[0].write_png("apple.png", &[])?;
+//! # Ok(())
+//! # }
+//! # #[cfg(not(all(feature = "tokenizer", feature = "png")))]
+//! # fn main() {}
+//! ```
+//!
+//! # How it is built
+//! Each layer knows only those below it; nothing in a back end knows a model, no model knows a back end.
+//!
+//! | layer | what it does |
+//! | --- | --- |
+//! | [`pipeline`] | which stage runs when, how often, and with what inputs |
+//! | [`model`], [`diffusion`] | the networks as functions that record a plan; schedules, sampling rules, seeded noise |
+//! | [`plan`] | a network as a list of steps over values: the recorder, fusions, and which values share memory |
+//! | [`ops`] | what a step can do: parameters, shape rules, costs |
+//! | [`backend`] | compiles a plan for a device once and replays it every step |
+//! | [`weights`] | checkpoints in the diffusers layout, mapped into memory and checked before use |
+//!
+//! # Invariants
+//! * A network is recorded once for each stage and number of pictures; the sampling loop replays the list. What does not
+//!   depend on the step is found by the recorder and computed once per picture.
+//! * Shapes are static, tensors contiguous, pictures channels last. A step never writes over what it reads.
+//! * A picture depends on checkpoint, prompt, settings and seed, and on nothing else: not on threads, nor on the
+//!   pictures that it is made together with.
+//! * User data never panics. Every error is one [`Error`] that names file, tensor or setting, and what was expected.
+//! * Deliberately absent: training, autograd, dynamic shapes, strided views, pickled weights.
+
+#![warn(clippy::unwrap_used)]
 
 pub mod backend;
 pub mod diffusion;

@@ -3,6 +3,8 @@
 //! Results go to standard output, everything about the way there to standard error. Every failure is one line that
 //! names what to put right, and an exit code by who can: see [`unclip::Error::exit_code`].
 
+#![warn(clippy::unwrap_used)]
+
 mod cli;
 
 use clap::Parser;
@@ -35,6 +37,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Run(arguments) => cli::run::run(&arguments),
         Command::Plan(arguments) => cli::plan::plan(&arguments),
         Command::Inspect(arguments) => cli::inspect::inspect(&arguments),
+        Command::Devices => cli::devices::list(),
         Command::Completions { shell } => cli::print(&cli::args::completions(shell)),
     }
 }

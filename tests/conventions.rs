@@ -30,6 +30,10 @@ fn every_operation_has_its_stem_in_every_place() {
     let cpu = stems("src/backend/cpu", ".rs");
     let shaders: BTreeSet<String> =
         stems("shaders", ".wgsl").into_iter().filter(|s| s != "prelude" && !s.starts_with("reduce_")).collect();
+    // A twin for one kind of adapter has the operation's stem and a suffix.
+    let (twins, shaders): (BTreeSet<String>, BTreeSet<String>) =
+        shaders.into_iter().partition(|s| s.strip_suffix("_lanes").is_some_and(|base| operations.contains(base)));
+    println!("twins: {twins:?}");
     let cases: BTreeSet<String> = cases::all().iter().map(|c| c.name.split('/').next().unwrap().to_owned()).collect();
     assert_eq!(shaders, operations);
     assert_eq!(cases, operations);
@@ -59,7 +63,7 @@ mod shaders {
     use super::cases;
     use super::support::header::{Header, Parameter};
     use std::collections::BTreeMap;
-    use unclip::backend::wgpu::shaders::{KERNELS, Variant, render};
+    use unclip::backend::wgpu::shaders::{KERNELS, Variant, base, render};
     use unclip::ops::{Launch, Operand, Operation, Scalar, Tiles};
     use unclip::plan::Element;
     use wgpu::naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -87,12 +91,13 @@ mod shaders {
             None => vec![Element::F32],
         };
         let reduces = header.variants.get("reduce").map_or(1, Vec::len);
+        let always = header.variants.contains_key("subgroups");
         let mut all = Vec::new();
         for elem in types("elem") {
             // A kernel that never speaks of `source` is run with whatever its first tensor is.
             let sources = if header.variants.contains_key("source") { types("source") } else { vec![elem] };
             for source in sources {
-                all.extend((0..reduces).map(|i| Variant { source, elem, subgroups: i > 0 }));
+                all.extend((0..reduces).map(|i| Variant { source, elem, subgroups: always || i > 0 }));
             }
         }
         all
@@ -181,9 +186,15 @@ mod shaders {
     fn workgroups_are_as_large_as_headers_say_and_within_the_limits_of_every_device() {
         each_variant(|stem, header, _, module, info| {
             let entries: Vec<&str> = module.entry_points.iter().map(|e| e.name.as_str()).collect();
-            let named: Vec<&str> = header.launches.iter().map(|l| l.entry.as_str()).collect();
+            // A twin's text comes after that of the kernel it continues.
+            let before = base(stem).map_or(Vec::new(), |base| {
+                let (_, text) = KERNELS.iter().find(|(s, _)| *s == base).unwrap();
+                Header::parse(base, text).unwrap().launches
+            });
+            let launches: Vec<_> = before.iter().chain(&header.launches).collect();
+            let named: Vec<&str> = launches.iter().map(|l| l.entry.as_str()).collect();
             assert_eq!(entries, named, "{stem}");
-            for (i, (entry, launch)) in module.entry_points.iter().zip(&header.launches).enumerate() {
+            for (i, (entry, launch)) in module.entry_points.iter().zip(launches).enumerate() {
                 let threads: u32 = entry.workgroup_size.iter().product();
                 assert_eq!(threads, launch.threads, "{stem}: {}", entry.name);
                 assert!(threads <= THREADS, "{stem}: {threads} invocations");
@@ -210,7 +221,7 @@ mod shaders {
         for case in cases::all() {
             let shapes: Vec<&[usize]> = case.inputs.iter().map(|i| i.shape.as_slice()).collect();
             let output = case.op.shape(&shapes).unwrap();
-            for tiles in [Tiles::Registers, Tiles::Shared] {
+            for tiles in [Tiles::Registers, Tiles::Lanes, Tiles::Shared] {
                 let launches = case.op.wgsl(&shapes, &output, tiles);
                 all.extend(launches.into_iter().map(|l| (case.name.clone(), l, output.clone())));
             }
@@ -225,7 +236,7 @@ mod shaders {
         let mut entries = std::collections::BTreeSet::new();
         for (case, launch, _) in launches() {
             let header = &headers[launch.stem];
-            assert_eq!(case.split('/').next(), Some(launch.stem));
+            assert_eq!(case.split('/').next(), Some(base(launch.stem).unwrap_or(launch.stem)));
             let entry = header.launches.iter().find(|l| l.entry == launch.entry).expect("the entry is in the header");
             assert_eq!(launch.threads, entry.threads, "{case}");
             assert_eq!(launch.tensors.len(), header.tensors.len(), "{case}");
@@ -249,11 +260,11 @@ mod shaders {
             let invocations: u64 =
                 launch.grid.iter().map(|&n| u64::from(n)).product::<u64>() * u64::from(launch.threads);
             let count: u64 = output.iter().map(|&n| n as u64).product();
-            // Concatenation covers one part; an invocation of the others owns at most 16 elements, or a whole workgroup a
+            // Concatenation covers one part; an invocation of the others owns at most 32 elements, or a whole workgroup a
             // row or group of any length.
             let owned = match launch.stem {
                 "concat" | "layer_norm" | "group_norm" => continue,
-                "linear" | "conv2d" => 16,
+                "linear" | "conv2d" | "linear_lanes" | "conv2d_lanes" => 32,
                 "attention" => 32,
                 _ => 1,
             };

@@ -1,5 +1,6 @@
 //! What can be asked for on the command line.
 
+use super::devices::Device;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use std::path::PathBuf;
@@ -19,9 +20,9 @@ Exit codes: 0 done, 1 failed while running, 2 usage, 3 checkpoint, 4 device, 5 i
 
 const RUN_EXAMPLES: &str = "\
 Examples:
-  engine run -m karlo -p \"a red apple\"
-  engine run -m karlo -p \"a fox in the snow\" -b 4 -s 7 -o fox-%03d.png
-  engine run -m karlo -p \"a cat\" -p \"a dog\" -n \"blurry\" --decoder-steps 50 --json
+  engine run -p \"a red apple\"
+  engine run -p \"a lion\" -p \"a frog\" -b 4 -s 7 --grid sheet.png
+  engine run -m karlo -p \"a fox in the snow\" -n \"blurry\" --decoder-steps 50 -o fox.png --json
   engine run -m karlo -p \"a boat\" --trace boat.safetensors
 
 Picture k of a run is made from seed + k, so each can be made again alone. Ctrl-C stops after the present step and
@@ -31,11 +32,13 @@ writes nothing; a second one stops at once.";
 pub enum Command {
     /// Make pictures from prompts
     #[command(after_help = RUN_EXAMPLES)]
-    Run(RunArguments),
+    Run(Box<RunArguments>),
     /// Print what a stage computes: steps, shapes, parameters, FLOPs, bytes moved, memory
     Plan(PlanArguments),
     /// List a checkpoint's components, and what would not load and why
     Inspect(InspectArguments),
+    /// List the devices that --device can name
+    Devices,
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  engine completions bash > ~/.local/share/bash-completion/completions/engine")]
     Completions {
@@ -46,9 +49,9 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 pub struct ModelArguments {
-    /// Folder of the checkpoint, in the layout of diffusers' UnCLIPPipeline
-    #[arg(short, long, value_name = "DIR")]
-    pub model: PathBuf,
+    /// Folder of the checkpoint, in the layout of diffusers' UnCLIPPipeline; without it, the built-in model
+    #[arg(short, long, value_name = "DIR", required = cfg!(not(feature = "default-model")))]
+    pub model: Option<PathBuf>,
     /// Read weights instead of mapping their files into memory
     #[arg(long)]
     pub no_mmap: bool,
@@ -79,6 +82,10 @@ pub struct RunArguments {
     /// Write all pictures on one sheet, too
     #[arg(long, value_name = "FILE")]
     pub grid: Option<PathBuf>,
+    /// Show the pictures in the terminal, in the best way it has (sixel, kitty, iTerm, or half blocks)
+    #[cfg(feature = "show")]
+    #[arg(long)]
+    pub show: bool,
     /// Steps of the prior [default: the checkpoint's, or 25]
     #[arg(long, value_name = "N")]
     pub prior_steps: Option<usize>,
@@ -115,10 +122,10 @@ pub struct RunArguments {
 
 #[derive(Debug, Args)]
 pub struct DeviceArguments {
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    /// Where to compute: auto, cpu, wgpu or wgpu:N; see `engine devices`
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: Device,
-    /// Precision of the computation
+    /// What tensors are stored in; sums and the sampler's state are f32 in any case
     #[arg(long, value_enum, default_value_t = Dtype::F32)]
     pub dtype: Dtype,
     /// Threads of the CPU; 0 means all that the process may use
@@ -146,9 +153,9 @@ pub struct PlanArguments {
 
 #[derive(Debug, Args)]
 pub struct InspectArguments {
-    /// Folder of the checkpoint
-    #[arg(value_name = "DIR")]
-    pub model: PathBuf,
+    /// Folder of the checkpoint; without it, the built-in model
+    #[arg(value_name = "DIR", required = cfg!(not(feature = "default-model")))]
+    pub model: Option<PathBuf>,
     /// Which variant of the weight files to look at
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
@@ -158,17 +165,11 @@ pub struct InspectArguments {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Device {
-    /// The best one there is
-    Auto,
-    /// The processor
-    Cpu,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Dtype {
     /// Single precision
     F32,
+    /// Half precision, on GPUs
+    F16,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -191,7 +192,7 @@ impl From<Noise> for NoiseKind {
 impl Arguments {
     /// Whether errors are to be reported as an event as well.
     pub fn wants_json(&self) -> bool {
-        matches!(&self.command, Command::Run(RunArguments { json: true, .. }))
+        matches!(&self.command, Command::Run(arguments) if arguments.json)
     }
 }
 

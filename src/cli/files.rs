@@ -94,7 +94,7 @@ impl Recipe<'_> {
             "seed": self.seed,
             "noise": self.noise(),
             "device": self.device,
-            "dtype": "f32",
+            "dtype": format!("{:?}", self.arguments.device.dtype).to_lowercase(),
             "width": self.size[0],
             "height": self.size[1],
         });

@@ -15,7 +15,7 @@ use unclip::{Error, Result};
 /// The first thing that would not load, after everything has been printed.
 pub fn inspect(arguments: &InspectArguments) -> Result<()> {
     let options = LoadOptions { mmap: true, variant: arguments.variant.clone() };
-    let open = || Checkpoint::open(&arguments.model, options.clone());
+    let open = || super::open(arguments.model.as_deref(), options.clone());
     let checkpoint = open()?;
     let mut reports = weights::inspect(&checkpoint);
     let models = check_models(open()?, &mut reports);
@@ -26,8 +26,8 @@ pub fn inspect(arguments: &InspectArguments) -> Result<()> {
     })?;
     let broken: Vec<&str> = reports.iter().filter(|r| r.problem.is_some()).map(|r| r.name.as_str()).collect();
     match (broken.is_empty(), models.problem) {
-        (false, _) => Err(Error::config(&arguments.model, format!("would not load: {}", broken.join(", ")))),
-        (true, Some(problem)) => Err(Error::config(&arguments.model, format!("would not run: {problem}"))),
+        (false, _) => Err(Error::config(checkpoint.path(), format!("would not load: {}", broken.join(", ")))),
+        (true, Some(problem)) => Err(Error::config(checkpoint.path(), format!("would not run: {problem}"))),
         _ => Ok(()),
     }
 }

@@ -1,16 +1,18 @@
 //! The parts of the command line, one file per subcommand.
 
 pub mod args;
+pub mod devices;
 pub mod files;
 pub mod inspect;
 pub mod plan;
 pub mod progress;
 pub mod run;
+#[cfg(feature = "show")]
+pub mod show;
 
-use args::{Device, ModelArguments};
+use args::ModelArguments;
 use std::io::{ErrorKind, Write};
-use unclip::backend::Backend;
-use unclip::backend::cpu::Cpu;
+use std::path::Path;
 use unclip::weights::{Checkpoint, LoadOptions};
 use unclip::{Error, Result};
 
@@ -25,12 +27,26 @@ pub fn print(text: &str) -> Result<()> {
 /// Opens the checkpoint that the arguments name.
 pub fn checkpoint(arguments: &ModelArguments) -> Result<Checkpoint> {
     let options = LoadOptions { mmap: !arguments.no_mmap, variant: arguments.variant.clone() };
-    Checkpoint::open(&arguments.model, options)
+    open(arguments.model.as_deref(), options)
 }
 
-/// The device that the arguments name.
-pub fn backend(device: Device, threads: usize) -> Result<Box<dyn Backend>> {
-    match device {
-        Device::Auto | Device::Cpu => Ok(Box::new(Cpu::new(threads)?)),
-    }
+/// Opens a folder, or the built-in model where none is named.
+pub fn open(folder: Option<&Path>, options: LoadOptions) -> Result<Checkpoint> {
+    let Some(folder) = folder else { return built_in() };
+    Checkpoint::open(folder, options).map_err(|error| match error {
+        Error::Config { path, reason } if path == folder && cfg!(feature = "default-model") => {
+            Error::Config { path, reason: reason + "; without --model the built-in model is used" }
+        }
+        error => error,
+    })
+}
+
+#[cfg(feature = "default-model")]
+fn built_in() -> Result<Checkpoint> {
+    unclip::weights::default_model()
+}
+
+#[cfg(not(feature = "default-model"))]
+fn built_in() -> Result<Checkpoint> {
+    Err(Error::request("--model", "missing; this engine was built without a default model"))
 }

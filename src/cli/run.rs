@@ -1,6 +1,7 @@
 //! `engine run`: prompts to picture files.
 
-use super::args::{Dtype, RunArguments};
+use super::args::RunArguments;
+use super::devices::{self, Chosen};
 use super::files::{self, Recipe};
 use super::progress::{Progress, round};
 use serde_json::json;
@@ -21,7 +22,6 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// What the library reports, and files that cannot be written; no file is then half-written.
 pub fn run(arguments: &RunArguments) -> Result<()> {
     let mut progress = Progress::new(arguments.json, arguments.quiet, arguments.verbose);
-    let Dtype::F32 = arguments.device.dtype;
     let request = request(arguments);
     request.check()?;
     let targets = files::names(arguments.output.as_ref(), request.pictures())?;
@@ -33,9 +33,15 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
 
     let checkpoint = super::checkpoint(&arguments.model)?;
     let model = model_name(checkpoint.path());
-    let backend = super::backend(arguments.device.device, arguments.device.threads)?;
+    let Chosen { backend, remark } = devices::open(&arguments.device)?;
     let device = backend.name();
-    progress.detail(&format!("model {}, {device}", checkpoint.path().display()));
+    if let Some(remark) = remark {
+        progress.note(&remark);
+    }
+    match &arguments.model.model {
+        Some(folder) => progress.detail(&format!("model {}, {device}", folder.display())),
+        None => progress.note(&format!("the built-in model, {device}; -m DIR takes another")),
+    }
     let pipeline = Pipeline::open(checkpoint, backend)?;
     let settings = request.settings(pipeline.defaults());
 
@@ -82,6 +88,10 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     if let Some(path) = &arguments.trace {
         trace.write(path)?;
         progress.note(&format!("{} tensors in {}", trace.names().count(), path.display()));
+    }
+    #[cfg(feature = "show")]
+    if arguments.show {
+        super::show::show(&images, &progress)?;
     }
     finish(&progress, &images)
 }

@@ -7,8 +7,8 @@ use super::{Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, re
 /// `shift [N, O]` if `shift`, then `residual [N, H', W', O]` if `residual`, gives `y [N, H', W', O]` with
 /// `H' = (H + 2 padding - R) / stride + 1`.
 ///
-/// *Formula* `y[n,i,j,o] = sum_{r,s,c} x[n, i stride + r - padding, j stride + s - padding, c] weight[o,c,r,s]
-/// + bias[o] + shift[n,o] + residual[n,i,j,o]`.
+/// *Formula* `y[n,i,j,o] = sum_{r,s,c} x[n, i stride + r - padding, j stride + s - padding, c] weight[o,c,r,s]`, and
+/// then `bias[o]`, `shift[n,o]` and `residual[n,i,j,o]` are added.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conv2d {
     /// Distance between neighbouring windows, both ways.
@@ -72,7 +72,7 @@ impl Operation for Conv2d {
 
     fn wgsl(&self, inputs: &[&[usize]], output: &[usize], tiles: Tiles) -> Vec<Launch> {
         let (x, w) = (inputs[0], inputs[1]);
-        let (entry, threads, grid) = product(["conv2d", "conv2d_tiled"], tiles, rows(output), w[0]);
+        let kernels = [["conv2d"; 2], ["conv2d_lanes"; 2], ["conv2d", "conv2d_tiled"]];
         let mut next = 2;
         let mut tensors = vec![Operand::Input(0), Operand::Packed(1)];
         tensors.extend([self.bias, self.shift, self.residual].map(|present| optional(present, &mut next)));
@@ -80,6 +80,6 @@ impl Operation for Conv2d {
         let sizes = [rows(output), x[1], x[2], x[3], output[1], output[2], w[0], w[2], w[3], self.stride, self.padding];
         let mut scalars: Vec<Scalar> = sizes.map(Scalar::from).to_vec();
         scalars.extend([self.bias, self.shift, self.residual].map(Scalar::from));
-        vec![Launch { stem: "conv2d", entry, threads, grid, tensors, scalars }]
+        vec![Launch { tensors, scalars, ..product(kernels, tiles, rows(output), w[0]) }]
     }
 }

@@ -29,8 +29,7 @@ pub struct Launch {
 pub enum Operand {
     /// An input of the step.
     Input(usize),
-    /// An input of the step that is a weight of a product, in the product's order: `[taps * C, O]` with the number of
-    /// outputs `O` rounded up to a multiple of four.
+    /// An input of the step that is a weight `[O, C, taps]` of a product, in the back end's own order for products.
     Packed(usize),
     /// The output of the step.
     Output,
@@ -79,6 +78,8 @@ impl From<f32> for Scalar {
 pub enum Tiles {
     /// Each invocation reads what it needs: for processors that have caches and no shared memory.
     Registers,
+    /// Eight invocations of a subgroup read for each other: for programs on a processor's vector units.
+    Lanes,
     /// Workgroups bring operands into shared memory first.
     Shared,
 }
@@ -99,8 +100,9 @@ const ROW: usize = 32_768;
 
 /// A grid with at least this many workgroups, in rows.
 pub(super) fn spread(groups: usize) -> [u32; 3] {
-    let row = groups.clamp(1, ROW);
-    [grid(row), grid(groups.div_ceil(row)), 1]
+    let groups = groups.max(1);
+    let row = groups.min(ROW);
+    [grid(row), grid(groups.div_ceil(row).max(1)), 1]
 }
 
 /// A dimension of a grid. Too large a number stays too large, and the device's limit is named where it is compiled.
@@ -133,18 +135,16 @@ pub(super) fn optional(present: bool, next: &mut usize) -> Operand {
     Operand::Input(*next - 1)
 }
 
-/// The grid and workgroup size of a product with `rows` rows and `columns` columns: entry point, threads, grid.
-pub(super) fn product(
-    names: [&'static str; 2],
-    tiles: Tiles,
-    rows: usize,
-    columns: usize,
-) -> (&'static str, u32, [u32; 3]) {
-    let (name, threads, side) = match tiles {
-        Tiles::Registers => (names[0], 64, 32),
-        Tiles::Shared => (names[1], 256, 64),
+/// A product with `rows` rows and `columns` columns by one of three kernels, in the order of [`Tiles`]; stem and entry
+/// point of each.
+pub(super) fn product(kernels: [[&'static str; 2]; 3], tiles: Tiles, rows: usize, columns: usize) -> Launch {
+    let ([stem, entry], threads, tile) = match tiles {
+        Tiles::Registers => (kernels[0], 64, [32, 32]),
+        Tiles::Lanes => (kernels[1], 64, [32, 64]),
+        Tiles::Shared => (kernels[2], 256, [64, 64]),
     };
-    (name, threads, [grid(columns.div_ceil(side)), grid(rows.div_ceil(side)), 1])
+    let grid = [grid(columns.div_ceil(tile[0])), grid(rows.div_ceil(tile[1])), 1];
+    Launch { stem, entry, threads, grid, tensors: Vec::new(), scalars: Vec::new() }
 }
 
 /// Rows of a tensor, all dimensions but the last together.

@@ -53,13 +53,13 @@ impl Operation for Linear {
 
     fn wgsl(&self, inputs: &[&[usize]], output: &[usize], tiles: Tiles) -> Vec<Launch> {
         let (m, k, n) = (rows(output), width(inputs[0]), width(output));
-        let (entry, threads, grid) = product(["linear", "linear_tiled"], tiles, m, n);
+        let kernels = [["linear"; 2], ["linear_lanes"; 2], ["linear", "linear_tiled"]];
         let mut next = 2;
         let mut tensors = vec![Operand::Input(0), Operand::Packed(1)];
         tensors.extend([self.bias, self.residual].map(|present| optional(present, &mut next)));
         tensors.push(Operand::Output);
         let mut scalars: Vec<Scalar> = [m, k, n].map(Scalar::from).to_vec();
         scalars.extend([Activation::code(self.activation), self.bias.into(), self.residual.into()]);
-        vec![Launch { stem: "linear", entry, threads, grid, tensors, scalars }]
+        vec![Launch { tensors, scalars, ..product(kernels, tiles, m, n) }]
     }
 }

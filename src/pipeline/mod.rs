@@ -8,12 +8,13 @@
 //! `seed + k`), and back ends compute each row of a batch as if it were alone. So they are worked on in groups as
 //! large as memory allows, and a group's size shows in nothing but time.
 
+mod recording;
 mod request;
 mod sampling;
 mod stages;
 mod trace;
 
-pub use request::{Defaults, Event, Prompt, Request, Stage};
+pub use request::{Defaults, Event, Observer, Prompt, Request, Stage};
 pub use trace::Trace;
 
 use crate::backend::Backend;
@@ -26,7 +27,6 @@ use crate::plan::Plan;
 #[cfg(feature = "tokenizer")]
 use crate::tokenizer::Tokenizer;
 use crate::weights::Checkpoint;
-use std::ops::ControlFlow;
 
 /// Bytes of intermediate values that a group of pictures may need, unless the caller says otherwise.
 const MEMORY: u64 = 2 << 30;
@@ -54,9 +54,6 @@ struct Configs {
     decoder_scheduler: SchedulerConfig,
     super_res_scheduler: SchedulerConfig,
 }
-
-/// What a caller of [`Pipeline::run`] sees; see [`Event`].
-pub type Observer<'a> = dyn FnMut(Event<'_>) -> ControlFlow<()> + 'a;
 
 impl Pipeline {
     /// Reads a checkpoint's configurations and tokenizer; weights are opened when their stage begins.
@@ -117,7 +114,7 @@ impl Pipeline {
     /// Makes the request's pictures, prompts outer and pictures per prompt inner.
     ///
     /// `observer` is called when stages begin and end and after every step; it can end the run by answering
-    /// [`ControlFlow::Break`].
+    /// [`ControlFlow::Break`](std::ops::ControlFlow::Break).
     ///
     /// # Errors
     /// [`Error::Request`] for settings out of range, [`Error::Cancelled`] if the observer asked to stop, and

@@ -6,6 +6,7 @@ use crate::model::text_encoder::Tokens;
 use crate::weights::Checkpoint;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 /// Most pictures of one request.
@@ -225,4 +226,15 @@ pub enum Event<'a> {
         /// Since the stage began.
         elapsed: Duration,
     },
+}
+
+/// What a caller of a pipeline sees; see [`Event`].
+pub type Observer<'a> = dyn FnMut(Event<'_>) -> ControlFlow<()> + 'a;
+
+/// Passes an event on; the observer's wish to stop becomes an error.
+pub(super) fn report(observer: &mut Observer<'_>, event: Event<'_>) -> Result<()> {
+    match observer(event) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::Cancelled),
+    }
 }

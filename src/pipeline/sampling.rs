@@ -1,8 +1,7 @@
 //! The sampling loop: what prior, decoder and super-resolution have in common.
 
-use super::request::{Event, Stage};
+use super::request::{Event, Observer, Stage, report};
 use super::trace::{Trace, channels_last};
-use super::{Observer, stages::report};
 use crate::backend::Executable;
 use crate::diffusion::sampler::coefficients;
 use crate::diffusion::{NoiseSource, Schedule, SchedulerConfig};
@@ -144,7 +143,16 @@ impl Loop {
             // What the scheduler receives has the conditional half's variance channels behind the guided ones.
             guided.extend_from_slice(&conditional[c..]);
         }
-        trace.put_pictures(key("model_input"), &shaped(pictures, c), &draws.latents);
+        // The network sees the pictures once for each half; super-resolution sees the enlarged one beside them.
+        let mut input = draws.latents.repeat(rows / pictures);
+        let mut seen = c;
+        if executable.plan().output("upscaled").is_some() {
+            let upscaled = executable.read("upscaled")?;
+            seen += upscaled.len() / draws.latents.len() * c;
+            let pixels = input.chunks_exact(c).zip(upscaled.chunks_exact(seen - c));
+            input = pixels.flat_map(|(x_t, up)| x_t.iter().chain(up)).copied().collect();
+        }
+        trace.put_pictures(key("model_input"), &shaped(rows, seen), &input);
         trace.put_pictures(key("model_output"), &shaped(rows, wide), &output);
         trace.put_pictures(key("guided"), &shaped(pictures, wide), &guided);
         trace.put_pictures(key("pred_original"), &shaped(pictures, c), &original);

@@ -1,20 +1,20 @@
 //! The stages, one after the other: what each is given, and what it hands on.
 
-use super::request::{Defaults, Event, Prompt, Request, Stage};
+use super::Pipeline;
+use super::request::{Defaults, Event, Observer, Prompt, Request, Stage, report};
 use super::sampling::{Draws, Loop};
-use super::trace::{Trace, channels_first};
-use super::{Observer, Pipeline};
+use super::trace::Trace;
 use crate::backend::Executable;
 use crate::diffusion::NoiseSource;
 use crate::diffusion::sampler::time_features;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::image::Image;
 use crate::model::text_encoder::Tokens;
 use crate::model::{Run, decoder, prior, super_res, text_encoder, text_proj, unet};
 use crate::ops::{SamplerStep, elements};
 use crate::plan::{Plan, assign};
 use crate::weights::Component;
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::time::Instant;
 
 /// Most texts that are encoded together.
@@ -32,24 +32,24 @@ pub struct Session<'a, 'o> {
 
 /// Encoded prompts.
 pub struct Text {
-    rows: Vec<TextRow>,
+    pub(super) rows: Vec<TextRow>,
     /// The text of each picture.
     of: Vec<usize>,
     /// The text of the unconditional half, with guidance.
     unconditional: Option<usize>,
 }
 
-struct TextRow {
+pub(super) struct TextRow {
     /// `[D]`
-    embeds: Vec<f32>,
+    pub(super) embeds: Vec<f32>,
     /// `[T, D]`
-    hidden: Vec<f32>,
+    pub(super) hidden: Vec<f32>,
     /// `[T]`, 1 for tokens that may be seen.
     mask: Vec<f32>,
 }
 
 impl Text {
-    fn guided(&self) -> bool {
+    pub(super) fn guided(&self) -> bool {
         self.unconditional.is_some()
     }
 
@@ -82,14 +82,6 @@ impl Conditions {
 
     fn guided(&self) -> bool {
         self.rows[0].len() == 2
-    }
-}
-
-/// Passes an event on; the observer's wish to stop becomes an error.
-pub fn report(observer: &mut Observer<'_>, event: Event<'_>) -> Result<()> {
-    match observer(event) {
-        ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(Error::Cancelled),
     }
 }
 
@@ -230,7 +222,7 @@ impl Session<'_, '_> {
             executable.write("hidden", &text.rows(group, |r| &r.hidden))?;
             executable.write("mask", &text.rows(group, |r| &r.mask))?;
             self.trace_loop(&sampling, &draws);
-            self.trace_prior(executable.as_mut(), group.len() * if text.guided() { 2 } else { 1 })?;
+            self.trace_prior(executable.as_mut())?;
             self.sample(&sampling, executable.as_mut(), 0..steps, &time, &rule, &mut draws, (&open, number, &groups))?;
             found.extend(executable.read("image_embeds")?.chunks_exact(dim).map(<[f32]>::to_vec));
         }
@@ -325,6 +317,7 @@ impl Session<'_, '_> {
             for (which, name) in ["context", "added", "mask"].into_iter().enumerate() {
                 executable.write(name, &conditions.part(group, which))?;
             }
+            self.trace_mask(executable.as_mut(), "mask", "decoder/attention_mask")?;
             self.trace_loop(&sampling, &draws);
             self.sample(&sampling, executable.as_mut(), 0..steps, &time, &rule, &mut draws, (&open, number, &groups))?;
             draws.latents.iter_mut().for_each(|x| *x = x.clamp(-1.0, 1.0));
@@ -383,7 +376,7 @@ impl Session<'_, '_> {
                     (&open, number, &groups),
                 )?;
                 if stage == Stage::SuperResFirst {
-                    self.trace_upscaled(executable.as_mut(), group.len(), &sampling.shape)?;
+                    self.trace_upscaled(executable.as_mut())?;
                 }
             }
             self.close(open)?;
@@ -396,63 +389,6 @@ impl Session<'_, '_> {
         self.trace.put(|| "image/float".to_owned(), &shape, &finished);
         self.trace.put_bytes(|| "image/u8".to_owned(), &shape, &pixels);
         Ok(images)
-    }
-
-    fn trace_text(&mut self, text: &Text, tokens: &[Tokens]) {
-        let prompts = tokens.len() - usize::from(text.guided());
-        for (name, range) in [("text", 0..prompts), ("uncond", prompts..tokens.len())] {
-            if range.is_empty() || !self.trace.is_on() {
-                continue;
-            }
-            let length = tokens[0].ids.len();
-            let ids: Vec<u32> = tokens[range.clone()].iter().flat_map(|t| &t.ids).copied().collect();
-            let rows = &text.rows[range.clone()];
-            let collect = |part: fn(&TextRow) -> &Vec<f32>| rows.iter().flat_map(part).copied().collect::<Vec<f32>>();
-            let (embeds, hidden) = (collect(|r| &r.embeds), collect(|r| &r.hidden));
-            let n = range.len();
-            self.trace.put_ids(|| format!("{name}/input_ids"), &[n, length], &ids);
-            self.trace.put(|| format!("{name}/text_embeds"), &[n, embeds.len() / n], &embeds);
-            let width = hidden.len() / n / length;
-            self.trace.put(|| format!("{name}/last_hidden_state"), &[n, length, width], &hidden);
-        }
-    }
-
-    fn trace_prior(&mut self, executable: &mut dyn Executable, rows: usize) -> Result<()> {
-        if self.trace.is_on() {
-            for (input, name) in
-                [("text_embeds", "text_embeds"), ("hidden", "text_hidden_states"), ("mask", "text_mask")]
-            {
-                let data = executable.read(input)?;
-                let id = executable.plan().input(input).expect("the prior has these inputs");
-                let shape = executable.plan().shape(id).to_vec();
-                debug_assert_eq!(shape[0], rows);
-                self.trace.put(|| format!("prior/{name}"), &shape, &data);
-            }
-        }
-        Ok(())
-    }
-
-    fn trace_loop(&mut self, sampling: &Loop, draws: &Draws) {
-        let name = sampling.name;
-        let mut shape = vec![draws.latents.len() / elements(&sampling.shape)];
-        shape.extend_from_slice(&sampling.shape);
-        self.trace.put_ids(|| format!("{name}/timesteps"), &[sampling.steps()], &sampling.timesteps);
-        self.trace.put_pictures(|| format!("{name}/initial_latents"), &shape, &draws.latents);
-    }
-
-    fn trace_conditions(&mut self, context: &[f32], added: &[f32], rows: usize, tokens: usize) {
-        let width = context.len() / rows / tokens;
-        self.trace.put(|| "text_proj/encoder_hidden_states".to_owned(), &[rows, tokens, width], context);
-        self.trace.put(|| "text_proj/additive_time_embeds".to_owned(), &[rows, added.len() / rows], added);
-    }
-
-    fn trace_upscaled(&mut self, executable: &mut dyn Executable, pictures: usize, shape: &[usize]) -> Result<()> {
-        if self.trace.is_on() {
-            let upscaled = channels_first(&executable.read("upscaled")?, shape[0] * shape[1], shape[2]);
-            let shape = [pictures, shape[2], shape[0], shape[1]];
-            self.trace.put(|| "super_res/image_upscaled".to_owned(), &shape, &upscaled);
-        }
-        Ok(())
     }
 }
 

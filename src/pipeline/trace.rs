@@ -1,6 +1,6 @@
 //! Intermediate tensors of a run, for comparison with the original.
 //!
-//! Names and layouts are those of the recordings that the project keeps of diffusers' pipeline (see
+//! Names, shapes and layouts are those of the recordings that the project keeps of diffusers' pipeline (see
 //! `tests/golden/make.py`): `decoder/step_03/latents` and the like, pictures with channels first.
 
 use crate::error::{Error, Result};
@@ -44,6 +44,11 @@ impl Trace {
     pub fn get(&self, name: &str) -> Option<(&[usize], Vec<f32>)> {
         let recorded = self.tensors.get(name).filter(|r| r.dtype == Dtype::F32)?;
         Some((&recorded.shape, bytemuck::allocation::pod_collect_to_vec(&recorded.bytes)))
+    }
+
+    /// A tensor's type, shape and bytes.
+    pub fn tensor(&self, name: &str) -> Option<(Dtype, &[usize], &[u8])> {
+        self.tensors.get(name).map(|r| (r.dtype, &r.shape[..], &r.bytes[..]))
     }
 
     /// Names of all tensors kept.

@@ -112,7 +112,7 @@ impl Checkpoint {
     pub fn path(&self) -> &Path {
         match &self.root {
             Root::Folder(dir) => dir,
-            Root::Embedded(_) => Path::new("<embedded checkpoint>"),
+            Root::Embedded(_) => Path::new("built-in model"),
         }
     }
 

@@ -12,6 +12,8 @@
 //! A file is validated completely before its first tensor is handed out: afterwards a tensor's range is known to
 //! lie inside the file. What a file that changes *during* use can do is described in [`safetensors`].
 
+#[cfg(feature = "default-model")]
+mod default_model;
 pub mod diffusers;
 mod inspect;
 pub mod layout;
@@ -22,6 +24,8 @@ use std::fmt;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+#[cfg(feature = "default-model")]
+pub use default_model::default_model;
 pub use diffusers::{Checkpoint, Component, LoadOptions};
 pub use inspect::{ComponentReport, inspect};
 pub use safetensors::WeightFile;

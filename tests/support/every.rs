@@ -4,6 +4,7 @@ use super::cases::{self, Case};
 use super::close::{Precision, close};
 use super::reference;
 use unclip::backend::Backend;
+use unclip::ops::Operation;
 
 /// The cases of one stem that are small enough for the reference.
 pub fn cases_of(stem: &str) -> Vec<Case> {
@@ -13,15 +14,28 @@ pub fn cases_of(stem: &str) -> Vec<Case> {
     cases
 }
 
-/// Runs all cases of a stem that compute in `precision`; returns what is wrong, one line each.
-pub fn mismatches(stem: &str, backend: &dyn Backend, precision: Precision) -> Vec<String> {
+/// A back end that is to run the cases.
+pub struct Subject<'a> {
+    pub backend: &'a dyn Backend,
+    /// What it computes in.
+    pub precision: Precision,
+    /// Larger cases are left out: the back end would need minutes for them.
+    pub most_flops: u64,
+}
+
+/// Runs all cases of a stem on all back ends; returns what is wrong, one line each.
+pub fn mismatches(stem: &str, subjects: &[Subject<'_>]) -> Vec<String> {
     let mut failures = Vec::new();
     for case in cases_of(stem) {
         let problem = case.problem();
         let want = reference::run(&problem);
-        let got = problem.run(backend);
-        if let Err(reason) = close(&got, &want, precision, reference::reduction(&problem)) {
-            failures.push(format!("{} on {}: {reason}", case.name, backend.name()));
+        let shapes = problem.shapes();
+        let flops = problem.op.flops(&shapes, &problem.op.shape(&shapes).expect("the case's shapes fit"));
+        for Subject { backend, precision, .. } in subjects.iter().filter(|s| flops <= s.most_flops) {
+            let got = problem.run(*backend);
+            if let Err(reason) = close(&got, &want, *precision, reference::reduction(&problem)) {
+                failures.push(format!("{} on {}: {reason}", case.name, backend.name()));
+            }
         }
     }
     failures

@@ -55,7 +55,8 @@ impl Header {
                 Some(field) if !line.starts_with("  ") => {
                     fields.push((field, vec![line.trim_start()[field.len()..].trim()]));
                 }
-                _ => fields.last_mut().ok_or_else(|| format!("{line:?} before any field"))?.1.push(line.trim()),
+                // A twin says why it is there before its fields.
+                _ => _ = fields.last_mut().map(|(_, lines)| lines.push(line.trim())),
             }
         }
         let names: Vec<&str> = fields.iter().map(|(f, _)| *f).collect();

@@ -7,9 +7,11 @@
 pub mod cases;
 pub mod close;
 pub mod every;
+pub mod golden;
 pub mod header;
 #[cfg(feature = "cuda-emulator")]
 pub mod ptx;
+pub mod recipes;
 pub mod reference;
 
 use close::Precision;

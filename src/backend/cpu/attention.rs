@@ -4,26 +4,27 @@
 #![allow(unsafe_code)]
 
 use super::Machine;
+use super::lanes::Aligned;
 use super::product::Shared;
 use super::simd;
 use super::tile::{MR, NR, Tile};
 use crate::ops::Attention;
 use rayon::prelude::*;
 
-/// Queries handled together: four tiles share each panel of keys while it is in the first-level cache.
-const QUERIES: usize = 4 * MR;
-/// Values summed before the next panel is touched: 16 KiB.
-const BLOCK_DEPTH: usize = 256;
+/// Queries handled together: eight tiles share each panel of keys while it is in the first-level cache.
+const QUERIES: usize = 8 * MR;
+/// Values summed before the next panel is touched: 8 KiB a panel.
+const BLOCK_DEPTH: usize = 128;
 /// Multiply-adds below which threads cost more than they bring.
 const WORTH_SHARING: usize = 1 << 17;
 
 #[derive(Default)]
 struct Scratch {
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    scores: Vec<f32>,
+    keys: Aligned,
+    values: Aligned,
+    scores: Aligned,
     sums: Vec<f32>,
-    out: Vec<f32>,
+    out: Aligned,
 }
 
 /// One call's tensors and sizes.
@@ -96,8 +97,8 @@ impl Problem<'_> {
         self.pack(batch, head, scratch);
         let columns = self.keys().next_multiple_of(NR);
         let width = self.head.next_multiple_of(NR);
-        scratch.scores.resize(QUERIES * columns, 0.0);
-        scratch.out.resize(QUERIES * width, 0.0);
+        scratch.scores.reserve(QUERIES * columns);
+        scratch.out.reserve(QUERIES * width);
         for first in rows.clone().step_by(QUERIES) {
             let height = QUERIES.min(rows.end - first);
             self.score(batch, head, first, height, columns, scratch);
@@ -110,10 +111,10 @@ impl Problem<'_> {
             for i in 0..height {
                 let at = (batch * self.queries + first + i) * self.width + head * self.head;
                 let scale = 1.0 / scratch.sums[i];
-                for (c, value) in scratch.out[i * width..][..self.head].iter().enumerate() {
-                    // SAFETY: each head of each query is written by one task, inside the output [B, Tq, D].
-                    unsafe { *out.get().add(at + c) = value * scale };
-                }
+                let row = &mut scratch.out[i * width..][..self.head];
+                row.iter_mut().for_each(|value| *value *= scale);
+                // SAFETY: each head of each query is written by one task, inside the output [B, Tq, D].
+                unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), out.get().add(at), self.head) };
             }
         }
     }
@@ -121,17 +122,25 @@ impl Problem<'_> {
     /// Keys as panels of sixteen keys, values as panels of sixteen columns.
     fn pack(&self, batch: usize, head: usize, scratch: &mut Scratch) {
         let (keys, d) = (self.keys(), self.head);
-        scratch.keys.clear();
-        scratch.keys.resize(keys.next_multiple_of(NR) * d, 0.0);
-        scratch.values.clear();
-        scratch.values.resize(keys * d.next_multiple_of(NR), 0.0);
-        for j in 0..keys {
-            let key = self.row(batch, head, j, self.extra.0, self.own.0);
-            let value = self.row(batch, head, j, self.extra.1, self.own.1);
-            let panel = &mut scratch.keys[j / NR * d * NR..][..d * NR];
-            for c in 0..d {
-                panel[c * NR + j % NR] = key[c];
-                scratch.values[(c / NR * keys + j) * NR + c % NR] = value[c];
+        scratch.keys.reserve(keys.next_multiple_of(NR) * d);
+        scratch.keys.fill(0.0);
+        scratch.values.reserve(keys * d.next_multiple_of(NR));
+        scratch.values.fill(0.0);
+        for (number, panel) in scratch.keys.chunks_exact_mut(d * NR).enumerate() {
+            let first = number * NR;
+            for j in 0..NR.min(keys - first) {
+                let key = self.row(batch, head, first + j, self.extra.0, self.own.0);
+                panel[j..].iter_mut().step_by(NR).zip(key).for_each(|(to, from)| *to = *from);
+            }
+        }
+        for (number, panel) in scratch.values.chunks_exact_mut(keys * NR).enumerate() {
+            let columns = NR.min(d - number * NR);
+            for (j, to) in panel.chunks_exact_mut(NR).enumerate() {
+                let value = &self.row(batch, head, j, self.extra.1, self.own.1)[number * NR..][..columns];
+                match <&[f32; NR]>::try_from(value) {
+                    Ok(value) => to.copy_from_slice(value),
+                    Err(_) => to[..columns].copy_from_slice(value),
+                }
             }
         }
     }
@@ -142,7 +151,8 @@ impl Problem<'_> {
             let query = batch * self.queries + first + i.min(height - 1);
             self.q[query * self.width + head * self.head..][..self.head].as_ptr()
         });
-        for (number, panel) in scratch.keys.chunks_exact(self.head * NR).enumerate() {
+        let together = self.machine.isa.panels();
+        for (number, bundle) in scratch.keys.chunks(together * self.head * NR).enumerate() {
             for row in (0..height).step_by(MR) {
                 let tile = Tile {
                     rows: rows[row..].as_ptr(),
@@ -150,13 +160,15 @@ impl Problem<'_> {
                     segments: 1,
                     offset: 0,
                     depth: self.head,
-                    panel: panel.as_ptr(),
-                    c: scratch.scores[row * columns + number * NR..].as_mut_ptr(),
+                    panel: bundle.as_ptr(),
+                    panel_stride: self.head * NR,
+                    panels: bundle.len() / (self.head * NR),
+                    c: scratch.scores[row * columns + number * together * NR..].as_mut_ptr(),
                     ldc: columns,
                     height: MR.min(height - row),
                     accumulate: false,
                 };
-                // SAFETY: each row pointer is good for the head's width; the panel has that many rows; the scores
+                // SAFETY: each row pointer is good for the head's width; each panel has that many rows; the scores
                 // have QUERIES rows of `columns`, a multiple of NR.
                 unsafe { tile.run(self.machine.isa) };
             }
@@ -181,11 +193,11 @@ impl Problem<'_> {
 
     /// `out [height, width] = scores * values`.
     fn weigh(&self, height: usize, columns: usize, width: usize, scratch: &mut Scratch) {
-        let keys = self.keys();
+        let (keys, together) = (self.keys(), self.machine.isa.panels());
         let rows: [*const f32; QUERIES] = std::array::from_fn(|i| scratch.scores[i * columns..][..columns].as_ptr());
         for from in (0..keys).step_by(BLOCK_DEPTH) {
             let depth = BLOCK_DEPTH.min(keys - from);
-            for (number, panel) in scratch.values.chunks_exact(keys * NR).enumerate() {
+            for (number, bundle) in scratch.values.chunks(together * keys * NR).enumerate() {
                 for row in (0..height).step_by(MR) {
                     let tile = Tile {
                         rows: rows[row..].as_ptr(),
@@ -193,13 +205,15 @@ impl Problem<'_> {
                         segments: 1,
                         offset: from,
                         depth,
-                        panel: panel[from * NR..][..depth * NR].as_ptr(),
-                        c: scratch.out[row * width + number * NR..].as_mut_ptr(),
+                        panel: bundle[from * NR..].as_ptr(),
+                        panel_stride: keys * NR,
+                        panels: bundle.len() / (keys * NR),
+                        c: scratch.out[row * width + number * together * NR..].as_mut_ptr(),
                         ldc: width,
                         height: MR.min(height - row),
                         accumulate: from > 0,
                     };
-                    // SAFETY: each row has `columns >= keys` scores; the panel has `keys` rows; the output has QUERIES
+                    // SAFETY: each row has `columns >= keys` scores; each panel has `keys` rows; the output has QUERIES
                     // rows of `width`, a multiple of NR.
                     unsafe { tile.run(self.machine.isa) };
                 }

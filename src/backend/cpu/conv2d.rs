@@ -1,10 +1,12 @@
 //! Convolution as an implicit matrix product: output positions are rows, and each tap of the window is a segment of
-//! the row that points into the picture. Nothing is copied; a tap beyond the border points to zeros.
+//! the row that points into the picture. Nothing is copied; a tap beyond the border points to zeros. Windows of 3x3 take
+//! a shorter way where they can ([`winograd`]).
 #![allow(unsafe_code)]
 
 use super::Machine;
 use super::panels::Panels;
 use super::product::{Dense, Epilogue, Rows, product};
+use super::winograd;
 use crate::ops::{Conv2d, elements};
 
 /// The windows of a channels-last picture.
@@ -70,6 +72,8 @@ pub fn run(
     let m = shape[0] * positions;
     if elements(&weight[2..]) == 1 && op.stride == 1 && op.padding == 0 {
         product(machine, m, &Dense { data: inputs[0], channels: x[3] }, panels, &epilogue, out);
+    } else if winograd::suits(op, x, weight) {
+        winograd::run(machine, inputs[0], x, panels, &epilogue, out);
     } else {
         let windows = Windows {
             x: inputs[0],

@@ -1,7 +1,7 @@
 //! The CPU back end: channels last, f32 arithmetic, threads by rayon.
 //!
-//! Compiling packs the weights of products ([`panels`]) and keeps the others as f32; running is a loop over the
-//! plan's steps, and the one `match` over [`Op`] is in [`Compiled::run`]. One file per operation, with the stem
+//! Compiling packs the weights of products (`panels`) and keeps the others as f32; running is a loop over the
+//! plan's steps, and the one `match` over [`Op`] is in `Compiled::run`. One file per operation, with the stem
 //! that it has under `ops/`.
 //!
 //! Results do not depend on the number of threads: work is divided by output element, and sums over positions are
@@ -12,6 +12,7 @@ mod concat;
 mod conv2d;
 mod embed;
 mod group_norm;
+mod lanes;
 mod layer_norm;
 mod linear;
 mod panels;
@@ -22,6 +23,8 @@ mod sampler_step;
 mod simd;
 mod slice;
 mod tile;
+mod winograd;
+mod winograd_transform;
 
 pub use tile::Isa;
 
@@ -29,6 +32,7 @@ use super::{Backend, Executable};
 use crate::error::{Error, Result};
 use crate::ops::{Op, elements};
 use crate::plan::{Element, Origin, Plan, Slots, Step, ValueId, WeightSource, assign};
+use lanes::Aligned;
 use panels::Panels;
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -66,8 +70,8 @@ impl Cpu {
     /// As for [`Cpu::new`]; or the machine lacks the instructions.
     pub fn with_isa(threads: usize, isa: Isa) -> Result<Cpu> {
         let failed = |reason: String| Error::Device { backend: "cpu".to_owned(), reason };
-        if isa == Isa::Avx2 && Isa::detect() != Isa::Avx2 {
-            return Err(failed("this machine has no AVX2".to_owned()));
+        if !isa.available() {
+            return Err(failed(format!("this machine has no {}", isa.name())));
         }
         let available = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if threads == 0 { available() } else { threads };
@@ -96,7 +100,7 @@ impl Backend for Cpu {
     fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>> {
         let slots = assign(&plan);
         let (panels, constants) = self.pool.install(|| load(&plan, weights))?;
-        let memory = slots.words.iter().map(|&n| vec![0.0f32; n]).collect();
+        let memory = slots.words.iter().map(|&n| Aligned::zeros(n)).collect();
         let seconds = self.profile.then(|| vec![0.0; plan.steps.len()]);
         let (pool, machine) = (self.pool.clone(), self.machine);
         Ok(Box::new(Compiled { plan, slots, panels, constants, memory, pool, machine, seconds }))
@@ -146,9 +150,9 @@ struct Compiled {
     slots: Slots,
     panels: HashMap<ValueId, Panels>,
     constants: HashMap<ValueId, Vec<f32>>,
-    /// One vector per slot. A step's output is taken out while the step runs; the planner keeps outputs and inputs
+    /// The memory of each slot. A step's output is taken out while the step runs; the planner keeps outputs and inputs
     /// of a step in different slots.
-    memory: Vec<Vec<f32>>,
+    memory: Vec<Aligned>,
     pool: Arc<rayon::ThreadPool>,
     machine: Machine,
     seconds: Option<Vec<f64>>,

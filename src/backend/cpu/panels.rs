@@ -4,10 +4,12 @@
 //! input channel the weights of sixteen outputs side by side. Elements stay in the type in which the checkpoint
 //! stores them: half-precision files need half the memory and half the bandwidth, and a block is widened just
 //! before it is used for many rows.
+#![allow(unsafe_code)]
 
-use super::tile::NR;
+use super::lanes::{Aligned, widen_f16};
+use super::simd;
+use super::tile::{Isa, NR};
 use crate::plan::Stored;
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -23,7 +25,7 @@ pub struct Panels {
 }
 
 enum Data {
-    F32(Vec<f32>),
+    F32(Aligned),
     F16(Vec<f16>),
     BF16(Vec<bf16>),
 }
@@ -32,10 +34,23 @@ impl Panels {
     /// Packs a stored weight `[outputs, channels, taps]`.
     pub fn pack(weight: &Stored<'_>, outputs: usize, channels: usize, taps: usize) -> Panels {
         let shape = (outputs, channels, taps);
+        let length = packed(shape);
         let data = match weight {
-            Stored::F32(w) => Data::F32(interleave(w, shape, 0.0)),
-            Stored::F16(w) => Data::F16(interleave(w, shape, f16::ZERO)),
-            Stored::BF16(w) => Data::BF16(interleave(w, shape, bf16::ZERO)),
+            Stored::F32(w) => {
+                let mut data = Aligned::zeros(length);
+                interleave(w, shape, &mut data);
+                Data::F32(data)
+            }
+            Stored::F16(w) => {
+                let mut data = vec![f16::ZERO; length];
+                interleave(w, shape, &mut data);
+                Data::F16(data)
+            }
+            Stored::BF16(w) => {
+                let mut data = vec![bf16::ZERO; length];
+                interleave(w, shape, &mut data);
+                Data::BF16(data)
+            }
         };
         Panels { outputs, channels, taps, data }
     }
@@ -45,30 +60,71 @@ impl Panels {
         self.outputs.div_ceil(NR)
     }
 
-    /// Rows `from..from + rows` (in tap-major order) of a panel in single precision; `scratch` receives them if
-    /// they are stored narrower.
-    pub fn block<'a>(&'a self, panel: usize, from: usize, rows: usize, scratch: &'a mut Vec<f32>) -> &'a [f32] {
-        let start = (panel * self.taps * self.channels + from) * NR;
-        let range = start..start + rows * NR;
-        match &self.data {
-            Data::F32(data) => return &data[range],
-            Data::F16(data) => {
-                scratch.resize(rows * NR, 0.0);
-                data[range].convert_to_f32_slice(scratch);
-            }
-            Data::BF16(data) => {
-                scratch.resize(rows * NR, 0.0);
-                data[range].convert_to_f32_slice(scratch);
-            }
+    /// Rows `from..from + rows` (in tap-major order) of `count` neighbouring panels in single precision, and the
+    /// distance from one panel to the next; `scratch` receives them if they are stored narrower.
+    pub fn block<'a>(
+        &'a self,
+        panel: usize,
+        count: usize,
+        from: usize,
+        rows: usize,
+        isa: Isa,
+        scratch: &'a mut Aligned,
+    ) -> (&'a [f32], usize) {
+        let stride = self.taps * self.channels * NR;
+        let start = panel * stride + from * NR;
+        let length = rows * NR;
+        if let Data::F32(data) = &self.data {
+            return (&data[start..start + (count - 1) * stride + length], stride);
         }
-        scratch
+        scratch.reserve(count * length);
+        for (p, wide) in scratch[..].chunks_exact_mut(length).enumerate() {
+            self.widen(isa, start + p * stride, wide);
+        }
+        (scratch, length)
+    }
+
+    /// Elements `from..` in single precision.
+    fn widen(&self, isa: Isa, from: usize, wide: &mut [f32]) {
+        let range = from..from + wide.len();
+        match &self.data {
+            Data::F32(data) => wide.copy_from_slice(&data[range]),
+            Data::F16(data) => {
+                let narrow = &data[range];
+                // SAFETY: both have the same length, a multiple of sixteen; back ends only have available instructions.
+                unsafe { widen_f16(isa, narrow.as_ptr(), narrow.len(), wide.as_mut_ptr()) };
+            }
+            Data::BF16(data) => simd::widen_bf16(isa, &data[range], wide),
+        }
+    }
+
+    /// Channels `from..from + rows` of each of the nine taps of a panel, in single precision; `scratch` receives them if
+    /// they are stored narrower.
+    pub fn taps_of<'a>(
+        &'a self,
+        panel: usize,
+        from: usize,
+        rows: usize,
+        isa: Isa,
+        scratch: &'a mut Aligned,
+    ) -> [&'a [f32]; 9] {
+        let start = |tap: usize| ((panel * self.taps + tap) * self.channels + from) * NR;
+        let length = rows * NR;
+        if let Data::F32(data) = &self.data {
+            return std::array::from_fn(|tap| &data[start(tap)..][..length]);
+        }
+        scratch.reserve(9 * length);
+        for (tap, wide) in scratch[..].chunks_exact_mut(length).enumerate() {
+            self.widen(isa, start(tap), wide);
+        }
+        let scratch = &scratch[..];
+        std::array::from_fn(|tap| &scratch[tap * length..][..length])
     }
 }
 
-/// `w [outputs, channels, taps]` to `[outputs / 16][taps][channels][16]`, missing outputs filled.
-fn interleave<T: Copy + Send + Sync>(w: &[T], (outputs, channels, taps): (usize, usize, usize), zero: T) -> Vec<T> {
+/// `w [outputs, channels, taps]` to `[outputs / 16][taps][channels][16]`, missing outputs left as they are.
+fn interleave<T: Copy + Send + Sync>(w: &[T], (outputs, channels, taps): (usize, usize, usize), packed: &mut [T]) {
     let per_output = channels * taps;
-    let mut packed = vec![zero; outputs.div_ceil(NR) * per_output * NR];
     packed.par_chunks_mut(per_output * NR).enumerate().for_each(|(panel, out)| {
         for j in 0..NR.min(outputs - panel * NR) {
             let row = &w[(panel * NR + j) * per_output..][..per_output];
@@ -79,7 +135,11 @@ fn interleave<T: Copy + Send + Sync>(w: &[T], (outputs, channels, taps): (usize,
             }
         }
     });
-    packed
+}
+
+/// Number of elements of the panels.
+fn packed((outputs, channels, taps): (usize, usize, usize)) -> usize {
+    outputs.div_ceil(NR) * channels * taps * NR
 }
 
 #[cfg(test)]
@@ -92,9 +152,9 @@ mod tests {
         let (outputs, channels, taps) = (18, 3, 2);
         let w: Vec<f32> = (0..outputs * channels * taps).map(|i| i as f32 + 1.0).collect();
         let panels = Panels::pack(&Stored::F32(Cow::Borrowed(&w)), outputs, channels, taps);
-        let mut scratch = Vec::new();
+        let mut scratch = Aligned::default();
         let (output, channel, tap) = (17, 2, 1);
-        let block = panels.block(1, tap * channels + channel, 1, &mut scratch);
+        let (block, _) = panels.block(1, 1, tap * channels + channel, 1, Isa::detect(), &mut scratch);
         assert_eq!(block[1], w[(output * channels + channel) * taps + tap]);
         assert_eq!(block[2..], [0.0; 14]);
     }
@@ -105,8 +165,11 @@ mod tests {
         let wide: Vec<f32> = w.iter().map(|x| x.to_f32()).collect();
         let narrow = Panels::pack(&Stored::F16(Cow::Borrowed(&w)), 32, 5, 1);
         let single = Panels::pack(&Stored::F32(Cow::Borrowed(&wide)), 32, 5, 1);
-        let (mut a, mut b) = (Vec::new(), Vec::new());
-        assert_eq!(narrow.block(1, 1, 4, &mut a), single.block(1, 1, 4, &mut b));
+        let (mut a, mut b) = (Aligned::default(), Aligned::default());
+        assert_eq!(
+            narrow.block(1, 1, 1, 4, Isa::detect(), &mut a).0,
+            single.block(1, 1, 1, 4, Isa::detect(), &mut b).0
+        );
     }
 
     #[test]
@@ -116,10 +179,15 @@ mod tests {
         let wide: Vec<f32> = w.iter().map(|x| x.to_f32()).collect();
         let narrow = Panels::pack(&Stored::BF16(Cow::Borrowed(&w)), outputs, channels, taps);
         let single = Panels::pack(&Stored::F32(Cow::Borrowed(&wide)), outputs, channels, taps);
-        let (mut a, mut b) = (Vec::new(), Vec::new());
+        let (mut a, mut b) = (Aligned::default(), Aligned::default());
         // Long parts before short ones: what an earlier part left in the scratch must not show.
-        for (panel, from, rows) in [(0, 0, 15), (1, 0, 15), (1, 7, 8), (0, 14, 1)] {
-            assert_eq!(narrow.block(panel, from, rows, &mut a), single.block(panel, from, rows, &mut b));
+        for (panel, count, from, rows) in [(0, 2, 0, 15), (1, 1, 0, 15), (0, 2, 7, 8), (0, 1, 14, 1)] {
+            let (narrow, narrow_stride) = narrow.block(panel, count, from, rows, Isa::detect(), &mut a);
+            let (single, single_stride) = single.block(panel, count, from, rows, Isa::detect(), &mut b);
+            for p in 0..count {
+                let (narrow, single) = (&narrow[p * narrow_stride..], &single[p * single_stride..]);
+                assert_eq!(narrow[..rows * NR], single[..rows * NR]);
+            }
         }
     }
 }

@@ -1,21 +1,25 @@
 //! Matrix products with packed weights: what `linear` and `conv2d` have in common.
 //!
-//! The product is cut into blocks of rows and groups of panels, one task each. A task takes its panels one by
-//! one; a panel's rows come in blocks small enough for the first-level cache, and each block meets all rows of the
-//! task before the next is touched. A finished panel passes through the epilogue while it is still in the cache.
+//! The product is cut into blocks of rows and groups of panels, one task each. A task takes as many panels at once as
+//! a tile has; their rows come in blocks small enough for the first-level cache, and each block meets all rows of the
+//! task before the next is touched. Finished columns pass through the epilogue while they are still in the cache.
 #![allow(unsafe_code)]
 
 use super::Machine;
+use super::lanes::{Aligned, sum};
 use super::panels::Panels;
 use super::simd;
-use super::tile::{MR, NR, Tile};
+use super::tile::{Isa, MR, NR, PANELS, Tile};
 use crate::ops::Activation;
 use rayon::prelude::*;
 
 /// Rows of a task: enough to use a block of weights many times, few enough to stay in the second-level cache.
 const TASK_ROWS: usize = 96;
-/// Rows of a panel's block: 16 KiB in single precision, half of a common first-level cache.
-const BLOCK_DEPTH: usize = 256;
+/// Rows of a block of panels, all of a tile together: 16 to 32 KiB in single precision.
+fn block_depth(isa: Isa) -> usize {
+    if isa.panels() == 1 { 256 } else { 128 }
+}
+
 /// Multiply-adds below which threads cost more than they bring.
 const WORTH_SHARING: usize = 1 << 17;
 
@@ -78,8 +82,8 @@ impl Shared {
 #[derive(Default)]
 struct Scratch {
     table: Vec<*const f32>,
-    c: Vec<f32>,
-    widened: Vec<f32>,
+    c: Aligned,
+    widened: Aligned,
 }
 
 // SAFETY: the pointers are only used within the task that wrote them.
@@ -93,16 +97,15 @@ struct Block {
     channels: usize,
 }
 
-fn blocks(panels: &Panels) -> Vec<Block> {
+fn blocks(panels: &Panels, most: usize) -> Vec<Block> {
     let (taps, channels) = (panels.taps, panels.channels);
-    if channels > BLOCK_DEPTH {
-        let parts = channels.div_ceil(BLOCK_DEPTH);
+    if channels > most {
+        let parts = channels.div_ceil(most);
         let each = channels.div_ceil(parts).next_multiple_of(4);
         let part = |tap, i: usize| Block { tap, taps: 1, channel: i * each, channels: each.min(channels - i * each) };
         (0..taps).flat_map(|tap| (0..channels.div_ceil(each)).map(move |i| part(tap, i))).collect()
     } else {
-        let most = BLOCK_DEPTH / channels;
-        let each = taps.div_ceil(taps.div_ceil(most));
+        let each = taps.div_ceil(taps.div_ceil(most / channels));
         (0..taps).step_by(each).map(|tap| Block { tap, taps: each.min(taps - tap), channel: 0, channels }).collect()
     }
 }
@@ -122,21 +125,25 @@ pub fn product(
     let task_rows = m.div_ceil(row_tasks).next_multiple_of(MR);
     let row_tasks = m.div_ceil(task_rows);
     let share = machine.threads > 1 && m * n * panels.taps * panels.channels >= WORTH_SHARING;
-    let groups = if share { (8 * machine.threads).div_ceil(row_tasks).clamp(1, panels.count()) } else { 1 };
-    let group = panels.count().div_ceil(groups);
-    let groups = panels.count().div_ceil(group);
-    let blocks = blocks(panels);
+    let together = machine.isa.panels();
+    let bundles = panels.count().div_ceil(together);
+    let groups = if share { (8 * machine.threads).div_ceil(row_tasks).clamp(1, bundles) } else { 1 };
+    let group = bundles.div_ceil(groups);
+    let groups = bundles.div_ceil(group);
+    let blocks = blocks(panels, block_depth(machine.isa));
     let out = Shared(out.as_mut_ptr());
     let task = |scratch: &mut Scratch, index: usize| {
         let first = index / groups * task_rows;
         let height = task_rows.min(m - first);
         scratch.table.resize(panels.taps * height, std::ptr::null());
         rows.pointers(first, height, &mut scratch.table);
-        scratch.c.resize(height * NR, 0.0);
-        for panel in index % groups * group..panels.count().min((index % groups + 1) * group) {
-            multiply(machine, panels, panel, &blocks, height, scratch);
+        let end = panels.count().min((index % groups + 1) * group * together);
+        for panel in (index % groups * group * together..end).step_by(together) {
+            let count = together.min(end - panel);
+            scratch.c.reserve(height * count * NR);
+            multiply(machine, panels, panel, count, &blocks, height, scratch);
             // SAFETY: tasks and panels are disjoint rectangles of `out`, which has room for all rows and columns.
-            unsafe { finish(machine, epilogue, &mut scratch.c, first, panel * NR, n, out.get()) };
+            unsafe { finish(machine, epilogue, &mut scratch.c, (first, panel * NR), count * NR, n, out.get()) };
         }
     };
     if share {
@@ -147,11 +154,21 @@ pub fn product(
     }
 }
 
-/// One panel for all rows of a task into `scratch.c [height, NR]`.
-fn multiply(machine: &Machine, panels: &Panels, panel: usize, blocks: &[Block], height: usize, scratch: &mut Scratch) {
+/// Some panels for all rows of a task into `scratch.c [height, count * NR]`.
+fn multiply(
+    machine: &Machine,
+    panels: &Panels,
+    panel: usize,
+    count: usize,
+    blocks: &[Block],
+    height: usize,
+    scratch: &mut Scratch,
+) {
+    debug_assert!(count <= PANELS);
     for (number, block) in blocks.iter().enumerate() {
         let from = block.tap * panels.channels + block.channel;
-        let weights = panels.block(panel, from, block.taps * block.channels, &mut scratch.widened);
+        let (weights, panel_stride) =
+            panels.block(panel, count, from, block.taps * block.channels, machine.isa, &mut scratch.widened);
         for row in (0..height).step_by(MR) {
             let tile = Tile {
                 rows: scratch.table[block.tap * height + row..].as_ptr(),
@@ -160,63 +177,59 @@ fn multiply(machine: &Machine, panels: &Panels, panel: usize, blocks: &[Block], 
                 offset: block.channel,
                 depth: block.channels,
                 panel: weights.as_ptr(),
-                c: scratch.c[row * NR..].as_mut_ptr(),
-                ldc: NR,
+                panel_stride,
+                panels: count,
+                c: scratch.c[row * count * NR..].as_mut_ptr(),
+                ldc: count * NR,
                 height: MR.min(height - row),
                 accumulate: number > 0,
             };
-            // SAFETY: the table holds `height` pointers per tap, each good for all channels (`Rows`); the panel's
-            // block has `taps * channels` rows; `c` has `height` rows of NR.
+            // SAFETY: the table holds `height` pointers per tap, each good for all channels (`Rows`); each panel's
+            // block has `taps * channels` rows; `c` has `height` rows of `count * NR`.
             unsafe { tile.run(machine.isa) };
         }
     }
 }
 
-/// Epilogue of one panel's rows, then out to memory.
+/// Epilogue of some columns, `c [rows, columns]` from row `first` and `column` on, then out to memory.
 ///
 /// # Safety
 /// `out` must have room for rows `first..` (as many as `c` holds) of `n` numbers, of which columns
-/// `column..column + NR` are written by nobody else meanwhile.
+/// `column..column + columns` are written by nobody else meanwhile.
 unsafe fn finish(
     machine: &Machine,
     epilogue: &Epilogue<'_>,
     c: &mut [f32],
-    first: usize,
-    column: usize,
+    (first, column): (usize, usize),
+    columns: usize,
     n: usize,
     out: *mut f32,
 ) {
-    let width = NR.min(n - column);
-    for (i, row) in c.chunks_exact_mut(NR).enumerate() {
-        if let Some(bias) = epilogue.bias {
-            add(&mut row[..width], &bias[column..]);
-        }
-        if let Some((shift, positions)) = epilogue.shift {
-            add(&mut row[..width], &shift[(first + i) / positions * n + column..]);
+    let (isa, width) = (machine.isa, columns.min(n - column));
+    for (i, row) in c.chunks_exact_mut(columns).enumerate() {
+        let row = &mut row[..width];
+        for constant in [epilogue.bias, epilogue.shift.map(|(shift, positions)| &shift[(first + i) / positions * n..])]
+            .into_iter()
+            .flatten()
+        {
+            let constant = &constant[column..][..width];
+            // SAFETY: both have `width` numbers.
+            unsafe { sum(isa, row.as_ptr(), constant.as_ptr(), width, row.as_mut_ptr()) };
         }
     }
     if let Some(activation) = epilogue.activation {
-        simd::activate(machine.isa, activation, c);
+        simd::activate(isa, activation, c);
     }
-    for (i, row) in c.chunks_exact_mut(NR).enumerate() {
+    for (i, row) in c.chunks_exact_mut(columns).enumerate() {
         let at = (first + i) * n + column;
-        if let Some(residual) = epilogue.residual {
-            add(&mut row[..width], &residual[at..]);
-        }
-        // SAFETY: the caller gave this rectangle to this task alone.
-        unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), out.add(at), width) };
-    }
-}
-
-fn add(row: &mut [f32], other: &[f32]) {
-    for (x, y) in row.iter_mut().zip(other) {
-        *x += y;
+        let residual = epilogue.residual.map_or(std::ptr::null(), |residual| residual[at..][..width].as_ptr());
+        // SAFETY: the caller gave this rectangle to this task alone; the residual has `width` numbers too.
+        unsafe { sum(isa, row.as_ptr(), residual, width, out.add(at)) };
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tile::Isa;
     use super::*;
     use crate::plan::Stored;
     use std::borrow::Cow;
@@ -227,14 +240,15 @@ mod tests {
 
     #[test]
     fn blocks_cover_every_row_of_a_panel_once_and_in_order() {
-        for (channels, taps) in [(1, 1), (3, 9), (28, 9), (29, 9), (100, 9), (256, 9), (257, 9), (1027, 1), (2560, 4)] {
+        let sizes = [(1, 1), (3, 9), (28, 9), (29, 9), (100, 9), (256, 9), (257, 9), (1027, 1), (2560, 4)];
+        for ((channels, taps), most) in sizes.into_iter().flat_map(|size| [(size, 128), (size, 256)]) {
             let panels = Panels::pack(&Stored::F32(Cow::Owned(vec![0.0; channels * taps])), 1, channels, taps);
             let mut next = 0;
-            for block in blocks(&panels) {
+            for block in blocks(&panels, most) {
                 assert_eq!(block.tap * channels + block.channel, next, "{channels} channels, {taps} taps");
                 assert!(block.taps == 1 || block.channels == channels, "several taps are whole ones");
                 next += block.taps * block.channels;
-                assert!(block.taps * block.channels <= BLOCK_DEPTH);
+                assert!(block.taps * block.channels <= most);
             }
             assert_eq!(next, channels * taps, "{channels} channels, {taps} taps");
         }

@@ -1,6 +1,7 @@
-//! Loops over elements, compiled once for the baseline and once for AVX2.
+//! Loops over elements, compiled once for the baseline, for AVX2 and for AVX-512.
 //!
-//! The compiler vectorises them; the only unsafe act is to enter the AVX2 copy, which [`Isa::Avx2`] vouches for.
+//! The compiler vectorises them; the only unsafe act is to enter a copy for certain instructions, which the [`Isa`]
+//! vouches for.
 #![allow(unsafe_code)]
 
 use super::tile::Isa;
@@ -18,10 +19,18 @@ macro_rules! per_isa {
             fn avx2($($arg: $type),*) $(-> $out)? {
                 portable($($arg),*)
             }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f")]
+            fn avx512($($arg: $type),*) $(-> $out)? {
+                portable($($arg),*)
+            }
             match isa {
-                // SAFETY: `Isa::Avx2` is only made where the machine has it.
+                // SAFETY: back ends are only made with instructions that the machine has.
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => unsafe { avx2($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => unsafe { avx512($($arg),*) },
                 _ => portable($($arg),*),
             }
         }
@@ -109,6 +118,15 @@ per_isa! {
             if let Some(activation) = activation {
                 apply(activation, y);
             }
+        }
+    }
+}
+
+per_isa! {
+    /// Widens numbers that are the upper halves of single precision.
+    pub fn widen_bf16(narrow: &[half::bf16], wide: &mut [f32]) {
+        for (y, x) in wide.iter_mut().zip(narrow) {
+            *y = f32::from_bits(u32::from(x.to_bits()) << 16);
         }
     }
 }

@@ -1,8 +1,10 @@
-//! The inner loop of every matrix product: a tile of up to [`MR`] rows by [`NR`] columns kept in registers.
+//! The inner loop of every matrix product: a tile of up to [`MR`] rows by some panels of [`NR`] columns, kept in
+//! registers.
 //!
 //! The left side is read where it lies, through one pointer per row; nothing is packed and no window of a
 //! convolution is copied out. A row may come in several segments, each with its own pointer: the taps of a
-//! convolution. The right side is a panel of [`NR`] columns, packed once ([`super::panels`]).
+//! convolution. The right side are panels of [`NR`] columns, packed once ([`super::panels`]). AVX-512 takes
+//! [`PANELS`] of them at once, 24 accumulators of its 32 registers, the others one after the other.
 //!
 //! Every element is summed in the order of `k` whatever the tile's height, so results depend neither on how a
 //! product is divided among threads nor on the batch.
@@ -12,6 +14,8 @@
 pub const MR: usize = 6;
 /// Columns of a panel.
 pub const NR: usize = 16;
+/// Most panels of a tile.
+pub const PANELS: usize = 4;
 
 /// Which instructions the CPU back end uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,16 +24,38 @@ pub enum Isa {
     Portable,
     /// 256-bit vectors with fused multiply-add.
     Avx2,
+    /// 512-bit vectors.
+    Avx512,
 }
 
 impl Isa {
+    /// All of them, the best last.
+    pub const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+
     /// The best one that this machine has.
     pub fn detect() -> Isa {
+        Isa::ALL.into_iter().rfind(|isa| isa.available()).unwrap_or(Isa::Portable)
+    }
+
+    /// Whether this machine has it.
+    pub fn available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
-            return Isa::Avx2;
+        let avx2 =
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        #[cfg(target_arch = "x86_64")]
+        let avx512 = avx2 && is_x86_feature_detected!("avx512f");
+        #[cfg(not(target_arch = "x86_64"))]
+        let (avx2, avx512) = (false, false);
+        match self {
+            Isa::Portable => true,
+            Isa::Avx2 => avx2,
+            Isa::Avx512 => avx512,
         }
-        Isa::Portable
+    }
+
+    /// How many panels a tile should have.
+    pub fn panels(self) -> usize {
+        if self == Isa::Avx512 { PANELS } else { 1 }
     }
 
     /// Its name in listings.
@@ -37,11 +63,14 @@ impl Isa {
         match self {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
         }
     }
 }
 
-/// One tile's operands: `c[r][j] (+)= sum over segments s, k < depth of rows[s * stride + r][k] * panel[(s * depth + k)][j]`.
+/// One tile's operands: for the panel `p` and its column `j`,
+/// `c[r][p * NR + j] (+)= sum over segments s, k < depth of rows[s * stride + r][k] * panel[p][s * depth + k][j]`.
+#[derive(Clone, Copy)]
 pub struct Tile {
     /// Pointers to the first element of each row of the first segment.
     pub rows: *const *const f32,
@@ -53,8 +82,12 @@ pub struct Tile {
     pub offset: usize,
     /// Elements of each row and segment.
     pub depth: usize,
-    /// `segments * depth` rows of [`NR`] numbers.
+    /// `segments * depth` rows of [`NR`] numbers: the first panel.
     pub panel: *const f32,
+    /// Elements from one panel to the next.
+    pub panel_stride: usize,
+    /// Number of panels, 1 to [`PANELS`].
+    pub panels: usize,
     /// Where the result goes.
     pub c: *mut f32,
     /// Distance between rows of `c`.
@@ -70,9 +103,10 @@ impl Tile {
     ///
     /// # Safety
     /// For every `s < segments` and `r < height`, `rows[s * stride + r]` must point to `offset + depth` readable
-    /// numbers; `panel` to `segments * depth * NR`; `c` to `height` writable rows of [`NR`] numbers `ldc` apart that
-    /// nobody else uses meanwhile. `Isa::Avx2` needs a machine that has it.
+    /// numbers; every panel to `segments * depth * NR`; `c` to `height` writable rows of `panels * NR` numbers `ldc`
+    /// apart that nobody else uses meanwhile. The machine must have the instructions.
     pub unsafe fn run(&self, isa: Isa) {
+        debug_assert!((1..=MR).contains(&self.height) && (1..=PANELS).contains(&self.panels));
         // SAFETY: the caller's promises are passed on unchanged; the height selects the loop of that height.
         unsafe {
             match self.height {
@@ -87,12 +121,28 @@ impl Tile {
     }
 
     unsafe fn run_rows<const R: usize>(&self, isa: Isa) {
-        // SAFETY: as for `run`.
+        // SAFETY: as for `run`; single panels lie within what was promised for all.
         unsafe {
-            match isa {
+            match (isa, self.panels) {
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => self.avx2::<R>(),
-                _ => self.portable::<R>(),
+                (Isa::Avx512, 1) => self.avx512::<R, 1>(),
+                #[cfg(target_arch = "x86_64")]
+                (Isa::Avx512, 2) => self.avx512::<R, 2>(),
+                #[cfg(target_arch = "x86_64")]
+                (Isa::Avx512, 3) => self.avx512::<R, 3>(),
+                #[cfg(target_arch = "x86_64")]
+                (Isa::Avx512, _) => self.avx512::<R, PANELS>(),
+                _ => {
+                    for p in 0..self.panels {
+                        let (panel, c) = (self.panel.add(p * self.panel_stride), self.c.add(p * NR));
+                        let one = Tile { panel, c, panels: 1, ..*self };
+                        match isa {
+                            #[cfg(target_arch = "x86_64")]
+                            Isa::Avx2 => one.avx2::<R>(),
+                            _ => one.portable::<R>(),
+                        }
+                    }
+                }
             }
         }
     }
@@ -163,6 +213,45 @@ impl Tile {
             }
         }
     }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn avx512<const R: usize, const P: usize>(&self) {
+        use std::arch::x86_64::{
+            _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+        };
+        let mut acc = [[_mm512_setzero_ps(); P]; R];
+        // SAFETY: all offsets stay within what `run` was promised.
+        unsafe {
+            if self.accumulate {
+                for (r, row) in acc.iter_mut().enumerate() {
+                    for (p, vector) in row.iter_mut().enumerate() {
+                        *vector = _mm512_loadu_ps(self.c.add(r * self.ldc + p * NR));
+                    }
+                }
+            }
+            let mut panel = self.panel;
+            for s in 0..self.segments {
+                let rows: [*const f32; R] =
+                    std::array::from_fn(|r| (*self.rows.add(s * self.stride + r)).add(self.offset));
+                for k in 0..self.depth {
+                    let b: [_; P] = std::array::from_fn(|p| _mm512_loadu_ps(panel.add(p * self.panel_stride)));
+                    for r in 0..R {
+                        let a = _mm512_set1_ps(*rows[r].add(k));
+                        for p in 0..P {
+                            acc[r][p] = _mm512_fmadd_ps(a, b[p], acc[r][p]);
+                        }
+                    }
+                    panel = panel.add(NR);
+                }
+            }
+            for (r, row) in acc.iter().enumerate() {
+                for (p, vector) in row.iter().enumerate() {
+                    _mm512_storeu_ps(self.c.add(r * self.ldc + p * NR), *vector);
+                }
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -175,41 +264,47 @@ mod tests {
     }
 
     #[test]
-    fn every_height_gives_the_exact_sums_and_leaves_other_rows_alone() {
-        let (segments, stride, depth, offset, ldc) = (3, MR, 5, 2, NR + 3);
+    fn every_height_and_width_gives_the_exact_sums_and_leaves_other_rows_alone() {
+        let (segments, stride, depth, offset, ldc) = (3, MR, 5, 2, PANELS * NR + 3);
+        let panel_stride = segments * depth * NR + 7;
         let x = numbers(segments * stride * (offset + depth), 7);
-        let panel = numbers(segments * depth * NR, 13);
+        let panel = numbers(PANELS * panel_stride, 13);
         let table: Vec<*const f32> = x.chunks_exact(offset + depth).map(<[f32]>::as_ptr).collect();
-        for isa in [Isa::Portable, Isa::detect()] {
-            for (height, accumulate) in (1..=MR).flat_map(|height| [(height, false), (height, true)]) {
-                let before = numbers(MR * ldc, 3);
-                let mut c = before.clone();
-                let tile = Tile {
-                    rows: table.as_ptr(),
-                    stride,
-                    segments,
-                    offset,
-                    depth,
-                    panel: panel.as_ptr(),
-                    c: c.as_mut_ptr(),
-                    ldc,
-                    height,
-                    accumulate,
+        let sizes = (1..=MR).flat_map(|height| (1..=PANELS).map(move |panels| (height, panels)));
+        let ways = sizes.flat_map(|(height, panels)| [(height, panels, false), (height, panels, true)]);
+        for (isa, (height, panels, accumulate)) in
+            Isa::ALL.into_iter().filter(|isa| isa.available()).flat_map(|isa| ways.clone().map(move |way| (isa, way)))
+        {
+            let before = numbers(MR * ldc, 3);
+            let mut c = before.clone();
+            let tile = Tile {
+                rows: table.as_ptr(),
+                stride,
+                segments,
+                offset,
+                depth,
+                panel: panel.as_ptr(),
+                panel_stride,
+                panels,
+                c: c.as_mut_ptr(),
+                ldc,
+                height,
+                accumulate,
+            };
+            // SAFETY: the table holds `segments * stride` rows of `offset + depth` numbers, each panel
+            // `segments * depth` rows of NR, `c` MR rows of `ldc`; the instructions are available.
+            unsafe { tile.run(isa) };
+            for (i, (got, old)) in c.iter().zip(&before).enumerate() {
+                let (r, j) = (i / ldc, i % ldc);
+                let row = |s: usize| &x[(s * stride + r) * (offset + depth) + offset..][..depth];
+                let weight = |k: usize| panel[j / NR * panel_stride + k * NR + j % NR];
+                let term = |s: usize| (0..depth).map(|k| row(s)[k] * weight(s * depth + k)).sum::<f32>();
+                let want = match (r < height && j < panels * NR, accumulate) {
+                    (false, _) => *old,
+                    (true, false) => (0..segments).map(term).sum(),
+                    (true, true) => old + (0..segments).map(term).sum::<f32>(),
                 };
-                // SAFETY: the table holds `segments * stride` rows of `offset + depth` numbers, the panel
-                // `segments * depth` rows of NR, `c` MR rows of `ldc`; `detect` only names what the machine has.
-                unsafe { tile.run(isa) };
-                for (i, (got, old)) in c.iter().zip(&before).enumerate() {
-                    let (r, j) = (i / ldc, i % ldc);
-                    let row = |s: usize| &x[(s * stride + r) * (offset + depth) + offset..][..depth];
-                    let term = |s: usize| (0..depth).map(|k| row(s)[k] * panel[(s * depth + k) * NR + j]).sum::<f32>();
-                    let want = match (r < height && j < NR, accumulate) {
-                        (false, _) => *old,
-                        (true, false) => (0..segments).map(term).sum(),
-                        (true, true) => old + (0..segments).map(term).sum::<f32>(),
-                    };
-                    assert_eq!(*got, want, "{isa:?}, height {height}, row {r}, column {j}");
-                }
+                assert_eq!(*got, want, "{isa:?}, height {height}, panels {panels}, row {r}, column {j}");
             }
         }
     }

@@ -51,6 +51,8 @@ pub struct Adapter {
     pub f16: bool,
     /// Whether invocations of a subgroup can work together.
     pub subgroups: bool,
+    /// Invocations of a subgroup, where that is always the same number.
+    pub lanes: Option<u32>,
     /// Whether kernels can be timed on the adapter's own clock.
     pub timestamps: bool,
 }
@@ -114,6 +116,7 @@ fn describe(number: usize, adapter: &wgpu::Adapter) -> Adapter {
         workgroup_memory: limits.max_compute_workgroup_storage_size,
         f16: features.contains(wgpu::Features::SHADER_F16),
         subgroups: features.contains(wgpu::Features::SUBGROUP),
+        lanes: (info.subgroup_min_size == info.subgroup_max_size).then_some(info.subgroup_min_size),
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
     }
 }

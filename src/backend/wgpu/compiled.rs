@@ -15,9 +15,20 @@ use std::sync::atomic::Ordering;
 
 /// One launch, ready to be encoded.
 struct Dispatch {
+    /// The step of the plan that it belongs to.
+    step: usize,
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
     grid: [u32; 3],
+}
+
+impl Dispatch {
+    fn encode(&self, pass: &mut wgpu::ComputePass<'_>) {
+        let [x, y, z] = self.grid;
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.bind_group, &[]);
+        pass.dispatch_workgroups(x, y, z);
+    }
 }
 
 pub(super) struct Compiled {
@@ -30,8 +41,11 @@ pub(super) struct Compiled {
     dispatches: Vec<Dispatch>,
     /// How many of the dispatches belong to the part that does not vary.
     once: usize,
-    /// The step before the last one submitted: the device is never more than two steps behind.
+    /// The last step submitted: it is waited for when the next one has been, so the device never runs dry and never
+    /// falls far behind.
     under_way: Option<wgpu::SubmissionIndex>,
+    /// Seconds spent in each step of the plan, if they are measured.
+    seconds: Option<Vec<f64>>,
 }
 
 /// How kernels are chosen.
@@ -39,6 +53,8 @@ pub(super) struct Compiled {
 pub(super) struct Kernels {
     pub tiles: Tiles,
     pub subgroups: bool,
+    /// Whether every dispatch is timed.
+    pub profile: bool,
 }
 
 impl Compiled {
@@ -58,6 +74,7 @@ impl Compiled {
             dispatches: Vec::new(),
             once: 0,
             under_way: None,
+            seconds: kernels.profile.then(|| vec![0.0; plan.steps.len()]),
             plan,
         };
         let launches = compiled.lower(kernels.tiles);
@@ -134,8 +151,8 @@ impl Compiled {
         });
         self.device.check(|| format!("allocating {size} bytes for the scalars of {}", self.plan.name))?;
         let mut scalars = vec![0u8; size as usize];
-        for (number, (step, launch)) in launches.iter().enumerate() {
-            let step = &self.plan.steps[*step];
+        for (number, (index, launch)) in launches.iter().enumerate() {
+            let step = &self.plan.steps[*index];
             let offset = stride * number as u64;
             for (i, scalar) in launch.scalars.iter().enumerate() {
                 scalars[offset as usize + 4 * i..][..4].copy_from_slice(&scalar.bits().to_le_bytes());
@@ -170,7 +187,8 @@ impl Compiled {
                 entries: &entries,
             });
             self.device.check(|| format!("{}: binding the tensors of {}", step.label, launch.entry))?;
-            self.dispatches.push(Dispatch { pipeline: pipeline.pipeline, bind_group, grid: launch.grid });
+            let (step, pipeline, grid) = (*index, pipeline.pipeline, launch.grid);
+            self.dispatches.push(Dispatch { step, pipeline, bind_group, grid });
         }
         self.device.write(&uniforms, 0, &scalars);
         Ok(())
@@ -203,15 +221,11 @@ impl Compiled {
 
     /// Encodes and submits some of the dispatches, and the feeds after them.
     fn run(&mut self, range: Range<usize>, feeds: bool) -> Result<()> {
+        let range = if self.seconds.is_some() { self.run_timed(range)? } else { range };
         let mut encoder = self.device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            for dispatch in &self.dispatches[range] {
-                pass.set_pipeline(&dispatch.pipeline);
-                pass.set_bind_group(0, &dispatch.bind_group, &[]);
-                let [x, y, z] = dispatch.grid;
-                pass.dispatch_workgroups(x, y, z);
-            }
+            self.dispatches[range].iter().for_each(|dispatch| dispatch.encode(&mut pass));
         }
         for (from, to) in self.plan.feeds.iter().filter(|_| feeds) {
             let ((from, bytes), (to, _)) = (self.memory_of(*from), self.memory_of(*to));
@@ -223,6 +237,49 @@ impl Compiled {
             Some(earlier) => self.device.wait(Some(earlier)),
             None => Ok(()),
         }
+    }
+
+    /// Runs dispatches in a pass each, with the device's clock read before and after, and waits for the result.
+    /// Returns what is left to run: nothing.
+    fn run_timed(&mut self, range: Range<usize>) -> Result<Range<usize>> {
+        /// Half of what a set of queries can hold.
+        const MOST: usize = 2048;
+        let device = Arc::clone(&self.device);
+        let seconds_per_tick = f64::from(device.queue.get_timestamp_period()) * 1e-9;
+        for first in range.clone().step_by(MOST) {
+            let part = &self.dispatches[first..range.end.min(first + MOST)];
+            let count = 2 * part.len() as u32;
+            let queries = device.device.create_query_set(&wgpu::QuerySetDescriptor {
+                label: Some("times"),
+                ty: wgpu::QueryType::Timestamp,
+                count,
+            });
+            let times = device.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("times"),
+                size: 8 * u64::from(count),
+                usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: false,
+            });
+            let mut encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            for (i, dispatch) in part.iter().enumerate() {
+                let timestamp_writes = Some(wgpu::ComputePassTimestampWrites {
+                    query_set: &queries,
+                    beginning_of_pass_write_index: Some(2 * i as u32),
+                    end_of_pass_write_index: Some(2 * i as u32 + 1),
+                });
+                let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes };
+                dispatch.encode(&mut encoder.begin_compute_pass(&descriptor));
+            }
+            encoder.resolve_query_set(&queries, 0..count, &times, 0);
+            device.submit(Some(encoder.finish()));
+            device.check(|| format!("timing {}", self.plan.name))?;
+            let ticks: Vec<u64> = bytemuck::allocation::pod_collect_to_vec(&device.read(&times, times.size())?);
+            let seconds = self.seconds.as_mut().expect("only called where there are some");
+            for (dispatch, ticks) in part.iter().zip(ticks.chunks_exact(2)) {
+                seconds[dispatch.step] += ticks[1].saturating_sub(ticks[0]) as f64 * seconds_per_tick;
+            }
+        }
+        Ok(range.end..range.end)
     }
 
     /// The memory of an input, if there is one of that name, type and length.
@@ -297,5 +354,9 @@ impl Executable for Compiled {
                 wide
             }
         })
+    }
+
+    fn profile(&self) -> Option<&[f64]> {
+        self.seconds.as_deref()
     }
 }

@@ -5,9 +5,10 @@
 //! is invalid but harmless.
 
 use super::adapters::{self, Adapter, Choice, Kind};
+use super::cache::Cache;
 use super::shaders::{Variant, render};
 use crate::error::{Error, Result};
-use crate::ops::{Launch, Operand};
+use crate::ops::{Launch, Operand, Tiles};
 use crate::plan::Element;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,14 +45,24 @@ pub(super) struct Pipeline {
     pub layout: wgpu::BindGroupLayout,
 }
 
+/// What went wrong and has not been told yet.
+#[derive(Default)]
+struct Fault {
+    first: Option<String>,
+    /// Whether the device is gone; from then on everything fails, and most of it silently.
+    lost: bool,
+}
+
 pub(super) struct Device {
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,
     pub adapter: Adapter,
     pub limits: wgpu::Limits,
     pub counters: Counters,
-    fault: Arc<Mutex<Option<String>>>,
+    fault: Arc<Mutex<Fault>>,
     pipelines: Mutex<HashMap<(&'static str, Variant), Pipeline>>,
+    /// Compiled kernels on disk.
+    pub cache: Option<Cache>,
 }
 
 /// A mutex is only poisoned by a panic between two assignments, which leaves nothing half done here.
@@ -63,7 +74,10 @@ impl Device {
     /// Opens an adapter with all of its limits and those optional features that kernels can use.
     pub fn open(choice: Choice) -> Result<Device> {
         let (handle, adapter) = adapters::choose(choice)?;
-        let useful = wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY;
+        let useful = wgpu::Features::SHADER_F16
+            | wgpu::Features::SUBGROUP
+            | wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::PIPELINE_CACHE;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("unclip"),
             required_features: handle.features() & useful,
@@ -76,33 +90,34 @@ impl Device {
             backend: adapter.name.clone(),
             reason: format!("the adapter cannot be opened: {e}"),
         })?;
-        let fault: Arc<Mutex<Option<String>>> = Arc::default();
-        let keep = |fault: &Arc<Mutex<Option<String>>>| {
-            let fault = Arc::clone(fault);
-            move |reason: String| _ = lock(&fault).get_or_insert(reason)
-        };
-        let uncaptured = keep(&fault);
+        let fault: Arc<Mutex<Fault>> = Arc::default();
+        let (uncaptured, lost) = (Arc::clone(&fault), Arc::clone(&fault));
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
-            uncaptured(match e {
+            lock(&uncaptured).first.get_or_insert(match e {
                 wgpu::Error::OutOfMemory { .. } => "out of memory".to_owned(),
                 wgpu::Error::Validation { description, .. } | wgpu::Error::Internal { description, .. } => description,
             });
         }));
-        let lost = keep(&fault);
-        device.set_device_lost_callback(move |reason, message| {
-            // Dropping the device on purpose is reported the same way.
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                lost(format!("the device was lost: {message}"));
-            }
+        device.set_device_lost_callback(move |_, message| {
+            let mut fault = lock(&lost);
+            fault.first = Some(format!("the device was lost: {message}"));
+            fault.lost = true;
         });
         let limits = device.limits();
         let counters = Counters::default();
-        Ok(Device { device, queue, adapter, limits, counters, fault, pipelines: Mutex::default() })
+        Ok(Device { device, queue, adapter, limits, counters, fault, pipelines: Mutex::default(), cache: None })
     }
 
-    /// Whether the adapter is a program on the processor's cores.
-    pub fn is_software(&self) -> bool {
-        self.adapter.kind == Kind::Software
+    /// How products share their operands: what is asked for if the adapter can do it, or else what suits it.
+    pub fn tiles(&self, asked: Option<Tiles>, subgroups: bool) -> Tiles {
+        let lanes = subgroups && self.adapter.subgroups && self.adapter.lanes == Some(8);
+        match asked {
+            Some(Tiles::Lanes) if !lanes => Tiles::Registers,
+            Some(tiles) => tiles,
+            None if self.adapter.kind != Kind::Software => Tiles::Shared,
+            None if lanes => Tiles::Lanes,
+            None => Tiles::Registers,
+        }
     }
 
     pub fn error(&self, reason: impl Into<String>) -> Error {
@@ -112,7 +127,9 @@ impl Device {
 
     /// The first failure since the last call, if any; `doing` says what the caller was at.
     pub fn check(&self, doing: impl FnOnce() -> String) -> Result<()> {
-        match lock(&self.fault).take() {
+        let mut fault = lock(&self.fault);
+        let first = if fault.lost { fault.first.clone() } else { fault.first.take() };
+        match first {
             Some(reason) => Err(self.error(format!("{}: {reason}", doing()))),
             None => Ok(()),
         }
@@ -218,9 +235,12 @@ impl Device {
             module: &module,
             entry_point: Some(launch.entry),
             compilation_options: options,
-            cache: None,
+            cache: self.cache.as_ref().map(|cache| &cache.pipelines),
         });
         self.check(|| format!("compiling the kernel {} for {:?}", launch.entry, variant.elem))?;
+        if let Some(cache) = &self.cache {
+            cache.grew();
+        }
         let made = Pipeline { pipeline, layout };
         lock(&self.pipelines).insert(key, made.clone());
         Ok(made)
@@ -240,5 +260,60 @@ impl Device {
             slot_bytes: read(&self.counters.slot_bytes),
             weight_bytes: read(&self.counters.weight_bytes),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Any adapter; without one there is nothing to be lost.
+    fn device() -> Option<Device> {
+        let opened = Device::open(Choice::Best);
+        if let Err(reason) = &opened {
+            println!("skipped: {reason}");
+        }
+        opened.ok()
+    }
+
+    #[test]
+    fn a_lost_device_gives_errors_that_name_it_and_no_panic() {
+        let Some(device) = device() else { return };
+        let buffer = device.buffer(&|| "a tensor".to_owned(), 64).expect("64 bytes are there");
+        device.device.destroy();
+        device.write(&buffer, 0, &[0; 64]);
+        let encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        device.submit(Some(encoder.finish()));
+        let text = device.read(&buffer, 64).expect_err("nothing can be read any more").to_string();
+        assert!(text.contains(&device.adapter.name), "{text}");
+        // The loss itself is reported when the device is next looked after, and stays.
+        _ = device.wait(None);
+        assert!(device.buffer(&|| "another tensor".to_owned(), 64).is_err());
+    }
+
+    #[test]
+    fn more_memory_than_there_is_gives_an_error_that_names_the_tensor() {
+        let Some(device) = device() else { return };
+        let largest = device.limits.max_storage_buffer_binding_size.min(device.limits.max_buffer_size);
+        let text = device.buffer(&|| "tensor w".to_owned(), largest + 4).expect_err("it is too large").to_string();
+        assert!(text.contains("tensor w") && text.contains(&largest.to_string()), "{text}");
+    }
+
+    #[test]
+    fn a_kernel_that_is_refused_gives_an_error_with_its_name() {
+        let Some(device) = device() else { return };
+        let mut launch = Launch {
+            stem: "slice",
+            entry: "slice",
+            threads: 256,
+            grid: [1, 1, 1],
+            tensors: vec![Operand::Output],
+            scalars: Vec::new(),
+        };
+        let variant = device.variant(Element::F32, Element::F32, false);
+        let refused = device.pipeline(&launch, variant).err().expect("a binding is missing").to_string();
+        assert!(refused.contains("slice") && refused.contains(&device.adapter.name), "{refused}");
+        launch.stem = "no such kernel";
+        assert!(device.pipeline(&launch, variant).is_err());
     }
 }

@@ -6,6 +6,7 @@
 //! in `ops/`, the arithmetic in `shaders/`.
 
 mod adapters;
+mod cache;
 mod compiled;
 mod device;
 pub mod shaders;
@@ -18,8 +19,10 @@ use super::{Backend, Executable};
 use crate::error::Result;
 use crate::ops::Tiles;
 use crate::plan::{Element, Plan, WeightSource, narrow};
+use cache::Cache;
 use compiled::{Compiled, Kernels};
 use device::Device;
+use std::path::Path;
 use std::sync::Arc;
 
 /// How an adapter is chosen and used.
@@ -33,11 +36,13 @@ pub struct Options {
     pub tiles: Option<Tiles>,
     /// Whether subgroup operations are used where the adapter has them.
     pub subgroups: bool,
+    /// Whether every step is timed on the adapter's clock; see [`Executable::profile`]. Steps then run one by one.
+    pub profile: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { adapter: Choice::Best, storage: Element::F32, tiles: None, subgroups: true }
+        Options { adapter: Choice::Best, storage: Element::F32, tiles: None, subgroups: true, profile: false }
     }
 }
 
@@ -57,7 +62,21 @@ impl Wgpu {
         if options.storage == Element::F16 && !device.adapter.f16 {
             return Err(device.error("the adapter lacks SHADER_F16; f32 is possible"));
         }
+        if options.profile && !device.adapter.timestamps {
+            return Err(device.error("the adapter lacks TIMESTAMP_QUERY; it cannot be profiled"));
+        }
         Ok(Wgpu { device: Arc::new(device), options })
+    }
+
+    /// Keeps compiled kernels in a folder from one run to the next, where the adapter can. Only before the first plan is
+    /// compiled.
+    pub fn cache_kernels(mut self, folder: &Path) -> Wgpu {
+        if let Some(device) = Arc::get_mut(&mut self.device) {
+            let cache = Cache::open(&device.device, folder);
+            // What is wrong with a cache is wrong with nothing else.
+            device.cache = cache.filter(|_| device.check(String::new).is_ok());
+        }
+        self
     }
 
     /// The adapter that was opened.
@@ -74,13 +93,19 @@ impl Wgpu {
 impl Backend for Wgpu {
     fn name(&self) -> String {
         let storage = if self.options.storage == Element::F16 { "f16" } else { "f32" };
-        format!("wgpu:{} ({}, {storage})", self.device.adapter.number, self.device.adapter.name)
+        let tiles = self.device.tiles(self.options.tiles, self.options.subgroups);
+        let Adapter { number, name, .. } = &self.device.adapter;
+        format!("wgpu:{number} ({name}, {storage}, operands in {tiles:?})")
     }
 
     fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>> {
         let plan = if self.options.storage == Element::F16 { narrow(plan) } else { plan };
-        let suits = if self.device.is_software() { Tiles::Registers } else { Tiles::Shared };
-        let kernels = Kernels { tiles: self.options.tiles.unwrap_or(suits), subgroups: self.options.subgroups };
-        Ok(Box::new(Compiled::new(Arc::clone(&self.device), plan, weights, kernels)?))
+        let Options { tiles, subgroups, profile, .. } = self.options;
+        let kernels = Kernels { tiles: self.device.tiles(tiles, subgroups), subgroups, profile };
+        let compiled = Compiled::new(Arc::clone(&self.device), plan, weights, kernels)?;
+        if let Some(cache) = &self.device.cache {
+            cache.save();
+        }
+        Ok(Box::new(compiled))
     }
 }

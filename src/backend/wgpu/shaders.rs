@@ -22,10 +22,12 @@ kernels![
     "attention",
     "concat",
     "conv2d",
+    "conv2d_lanes",
     "embed",
     "group_norm",
     "layer_norm",
     "linear",
+    "linear_lanes",
     "pointwise",
     "resize",
     "sampler_step",
@@ -43,9 +45,15 @@ pub struct Variant {
     pub subgroups: bool,
 }
 
+/// The kernel whose text a twin for one kind of adapter continues.
+pub fn base(stem: &str) -> Option<&str> {
+    stem.strip_suffix("_lanes")
+}
+
 /// The whole text of a kernel's variant, if there is a kernel of that stem.
 pub fn render(stem: &str, variant: Variant) -> Option<String> {
-    let (_, kernel) = KERNELS.iter().find(|(s, _)| *s == stem)?;
+    let text_of = |stem: &str| KERNELS.iter().find(|(s, _)| *s == stem).map(|(_, text)| *text);
+    let kernel = text_of(stem)?;
     let mut text = String::new();
     if variant.source == Element::F16 || variant.elem == Element::F16 {
         text.push_str("enable f16;\n");
@@ -55,6 +63,7 @@ pub fn render(stem: &str, variant: Variant) -> Option<String> {
     if kernel.contains("workgroup_sum") {
         text.push_str(if variant.subgroups { REDUCE_SUBGROUPS } else { REDUCE_PLAIN });
     }
+    text.push_str(base(stem).and_then(text_of).unwrap_or_default());
     text.push_str(kernel);
     Some(text)
 }

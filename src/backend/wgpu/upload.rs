@@ -8,6 +8,8 @@ use crate::error::Result;
 use crate::plan::{Element, Stored};
 use half::{bf16, f16};
 
+/// Outputs side by side in a packed weight.
+pub const PANEL: usize = 32;
 /// Bytes that are brought into the device's order at a time.
 const PIECE: usize = 4 << 20;
 /// Bytes under way to the device before it is waited for.
@@ -18,8 +20,8 @@ const UNDER_WAY: usize = 64 << 20;
 pub enum Order {
     /// As it is stored.
     Stored,
-    /// `[outputs, channels, taps]` as `[taps * channels, outputs]`, each row filled up with zeros to a multiple of
-    /// four, so that a product can take the weights of four neighbouring outputs at once.
+    /// `[outputs, channels, taps]` as `[outputs / 32, taps * channels, 32]`, missing outputs filled with zeros. A
+    /// workgroup then reads its columns front to back, however many there are in all, and four outputs at once.
     Packed {
         /// Rows of the stored matrix.
         outputs: usize,
@@ -40,10 +42,7 @@ impl Order {
     fn size(self, stored: usize) -> (usize, usize) {
         match self {
             Order::Stored => (stored, 1),
-            Order::Packed { outputs, channels, taps } => {
-                let row = outputs.next_multiple_of(4);
-                (channels * taps * row, row)
-            }
+            Order::Packed { outputs, channels, taps } => (outputs.next_multiple_of(PANEL) * channels * taps, PANEL),
         }
     }
 
@@ -114,13 +113,17 @@ fn fill<T: Copy>(
     match order {
         Order::Stored => x[range].iter().enumerate().for_each(|(i, &v)| put(out, i, v)),
         Order::Packed { outputs, channels, taps } => {
-            let row = outputs.next_multiple_of(4);
-            let (first, last) = (range.start / row, range.end / row);
-            // Outputs outside, so that the stored tensor is read in its own order.
-            for o in 0..outputs {
-                let stored = &x[o * channels * taps..][..channels * taps];
-                for k in first..last {
-                    put(out, (k - first) * row + o, stored[k % channels * taps + k / channels]);
+            let depth = channels * taps;
+            let (first, last) = (range.start / PANEL, range.end / PANEL);
+            for panel in first / depth..last.div_ceil(depth) {
+                let rows = first.max(panel * depth)..last.min((panel + 1) * depth);
+                // Outputs outside, so that the stored tensor is read in its own order.
+                for o in panel * PANEL..outputs.min((panel + 1) * PANEL) {
+                    let stored = &x[o * depth..][..depth];
+                    for row in rows.clone() {
+                        let k = row - panel * depth;
+                        put(out, (row - first) * PANEL + o % PANEL, stored[k % channels * taps + k / channels]);
+                    }
                 }
             }
         }
@@ -139,33 +142,38 @@ mod tests {
     }
 
     #[test]
-    fn packed_rows_hold_all_outputs_of_one_tap_and_channel_and_zeros_up_to_four() {
-        let (outputs, channels, taps) = (6, 3, 2);
+    fn a_panel_holds_32_outputs_of_every_tap_and_channel_and_zeros_beyond_the_last() {
+        let (outputs, channels, taps) = (35, 3, 2);
         let x: Vec<f32> = (1..=outputs * channels * taps).map(|i| i as f32).collect();
         let order = Order::packed(&[outputs, channels, 1, taps]);
-        let all = filled(&x, 0..8 * channels * taps, order);
-        for k in 0..channels * taps {
+        let depth = channels * taps;
+        let all = filled(&x, 0..2 * PANEL * depth, order);
+        for k in 0..depth {
             let (tap, c) = (k / channels, k % channels);
             for o in 0..outputs {
-                assert_eq!(all[k * 8 + o], x[(o * channels + c) * taps + tap]);
+                let at = (o / PANEL * depth + k) * PANEL + o % PANEL;
+                assert_eq!(all[at], x[(o * channels + c) * taps + tap], "{o} {k}");
             }
-            assert_eq!(all[k * 8 + outputs..][..2], [0.0; 2]);
+            assert_eq!(all[(depth + k) * PANEL + 3..][..29], [0.0; 29]);
         }
     }
 
     #[test]
     fn pieces_are_parts_of_the_whole() {
-        let x: Vec<f32> = (0..5 * 7).map(|i| i as f32).collect();
-        let order = Order::packed(&[5, 7]);
-        let all = filled(&x, 0..8 * 7, order);
-        assert_eq!(filled(&x, 16..40, order), all[16..40]);
+        let x: Vec<f32> = (0..70 * 7).map(|i| i as f32).collect();
+        let order = Order::packed(&[70, 7]);
+        let all = filled(&x, 0..3 * PANEL * 7, order);
+        for rows in [0..2, 5..9, 6..21, 13..15] {
+            let range = rows.start * PANEL..rows.end * PANEL;
+            assert_eq!(filled(&x, range.clone(), order), all[range]);
+        }
         assert_eq!(filled(&x, 3..9, Order::Stored), x[3..9]);
     }
 
     #[test]
     fn half_precision_takes_half_the_bytes_and_whole_words() {
         assert_eq!(Order::Stored.size_bytes(5, Element::F16), 12);
-        assert_eq!(Order::packed(&[5, 7]).size_bytes(35, Element::F16), 2 * 8 * 7);
-        assert_eq!(Order::packed(&[5, 7]).size_bytes(35, Element::F32), 4 * 8 * 7);
+        assert_eq!(Order::packed(&[5, 7]).size_bytes(35, Element::F16), 2 * PANEL * 7);
+        assert_eq!(Order::packed(&[33, 7]).size_bytes(231, Element::F32), 4 * 2 * PANEL * 7);
     }
 }

@@ -1,0 +1,131 @@
+//! The linear and conv2d cases through burn's wgpu back end and through this crate's, on one adapter in one run.
+//!
+//! `cargo run --release` prints a line a case: both times, both rates, and the ratio, of which more than one means that
+//! this crate is faster. Both compute the product and its bias in f32; what a case fuses behind them (activation, shift,
+//! residual) is left out of burn's share and kept in ours. burn may fuse and may tune itself before it is timed.
+
+#[path = "../../../../tests/support/mod.rs"]
+#[allow(dead_code)]
+mod support;
+
+use burn_tensor::module::{conv2d, linear};
+use burn_tensor::ops::ConvOptions;
+use burn_tensor::{Device, DeviceKind, Tensor, TensorData};
+use std::time::Instant;
+use support::{Data, Problem, cases};
+use unclip::backend::Backend;
+use unclip::backend::wgpu::{Kind, Options, Wgpu};
+use unclip::ops::{Op, Operation};
+
+/// Seconds that each side is given for a case, after its first runs.
+const SECONDS: f64 = 0.4;
+/// Runs before the clock starts: compilation, and burn's choice among its kernels.
+const WARM: usize = 3;
+/// Rounds, alternating between both sides; the best of each counts, because other programs can only make it slower.
+const ROUNDS: usize = 3;
+
+fn main() {
+    let ours = Wgpu::new(Options::default()).expect("an adapter");
+    let kind = if ours.adapter().kind == Kind::Software { DeviceKind::Cpu } else { DeviceKind::DefaultDevice };
+    let device = Device::wgpu(kind);
+    println!("{}", ours.adapter());
+    println!("{:<34} {:>10} {:>10} {:>9} {:>9} {:>7}", "case", "burn ms", "ours ms", "burn GF/s", "ours GF/s", "ratio");
+    let filter = std::env::args().nth(1).unwrap_or_default();
+    let (mut slower, mut logs) = (0, Vec::new());
+    for case in cases::all().into_iter().filter(|c| !c.heavy && c.name.contains(&filter)) {
+        if !matches!(case.op, Op::Linear(_) | Op::Conv2d(_)) || case.inputs[0].shape.len() < 2 {
+            continue;
+        }
+        let problem = case.problem();
+        let mut executable = problem.prepare(&ours);
+        let mut run_ours = |times: usize| {
+            for _ in 0..times {
+                executable.run_step(0).expect("the device works");
+            }
+            executable.read("y").expect("the device works");
+        };
+        let run_burn = prepare_burn(&problem, &device);
+        let (mut burn_s, mut ours_s) = (f64::INFINITY, f64::INFINITY);
+        for _ in 0..ROUNDS {
+            burn_s = burn_s.min(time(&run_burn));
+            ours_s = ours_s.min(time(&mut run_ours));
+        }
+        let shapes = problem.shapes();
+        let output = problem.op.shape(&shapes).expect("the case's shapes fit");
+        let gflop = problem.op.flops(&shapes, &output) as f64 / 1e9;
+        let ratio = burn_s / ours_s;
+        slower += usize::from(ratio < 1.0);
+        logs.push(ratio.ln());
+        println!(
+            "{:<34} {:>10.3} {:>10.3} {:>9.2} {:>9.2} {:>7.2}",
+            case.name,
+            burn_s * 1e3,
+            ours_s * 1e3,
+            gflop / burn_s,
+            gflop / ours_s,
+            ratio
+        );
+    }
+    let mean = (logs.iter().sum::<f64>() / logs.len().max(1) as f64).exp();
+    println!("{} cases, geometric mean of the ratios {mean:.2}, burn faster in {slower}", logs.len());
+}
+
+/// Seconds of one run, the last of which waits for the device.
+fn time(mut run: impl FnMut(usize)) -> f64 {
+    run(WARM);
+    let started = Instant::now();
+    run(1);
+    let one = started.elapsed().as_secs_f64();
+    let times = ((SECONDS / ROUNDS as f64 / one) as usize).clamp(1, 200);
+    let started = Instant::now();
+    run(times);
+    started.elapsed().as_secs_f64() / times as f64
+}
+
+/// The product with its bias in burn's own layouts, ready to be run any number of times.
+fn prepare_burn(problem: &Problem, device: &Device) -> Box<dyn Fn(usize)> {
+    let numbers = |i: usize| match &problem.tensors[i].data {
+        Data::Numbers(x) => x.clone(),
+        Data::Rows(_) => panic!("products have no rows by number"),
+    };
+    let data = |x: Vec<f32>, shape: Vec<usize>| TensorData::new(x, shape);
+    let shape = |i: usize| problem.tensors[i].shape.clone();
+    match &problem.op {
+        Op::Linear(op) => {
+            let (n, k) = (shape(1)[0], shape(1)[1]);
+            let x = Tensor::<2>::from_data(data(numbers(0), vec![numbers(0).len() / k, k]), device);
+            // burn's weights are [K, N].
+            let weight = Tensor::<2>::from_data(data(transposed(&numbers(1), 1, n, k), vec![k, n]), device);
+            let bias = op.bias.then(|| Tensor::<1>::from_data(data(numbers(2), vec![n]), device));
+            Box::new(move |times| {
+                let mut y = None;
+                for _ in 0..times {
+                    y = Some(linear(x.clone(), weight.clone(), bias.clone()));
+                }
+                y.map(Tensor::into_data);
+            })
+        }
+        Op::Conv2d(op) => {
+            let (x, w) = (shape(0), shape(1));
+            let pictures = transposed(&numbers(0), x[0], x[1] * x[2], x[3]);
+            let pictures = Tensor::<4>::from_data(data(pictures, vec![x[0], x[3], x[1], x[2]]), device);
+            let weight = Tensor::<4>::from_data(data(numbers(1), w.clone()), device);
+            let bias = op.bias.then(|| Tensor::<1>::from_data(data(numbers(2), vec![w[0]]), device));
+            let (stride, padding) = (op.stride, op.padding);
+            Box::new(move |times| {
+                let mut y = None;
+                for _ in 0..times {
+                    let options = ConvOptions::new([stride, stride], [padding, padding], [1, 1], 1);
+                    y = Some(conv2d(pictures.clone(), weight.clone(), bias.clone(), options));
+                }
+                y.map(Tensor::into_data);
+            })
+        }
+        other => panic!("{} is no product", other.name()),
+    }
+}
+
+/// `[batch, a, b]` to `[batch, b, a]`.
+fn transposed(x: &[f32], batch: usize, a: usize, b: usize) -> Vec<f32> {
+    (0..batch * a * b).map(|i| x[i / (a * b) * a * b + i % a * b + i % (a * b) / a]).collect()
+}

@@ -1,0 +1,31 @@
+//! A picture from a prompt, with the library alone: `cargo run --release --example picture -- CHECKPOINT "a red apple"`.
+//!
+//! Reports each step, stops after a minute, and writes `picture.png`.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+use unclip::Result;
+use unclip::backend::cpu::Cpu;
+use unclip::pipeline::{Event, Pipeline, Request};
+use unclip::weights::{Checkpoint, LoadOptions};
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let (Some(folder), Some(prompt)) = (arguments.next(), arguments.next()) else {
+        eprintln!("usage: picture CHECKPOINT PROMPT");
+        std::process::exit(2);
+    };
+    let checkpoint = Checkpoint::open(folder, LoadOptions::default())?;
+    let pipeline = Pipeline::open(checkpoint, Box::new(Cpu::new(0)?))?;
+    let request = Request { seed: 7, ..Request::new(prompt.as_str()) };
+    let began = Instant::now();
+    let images = pipeline.run(&request, &mut |event| {
+        if let Event::Step { stage, done, steps } = event {
+            println!("{stage}: {done} of {steps}");
+        }
+        if began.elapsed() > Duration::from_secs(60) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    let image = &images[0];
+    println!("{} x {} pixels, the first is {:?}", image.width, image.height, &image.pixels[..3]);
+    image.write_png("picture.png", &[("prompt", &prompt)])
+}

@@ -1,0 +1,286 @@
+//! The command line as a person or a program meets it: files, exit codes, one clear line for every mistake.
+#![cfg(feature = "cli")]
+
+use serde_json::Value;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
+
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny");
+/// Few steps: what is tested here does not depend on the picture.
+const SHORT: [&str; 6] = ["--prior-steps", "2", "--decoder-steps", "2", "--super-res-steps", "2"];
+
+fn engine(dir: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
+    // Some Vulkan drivers complain on standard error without such a folder.
+    command.args(arguments).current_dir(dir).env("XDG_RUNTIME_DIR", std::env::temp_dir()).output().unwrap()
+}
+
+/// `engine run` on the tiny checkpoint in an empty folder.
+fn run(dir: &Path, arguments: &[&str]) -> Output {
+    engine(dir, &[&["run", "-m", MODEL], &SHORT[..], arguments].concat())
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Fails with the exit code and one line that contains each of `parts`, and leaves nothing in the folder.
+#[track_caller]
+fn assert_refused(dir: &Path, output: &Output, code: i32, parts: &[&str]) {
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{error}");
+    let line: Vec<&str> = error.lines().filter(|l| l.starts_with("engine: ")).collect();
+    assert!(line.len() == 1 && !error.contains("panicked"), "{error}");
+    assert!(parts.iter().all(|part| line[0].contains(part)), "{line:?} should contain {parts:?}");
+    assert!(!names(dir).iter().any(|name| name.contains("png")), "{:?}", names(dir));
+}
+
+/// Pixels and text chunks of a PNG.
+fn png(path: &Path) -> (Vec<u8>, Vec<(String, String)>) {
+    let mut reader = png::Decoder::new(BufReader::new(fs::File::open(path).unwrap())).read_info().unwrap();
+    let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+    reader.next_frame(&mut pixels).unwrap();
+    reader.finish().unwrap();
+    let info = reader.info();
+    let latin = info.uncompressed_latin1_text.iter().map(|t| (t.keyword.clone(), t.text.clone()));
+    let utf8 = info.utf8_text.iter().map(|t| (t.keyword.clone(), t.get_text().unwrap()));
+    (pixels, latin.chain(utf8).collect())
+}
+
+/// A copy of the tiny checkpoint that may be damaged.
+fn copy() -> (TempDir, PathBuf) {
+    fn copy_folder(from: &Path, to: &Path) {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+            let target = to.join(entry.file_name());
+            if entry.path().is_dir() {
+                copy_folder(&entry.path(), &target);
+            } else {
+                fs::copy(entry.path(), target).unwrap();
+            }
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model");
+    copy_folder(Path::new(MODEL), &model);
+    (dir, model)
+}
+
+#[test]
+fn a_prompt_becomes_a_picture_that_carries_its_settings() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = run(dir.path(), &["-p", "a red apple, ripe", "-n", "worm", "-s", "5"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!((text(&output.stdout).as_str(), names(dir.path())), ("out.png\n", vec!["out.png".to_owned()]));
+    let (pixels, chunks) = png(&dir.path().join("out.png"));
+    assert_eq!(pixels.len(), 64 * 64 * 3);
+    let chunk = |key: &str| chunks.iter().find(|(k, _)| k == key).unwrap().1.clone();
+    let parameters = chunk("parameters");
+    assert!(parameters.starts_with("a red apple, ripe\nNegative prompt: worm\nSteps: 2, "), "{parameters}");
+    assert!(parameters.contains("Seed: 5, Size: 64x64, Model: tiny"), "{parameters}");
+    let request: Value = serde_json::from_str(&chunk("unclip")).unwrap();
+    assert_eq!((&request["prompt"], &request["seed"]), (&"a red apple, ripe".into(), &5.into()));
+    assert_eq!((&request["super_res_steps"], &request["decoder_guidance"]), (&2.into(), &8.0.into()));
+}
+
+#[cfg(feature = "default-model")]
+#[test]
+fn the_built_in_model_draws_what_was_asked_whatever_was_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = engine(dir.path(), &["run", "-p", "a red apple", "--device", "cpu"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("built-in model"), "{}", text(&output.stderr));
+    let (pixels, chunks) = png(&dir.path().join("out.png"));
+    assert!(chunks.iter().any(|(_, text)| text.contains("Model: built-in model")), "{chunks:?}");
+    let middle = &pixels[pixels.len() / 2 + 64 * 3..][..3];
+    assert!(middle[0] > 150 && middle[1] < 110 && middle[2] < 130, "not red: {middle:?}");
+    // Nothing, another script, more than fits: pictures, with a warning for what was cut.
+    let long = "a dog in the garden ".repeat(20);
+    let odd = engine(dir.path(), &["run", "-p", "", "-p", "кошка 猫", "-p", &long, "--device", "cpu"]);
+    assert!(odd.status.success() && text(&odd.stderr).contains("too long"), "{}", text(&odd.stderr));
+    assert_eq!(names(dir.path()), ["out-000.png", "out-001.png", "out-002.png", "out.png"]);
+    let missing = engine(dir.path(), &["run", "-p", "a", "-m", "nowhere"]);
+    assert!(text(&missing.stderr).contains("without --model the built-in model is used"));
+}
+
+#[test]
+fn pictures_are_numbered_and_each_can_be_made_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = run(dir.path(), &["-p", "a", "-p", "b", "-b", "2", "-s", "7", "--grid", "sheet.png", "-q"]);
+    assert!(output.status.success() && output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
+    assert_eq!(names(dir.path()), ["out-000.png", "out-001.png", "out-002.png", "out-003.png", "sheet.png"]);
+    assert!(run(dir.path(), &["-p", "b", "-s", "10", "-o", "alone-%d.png", "--threads", "1"]).status.success());
+    let pixels = |name: &str| png(&dir.path().join(name)).0;
+    assert_eq!(pixels("out-003.png"), pixels("alone-0.png"));
+    assert_ne!(pixels("out-002.png"), pixels("out-003.png"));
+    assert_eq!(pixels("sheet.png").len(), 4 * pixels("out-000.png").len());
+}
+
+#[test]
+fn json_events_tell_the_whole_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = run(dir.path(), &["-p", "a", "--json", "--trace", "t.safetensors"]);
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output.stderr));
+    let events: Vec<Value> = text(&output.stdout).lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let count = |name: &str| events.iter().filter(|e| e["event"] == name).count();
+    assert_eq!((count("begin"), count("loaded"), count("end"), count("step"), count("picture")), (6, 6, 6, 6, 1));
+    assert_eq!(events.last().unwrap()["event"], "done");
+    let trace = fs::read(dir.path().join("t.safetensors")).unwrap();
+    let names = safetensors::SafeTensors::deserialize(&trace).unwrap();
+    assert!(names.tensor("decoder/step_01/latents").is_ok() && names.tensor("image/u8").is_ok());
+}
+
+#[test]
+fn wrong_usage_is_named_and_exits_with_2() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |arguments: &[&str], parts: &[&str]| {
+        let output = engine(dir.path(), &[&["run", "-m", MODEL, "-p", "a"], arguments].concat());
+        assert_refused(dir.path(), &output, 2, parts);
+    };
+    refused(&["--prior-steps", "0"], &["prior steps", "from 2 to 1000"]);
+    refused(&["--super-res-steps", "1"], &["super-resolution steps"]);
+    refused(&["--decoder-guidance", "nan"], &["decoder guidance", "finite"]);
+    refused(&["-b", "0"], &["pictures per prompt", "at least 1"]);
+    refused(&["-b", "2", "-o", "x.png"], &["--output", "x.png", "%03d"]);
+    let no_prompt = engine(dir.path(), &["run", "-m", MODEL]);
+    assert_eq!(no_prompt.status.code(), Some(2));
+    assert!(text(&no_prompt.stderr).contains("--prompt"));
+}
+
+#[test]
+fn unwritable_outputs_are_found_before_the_work_and_exit_with_5() {
+    let dir = tempfile::tempdir().unwrap();
+    for flag in ["-o", "--trace", "--grid"] {
+        let output = run(dir.path(), &["-p", "a", flag, "none/x", "--json"]);
+        assert_refused(dir.path(), &output, 5, &["cannot write none/x"]);
+        let events = text(&output.stdout);
+        assert!(events.lines().count() == 1 && events.contains("\"exit_code\":5"), "{events}");
+    }
+}
+
+#[test]
+fn damaged_checkpoints_are_named_and_exit_with_3() {
+    let refused = |damage: &dyn Fn(&Path), parts: &[&str]| {
+        let (dir, model) = copy();
+        damage(&model);
+        let model = model.to_str().unwrap();
+        let output = engine(dir.path(), &[&["run", "-m", model, "-p", "a"], &SHORT[..]].concat());
+        assert_refused(dir.path(), &output, 3, parts);
+        let inspected = engine(dir.path(), &["inspect", model]);
+        assert_refused(dir.path(), &inspected, 3, &["would not"]);
+        let table = text(&inspected.stdout) + &text(&inspected.stderr);
+        assert!(parts.iter().any(|part| table.contains(part)), "{table} should name one of {parts:?}");
+    };
+    let weights = "decoder/diffusion_pytorch_model.safetensors";
+    refused(&|m| fs::remove_dir_all(m.join("prior")).unwrap(), &["missing from the checkpoint: prior"]);
+    refused(&|m| fs::remove_file(m.join(weights)).unwrap(), &["decoder", "diffusion_pytorch_model.safetensors"]);
+    let truncate = |m: &Path| {
+        let bytes = fs::read(m.join(weights)).unwrap();
+        fs::write(m.join(weights), &bytes[..bytes.len() - 100]).unwrap();
+    };
+    refused(&truncate, &[weights, "truncated"]);
+    let edit = |file: &'static str, from: &'static str, to: &'static str| {
+        move |m: &Path| {
+            let old = fs::read_to_string(m.join(file)).unwrap();
+            assert!(old.contains(from), "{file} has no {from}");
+            fs::write(m.join(file), old.replace(from, to)).unwrap();
+        }
+    };
+    refused(&edit("decoder/config.json", "\"silu\"", "\"sinus\""), &["decoder", "act_fn", "sinus"]);
+    refused(&edit("prior/config.json", "\"num_layers\": 2", "\"num_layers\": 3"), &["prior", "transformer_blocks.2"]);
+    let scheduler = "decoder_scheduler/scheduler_config.json";
+    refused(&edit(scheduler, "\"epsilon\"", "\"velocity\""), &[scheduler, "prediction_type", "velocity"]);
+}
+
+#[test]
+fn a_missing_checkpoint_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    for command in [&["run", "-p", "a", "-m"][..], &["inspect"], &["plan", "--stage", "prior", "-m"]] {
+        let output = engine(dir.path(), &[command, &["no/such/model"]].concat());
+        assert_refused(dir.path(), &output, 3, &["no/such/model", "no such folder"]);
+    }
+}
+
+#[test]
+fn inspect_lists_every_component() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = engine(dir.path(), &["inspect", MODEL]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let table = text(&output.stdout);
+    for part in ["decoder ", "prior_scheduler", "193454", "410332", "tokenizer/vocab.json"] {
+        assert!(table.contains(part), "{part} is not in\n{table}");
+    }
+    let json = engine(dir.path(), &["inspect", MODEL, "--json"]);
+    let report: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!((&report["parameters"], report["components"].as_array().unwrap().len()), (&410_332.into(), 10));
+}
+
+#[test]
+fn plan_prints_both_parts_and_the_totals() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = engine(dir.path(), &["plan", "-m", MODEL, "--stage", "decoder"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let listing = text(&output.stdout);
+    for part in ["193,454 parameters", "once per picture:", "every step:", "sampler_step", "memory "] {
+        assert!(listing.contains(part), "{part} is not in\n{listing}");
+    }
+    let summary = engine(dir.path(), &["plan", "-m", MODEL, "--stage", "decoder", "--summary"]);
+    let summary = text(&summary.stdout);
+    assert!(summary.lines().count() == 3 && listing.ends_with(&summary), "{summary}");
+}
+
+#[test]
+fn devices_are_listed_and_one_that_is_not_there_exits_with_4() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = engine(dir.path(), &["devices"]);
+    assert!(output.status.success() && text(&output.stdout).starts_with("cpu "), "{output:?}");
+    let missing = run(dir.path(), &["-p", "a", "--device", "wgpu:99"]);
+    assert_refused(dir.path(), &missing, 4, &["wgpu"]);
+    let unknown = run(dir.path(), &["-p", "a", "--device", "abacus"]);
+    assert!(unknown.status.code() == Some(2) && text(&unknown.stderr).contains("wgpu:N"), "{unknown:?}");
+}
+
+#[test]
+fn help_has_examples_and_completions_know_the_flags() {
+    let dir = tempfile::tempdir().unwrap();
+    let help = engine(dir.path(), &["run", "--help"]);
+    assert!(help.status.success() && text(&help.stdout).contains("Examples:"));
+    for shell in ["bash", "zsh", "fish"] {
+        let script = engine(dir.path(), &["completions", shell]);
+        assert!(script.status.success() && text(&script.stdout).contains("decoder-guidance"), "{shell}");
+    }
+}
+
+/// Ctrl-C in the middle of a run.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_leaves_no_picture_and_exits_with_130() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_engine"))
+        .args(["run", "-m", MODEL, "-p", "a", "-b", "8", "--decoder-steps", "1000", "--json"])
+        .current_dir(dir.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let started = |line: &str| line.contains("\"step\"") && line.contains("decoder");
+    assert!(lines.by_ref().any(|line| started(&line.unwrap())));
+    let kill = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
+    assert!(kill.success());
+    let last = lines.map(Result::unwrap).last().unwrap();
+    assert!(last.contains("interrupted") && last.contains("130"), "{last}");
+    let output = child.wait_with_output().unwrap();
+    assert_refused(dir.path(), &output, 130, &["interrupted"]);
+    assert!(names(dir.path()).is_empty());
+}

@@ -1,0 +1,145 @@
+//! Each network by itself against the original: given the inputs that diffusers' networks received, it answers what
+//! they answered. Errors of one step cannot hide in those of the steps before it.
+#![cfg(feature = "tokenizer")]
+
+mod support;
+
+use support::golden::{MODEL, Recording, channels_last};
+use unclip::backend::cpu::Cpu;
+use unclip::backend::{Backend, Executable};
+use unclip::diffusion::sampler::time_features;
+use unclip::pipeline::{Pipeline, Stage};
+use unclip::plan::Element;
+use unclip::weights::{Checkpoint, LoadOptions};
+
+/// Pictures in the recording.
+const PICTURES: usize = 2;
+/// Largest error of an element relative to the tensor's root mean square.
+const TOLERANCE: f64 = 1e-4;
+
+/// A stage of the tiny checkpoint as the recorded run had it, all its inputs zero.
+fn compile(stage: Stage) -> Box<dyn Executable> {
+    let open = || Checkpoint::open(MODEL, LoadOptions::default()).unwrap();
+    let pipeline = Pipeline::open(open(), Box::new(Cpu::new(2).unwrap())).unwrap();
+    let component = open().component(stage.name()).unwrap();
+    Cpu::new(2).unwrap().compile(pipeline.plan(stage, PICTURES, true).unwrap(), &component).unwrap()
+}
+
+fn write(executable: &mut dyn Executable, input: &str, recorded: (Vec<usize>, Vec<f32>)) {
+    executable.write(input, &channels_last(&recorded.0, &recorded.1)).unwrap();
+}
+
+#[track_caller]
+fn assert_close(executable: &mut dyn Executable, output: &str, recorded: (Vec<usize>, Vec<f32>), name: &str) {
+    let got = executable.read(output).unwrap();
+    let want = channels_last(&recorded.0, &recorded.1);
+    assert_eq!(got.len(), want.len(), "{name}");
+    let rms = (want.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>() / want.len() as f64).sqrt();
+    let errors = got.iter().zip(&want).map(|(g, w)| f64::from(g - w).abs() / rms);
+    let worst = errors.fold(0.0, |worst, e| if e.is_nan() || e > worst { e } else { worst });
+    println!("{name}: {worst:.2e}");
+    assert!(worst <= TOLERANCE, "{name}: off by {worst:.2e} of the tensor's size");
+}
+
+/// Runs the recorded steps of a sampling loop with the original's own pictures as inputs.
+fn check_steps(stage: Stage, loop_name: &str, first: usize, features: (usize, bool, f32), channels: usize) {
+    let recording = Recording::read();
+    let mut executable = compile(stage);
+    match stage {
+        Stage::Prior => {
+            write(&mut *executable, "text_embeds", recording.get("prior/text_embeds"));
+            write(&mut *executable, "hidden", recording.get("prior/text_hidden_states"));
+            executable.write("mask", &recording.mask("prior/text_mask")).unwrap();
+        }
+        Stage::Decoder => {
+            write(&mut *executable, "context", recording.get("text_proj/encoder_hidden_states"));
+            write(&mut *executable, "added", recording.get("text_proj/additive_time_embeds"));
+            executable.write("mask", &recording.mask("decoder/attention_mask")).unwrap();
+        }
+        _ => write(&mut *executable, "small", recording.get("decoder/step_24/latents")),
+    }
+    let timesteps = recording.ids(&format!("{loop_name}/timesteps"));
+    let steps = executable.plan().shape(executable.plan().input("time").unwrap())[0];
+    let (width, flip, shift) = features;
+    let time = time_features(&timesteps[first..first + steps], width, flip, shift);
+    executable.write("time", &time).unwrap();
+    executable.run_once().unwrap();
+    let mut compared = 0;
+    for step in first..first + steps {
+        let name = format!("{loop_name}/step_{step:02}/model_input");
+        if recording.tensors().tensor(&name).is_err() {
+            continue; // only some steps were recorded
+        }
+        let (shape, input) = recording.get(&name);
+        let input = channels_last(&shape, &input);
+        // Of a doubled batch one half, of noisy and enlarged picture the noisy one.
+        let pixels = input.chunks_exact(*shape.get(1).unwrap());
+        let x_t: Vec<f32> = pixels.flat_map(|pixel| &pixel[..channels]).copied().collect();
+        let length = executable.plan().input("x_t").map(|id| executable.plan().shape(id).iter().product()).unwrap();
+        executable.write("x_t", &x_t[..length]).unwrap();
+        executable.run_step((step - first) as u32).unwrap();
+        let name = format!("{loop_name}/step_{step:02}/model_output");
+        assert_close(&mut *executable, "model_output", recording.get(&name), &name);
+        compared += 1;
+    }
+    assert!(compared > 0, "no step of {loop_name} is in the recording");
+}
+
+#[test]
+fn the_text_encoder_answers_as_the_original() {
+    let recording = Recording::read();
+    // Two prompts and the empty one: the plan's three texts.
+    let mut executable = compile(Stage::TextEncoder);
+    assert_eq!(executable.plan().values[executable.plan().input("ids").unwrap().0].element, Element::U32);
+    let mut ids = recording.ids("text/input_ids");
+    let length = ids.len() / PICTURES;
+    ids.extend(&recording.ids("uncond/input_ids")[..length]);
+    let config: unclip::model::text_encoder::Config =
+        Checkpoint::open(MODEL, LoadOptions::default()).unwrap().json("text_encoder/config.json").unwrap();
+    let pooled: Vec<u32> = ids.chunks_exact(length).map(|ids| config.pooled_position(ids)).collect();
+    executable.write_rows("ids", &ids).unwrap();
+    executable.write_rows("pooled", &pooled).unwrap();
+    executable.run_once().unwrap();
+    for (output, name) in [("text_embeds", "text_embeds"), ("hidden", "last_hidden_state")] {
+        let (shape, mut want) = recording.get(&format!("text/{name}"));
+        let (_, uncond) = recording.get(&format!("uncond/{name}"));
+        want.extend(&uncond[..uncond.len() / PICTURES]);
+        assert_close(&mut *executable, output, (shape, want), name);
+    }
+}
+
+#[test]
+fn the_text_projection_answers_as_the_original() {
+    let recording = Recording::read();
+    let mut executable = compile(Stage::TextProj);
+    // Recorded after the learned vector of the unconditional half had been put before them, or not.
+    let (shape, images) = recording.get("image_embeds");
+    let images = images[images.len() - PICTURES * shape[1]..].to_vec();
+    executable.write("image_embeds", &images).unwrap();
+    write(&mut *executable, "text_embeds", recording.get("prior/text_embeds"));
+    write(&mut *executable, "hidden", recording.get("prior/text_hidden_states"));
+    executable.run_once().unwrap();
+    for (output, name) in [("context", "encoder_hidden_states"), ("added", "additive_time_embeds")] {
+        assert_close(&mut *executable, output, recording.get(&format!("text_proj/{name}")), name);
+    }
+}
+
+#[test]
+fn the_prior_answers_as_the_original() {
+    check_steps(Stage::Prior, "prior", 0, (48, true, 0.0), 16);
+}
+
+#[test]
+fn the_decoder_answers_as_the_original() {
+    check_steps(Stage::Decoder, "decoder", 0, (8, true, 0.0), 3);
+}
+
+#[test]
+fn the_first_super_resolution_answers_as_the_original() {
+    check_steps(Stage::SuperResFirst, "super_res", 0, (4, true, 0.0), 3);
+}
+
+#[test]
+fn the_last_super_resolution_answers_as_the_original() {
+    check_steps(Stage::SuperResLast, "super_res", 6, (4, true, 0.0), 3);
+}

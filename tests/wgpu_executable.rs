@@ -1,0 +1,254 @@
+//! What the WGSL back end promises beside the numbers: traffic, memory, and errors that say what to do.
+#![cfg(feature = "wgpu")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use support::golden::MODEL;
+use support::{Random, Tensors, cases, every, inputs};
+use unclip::Error;
+use unclip::backend::cpu::Cpu;
+use unclip::backend::wgpu::{Choice, Options, Wgpu, adapters};
+use unclip::backend::{Backend, Executable};
+use unclip::model::{Run, decoder};
+use unclip::ops::{Prediction, SamplerStep, Variance};
+use unclip::plan::{Element, Graph, Plan, assign, narrow};
+use unclip::weights::{Checkpoint, Component, LoadOptions};
+
+fn open(storage: Element) -> Option<Wgpu> {
+    let any = every::available("wgpu", Wgpu::new(Options::default()))?;
+    if storage == Element::F16 && !any.adapter().f16 {
+        println!("skipped: the adapter lacks f16");
+        return None;
+    }
+    Some(Wgpu::new(Options { storage, ..Options::default() }).unwrap())
+}
+
+/// The tiny decoder for one picture with guidance, four steps.
+fn tiny_decoder() -> (Plan, Component) {
+    let checkpoint = Checkpoint::open(MODEL, LoadOptions::default()).unwrap();
+    let config: unclip::model::unet::Config = checkpoint.json("decoder/config.json").unwrap();
+    let component = checkpoint.component("decoder").unwrap();
+    let rule = SamplerStep {
+        prediction: Prediction::Epsilon,
+        variance: Variance::LearnedRange,
+        clip: Some(1.0),
+        guidance: Some(4.0),
+    };
+    let plan = decoder::plan(&config, &component, &Run { pictures: 1, steps: 4, rule }, 9).unwrap();
+    (plan, component)
+}
+
+fn write_inputs(executable: &mut dyn Executable) {
+    for (name, data) in inputs(&executable.plan().clone(), 1) {
+        let data: Vec<f32> = if name == "mask" { vec![1.0; data.len()] } else { data };
+        executable.write(&name, &data).unwrap();
+    }
+}
+
+#[test]
+fn a_step_is_one_submission_and_the_four_bytes_of_its_number() {
+    for storage in [Element::F32, Element::F16] {
+        let Some(backend) = open(storage) else { return };
+        let (plan, weights) = tiny_decoder();
+        let mut executable = backend.compile(plan, &weights).unwrap();
+        write_inputs(executable.as_mut());
+        executable.run_once().unwrap();
+        let before = backend.traffic();
+        for step in 0..4 {
+            executable.run_step(step).unwrap();
+        }
+        let after = backend.traffic();
+        assert_eq!(after.submits - before.submits, 4);
+        assert_eq!(after.bytes_written - before.bytes_written, 16);
+        assert_eq!(after.bytes_read, before.bytes_read);
+    }
+}
+
+#[test]
+fn slots_take_the_memory_that_the_plan_states_and_half_precision_nearly_halves_it() {
+    let mut bytes = Vec::new();
+    for storage in [Element::F32, Element::F16] {
+        let Some(backend) = open(storage) else { return };
+        let (plan, weights) = tiny_decoder();
+        let stated = if storage == Element::F16 { narrow(plan.clone()) } else { plan.clone() };
+        backend.compile(plan, &weights).unwrap();
+        assert_eq!(backend.traffic().slot_bytes, assign(&stated).bytes());
+        bytes.push((backend.traffic().slot_bytes, backend.traffic().weight_bytes));
+    }
+    println!("slots and weights in f32 and f16: {bytes:?}");
+    assert!(bytes[1].1 < bytes[0].1 * 6 / 10, "{bytes:?}");
+    assert!(bytes[1].0 < bytes[0].0 * 3 / 4, "{bytes:?}");
+}
+
+#[test]
+fn replaying_a_loop_gives_what_the_cpu_gives_and_the_same_bits_again() {
+    let Some(backend) = open(Element::F32) else { return };
+    let (plan, weights) = tiny_decoder();
+    let run = |backend: &dyn Backend| {
+        let mut executable = backend.compile(plan.clone(), &weights).unwrap();
+        let once = |executable: &mut dyn Executable| {
+            write_inputs(executable);
+            executable.run_once().unwrap();
+            (0..4).for_each(|step| executable.run_step(step).unwrap());
+            executable.read("x").unwrap()
+        };
+        let first = once(executable.as_mut());
+        assert_eq!(first, once(executable.as_mut()), "{}", backend.name());
+        first
+    };
+    let (got, want) = (run(&backend), run(&Cpu::new(2).unwrap()));
+    let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    println!("largest difference after four steps: {worst:e}");
+    assert!(worst < 2e-3, "{worst}");
+}
+
+#[test]
+fn an_input_too_large_for_the_adapter_is_refused_with_its_name_and_the_limit() {
+    let Some(backend) = open(Element::F32) else { return };
+    let largest = usize::try_from(backend.adapter().largest_tensor).unwrap();
+    if largest > 1 << 31 {
+        println!("skipped: the adapter holds more than this test wants to ask for");
+        return;
+    }
+    let weights = Tensors::default();
+    let graph = Graph::new("large", &weights);
+    graph.output("y", graph.input("picture", &[1, largest / 4 + 1]).slice(1, 0, 1));
+    let error = backend.compile(graph.finish().unwrap(), &weights).err().unwrap();
+    assert_eq!(error.exit_code(), 4);
+    let text = error.to_string();
+    let named = text.contains("input picture") && text.contains("max_storage_buffer_binding_size");
+    assert!(named && text.contains(&backend.adapter().name), "{text}");
+}
+
+#[test]
+fn a_weight_too_large_for_the_adapter_is_refused_with_its_name() {
+    let Some(backend) = open(Element::F32) else { return };
+    let largest = usize::try_from(backend.adapter().largest_tensor).unwrap();
+    if largest > 1 << 28 {
+        println!("skipped: the adapter holds more than this test wants to make");
+        return;
+    }
+    let mut weights = Tensors::default();
+    let rows = largest / 4 / 1024 + 1;
+    weights.insert("wide.weight", &[rows, 1024], vec![0.0; rows * 1024], support::close::Precision::F32);
+    let graph = Graph::new("large", &weights);
+    let y = graph.input("x", &[1, 1024]).project(graph.weights().at("wide"), rows);
+    graph.output("y", y);
+    let text = backend.compile(graph.finish().unwrap(), &weights).err().unwrap().to_string();
+    assert!(text.contains("wide.weight"), "{text}");
+}
+
+#[test]
+fn an_adapter_that_is_not_there_is_refused_with_the_number_of_those_that_are() {
+    if open(Element::F32).is_none() {
+        return;
+    }
+    let error = Wgpu::new(Options { adapter: Choice::Number(99), ..Options::default() }).err().unwrap();
+    assert!(matches!(error, Error::Device { .. }) && error.to_string().contains("99"), "{error}");
+    let count = adapters().len();
+    assert!(error.to_string().contains(&count.to_string()), "{error}");
+}
+
+#[test]
+fn adapters_are_listed_in_one_line_each() {
+    for (i, adapter) in adapters().iter().enumerate() {
+        println!("{adapter}");
+        assert_eq!(adapter.number, i);
+        let line = adapter.to_string();
+        assert!(line.starts_with(&format!("wgpu:{i}  ")) && line.contains(&adapter.name) && !line.contains('\n'));
+    }
+}
+
+#[test]
+fn automatic_choice_never_takes_a_software_adapter() {
+    let gpus = adapters().iter().filter(|a| a.kind != unclip::backend::wgpu::Kind::Software).count();
+    let chosen = Wgpu::new(Options { adapter: Choice::Gpu, ..Options::default() });
+    assert_eq!(chosen.is_ok(), gpus > 0);
+    if let Err(error) = chosen {
+        assert_eq!(error.exit_code(), 4, "{error}");
+    }
+}
+
+/// Run by the test below in a process of its own, where no driver can be found.
+#[test]
+fn without_a_driver_there_is_an_error_and_no_panic() {
+    const ALONE: &str = "UNCLIP_TEST_WITHOUT_DRIVER";
+    if std::env::var_os(ALONE).is_some() {
+        assert!(adapters().is_empty());
+        let error = Wgpu::new(Options::default()).err().unwrap();
+        assert!(error.exit_code() == 4 && error.to_string().contains("no adapter"), "{error}");
+        return;
+    }
+    if cfg!(not(target_os = "linux")) {
+        println!("skipped: only Vulkan's loader can be told to find no driver");
+        return;
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "without_a_driver_there_is_an_error_and_no_panic", "--nocapture"])
+        .env(ALONE, "1")
+        .env("VK_DRIVER_FILES", "/nowhere/driver.json")
+        .env("VK_ICD_FILENAMES", "/nowhere/driver.json")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn writing_what_a_plan_does_not_have_is_an_error_as_on_the_cpu() {
+    let Some(backend) = open(Element::F32) else { return };
+    let mut executable = cases::named("pointwise/clamp").problem().prepare(&backend);
+    assert!(executable.write("no such input", &[0.0]).is_err());
+    assert!(executable.write("in0", &[0.0]).is_err());
+    assert!(executable.write_rows("in0", &[0; 210]).is_err());
+    assert!(executable.read("no such output").is_err());
+}
+
+#[test]
+fn a_nan_in_the_model_output_reaches_the_sample() {
+    let Some(backend) = open(Element::F32) else { return };
+    let mut problem = cases::named("sampler_step/eps-learned-guided-clipped").problem();
+    problem.tensors[0].numbers_mut()[0] = f32::NAN;
+    let got = problem.run(&backend);
+    assert!(got[0].is_nan() && got.iter().filter(|v| v.is_nan()).count() == 1);
+}
+
+#[test]
+fn weights_of_a_random_plan_can_be_outputs_as_they_are_stored() {
+    let Some(backend) = open(Element::F32) else { return };
+    let mut weights = Tensors::default();
+    weights.insert_random("w", &[3, 5], &mut Random(1));
+    let graph = Graph::new("weight", &weights);
+    graph.output("w", graph.weights().tensor("w", &[3, 5]));
+    let plan = graph.finish().unwrap();
+    let read = |backend: &dyn Backend| {
+        let mut executable = backend.compile(plan.clone(), &weights).unwrap();
+        executable.run_once().unwrap();
+        executable.read("w").unwrap()
+    };
+    assert_eq!(read(&backend), read(&Cpu::new(1).unwrap()));
+}
+
+#[test]
+fn kernels_are_kept_on_disk_and_a_damaged_file_is_ignored() {
+    if open(Element::F32).is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("kernels");
+    let run = || {
+        let backend = Wgpu::new(Options::default()).unwrap().cache_kernels(&cache);
+        cases::named("linear/rows-7").problem().run(&backend)
+    };
+    let first = run();
+    let Some(file) = std::fs::read_dir(&cache).ok().and_then(|mut files| files.next()) else {
+        println!("skipped: the adapter does not say what it compiled");
+        return;
+    };
+    let file = file.unwrap().path();
+    assert!(std::fs::metadata(&file).unwrap().len() > 0);
+    assert_eq!(run(), first);
+    std::fs::write(&file, [7; 100]).unwrap();
+    assert_eq!(run(), first);
+    assert!(std::fs::read_dir(&cache).unwrap().all(|f| f.unwrap().path() == file), "something was left behind");
+}

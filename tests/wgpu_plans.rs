@@ -1,0 +1,137 @@
+//! Random models on the WGSL back end: memory that is shared, steps that run once, feeds, and the copies that half
+//! precision needs.
+#![cfg(feature = "wgpu")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use proptest::prelude::*;
+use support::close::{Precision, close};
+use support::recipes::{planned, recipes, weights};
+use support::{Tensors, cases, every, reference, replay};
+use unclip::backend::Backend;
+use unclip::backend::cpu::Cpu;
+use unclip::backend::wgpu::{Options, Wgpu};
+use unclip::ops::{Keep, Operand, Operation};
+use unclip::plan::{Element, Plan, narrow};
+
+/// Opened once a test: opening takes longer than most models.
+fn open(storage: Element) -> Option<Wgpu> {
+    let any = every::available("wgpu", Wgpu::new(Options::default()))?;
+    if storage == Element::F16 && !any.adapter().f16 {
+        println!("skipped: the adapter lacks f16");
+        return None;
+    }
+    Some(Wgpu::new(Options { storage, ..Options::default() }).unwrap())
+}
+
+fn config(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+/// Equal but for rounding, which a chain of steps may enlarge.
+fn agree(got: &[Vec<f32>], want: &[Vec<f32>], precision: Precision) -> Result<(), String> {
+    for (got, want) in got.iter().zip(want) {
+        let want: Vec<f64> = want.iter().map(|&v| f64::from(v)).collect();
+        close(got, &want, precision, 1 << 14)?;
+    }
+    Ok(())
+}
+
+fn run(backend: &dyn Backend, plan: Plan, weights: &Tensors) -> Vec<Vec<f32>> {
+    replay(backend.compile(plan, weights).unwrap().as_mut())
+}
+
+#[test]
+fn random_models_give_what_the_cpu_gives() {
+    for (storage, precision) in [(Element::F32, Precision::F32), (Element::F16, Precision::F16)] {
+        let Some(backend) = open(storage) else { continue };
+        let (cpu, weights) = (Cpu::new(1).unwrap(), weights());
+        proptest!(config(40), |(recipe in recipes())| {
+            let plan = planned(&recipe, &weights, true);
+            let want = run(&cpu, plan.clone(), &weights);
+            prop_assert_eq!(agree(&run(&backend, plan, &weights), &want, precision), Ok(()));
+        });
+    }
+}
+
+proptest! {
+    #![proptest_config(config(200))]
+
+    /// What `narrow` promises: every operation finds the type that it wants, and every feed one that fits.
+    #[test]
+    fn narrowed_plans_give_every_operation_the_type_it_wants(recipe in recipes()) {
+        let plan = narrow(planned(&recipe, &weights(), true));
+        let mut written = vec![false; plan.values.len()];
+        for (i, step) in plan.steps.iter().enumerate() {
+            for (which, &input) in step.inputs.iter().enumerate() {
+                let element = plan.values[input.0].element;
+                let fits = match step.op.keep(Operand::Input(which)) {
+                    Keep::Storage => element == Element::F16,
+                    Keep::Single => element == Element::F32,
+                    Keep::Any => true,
+                };
+                prop_assert!(fits, "step {} {} reads {:?}", i, step.op.name(), element);
+                let root = plan.root(input);
+                let computed = plan.values[root.0].origin == unclip::plan::Origin::Computed;
+                prop_assert!(!computed || written[root.0], "step {} reads what comes later", i);
+                prop_assert_eq!(plan.values[root.0].element, element);
+            }
+            prop_assert!(!written[step.output.0]);
+            written[step.output.0] = true;
+        }
+        for &(from, to) in &plan.feeds {
+            prop_assert_eq!(plan.values[from.0].element, plan.values[to.0].element);
+        }
+    }
+}
+
+#[test]
+fn an_entry_of_a_batch_gives_the_same_bits_alone() {
+    let Some(backend) = open(Element::F32) else { return };
+    let of_batches = [
+        ("linear/rows-7", 7),
+        ("linear/rows-13", 13),
+        ("conv2d/tiny-8", 2),
+        ("conv2d/five-by-seven", 2),
+        ("conv2d/residual-only", 3),
+        ("group_norm/small-48", 3),
+        ("attention/heads-of-8", 2),
+        ("attention/fewer-queries-with-extra", 2),
+    ];
+    let bits = |x: &[f32]| x.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
+    for (name, batch) in of_batches {
+        let problem = cases::named(name).problem();
+        let together = problem.run(&backend);
+        let length = together.len() / batch;
+        for b in 0..batch {
+            let alone = problem.alone(b, batch).run(&backend);
+            assert_eq!(bits(&together[b * length..][..length]), bits(&alone), "{name}, entry {b}");
+        }
+    }
+}
+
+/// WGSL lets an implementation assume that there are none; those in use do not, and a damaged weight should show.
+#[test]
+fn a_nan_reaches_the_elements_that_depend_on_it() {
+    let Some(backend) = open(Element::F32) else { return };
+    let cases = [
+        ("pointwise/silu", 0),
+        ("pointwise/gelu", 0),
+        ("pointwise/clamp", 0),
+        ("group_norm/small-48", 0),
+        ("layer_norm/tiny-24", 0),
+        ("attention/heads-of-12", 0),
+        ("attention/decoder-8px", 3),
+        ("linear/tiny-24-to-96", 0),
+        ("conv2d/five-by-seven", 0),
+        ("resize/halve", 0),
+    ];
+    for (name, which) in cases {
+        let mut problem = cases::named(name).problem();
+        problem.tensors[which].numbers_mut()[0] = f32::NAN;
+        let want: Vec<bool> = reference::run(&problem).iter().map(|y| y.is_nan()).collect();
+        let got: Vec<bool> = problem.run(&backend).iter().map(|y| y.is_nan()).collect();
+        assert!(want.contains(&true) && got == want, "{name}");
+    }
+}
