@@ -7,25 +7,43 @@ mod support;
 use support::close::Precision;
 use support::every::{self, Subject};
 use unclip::backend::cuda::Cuda;
+use unclip::plan::Cost;
 
-/// All cases of a stem; what the kernels did is printed for each.
-fn check(stem: &str) {
+/// All cases of a stem, on the emulator and on a GPU if there is one; returns how many bytes the kernels moved on the
+/// emulator for each byte that has to be moved. What the kernels did is printed beside the least that they can do.
+fn check(stem: &str) -> f64 {
     let backend = Cuda::emulator();
-    let all = Subject { backend: &backend, precision: Precision::F32, most_flops: u64::MAX };
-    let failures = every::mismatches(stem, &[all]);
+    let all = |backend| Subject { backend, precision: Precision::F32, most_flops: u64::MAX };
+    #[cfg(feature = "cuda")]
+    let gpu = every::available("cuda", Cuda::new(0));
+    #[cfg(not(feature = "cuda"))]
+    let gpu: Option<Cuda> = None;
+    let subjects: Vec<Subject<'_>> = [Some(&backend), gpu.as_ref()].into_iter().flatten().map(|b| all(b)).collect();
+    let failures = every::mismatches(stem, &subjects);
+    let mut least = Cost::default();
+    for case in every::cases_of(stem) {
+        let plan = case.problem().plan();
+        let cost = plan.cost(&plan.steps);
+        (least.flops, least.bytes) = (least.flops + cost.flops, least.bytes + cost.bytes);
+    }
+    let mut moved = 0;
     for (entry, launches, c) in backend.counters() {
+        let bytes = c.global_read_bytes + c.global_written_bytes;
+        moved += bytes;
         println!(
-            "{entry:<14} {launches:>4} launches {:>12} instructions {:>10} KiB read {:>8} KiB written {:>5.2} sectors a \
-             request {:>8} bank conflicts in {} requests",
+            "{entry:<14} {launches:>3} launches, {:>11} instructions for {:>9} kFLOP, {:>7} KiB moved of at least {:>6}, \
+             {:>5.2} sectors a request, {:>7} bank conflicts in {:>8} requests",
             c.instructions,
-            c.global_read_bytes / 1024,
-            c.global_written_bytes / 1024,
+            least.flops / 1000,
+            bytes / 1024,
+            least.bytes / 1024,
             c.sectors_per_request(),
             c.bank_conflicts,
             c.shared_requests
         );
     }
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+    moved as f64 / least.bytes as f64
 }
 
 #[test]
@@ -45,7 +63,8 @@ fn attention_matches_the_reference() {
 
 #[test]
 fn norms_match_the_reference() {
-    ["group_norm", "layer_norm"].into_iter().for_each(check);
+    check("group_norm");
+    check("layer_norm");
 }
 
 #[test]
@@ -55,7 +74,12 @@ fn pointwise_matches_the_reference() {
 
 #[test]
 fn moving_operations_match_the_reference() {
-    ["concat", "slice", "embed"].into_iter().for_each(check);
+    // Every element is read once and written once; a slice leaves elements out.
+    for stem in ["concat", "slice"] {
+        let ratio = check(stem);
+        assert!(ratio <= 1.1, "{stem} moves {ratio:.2} times the least bytes");
+    }
+    check("embed");
 }
 
 #[test]
@@ -66,4 +90,19 @@ fn resize_matches_the_reference() {
 #[test]
 fn sampler_step_matches_the_reference() {
     check("sampler_step");
+}
+
+/// The tests need no GPU; where there is one, it must open, and where there is none, that is an error like any other.
+#[cfg(feature = "cuda")]
+#[test]
+fn a_gpu_opens_or_says_why_not() {
+    use unclip::backend::Backend;
+    match Cuda::new(0) {
+        Ok(gpu) => println!("{}", gpu.name()),
+        Err(error) => {
+            println!("{error}");
+            assert_eq!(error.exit_code(), 4);
+            assert!(error.to_string().starts_with("cuda:0: "), "{error}");
+        }
+    }
 }

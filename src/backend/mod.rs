@@ -6,7 +6,7 @@
 //! knows operations and memory, never models.
 
 pub mod cpu;
-#[cfg(feature = "cuda-emulator")]
+#[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
 pub mod cuda;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;

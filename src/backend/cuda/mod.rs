@@ -7,6 +7,8 @@
 
 mod compiled;
 mod device;
+#[cfg(feature = "cuda")]
+mod driver;
 #[cfg(feature = "cuda-emulator")]
 pub mod emulator;
 pub mod kernels;
@@ -27,6 +29,19 @@ pub struct Cuda {
 }
 
 impl Cuda {
+    /// A GPU by its number, the first being 0.
+    ///
+    /// # Errors
+    /// There is no driver, it is too old, there is no such GPU, or it is older than compute capability 8.0.
+    #[cfg(feature = "cuda")]
+    pub fn new(ordinal: usize) -> Result<Cuda> {
+        Ok(Cuda {
+            driver: Arc::new(driver::Gpu::open(ordinal)?),
+            #[cfg(feature = "cuda-emulator")]
+            emulator: None,
+        })
+    }
+
     /// The emulator on the CPU, with all its checks.
     #[cfg(feature = "cuda-emulator")]
     pub fn emulator() -> Cuda {

@@ -24,6 +24,15 @@ fn addresses(w: &Warp, mask: u32, at: Address) -> Outcome<[u64; LANES]> {
     })
 }
 
+/// An earlier lane with the same address. Threads that read one word together are most often neighbours or half a warp
+/// apart.
+#[inline]
+fn same_address(at: &[u64; LANES], mask: u32, lane: usize) -> Option<usize> {
+    let is_same = |other: usize| mask >> other & 1 != 0 && at[other] == at[lane];
+    let neighbour = lane.checked_sub(1).filter(|&other| is_same(other));
+    neighbour.or_else(|| lane.checked_sub(LANES / 2).filter(|&other| is_same(other)))
+}
+
 /// Distinct pieces of 32 bytes.
 fn count_sectors(counters: &mut Counters, at: &[u64; LANES], mask: u32, bytes: u64) {
     let mut sectors = [0u64; LANES];
@@ -54,6 +63,12 @@ fn count_conflicts(reach: &mut Reach<'_>, at: &[u64; LANES], mask: u32, bytes: u
     let group = LANES / words as usize;
     for first in (0..LANES).step_by(group) {
         let part = mask & (u32::MAX >> (LANES - group)) << first;
+        // One word for all, or words in a row: no bank is asked twice.
+        let addresses = &at[first..first + group];
+        let step = if addresses[0] == addresses[1] { 0 } else { u64::from(bytes) };
+        if addresses.windows(2).all(|pair| pair[1] == pair[0].wrapping_add(step)) {
+            continue;
+        }
         let mut given = [u32::MAX; 32];
         let mut further = [0u8; 32];
         for lane in lanes(part) {
@@ -98,6 +113,12 @@ pub(super) fn load(
     } else {
         let first = w.first_thread();
         for lane in lanes(mask) {
+            if let Some(same) = same_address(&at, mask, lane)
+                && reach.shared.is_settled(at[lane] as u32, bytes, w.index, reach.clock)
+            {
+                words[lane] = words[same];
+                continue;
+            }
             words[lane] = reach.shared.load(at[lane] as u32, bytes, first + lane as u16, reach.clock)?;
         }
         count_conflicts(reach, &at, mask, bytes);

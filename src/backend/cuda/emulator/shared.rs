@@ -93,6 +93,13 @@ impl Shared {
         address.wrapping_sub(self.base) / 4
     }
 
+    /// Whether all threads of a warp may read this as soon as one of them may: it was written before anything that some
+    /// warp has not seen yet.
+    pub fn is_settled(&self, address: u32, bytes: u32, warp: usize, clock: &Clock) -> bool {
+        let first = self.word(address) as usize;
+        self.shadow[first..first + bytes.div_ceil(4) as usize].iter().all(|s| s.written_at <= clock.oldest[warp])
+    }
+
     /// Reads up to 16 bytes for a thread.
     pub fn load(&mut self, address: u32, bytes: u32, thread: u16, clock: &Clock) -> Outcome<[u32; 4]> {
         let lane = usize::from(thread % 32);
