@@ -6,6 +6,8 @@
 //! knows operations and memory, never models.
 
 pub mod cpu;
+#[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
+pub mod cuda;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 

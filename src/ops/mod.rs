@@ -55,6 +55,12 @@ pub trait Operation {
 
     /// The WGSL kernels that compute it, one after the other, for shapes that meet the shape rule.
     fn wgsl(&self, inputs: &[&[usize]], output: &[usize], tiles: Tiles) -> Vec<Launch>;
+
+    /// The PTX kernels that compute it: the same launches, operands by way of shared memory, unless an operation says
+    /// otherwise.
+    fn ptx(&self, inputs: &[&[usize]], output: &[usize]) -> Vec<Launch> {
+        self.wgsl(inputs, output, Tiles::Shared)
+    }
 }
 
 macro_rules! operations {
@@ -86,6 +92,9 @@ macro_rules! operations {
             }
             fn wgsl(&self, inputs: &[&[usize]], output: &[usize], tiles: Tiles) -> Vec<Launch> {
                 match self { $(Op::$variant(op) => op.wgsl(inputs, output, tiles),)* }
+            }
+            fn ptx(&self, inputs: &[&[usize]], output: &[usize]) -> Vec<Launch> {
+                match self { $(Op::$variant(op) => op.ptx(inputs, output),)* }
             }
         }
     };

@@ -9,6 +9,8 @@ pub mod close;
 pub mod every;
 pub mod golden;
 pub mod header;
+#[cfg(feature = "cuda-emulator")]
+pub mod ptx;
 pub mod recipes;
 pub mod reference;
 

@@ -1,0 +1,296 @@
+//! A plan on the device: one allocation for all slots, one for all weights, and the list of calls to replay.
+
+use super::device::{Call, Captured, Driver, Range};
+use super::kernels;
+use super::weights::{Order, send};
+use crate::backend::Executable;
+use crate::error::{Error, Result};
+use crate::ops::{Launch, Operand, Operation, elements};
+use crate::plan::{Element, Origin, Plan, Slots, Step, ValueId, WeightSource, assign};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// What allocations and the tensors in them are aligned to, so that kernels can read vectors.
+const ALIGNMENT: u64 = 256;
+/// Most blocks of a grid in the second and third dimension; the first allows 2^31 - 1.
+const MOST_BLOCKS: u32 = 65_535;
+
+/// A launch in the plan's order.
+struct Dispatch {
+    call: Call,
+    /// What the step is about to write anew, with its first launch.
+    fresh: Option<Range>,
+}
+
+pub(super) struct Compiled {
+    plan: Plan,
+    slots: Slots,
+    driver: Arc<dyn Driver>,
+    /// The allocation of all slots, and where in it each begins.
+    memory: u64,
+    offsets: Vec<u64>,
+    weights: HashMap<(ValueId, Order), Range>,
+    weight_memory: Option<u64>,
+    dispatches: Vec<Dispatch>,
+    /// How many of the dispatches belong to the part that does not vary.
+    once: usize,
+    /// Counts the steps on the device; there is none in plans that do not ask for their step.
+    counter: Option<Call>,
+    /// The varying part with its feeds, and the counter after them.
+    captured: Option<Captured>,
+    /// What the counter on the device shows.
+    shown: Option<u32>,
+}
+
+impl Compiled {
+    pub fn new(driver: Arc<dyn Driver>, plan: Plan, source: &dyn WeightSource) -> Result<Compiled> {
+        if let Some(value) = plan.values.iter().find(|v| v.element == Element::F16) {
+            let what = format!("a plan with a value {:?} in half precision on {}", value.shape, driver.name());
+            return Err(Error::Unsupported { what: format!("{what}; f32 is possible") });
+        }
+        let slots = assign(&plan);
+        let mut end = 0;
+        let mut offsets = Vec::new();
+        for &words in &slots.words {
+            offsets.push(end);
+            end += (4 * words as u64).next_multiple_of(ALIGNMENT);
+        }
+        let memory = driver.allocate(end.max(ALIGNMENT))?;
+        // From here on the destructor gives back what was reserved.
+        let mut compiled = Compiled {
+            plan,
+            slots,
+            driver,
+            memory,
+            offsets,
+            weights: HashMap::new(),
+            weight_memory: None,
+            dispatches: Vec::new(),
+            once: 0,
+            counter: None,
+            captured: None,
+            shown: None,
+        };
+        let launches = compiled.lower();
+        compiled.upload(&launches, source)?;
+        compiled.bind(&launches)?;
+        Ok(compiled)
+    }
+
+    /// All launches with the step that each belongs to.
+    fn lower(&mut self) -> Vec<(usize, Launch)> {
+        let mut all = Vec::new();
+        for (i, step) in self.plan.steps.iter().enumerate() {
+            if i == self.plan.once {
+                self.once = all.len();
+            }
+            let inputs: Vec<&[usize]> = step.inputs.iter().map(|&id| self.plan.shape(id)).collect();
+            let launches = step.op.ptx(&inputs, self.plan.shape(step.output));
+            all.extend(launches.into_iter().map(|launch| (i, launch)));
+        }
+        if self.plan.once == self.plan.steps.len() {
+            self.once = all.len();
+        }
+        all
+    }
+
+    /// Brings every weight over in each order that some launch wants.
+    fn upload(&mut self, launches: &[(usize, Launch)], source: &dyn WeightSource) -> Result<()> {
+        let mut wanted: Vec<(ValueId, Order)> = Vec::new();
+        let mut want = |plan: &Plan, id: ValueId, order: Order| {
+            let root = plan.root(id);
+            let is_weight = matches!(plan.values[root.0].origin, Origin::Weight(_));
+            if is_weight && !wanted.contains(&(root, order)) {
+                wanted.push((root, order));
+            }
+        };
+        for (step, launch) in launches {
+            let inputs = &self.plan.steps[*step].inputs;
+            for tensor in &launch.tensors {
+                match *tensor {
+                    Operand::Input(i) => want(&self.plan, inputs[i], Order::Stored),
+                    Operand::Packed(i) => want(&self.plan, inputs[i], Order::Packed),
+                    Operand::Output => {}
+                }
+            }
+        }
+        // A weight may also be read or fed as it is.
+        for &id in self.plan.outputs.iter().map(|(_, id)| id).chain(self.plan.feeds.iter().map(|(from, _)| from)) {
+            want(&self.plan, id, Order::Stored);
+        }
+        let mut end = 0;
+        let mut places = Vec::new();
+        for &(id, order) in &wanted {
+            let bytes = order.size_bytes(self.plan.shape(id));
+            places.push(Range { address: end, bytes, written: false });
+            end += bytes.next_multiple_of(ALIGNMENT);
+        }
+        if end == 0 {
+            return Ok(());
+        }
+        let memory = self.driver.allocate(end)?;
+        self.weight_memory = Some(memory);
+        for ((id, order), mut place) in wanted.into_iter().zip(places) {
+            place.address += memory;
+            if let Origin::Weight(name) = &self.plan.values[id.0].origin {
+                send(&*self.driver, place, &source.load(name)?, self.plan.shape(id), order)?;
+            }
+            self.weights.insert((id, order), place);
+        }
+        Ok(())
+    }
+
+    /// Kernels and arguments of all launches.
+    fn bind(&mut self, launches: &[(usize, Launch)]) -> Result<()> {
+        let mut previous = None;
+        for (number, launch) in launches {
+            let step = &self.plan.steps[*number];
+            let kernel = self.load(launch.stem, launch.entry)?;
+            let error = |reason: String| Error::Device { backend: self.driver.name(), reason };
+            let label = format!("{}, {}", launch.entry, step.label);
+            if kernel.threads != launch.threads {
+                let (found, wanted) = (kernel.threads, launch.threads);
+                return Err(error(format!(
+                    "{label}: the kernel has blocks of {found} threads, its launch of {wanted}"
+                )));
+            }
+            if launch.grid[0] > i32::MAX as u32 || launch.grid[1..].iter().any(|&n| n > MOST_BLOCKS) {
+                return Err(error(format!("{label}: a grid of {:?} blocks is too large", launch.grid)));
+            }
+            let output = self.range(step.output, true);
+            let tensors = launch.tensors.iter().map(|&tensor| self.tensor(step, tensor)).collect();
+            let scalars = launch.scalars.iter().map(|s| s.bits()).collect();
+            // Concatenation writes its output with several launches.
+            let fresh = (previous != Some(*number)).then_some(output);
+            previous = Some(*number);
+            let call = Call { kernel, grid: launch.grid, tensors, scalars, label };
+            self.dispatches.push(Dispatch { call, fresh });
+        }
+        if let Some(step) = self.plan.input("step") {
+            let kernel = self.load("advance", "advance")?;
+            let tensors = vec![self.range(step, false), self.range(step, true)];
+            let label = "advance, behind the last step".to_owned();
+            self.counter = Some(Call { kernel, grid: [1; 3], tensors, scalars: vec![1], label });
+        }
+        Ok(())
+    }
+
+    fn load(&self, stem: &str, entry: &'static str) -> Result<super::device::Loaded> {
+        let missing = || Error::Device {
+            backend: self.driver.name(),
+            reason: format!("there is no kernel {stem} in this build"),
+        };
+        self.driver.load(kernels::text(stem).ok_or_else(missing)?, entry)
+    }
+
+    /// The memory of a launch's tensor.
+    fn tensor(&self, step: &Step, tensor: Operand) -> Range {
+        match tensor {
+            Operand::Packed(i) => self.weights[&(self.plan.root(step.inputs[i]), Order::Packed)],
+            Operand::Input(i) => self.range(step.inputs[i], false),
+            Operand::Output => self.range(step.output, true),
+        }
+    }
+
+    /// Where a value is.
+    fn range(&self, id: ValueId, written: bool) -> Range {
+        let root = self.plan.root(id);
+        match self.slots.of[root.0] {
+            Some(slot) => Range {
+                address: self.memory + self.offsets[slot],
+                bytes: self.plan.values[root.0].size_bytes() as u64,
+                written,
+            },
+            None => self.weights[&(root, Order::Stored)],
+        }
+    }
+
+    fn launch(&self, dispatches: &[Dispatch]) -> Result<()> {
+        for Dispatch { call, fresh } in dispatches {
+            if let Some(output) = fresh {
+                self.driver.forget(output.address, output.bytes)?;
+            }
+            self.driver.launch(call)?;
+        }
+        Ok(())
+    }
+
+    /// The varying part, its feeds, and the counter.
+    fn launch_step(&self) -> Result<()> {
+        self.launch(&self.dispatches[self.once..])?;
+        for (from, to) in &self.plan.feeds {
+            let (from, to) = (self.range(*from, false), self.range(*to, true));
+            self.driver.copy(from.address, to.address, to.bytes)?;
+        }
+        self.counter.iter().try_for_each(|call| self.driver.launch(call))
+    }
+
+    /// The memory of an input, if there is one of that name, type and length.
+    fn target(&self, name: &str, element: Element, length: usize) -> Result<Range> {
+        let wrong = |reason: String| Error::Shape { at: format!("{}, input {name}", self.plan.name), reason };
+        let id = self.plan.input(name).ok_or_else(|| wrong("the plan has no such input".to_owned()))?;
+        let value = &self.plan.values[id.0];
+        if value.element != element || elements(&value.shape) != length {
+            let found = format!("{length} elements of {element:?} for {:?} of {:?}", value.shape, value.element);
+            return Err(wrong(found));
+        }
+        Ok(self.range(id, true))
+    }
+}
+
+impl Executable for Compiled {
+    fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    fn write(&mut self, input: &str, data: &[f32]) -> Result<()> {
+        let to = self.target(input, Element::F32, data.len())?;
+        self.driver.write(to.address, bytemuck::cast_slice(data))
+    }
+
+    fn write_rows(&mut self, input: &str, data: &[u32]) -> Result<()> {
+        let to = self.target(input, Element::U32, data.len())?;
+        if input == "step" {
+            self.shown = data.first().copied();
+        }
+        self.driver.write(to.address, bytemuck::cast_slice(data))
+    }
+
+    fn run_once(&mut self) -> Result<()> {
+        self.launch(&self.dispatches[..self.once])
+    }
+
+    fn run_step(&mut self, step: u32) -> Result<()> {
+        // In a loop the counter shows the right step already, and the host only says "go on".
+        if self.counter.is_some() && self.shown != Some(step) {
+            self.write_rows("step", &[step])?;
+        }
+        let captured = match self.captured {
+            Some(captured) => captured,
+            None => self.driver.capture(&mut || self.launch_step())?,
+        };
+        self.captured = Some(captured);
+        self.driver.replay(captured)?;
+        self.shown = Some(step.wrapping_add(1));
+        Ok(())
+    }
+
+    fn read(&mut self, name: &str) -> Result<Vec<f32>> {
+        let id = self.plan.output(name).or_else(|| self.plan.input(name));
+        let id = id.ok_or_else(|| Error::Shape {
+            at: self.plan.name.clone(),
+            reason: format!("the plan has no output or input {name}"),
+        })?;
+        let count = elements(self.plan.shape(id));
+        let bytes = self.driver.read(self.range(id, false).address, 4 * count)?;
+        Ok(bytemuck::allocation::pod_collect_to_vec(&bytes))
+    }
+}
+
+impl Drop for Compiled {
+    fn drop(&mut self) {
+        self.captured.iter().for_each(|&captured| self.driver.release(captured));
+        self.driver.free(self.memory);
+        self.weight_memory.iter().for_each(|&memory| self.driver.free(memory));
+    }
+}

@@ -1,0 +1,280 @@
+//! NVIDIA's driver as a device: the only place that calls it, by way of cudarc, which opens the library at run time.
+//!
+//! One stream carries everything, so that calls happen in the order in which they were made and memory needs no other
+//! protection. Whether there is a driver at all is asked first, because the binding panics where the library is missing.
+
+#![allow(unsafe_code, reason = "calls of a C library")]
+
+use super::device::{Call, Captured, Driver, Loaded};
+use super::kernels;
+use crate::error::{Error, Result};
+use cudarc::driver::result::{self as cu, DriverError};
+use cudarc::driver::sys;
+use std::ffi::{CString, c_void};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The oldest version of the driver's interface that has all functions that are called here, as it counts: 11.4.
+const OLDEST: i32 = 11_040;
+/// The oldest compute capability that the kernels are written for.
+const CAPABILITY: (i32, i32) = (8, 0);
+
+struct Function {
+    entry: &'static str,
+    handle: sys::CUfunction,
+    loaded: Loaded,
+}
+
+#[derive(Default)]
+struct State {
+    modules: Vec<sys::CUmodule>,
+    functions: Vec<Function>,
+    graphs: Vec<Option<sys::CUgraphExec>>,
+}
+
+/// A GPU.
+pub(super) struct Gpu {
+    name: String,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    state: Mutex<State>,
+}
+
+// SAFETY: the handles are numbers and pointers that the driver hands out, and its functions may be called from any thread
+// once the context has been made that thread's own, which `Gpu::enter` does before every call.
+unsafe impl Send for Gpu {}
+// SAFETY: as above; what this module keeps beside the handles is behind a mutex.
+unsafe impl Sync for Gpu {}
+
+fn failed(name: &str, doing: &str, error: DriverError) -> Error {
+    let said = error.error_string().ok().and_then(|s| s.to_str().ok()).unwrap_or("unknown error");
+    Error::Device { backend: name.to_owned(), reason: format!("{doing}: {said} ({:?})", error.0) }
+}
+
+impl Gpu {
+    /// Opens a GPU by its number.
+    ///
+    /// # Errors
+    /// There is no driver, it is too old, there is no such GPU, or its compute capability is below 8.0.
+    pub fn open(ordinal: usize) -> Result<Gpu> {
+        let backend = format!("cuda:{ordinal}");
+        let refuse = |reason: String| Error::Device { backend: backend.clone(), reason };
+        let check = |doing: &'static str| {
+            let backend = backend.clone();
+            move |error: DriverError| failed(&backend, doing, error)
+        };
+        // SAFETY: only looks for the library and closes it again.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(refuse("not available: this machine has no NVIDIA driver (libcuda)".to_owned()));
+        }
+        cu::init().map_err(check("starting the driver"))?;
+        let mut version = 0;
+        // SAFETY: writes one integer to a place that outlives the call.
+        unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(check("asking for the driver's version"))?;
+        if version < OLDEST {
+            let show = |v: i32| format!("{}.{}", v / 1000, v % 1000 / 10);
+            return Err(refuse(format!(
+                "the driver knows CUDA {}, at least {} is needed",
+                show(version),
+                show(OLDEST)
+            )));
+        }
+        let count = cu::device::get_count().map_err(check("counting GPUs"))?;
+        let number = i32::try_from(ordinal).ok().filter(|&n| n < count);
+        let number = number.ok_or_else(|| refuse(format!("there is no such GPU, the driver sees {count}")))?;
+        let device = cu::device::get(number).map_err(check("opening the GPU"))?;
+        let attribute = |which| {
+            // SAFETY: `device` was returned by the driver just now.
+            unsafe { cu::device::get_attribute(device, which) }.map_err(check("asking for the compute capability"))
+        };
+        let major = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let model = cu::device::get_name(device).map_err(check("asking for the GPU's name"))?;
+        if (major, minor) < CAPABILITY {
+            let reason =
+                format!("{model} has compute capability {major}.{minor}, the kernels need 8.0 (Ampere) or newer");
+            return Err(refuse(reason));
+        }
+        // SAFETY: `device` was returned by the driver; the context is released once, when the `Gpu` is dropped.
+        let context = unsafe { cu::primary_ctx::retain(device) }.map_err(check("opening a context"))?;
+        // SAFETY: `context` is retained.
+        let current = unsafe { cu::ctx::set_current(context) };
+        let stream = current.and_then(|()| cu::stream::create(cu::stream::StreamKind::NonBlocking));
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                // SAFETY: retained above and not used again.
+                _ = unsafe { cu::primary_ctx::release(device) };
+                return Err(check("opening a stream")(error));
+            }
+        };
+        let name = format!("{backend} ({model}, sm_{major}{minor})");
+        Ok(Gpu { name, device, context, stream, state: Mutex::default() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the context the calling thread's.
+    fn enter(&self) -> Result<()> {
+        // SAFETY: the context is retained as long as `self` lives.
+        unsafe { cu::ctx::set_current(self.context) }.map_err(|e| failed(&self.name, "entering the context", e))
+    }
+
+    fn wait(&self, doing: &str) -> Result<()> {
+        // SAFETY: the stream lives as long as `self`.
+        unsafe { cu::stream::synchronize(self.stream) }.map_err(|e| failed(&self.name, doing, e))
+    }
+
+    fn check<T>(&self, doing: &str, done: std::result::Result<T, DriverError>) -> Result<T> {
+        done.map_err(|e| failed(&self.name, doing, e))
+    }
+}
+
+impl Driver for Gpu {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn allocate(&self, bytes: u64) -> Result<u64> {
+        self.enter()?;
+        // SAFETY: the contents are unset; nothing reads them before a kernel or a copy has written them, which the
+        // emulator checks for every plan that tests run.
+        let allocated = unsafe { cu::malloc_sync(bytes as usize) };
+        if let Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) = allocated {
+            let free = cu::mem_get_info().map_or(0, |(free, _)| free);
+            let reason = format!("out of memory: {bytes} bytes are needed and {free} are free");
+            return Err(Error::Device { backend: self.name.clone(), reason });
+        }
+        self.check("reserving memory", allocated)
+    }
+
+    fn free(&self, address: u64) {
+        // A device that is lost has no memory to give back either.
+        if self.enter().is_ok() && self.wait("waiting").is_ok() {
+            // SAFETY: the address came from `allocate`, its owner gives it back once, and the stream is idle.
+            _ = unsafe { cu::free_sync(address) };
+        }
+    }
+
+    fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the owner of the allocation keeps `address .. address + bytes.len()` inside of it, and `bytes` outlives
+        // the copy, which is waited for.
+        let copied = unsafe { cu::memcpy_htod_async(address, bytes, self.stream) };
+        self.check("copying to the GPU", copied)?;
+        self.wait("copying to the GPU")
+    }
+
+    fn read(&self, address: u64, bytes: usize) -> Result<Vec<u8>> {
+        self.enter()?;
+        let mut out = vec![0; bytes];
+        // SAFETY: as for `write`; `out` outlives the copy, which is waited for.
+        let copied = unsafe { cu::memcpy_dtoh_async(&mut out, address, self.stream) };
+        self.check("copying from the GPU", copied)?;
+        self.wait("running kernels")?;
+        Ok(out)
+    }
+
+    fn copy(&self, from: u64, to: u64, bytes: u64) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the owner of the allocations keeps both ranges inside of them, and the stream orders the copy behind
+        // whatever writes `from` and before whatever reads `to`.
+        let copied = unsafe { cu::memcpy_dtod_async(to, from, bytes as usize, self.stream) };
+        self.check("copying on the GPU", copied)
+    }
+
+    fn load(&self, text: &'static str, entry: &'static str) -> Result<Loaded> {
+        self.enter()?;
+        let mut state = self.state();
+        if let Some(known) = state.functions.iter().find(|f| f.entry == entry) {
+            return Ok(known.loaded);
+        }
+        let refuse = |reason: &str| Error::Device { backend: self.name.clone(), reason: format!("{entry}: {reason}") };
+        let image = CString::new(text).map_err(|_| refuse("the kernel's text has a zero in it"))?;
+        let name = CString::new(entry).map_err(|_| refuse("the entry's name has a zero in it"))?;
+        let threads = kernels::threads(text, entry).ok_or_else(|| refuse("the kernel does not say its block size"))?;
+        let doing = format!("loading the kernel {entry}");
+        // SAFETY: `image` is text that ends in a zero and outlives the call.
+        let module = self.check(&doing, unsafe { cu::module::load_data(image.as_ptr().cast::<c_void>()) })?;
+        state.modules.push(module);
+        // SAFETY: the module was loaded just now and stays loaded as long as `self` lives.
+        let handle = self.check(&doing, unsafe { cu::module::get_function(module, name) })?;
+        let loaded = Loaded { number: state.functions.len(), threads };
+        state.functions.push(Function { entry, handle, loaded });
+        Ok(loaded)
+    }
+
+    fn launch(&self, call: &Call) -> Result<()> {
+        self.enter()?;
+        let handle = self.state().functions[call.kernel.number].handle;
+        let mut pointers: Vec<u64> = call.tensors.iter().map(|t| t.address).collect();
+        let mut scalars = call.scalars.clone();
+        let pointers = pointers.iter_mut().map(|p| std::ptr::from_mut(p).cast::<c_void>());
+        let scalars = scalars.iter_mut().map(|s| std::ptr::from_mut(s).cast::<c_void>());
+        let mut parameters: Vec<*mut c_void> = pointers.chain(scalars).collect();
+        let [x, y, z] = call.grid;
+        // SAFETY: the function belongs to a loaded module; its parameters are pointers of 64 bits followed by numbers of
+        // 32 bits in the order of the call, which the driver copies before it returns. That number, order and sizes are
+        // those of the kernel, and that it stays inside the tensors, is what the emulator checks for the same calls.
+        let launched = unsafe {
+            cu::launch_kernel(handle, (x, y, z), (call.kernel.threads, 1, 1), 0, self.stream, &mut parameters)
+        };
+        launched.map_err(|e| failed(&self.name, &call.label, e))
+    }
+
+    fn capture(&self, record: &mut dyn FnMut() -> Result<()>) -> Result<Captured> {
+        self.enter()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives as long as `self`.
+        self.check("capturing", unsafe { cu::stream::begin_capture(self.stream, mode) })?;
+        let recorded = record();
+        // SAFETY: the capture was begun above, and ends whatever became of the calls in it.
+        let graph = unsafe { cu::stream::end_capture(self.stream) };
+        recorded?;
+        let graph = self.check("capturing", graph)?;
+        // SAFETY: `graph` is valid, and is not needed once it has been instantiated.
+        let executable = unsafe {
+            let made = cu::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            _ = cu::graph::destroy(graph);
+            made
+        };
+        let executable = self.check("preparing the captured steps", executable)?;
+        let mut state = self.state();
+        state.graphs.push(Some(executable));
+        Ok(Captured(state.graphs.len() - 1))
+    }
+
+    fn replay(&self, captured: Captured) -> Result<()> {
+        self.enter()?;
+        let Some(graph) = self.state().graphs[captured.0] else { return Ok(()) };
+        // SAFETY: the graph is valid until `release`, after which its number is not used again.
+        self.check("replaying a step", unsafe { cu::graph::launch(graph, self.stream) })
+    }
+
+    fn release(&self, captured: Captured) {
+        let graph = self.state().graphs[captured.0].take();
+        if let (Some(graph), true) = (graph, self.enter().is_ok() && self.wait("waiting").is_ok()) {
+            // SAFETY: taken out above, so it is destroyed once, and the stream is idle.
+            _ = unsafe { cu::graph::exec_destroy(graph) };
+        }
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        if self.enter().is_err() {
+            return;
+        }
+        _ = self.wait("closing");
+        let state = std::mem::take(&mut *self.state());
+        // SAFETY: everything was made by this `Gpu`, is destroyed once, and nobody can use it any more.
+        unsafe {
+            state.graphs.into_iter().flatten().for_each(|graph| _ = cu::graph::exec_destroy(graph));
+            state.modules.into_iter().for_each(|module| _ = cu::module::unload(module));
+            _ = cu::stream::destroy(self.stream);
+            _ = cu::primary_ctx::release(self.device);
+        }
+    }
+}

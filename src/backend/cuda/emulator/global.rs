@@ -1,0 +1,207 @@
+//! Global memory: allocations, what of them was written, and the tensors that one launch may touch.
+//!
+//! Blocks run on several cores and write to the same tensors, so memory is made of atomic words, used without ordering.
+//! A kernel sees no allocations, only the windows that its launch names: what lies beside a tensor is out of bounds even
+//! where it belongs to the same allocation.
+
+use super::fault::{Check, Outcome, stop};
+use crate::backend::cuda::device::Range;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
+
+/// Addresses begin here; small numbers are never addresses.
+const FIRST: u64 = 0x10_0000_0000;
+/// Unused addresses behind every allocation.
+const GAP: u64 = 1 << 16;
+
+struct Region {
+    base: u64,
+    words: Vec<AtomicU32>,
+    /// Which of a word's four bytes have been written.
+    written: Vec<AtomicU8>,
+}
+
+impl Region {
+    fn end(&self) -> u64 {
+        self.base + 4 * self.words.len() as u64
+    }
+}
+
+/// All allocations of a device.
+#[derive(Default)]
+pub(super) struct Memory {
+    regions: Vec<Region>,
+    next: u64,
+}
+
+impl Memory {
+    /// Reserves memory, all of it unwritten.
+    pub fn allocate(&mut self, bytes: u64) -> u64 {
+        let words = bytes.div_ceil(4) as usize;
+        let base = FIRST + self.next;
+        self.next += (4 * words as u64).next_multiple_of(256) + GAP;
+        let zeros = |_| AtomicU32::new(0);
+        self.regions.push(Region {
+            base,
+            words: (0..words).map(zeros).collect(),
+            written: (0..words).map(|_| AtomicU8::new(0)).collect(),
+        });
+        base
+    }
+
+    pub fn free(&mut self, address: u64) {
+        self.regions.retain(|r| r.base != address);
+    }
+
+    fn region(&self, address: u64, bytes: u64) -> Option<(&Region, usize)> {
+        let region = self.regions.iter().find(|r| r.base <= address && address + bytes <= r.end())?;
+        Some((region, ((address - region.base) / 4) as usize))
+    }
+
+    /// Copies from the host. Whole words; false if that is no allocated memory.
+    pub fn write(&self, address: u64, bytes: &[u8]) -> bool {
+        let Some((region, first)) = self.region(address, bytes.len() as u64) else { return false };
+        for (i, chunk) in bytes.chunks(4).enumerate() {
+            let mut word = [0; 4];
+            word[..chunk.len()].copy_from_slice(chunk);
+            region.words[first + i].store(u32::from_le_bytes(word), Relaxed);
+            region.written[first + i].store(15, Relaxed);
+        }
+        true
+    }
+
+    /// Copies to the host, or `None` if that is no allocated memory or was never written.
+    pub fn read(&self, address: u64, bytes: usize) -> Result<Vec<u8>, String> {
+        let none = || format!("{bytes} bytes at {address:#x} are not allocated");
+        let (region, first) = self.region(address, bytes as u64).ok_or_else(none)?;
+        let mut out = Vec::with_capacity(bytes.next_multiple_of(4));
+        for i in 0..bytes.div_ceil(4) {
+            let wanted = if bytes - 4 * i >= 4 { 15 } else { (1 << (bytes - 4 * i)) - 1 };
+            if region.written[first + i].load(Relaxed) & wanted != wanted {
+                return Err(format!("byte {} of {bytes} at {address:#x} was never written", 4 * i));
+            }
+            out.extend(region.words[first + i].load(Relaxed).to_le_bytes());
+        }
+        out.truncate(bytes);
+        Ok(out)
+    }
+
+    /// Copies words within memory, and whether they were written; false if one of both ranges is not allocated.
+    pub fn copy(&self, from: u64, to: u64, bytes: u64) -> bool {
+        let (Some((source, a)), Some((target, b))) = (self.region(from, bytes), self.region(to, bytes)) else {
+            return false;
+        };
+        for i in 0..bytes.div_ceil(4) as usize {
+            target.words[b + i].store(source.words[a + i].load(Relaxed), Relaxed);
+            target.written[b + i].store(source.written[a + i].load(Relaxed), Relaxed);
+        }
+        true
+    }
+
+    /// Makes memory unwritten again.
+    pub fn forget(&self, address: u64, bytes: u64) {
+        if let Some((region, first)) = self.region(address, bytes) {
+            region.written[first..][..bytes.div_ceil(4) as usize].iter().for_each(|w| w.store(0, Relaxed));
+        }
+    }
+
+    /// What a launch may touch.
+    pub fn windows(&self, ranges: &[Range]) -> Result<Vec<Window<'_>>, String> {
+        let window = |range: &Range| {
+            let none = || format!("{} bytes at {:#x} are not allocated", range.bytes, range.address);
+            let (region, _) = self.region(range.address, range.bytes).ok_or_else(none)?;
+            Ok(Window { range: *range, region })
+        };
+        ranges.iter().map(window).collect()
+    }
+}
+
+/// One tensor of a launch.
+pub(super) struct Window<'a> {
+    range: Range,
+    region: &'a Region,
+}
+
+/// The tensors that hold an address, for one access: several where one tensor is passed twice.
+fn find<'w, 'a>(
+    windows: &'w [Window<'a>],
+    address: u64,
+    bytes: u64,
+    writes: bool,
+    lane: usize,
+) -> Outcome<&'w Window<'a>> {
+    let inside = |w: &&Window<'_>| w.range.address <= address && address + bytes <= w.range.address + w.range.bytes;
+    if let Some(window) = windows.iter().find(|w| inside(w) && (!writes || w.range.written)) {
+        if !address.is_multiple_of(bytes) {
+            return stop(lane, Check::Misaligned, format!("{bytes} bytes at {address:#x}"));
+        }
+        return Ok(window);
+    }
+    if let Some(window) = windows.iter().find(inside) {
+        let at = address - window.range.address;
+        return stop(lane, Check::ReadOnly, format!("{bytes} bytes at byte {at} of a tensor that is only read"));
+    }
+    let far = |w: &&Window<'_>| {
+        let end = w.range.address + w.range.bytes;
+        if address < w.range.address { w.range.address - address } else { (address + bytes).saturating_sub(end) }
+    };
+    let detail = match windows.iter().min_by_key(far) {
+        Some(w) => {
+            let at = address.wrapping_sub(w.range.address) as i64;
+            format!("{bytes} bytes at byte {at} of a tensor of {} bytes", w.range.bytes)
+        }
+        None => format!("{bytes} bytes at {address:#x}, and the launch has no tensors"),
+    };
+    stop(lane, Check::OutOfBounds, detail)
+}
+
+/// Reads up to 16 bytes into words, the first bytes lowest.
+pub(super) fn load(windows: &[Window<'_>], address: u64, bytes: u64, lane: usize) -> Outcome<[u32; 4]> {
+    let window = find(windows, address, bytes, false, lane)?;
+    let first = ((address - window.region.base) / 4) as usize;
+    let mut out = [0; 4];
+    let mask = if bytes < 4 { ((1u8 << bytes) - 1) << (address % 4) } else { 15 };
+    for (i, word) in out.iter_mut().enumerate().take(bytes.div_ceil(4) as usize) {
+        if window.region.written[first + i].load(Relaxed) & mask != mask {
+            let at = address - window.range.address;
+            return stop(
+                lane,
+                Check::UnwrittenMemory,
+                format!("byte {at} of a tensor of {} bytes", window.range.bytes),
+            );
+        }
+        *word = window.region.words[first + i].load(Relaxed);
+    }
+    if bytes < 4 {
+        out[0] = out[0] >> (8 * (address % 4)) & ((1 << (8 * bytes)) - 1);
+    }
+    Ok(out)
+}
+
+/// Writes up to 16 bytes.
+pub(super) fn store(windows: &[Window<'_>], address: u64, bytes: u64, words: &[u32; 4], lane: usize) -> Outcome {
+    let window = find(windows, address, bytes, true, lane)?;
+    let first = ((address - window.region.base) / 4) as usize;
+    if bytes < 4 {
+        let shift = 8 * (address % 4) as u32;
+        let mask = ((1u32 << (8 * bytes)) - 1) << shift;
+        // Neighbours in the same word may be written by another block at the same time.
+        window.region.words[first].fetch_and(!mask, Relaxed);
+        window.region.words[first].fetch_or(words[0] << shift & mask, Relaxed);
+        window.region.written[first].fetch_or(((1u8 << bytes) - 1) << (address % 4), Relaxed);
+        return Ok(());
+    }
+    for (i, word) in words.iter().enumerate().take(bytes as usize / 4) {
+        window.region.words[first + i].store(*word, Relaxed);
+        window.region.written[first + i].store(15, Relaxed);
+    }
+    Ok(())
+}
+
+/// Replaces a word and returns what it was.
+pub(super) fn update(windows: &[Window<'_>], address: u64, lane: usize, with: impl Fn(u32) -> u32) -> Outcome<u32> {
+    load(windows, address, 4, lane)?;
+    let window = find(windows, address, 4, true, lane)?;
+    let word = &window.region.words[((address - window.region.base) / 4) as usize];
+    let replaced = word.fetch_update(Relaxed, Relaxed, |old| Some(with(old)));
+    Ok(replaced.unwrap_or_else(|old| old))
+}

@@ -1,0 +1,68 @@
+//! The CUDA back end: PTX kernels written by hand, run by NVIDIA's driver or by an emulator on the CPU.
+//!
+//! Compiling lowers each step to launches, reserves one allocation for all slots and one for all weights, and loads the
+//! kernels. The varying part is captured once and replayed for every step with nothing sent or read back between: the
+//! step's number is counted on the device. This module knows launches, never operations: the geometry is in `ops/`, the
+//! arithmetic in `kernels/`.
+
+mod compiled;
+mod device;
+#[cfg(feature = "cuda")]
+mod driver;
+#[cfg(feature = "cuda-emulator")]
+pub mod emulator;
+pub mod kernels;
+mod weights;
+
+use super::{Backend, Executable};
+use crate::error::Result;
+use crate::plan::{Plan, WeightSource};
+use compiled::Compiled;
+use device::Driver;
+use std::sync::Arc;
+
+/// A device that runs PTX.
+pub struct Cuda {
+    driver: Arc<dyn Driver>,
+    #[cfg(feature = "cuda-emulator")]
+    emulator: Option<Arc<emulator::Emulator>>,
+}
+
+impl Cuda {
+    /// A GPU by its number, the first being 0.
+    ///
+    /// # Errors
+    /// There is no driver, it is too old, there is no such GPU, or it is older than compute capability 8.0.
+    #[cfg(feature = "cuda")]
+    pub fn new(ordinal: usize) -> Result<Cuda> {
+        Ok(Cuda {
+            driver: Arc::new(driver::Gpu::open(ordinal)?),
+            #[cfg(feature = "cuda-emulator")]
+            emulator: None,
+        })
+    }
+
+    /// The emulator on the CPU, with all its checks.
+    #[cfg(feature = "cuda-emulator")]
+    pub fn emulator() -> Cuda {
+        let emulator = Arc::new(emulator::Emulator::default());
+        Cuda { driver: emulator.clone(), emulator: Some(emulator) }
+    }
+
+    /// What each kernel has done so far on the emulator, by entry: launches and what was counted in them. Empty for a
+    /// real device.
+    #[cfg(feature = "cuda-emulator")]
+    pub fn counters(&self) -> Vec<(String, u64, emulator::Counters)> {
+        self.emulator.as_ref().map(|e| e.counters()).unwrap_or_default()
+    }
+}
+
+impl Backend for Cuda {
+    fn name(&self) -> String {
+        self.driver.name()
+    }
+
+    fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>> {
+        Ok(Box::new(Compiled::new(Arc::clone(&self.driver), plan, weights)?))
+    }
+}

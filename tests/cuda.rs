@@ -1,0 +1,108 @@
+//! The CUDA back end on the emulator, all its checks on: every operation against loops in f64.
+#![cfg(feature = "cuda-emulator")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use support::close::Precision;
+use support::every::{self, Subject};
+use unclip::backend::cuda::Cuda;
+use unclip::plan::Cost;
+
+/// All cases of a stem, on the emulator and on a GPU if there is one; returns how many bytes the kernels moved on the
+/// emulator for each byte that has to be moved. What the kernels did is printed beside the least that they can do.
+fn check(stem: &str) -> f64 {
+    let backend = Cuda::emulator();
+    let all = |backend| Subject { backend, precision: Precision::F32, most_flops: u64::MAX };
+    #[cfg(feature = "cuda")]
+    let gpu = every::available("cuda", Cuda::new(0));
+    #[cfg(not(feature = "cuda"))]
+    let gpu: Option<Cuda> = None;
+    let subjects: Vec<Subject<'_>> = [Some(&backend), gpu.as_ref()].into_iter().flatten().map(|b| all(b)).collect();
+    let failures = every::mismatches(stem, &subjects);
+    let mut least = Cost::default();
+    for case in every::cases_of(stem) {
+        let plan = case.problem().plan();
+        let cost = plan.cost(&plan.steps);
+        (least.flops, least.bytes) = (least.flops + cost.flops, least.bytes + cost.bytes);
+    }
+    let mut moved = 0;
+    for (entry, launches, c) in backend.counters() {
+        let bytes = c.global_read_bytes + c.global_written_bytes;
+        moved += bytes;
+        println!(
+            "{entry:<14} {launches:>3} launches, {:>11} instructions for {:>9} kFLOP, {:>7} KiB moved of at least {:>6}, \
+             {:>5.2} sectors a request, {:>7} bank conflicts in {:>8} requests",
+            c.instructions,
+            least.flops / 1000,
+            bytes / 1024,
+            least.bytes / 1024,
+            c.sectors_per_request(),
+            c.bank_conflicts,
+            c.shared_requests
+        );
+    }
+    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+    moved as f64 / least.bytes as f64
+}
+
+#[test]
+fn linear_matches_the_reference() {
+    check("linear");
+}
+
+#[test]
+fn conv2d_matches_the_reference() {
+    check("conv2d");
+}
+
+#[test]
+fn attention_matches_the_reference() {
+    check("attention");
+}
+
+#[test]
+fn norms_match_the_reference() {
+    check("group_norm");
+    check("layer_norm");
+}
+
+#[test]
+fn pointwise_matches_the_reference() {
+    check("pointwise");
+}
+
+#[test]
+fn moving_operations_match_the_reference() {
+    // Every element is read once and written once; a slice leaves elements out.
+    for stem in ["concat", "slice"] {
+        let ratio = check(stem);
+        assert!(ratio <= 1.1, "{stem} moves {ratio:.2} times the least bytes");
+    }
+    check("embed");
+}
+
+#[test]
+fn resize_matches_the_reference() {
+    check("resize");
+}
+
+#[test]
+fn sampler_step_matches_the_reference() {
+    check("sampler_step");
+}
+
+/// The tests need no GPU; where there is one, it must open, and where there is none, that is an error like any other.
+#[cfg(feature = "cuda")]
+#[test]
+fn a_gpu_opens_or_says_why_not() {
+    use unclip::backend::Backend;
+    match Cuda::new(0) {
+        Ok(gpu) => println!("{}", gpu.name()),
+        Err(error) => {
+            println!("{error}");
+            assert_eq!(error.exit_code(), 4);
+            assert!(error.to_string().starts_with("cuda:0: "), "{error}");
+        }
+    }
+}

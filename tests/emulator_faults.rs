@@ -1,0 +1,211 @@
+//! Planted faults: each check of the PTX emulator catches what it is there for, and names it.
+#![cfg(feature = "cuda-emulator")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use support::ptx::{module, run};
+use unclip::backend::cuda::emulator::{Check, Fault};
+
+/// Stores a word in shared memory at `sm`, its own place; `at` is the array's address.
+const SHARE: &str = "mov.u32 at, tile; shl.b32 sm, tid, 2; add.u32 sm, sm, at; st.shared.u32 [sm], tid;";
+
+/// The fault of a program of 64 threads, run on 64 words.
+fn fault(body: &str) -> Fault {
+    match run(&module(64, 256, body), [2, 1, 1], &[1; 64], 64, 64) {
+        Ok(_) => panic!("nothing was found in {body}"),
+        Err(fault) => fault,
+    }
+}
+
+#[track_caller]
+fn caught(body: &str, check: Check, detail: &str) {
+    let fault = fault(body);
+    assert_eq!(fault.check, check, "{fault}");
+    assert!(fault.detail.contains(detail), "{fault}");
+}
+
+#[test]
+fn an_index_one_too_far_is_out_of_bounds() {
+    caught("ld.global.u32 a0, [px+4];", Check::OutOfBounds, "4 bytes at byte 256 of a tensor of 256 bytes");
+}
+
+#[test]
+fn an_index_before_the_beginning_is_out_of_bounds() {
+    caught("st.global.u32 [py+-4], tid;", Check::OutOfBounds, "byte -4");
+}
+
+#[test]
+fn a_vector_that_reaches_over_the_end_is_out_of_bounds() {
+    caught("mad.wide.u32 px, tid, 4, x0; ld.global.v2.u32 {a0, a1}, [px+252];", Check::OutOfBounds, "8 bytes");
+}
+
+#[test]
+fn a_missing_bounds_check_is_out_of_bounds_in_the_second_block() {
+    let body = "mov.u32 a0, %ctaid.x; mad.lo.u32 at, a0, 64, tid; mad.wide.u32 py, at, 4, y0; st.global.u32 [py], tid;";
+    let fault = fault(body);
+    assert_eq!((fault.check, fault.block), (Check::OutOfBounds, [1, 0, 0]), "{fault}");
+}
+
+#[test]
+fn a_shared_index_too_far_is_out_of_bounds() {
+    caught(&format!("{SHARE} bar.sync 0; ld.shared.u32 a0, [sm+4];"), Check::OutOfBounds, "byte 256 of 256 shared");
+}
+
+#[test]
+fn a_forgotten_base_address_is_out_of_bounds() {
+    caught("shl.b32 sm, tid, 2; st.shared.u32 [sm], tid;", Check::OutOfBounds, "shared");
+}
+
+#[test]
+fn a_vector_at_an_odd_word_is_misaligned() {
+    caught("ld.global.v2.u32 {a0, a1}, [x0+4];", Check::Misaligned, "8 bytes");
+}
+
+#[test]
+fn a_shared_vector_at_an_odd_word_is_misaligned() {
+    caught(
+        "mov.u32 at, tile; st.shared.v4.u32 [at+8], {tid, tid, tid, tid};",
+        Check::Misaligned,
+        "16 bytes at shared byte 8",
+    );
+}
+
+#[test]
+fn a_write_to_an_input_is_refused() {
+    caught("st.global.u32 [px], tid;", Check::ReadOnly, "only read");
+}
+
+#[test]
+fn output_that_is_read_before_it_is_written_is_named() {
+    caught("ld.global.u32 a0, [py];", Check::UnwrittenMemory, "byte 0");
+}
+
+#[test]
+fn shared_memory_that_nobody_filled_is_named() {
+    let body = "mov.u32 at, tile; shl.b32 sm, tid, 2; add.u32 sm, sm, at; ld.shared.u32 a0, [sm];";
+    caught(body, Check::UnwrittenMemory, "shared byte 0");
+}
+
+#[test]
+fn an_uninitialised_sum_is_named() {
+    caught("mov.f32 a0, 0f3F800000; fma.rn.f32 c3, a0, a0, c3;", Check::UnwrittenRegister, "c3 was not written");
+}
+
+#[test]
+fn a_register_that_only_some_threads_wrote_is_named() {
+    let fault = fault("setp.lt.u32 p, tid, 40; @p mov.u32 a0, 1; add.u32 d0, a0, 1;");
+    assert_eq!((fault.check, fault.thread), (Check::UnwrittenRegister, [40, 0, 0]), "{fault}");
+}
+
+#[test]
+fn a_predicate_that_nobody_set_is_named() {
+    caught("@r mov.u32 a0, 1;", Check::UnwrittenRegister, "r was not written");
+}
+
+#[test]
+fn a_removed_barrier_after_a_write_is_a_race() {
+    caught(&format!("{SHARE} xor.b32 a1, sm, 128; ld.shared.u32 a0, [a1];"), Check::UnwrittenMemory, "shared");
+    // The second warp comes after the first, which has filled its half; on hardware it may come before.
+    let body = format!("{SHARE} setp.lt.u32 p, tid, 32; @p bra end; ld.shared.u32 a0, [sm+-128]; end:");
+    caught(&body, Check::SharedRace, "read after thread 0 has written");
+}
+
+#[test]
+fn a_removed_barrier_before_the_next_round_is_a_race() {
+    let body = format!("{SHARE} bar.sync 0; ld.shared.u32 a0, [at+252]; st.shared.u32 [sm], a0;");
+    caught(&body, Check::SharedRace, "written after thread");
+}
+
+#[test]
+fn two_warps_that_write_one_place_are_a_race() {
+    caught("mov.u32 at, tile; st.shared.u32 [at], tid;", Check::SharedRace, "has written");
+}
+
+#[test]
+fn neighbours_in_a_warp_need_a_warp_barrier() {
+    let racy = format!("{SHARE} and.b32 a1, tid, 32; shl.b32 a1, a1, 2; add.u32 a1, a1, at; ld.shared.u32 a0, [a1];");
+    caught(&racy, Check::SharedRace, "thread 0");
+    let ordered = racy.replace("and.b32", "bar.warp.sync 0xffffffff; and.b32");
+    assert!(run(&module(64, 256, &ordered), [1; 3], &[1; 64], 64, 64).is_ok());
+}
+
+#[test]
+fn a_barrier_in_a_branch_is_divergent() {
+    caught("setp.lt.u32 p, tid, 40; @!p bra end; bar.sync 0; end:", Check::DivergentWarp, "aligned barrier");
+}
+
+#[test]
+fn a_barrier_that_a_whole_warp_leaves_out_is_named() {
+    let fault = fault("setp.lt.u32 p, tid, 32; @!p bra end; bar.sync 0; end:");
+    assert_eq!(fault.check, Check::Barrier, "{fault}");
+    assert!(fault.detail.contains("32 of 64 threads have come to barrier 0, and thread 32 has ended"), "{fault}");
+}
+
+#[test]
+fn warps_at_different_barriers_are_named() {
+    let body = "shr.u32 a0, tid, 5; setp.eq.u32 p, a0, 0; @p bra first; bar.sync 2; bra end; first: bar.sync 1; end:";
+    caught(body, Check::Barrier, "waits at barrier");
+}
+
+#[test]
+fn a_shuffle_in_a_branch_is_divergent() {
+    let body = "setp.lt.u32 p, tid, 16; @!p bra end; shfl.sync.bfly.b32 a0, tid, 1, 0x1f, 0xffffffff; end:";
+    caught(body, Check::DivergentWarp, "0xffffffff was reached by 0x0000ffff");
+}
+
+#[test]
+fn a_matrix_product_in_a_branch_is_divergent() {
+    let body = "
+        mov.u32 a0, 0; setp.lt.u32 p, tid, 40; @!p bra end;
+        mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {c0, c1, c2, c3}, {a0, a0}, {a0}, {a0, a0, a0, a0}; end:";
+    caught(body, Check::DivergentWarp, "mma.sync");
+}
+
+/// Copies a word of each thread to shared memory.
+const COPY: &str = "mov.u32 at, tile; shl.b32 sm, tid, 2; add.u32 sm, sm, at;
+    cp.async.ca.shared.global [sm], [px], 4; cp.async.commit_group;";
+
+#[test]
+fn a_missing_wait_is_named() {
+    caught(&format!("{COPY} bar.sync 0; ld.shared.u32 a0, [sm];"), Check::MissingWait, "still being copied");
+}
+
+#[test]
+fn a_wait_for_too_few_groups_is_named() {
+    let body = format!("{COPY} cp.async.wait_group 1; ld.shared.u32 a0, [sm];");
+    caught(&body, Check::MissingWait, "still being copied");
+}
+
+#[test]
+fn copies_under_way_at_the_end_are_named() {
+    caught(COPY, Check::MissingWait, "under way at the end");
+}
+
+#[test]
+fn a_wait_without_a_barrier_does_not_help_other_threads() {
+    let body =
+        format!("{COPY} cp.async.wait_all; setp.lt.u32 p, tid, 32; @p bra end; ld.shared.u32 a0, [sm+-128]; end:");
+    caught(&body, Check::SharedRace, "read after thread 0 has written");
+}
+
+#[test]
+fn a_loop_without_end_is_stopped() {
+    caught("again: bra again;", Check::Endless, "instructions");
+}
+
+#[test]
+fn a_launch_with_the_wrong_parameters_is_refused() {
+    let text = module(64, 0, "").replace(", .param .u32 n)", ", .param .u64 n)").replace("ld.param.u32 n, [n];", "");
+    let fault = run(&text, [1; 3], &[1], 1, 1).unwrap_err();
+    assert!(fault.detail.contains("parameter n has 8 bytes"), "{fault}");
+}
+
+#[test]
+fn a_fault_says_which_kernel_line_block_and_thread() {
+    let fault = fault("\n\nsetp.eq.u32 p, tid, 37; @p ld.global.u32 a0, [x0+1024];");
+    let text = module(64, 256, "\n\nsetp.eq.u32");
+    let line = text.lines().position(|l| l.contains("setp.eq.u32")).unwrap() + 1;
+    let message = fault.to_string();
+    assert!(message.contains(&format!("f, line {line}, block")) && message.contains("thread [37, 0, 0]"), "{message}");
+}
