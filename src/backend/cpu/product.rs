@@ -3,6 +3,9 @@
 //! The product is cut into blocks of rows and groups of panels, one task each. A task takes as many panels at once as
 //! a tile has; their rows come in blocks small enough for the first-level cache, and each block meets all rows of the
 //! task before the next is touched. Finished columns pass through the epilogue while they are still in the cache.
+//!
+//! A crate for matrix products would need a convolution's windows copied out and half-precision weights widened as a
+//! whole, and promises no order of summation; PERFORMANCE.md compares the speed.
 #![allow(unsafe_code)]
 
 use super::Machine;
