@@ -247,7 +247,7 @@ fn devices_are_listed_and_one_that_is_not_there_exits_with_4() {
     let missing = run(dir.path(), &["-p", "a", "--device", "wgpu:99"]);
     assert_refused(dir.path(), &missing, 4, &["wgpu"]);
     let unknown = run(dir.path(), &["-p", "a", "--device", "abacus"]);
-    assert!(unknown.status.code() == Some(2) && text(&unknown.stderr).contains("wgpu:N"), "{unknown:?}");
+    assert!(unknown.status.code() == Some(2) && text(&unknown.stderr).contains("wgpu[:N]"), "{unknown:?}");
 }
 
 #[test]

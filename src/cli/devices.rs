@@ -16,18 +16,29 @@ pub enum Device {
     Cpu,
     /// An adapter of wgpu: the best, or one by its number.
     Wgpu(Option<usize>),
+    /// An NVIDIA GPU by its number.
+    Cuda(usize),
+    /// The PTX kernels on the CPU, every access checked: slow, and for finding faults.
+    CudaEmulator,
 }
+
+const EXPECTED: &str = "expected auto, cpu, wgpu[:N], cuda[:N] or cuda-emulator; `engine devices` lists what there is";
 
 impl std::str::FromStr for Device {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Device, String> {
-        match (name, name.strip_prefix("wgpu:").map(str::parse)) {
-            ("auto", _) => Ok(Device::Auto),
-            ("cpu", _) => Ok(Device::Cpu),
-            ("wgpu", _) => Ok(Device::Wgpu(None)),
-            (_, Some(Ok(number))) => Ok(Device::Wgpu(Some(number))),
-            _ => Err("expected auto, cpu, wgpu or wgpu:N; `engine devices` lists what there is".to_owned()),
+        let (kind, number) = match name.split_once(':') {
+            Some((kind, number)) => (kind, Some(number.parse().map_err(|_| EXPECTED)?)),
+            None => (name, None),
+        };
+        match (kind, number) {
+            ("auto", None) => Ok(Device::Auto),
+            ("cpu", None) => Ok(Device::Cpu),
+            ("wgpu", number) => Ok(Device::Wgpu(number)),
+            ("cuda", number) => Ok(Device::Cuda(number.unwrap_or(0))),
+            ("cuda-emulator", None) => Ok(Device::CudaEmulator),
+            _ => Err(EXPECTED.to_owned()),
         }
     }
 }
@@ -45,12 +56,18 @@ pub struct Chosen {
 /// There is no such device, or it cannot compute in the precision asked for.
 pub fn open(arguments: &DeviceArguments) -> Result<Chosen> {
     match arguments.device {
+        // CUDA is left to those who ask for it until its kernels have been measured on cards.
         Device::Auto => match gpu(None, arguments.dtype, false) {
             Ok(backend) => Ok(Chosen { backend, remark: None }),
             Err(error) => Ok(Chosen { backend: cpu(arguments)?, remark: Some(format!("on the CPU: {error}")) }),
         },
         Device::Cpu => Ok(Chosen { backend: cpu(arguments)?, remark: None }),
         Device::Wgpu(number) => Ok(Chosen { backend: gpu(number, arguments.dtype, true)?, remark: None }),
+        Device::Cuda(_) | Device::CudaEmulator if arguments.dtype != Dtype::F32 => {
+            Err(Error::request("--dtype", "f16 is for --device wgpu; the CUDA kernels compute in f32"))
+        }
+        Device::Cuda(number) => Ok(Chosen { backend: cuda(number)?, remark: None }),
+        Device::CudaEmulator => Ok(Chosen { backend: emulator()?, remark: None }),
     }
 }
 
@@ -74,8 +91,36 @@ fn gpu(number: Option<usize>, dtype: Dtype, software: bool) -> Result<Box<dyn Ba
 
 #[cfg(not(feature = "wgpu"))]
 fn gpu(_: Option<usize>, _: Dtype, _: bool) -> Result<Box<dyn Backend>> {
-    let reason = "this engine was built without the feature wgpu".to_owned();
-    Err(Error::Device { backend: "wgpu".to_owned(), reason })
+    Err(left_out("wgpu"))
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(number: usize) -> Result<Box<dyn Backend>> {
+    Ok(Box::new(unclip::backend::cuda::Cuda::new(number)?))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(_: usize) -> Result<Box<dyn Backend>> {
+    Err(left_out("cuda"))
+}
+
+#[cfg(feature = "cuda-emulator")]
+fn emulator() -> Result<Box<dyn Backend>> {
+    Ok(Box::new(unclip::backend::cuda::Cuda::emulator()))
+}
+
+#[cfg(not(feature = "cuda-emulator"))]
+fn emulator() -> Result<Box<dyn Backend>> {
+    Err(left_out("cuda-emulator"))
+}
+
+/// The error of a device whose feature the program was built without.
+#[cfg(not(all(feature = "wgpu", feature = "cuda", feature = "cuda-emulator")))]
+fn left_out(feature: &str) -> Error {
+    Error::Device {
+        backend: feature.to_owned(),
+        reason: format!("this engine was built without the feature {feature}"),
+    }
 }
 
 /// Lists what `--device` can name.
@@ -97,6 +142,13 @@ pub fn list() -> Result<()> {
     {
         text += "wgpu    this engine was built without it\n";
     }
+    text += &match cuda(0) {
+        Ok(gpu) => format!("cuda:0  {}\n", gpu.name()),
+        Err(error) => format!("cuda    {error}\n"),
+    };
+    if cfg!(feature = "cuda-emulator") {
+        text += "cuda-emulator  PTX kernels on the CPU, every access checked\n";
+    }
     super::print(&text)
 }
 
@@ -111,10 +163,13 @@ mod tests {
             ("cpu", Device::Cpu),
             ("wgpu", Device::Wgpu(None)),
             ("wgpu:3", Device::Wgpu(Some(3))),
+            ("cuda", Device::Cuda(0)),
+            ("cuda:2", Device::Cuda(2)),
+            ("cuda-emulator", Device::CudaEmulator),
         ] {
             assert_eq!(name.parse(), Ok(device));
         }
-        for wrong in ["", "gpu", "wgpu:", "wgpu:-1", "CPU"] {
+        for wrong in ["", "gpu", "wgpu:", "wgpu:-1", "CPU", "cpu:1", "cuda-emulator:0"] {
             assert!(wrong.parse::<Device>().unwrap_err().contains("engine devices"), "{wrong}");
         }
     }
