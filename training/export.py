@@ -13,7 +13,7 @@ from trainer import load_averaged
 
 # Best picture per second; measured with evaluate.py --compare.
 DEFAULTS = {
-    "prior_steps": 10, "decoder_steps": 12, "super_res_steps": 3, "prior_guidance": 1.0, "decoder_guidance": 1.0,
+    "prior_steps": 10, "decoder_steps": 12, "super_res_steps": 3, "prior_guidance": 1.5, "decoder_guidance": 1.5,
 }
 LARGEST = 16e6   # bytes of one weight file
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")

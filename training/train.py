@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 STAGES = ["tokenizer", "clip", "prior", "decoder", "super_res", "export"]
-# Minutes of each stage: two CPU cores (about two and a half hours), one data-centre GPU (under 25 minutes).
+# Minutes of each stage: two CPU cores (about two and a half hours), one data-centre GPU (planned for 25 minutes).
 MINUTES = {
-    "cpu": {"clip": 8, "prior": 6, "decoder": 115, "super_res": 15},
+    "cpu": {"clip": 8, "prior": 10, "decoder": 90, "super_res": 12},
     "gpu": {"clip": 3, "prior": 2, "decoder": 13, "super_res": 4},
 }
 

@@ -17,7 +17,8 @@ class Trainer:
     `<work>/<name>.pt` every few minutes and at the end; the same command goes on from there.
     """
 
-    SAVE_EVERY = 180  # seconds
+    SAVE_EVERY = 180    # seconds
+    LONGEST_STEP = 20   # seconds; more than that is a process that was paused, which must not use up the budget
 
     def __init__(self, options, name, modules, lr, ema=0.999, weight_decay=0.01, warmup=200, muon=False):
         self.options, self.name, self.modules = options, name, modules
@@ -92,7 +93,7 @@ class Trainer:
             if time.monotonic() - last_save > self.SAVE_EVERY:
                 self.save()
                 last_save = time.monotonic()
-            self.seconds += time.monotonic() - now
+            self.seconds += min(time.monotonic() - now, self.LONGEST_STEP)
         self.save()
         done = self.progress >= 1
         print(f"{self.name}: {'done' if done else 'stopped'} at step {self.step}, {self.seconds:.0f} s", flush=True)
