@@ -122,7 +122,7 @@ pub struct RunArguments {
 
 #[derive(Debug, Args)]
 pub struct DeviceArguments {
-    /// Where to compute: auto, cpu, wgpu[:N], cuda[:N] or cuda-emulator; see `engine devices`
+    /// Where to compute: auto, cpu, wgpu, cuda (either with :N for the Nth), cuda-emulator; see `engine devices`
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: Device,
     /// What tensors are stored in; sums and the sampler's state are f32 in any case

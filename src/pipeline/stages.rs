@@ -194,7 +194,8 @@ impl Session<'_, '_> {
     /// Without a tokenizer the caller has to give them.
     #[cfg(not(feature = "tokenizer"))]
     fn empty(&mut self) -> Result<Tokens> {
-        Err(Error::request("negative", "missing; guidance without a tokenizer needs the tokens of the empty prompt"))
+        let reason = "missing; guidance without a tokenizer needs the tokens of the empty prompt";
+        Err(crate::Error::request("negative", reason))
     }
 
     /// Text to image embeddings `[D]`, one for each picture.

@@ -13,7 +13,6 @@ use burn_tensor::ops::ConvOptions;
 use burn_tensor::{Device, DeviceKind, Tensor, TensorData};
 use std::time::Instant;
 use support::{Data, Problem, cases};
-use unclip::backend::Backend;
 use unclip::backend::wgpu::{Kind, Options, Wgpu};
 use unclip::ops::{Op, Operation};
 
