@@ -12,9 +12,10 @@ use burn_tensor::module::{conv2d, linear};
 use burn_tensor::ops::ConvOptions;
 use burn_tensor::{Device, DeviceKind, Tensor, TensorData};
 use std::time::Instant;
+use support::close::{Precision, close};
 use support::{Data, Problem, cases};
 use unclip::backend::wgpu::{Kind, Options, Wgpu};
-use unclip::ops::{Op, Operation};
+use unclip::ops::{Conv2d, Linear, Op, Operation};
 
 /// Seconds that each side is given for a case, after its first runs.
 const SECONDS: f64 = 0.4;
@@ -44,9 +45,17 @@ fn main() {
             executable.read("y").expect("the device works");
         };
         let run_burn = prepare_burn(&problem, &device);
+        // A kernel that fails leaves numbers behind all the same.
+        let bare = bare(&problem);
+        let length = support::reference::reduction(&bare);
+        let got = in_our_order(&bare, run_burn(1));
+        if let Err(reason) = close(&got, &support::reference::run(&bare), Precision::F32, length) {
+            println!("{:<34} burn is wrong and not timed: {reason}", case.name);
+            continue;
+        }
         let (mut burn_s, mut ours_s) = (f64::INFINITY, f64::INFINITY);
         for _ in 0..ROUNDS {
-            burn_s = burn_s.min(time(&run_burn));
+            burn_s = burn_s.min(time(|times| _ = run_burn(times)));
             ours_s = ours_s.min(time(&mut run_ours));
         }
         let shapes = problem.shapes();
@@ -82,7 +91,7 @@ fn time(mut run: impl FnMut(usize)) -> f64 {
 }
 
 /// The product in burn's own layouts, ready to be run any number of times.
-fn prepare_burn(problem: &Problem, device: &Device) -> Box<dyn Fn(usize)> {
+fn prepare_burn(problem: &Problem, device: &Device) -> Box<dyn Fn(usize) -> Vec<f32>> {
     let numbers = |i: usize| match &problem.tensors[i].data {
         Data::Numbers(x) => x.clone(),
         Data::Rows(_) => panic!("products have no rows by number"),
@@ -100,7 +109,7 @@ fn prepare_burn(problem: &Problem, device: &Device) -> Box<dyn Fn(usize)> {
                 for _ in 0..times {
                     y = Some(linear(x.clone(), weight.clone(), None));
                 }
-                y.map(Tensor::into_data);
+                y.map(read).unwrap_or_default()
             })
         }
         Op::Conv2d(op) => {
@@ -115,10 +124,33 @@ fn prepare_burn(problem: &Problem, device: &Device) -> Box<dyn Fn(usize)> {
                     let options = ConvOptions::new([stride, stride], [padding, padding], [1, 1], 1);
                     y = Some(conv2d(pictures.clone(), weight.clone(), None, options));
                 }
-                y.map(Tensor::into_data);
+                y.map(read).unwrap_or_default()
             })
         }
         other => panic!("{} is no product", other.name()),
+    }
+}
+
+fn read<const D: usize>(y: Tensor<D>) -> Vec<f32> {
+    y.into_data().to_vec().expect("burn computes in f32")
+}
+
+/// The product alone, which is what burn computes.
+fn bare(problem: &Problem) -> Problem {
+    let op = match &problem.op {
+        Op::Linear(_) => Linear::default().into(),
+        Op::Conv2d(op) => Conv2d { bias: false, shift: false, residual: false, ..op.clone() }.into(),
+        other => other.clone(),
+    };
+    Problem { op, tensors: problem.tensors[..2].to_vec() }
+}
+
+/// burn's pictures have their channels first.
+fn in_our_order(problem: &Problem, y: Vec<f32>) -> Vec<f32> {
+    let shape = problem.op.shape(&problem.shapes()).expect("the case's shapes fit");
+    match problem.op {
+        Op::Conv2d(_) => transposed(&y, shape[0], shape[3], shape[1] * shape[2]),
+        _ => y,
     }
 }
 
