@@ -8,6 +8,8 @@
 pub mod cpu;
 #[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
 pub mod cuda;
+#[cfg(any(feature = "cuda", feature = "cuda-emulator", feature = "wgpu"))]
+mod launches;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 

@@ -3,7 +3,7 @@
 use super::device::{Call, Captured, Driver, Range};
 use super::kernels;
 use super::weights::{Order, send};
-use crate::backend::Executable;
+use crate::backend::{Executable, launches};
 use crate::error::{Error, Result};
 use crate::ops::{Launch, Operand, Operation, elements};
 use crate::plan::{Element, Origin, Plan, Slots, Step, ValueId, WeightSource, assign};
@@ -71,53 +71,16 @@ impl Compiled {
             captured: None,
             shown: None,
         };
-        let launches = compiled.lower();
+        let (launches, once) = launches::lower(&compiled.plan, |op, inputs, output| op.ptx(inputs, output));
+        compiled.once = once;
         compiled.upload(&launches, source)?;
         compiled.bind(&launches)?;
         Ok(compiled)
     }
 
-    /// All launches with the step that each belongs to.
-    fn lower(&mut self) -> Vec<(usize, Launch)> {
-        let mut all = Vec::new();
-        for (i, step) in self.plan.steps.iter().enumerate() {
-            if i == self.plan.once {
-                self.once = all.len();
-            }
-            let inputs: Vec<&[usize]> = step.inputs.iter().map(|&id| self.plan.shape(id)).collect();
-            let launches = step.op.ptx(&inputs, self.plan.shape(step.output));
-            all.extend(launches.into_iter().map(|launch| (i, launch)));
-        }
-        if self.plan.once == self.plan.steps.len() {
-            self.once = all.len();
-        }
-        all
-    }
-
     /// Brings every weight over in each order that some launch wants.
     fn upload(&mut self, launches: &[(usize, Launch)], source: &dyn WeightSource) -> Result<()> {
-        let mut wanted: Vec<(ValueId, Order)> = Vec::new();
-        let mut want = |plan: &Plan, id: ValueId, order: Order| {
-            let root = plan.root(id);
-            let is_weight = matches!(plan.values[root.0].origin, Origin::Weight(_));
-            if is_weight && !wanted.contains(&(root, order)) {
-                wanted.push((root, order));
-            }
-        };
-        for (step, launch) in launches {
-            let inputs = &self.plan.steps[*step].inputs;
-            for tensor in &launch.tensors {
-                match *tensor {
-                    Operand::Input(i) => want(&self.plan, inputs[i], Order::Stored),
-                    Operand::Packed(i) => want(&self.plan, inputs[i], Order::Packed),
-                    Operand::Output => {}
-                }
-            }
-        }
-        // A weight may also be read or fed as it is.
-        for &id in self.plan.outputs.iter().map(|(_, id)| id).chain(self.plan.feeds.iter().map(|(from, _)| from)) {
-            want(&self.plan, id, Order::Stored);
-        }
+        let wanted = launches::weights(&self.plan, launches, Order::Stored, |_| Order::Packed);
         let mut end = 0;
         let mut places = Vec::new();
         for &(id, order) in &wanted {

@@ -2,7 +2,7 @@
 
 use super::device::Device;
 use super::upload::{Order, Uploads};
-use crate::backend::Executable;
+use crate::backend::{Executable, launches};
 use crate::error::{Error, Result};
 use crate::ops::{Launch, Operand, Operation, Tiles, elements};
 use crate::plan::{Element, Origin, Plan, Slots, Step, ValueId, WeightSource, assign};
@@ -77,53 +77,17 @@ impl Compiled {
             seconds: kernels.profile.then(|| vec![0.0; plan.steps.len()]),
             plan,
         };
-        let launches = compiled.lower(kernels.tiles);
+        let (launches, once) =
+            launches::lower(&compiled.plan, |op, inputs, output| op.wgsl(inputs, output, kernels.tiles));
+        compiled.once = once;
         compiled.upload(&launches, source)?;
         compiled.bind(&launches, kernels.subgroups)?;
         Ok(compiled)
     }
 
-    /// All launches with the step that each belongs to.
-    fn lower(&mut self, tiles: Tiles) -> Vec<(usize, Launch)> {
-        let mut all = Vec::new();
-        for (i, step) in self.plan.steps.iter().enumerate() {
-            if i == self.plan.once {
-                self.once = all.len();
-            }
-            let inputs: Vec<&[usize]> = step.inputs.iter().map(|&id| self.plan.shape(id)).collect();
-            let launches = step.op.wgsl(&inputs, self.plan.shape(step.output), tiles);
-            all.extend(launches.into_iter().map(|launch| (i, launch)));
-        }
-        if self.plan.once == self.plan.steps.len() {
-            self.once = all.len();
-        }
-        all
-    }
-
     /// Brings every weight over in each order that some launch wants.
     fn upload(&mut self, launches: &[(usize, Launch)], source: &dyn WeightSource) -> Result<()> {
-        let mut wanted: Vec<(ValueId, Order)> = Vec::new();
-        let mut want = |plan: &Plan, id: ValueId, order: Order| {
-            let root = plan.root(id);
-            let is_weight = matches!(plan.values[root.0].origin, Origin::Weight(_));
-            if is_weight && !wanted.contains(&(root, order)) {
-                wanted.push((root, order));
-            }
-        };
-        for (step, launch) in launches {
-            let inputs = &self.plan.steps[*step].inputs;
-            for tensor in &launch.tensors {
-                match *tensor {
-                    Operand::Input(i) => want(&self.plan, inputs[i], Order::Stored),
-                    Operand::Packed(i) => want(&self.plan, inputs[i], Order::packed(self.plan.shape(inputs[i]))),
-                    Operand::Output => {}
-                }
-            }
-        }
-        // A weight may also be read or fed as it is.
-        for &id in self.plan.outputs.iter().map(|(_, id)| id).chain(self.plan.feeds.iter().map(|(from, _)| from)) {
-            want(&self.plan, id, Order::Stored);
-        }
+        let wanted = launches::weights(&self.plan, launches, Order::Stored, Order::packed);
         let mut uploads = Uploads::new(&self.device);
         for (id, order) in wanted {
             let value = &self.plan.values[id.0];
