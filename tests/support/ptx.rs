@@ -1,6 +1,8 @@
 //! Small PTX programs on the emulator.
 
-use unclip::backend::cuda::emulator::{Arguments, Counters, Fault, Kernel, Machine, Range, parse};
+use unclip::backend::cuda::emulator::{
+    Arguments, Counters, Fault, Kernel, Machine, MapElement, Range, Swizzle, TensorMap, parse,
+};
 
 /// What every small program declares: `tid`, the addresses `px` and `py` of its own words of `x` and `y`, and registers
 /// to work with.
@@ -51,7 +53,7 @@ pub fn run(
         Range { address: from, bytes: bytes.len() as u64, written: false },
         Range { address: to, bytes: 4 * y_words as u64, written: true },
     ];
-    let counters = machine.launch(&kernel(text), grid, Arguments { tensors: &tensors, scalars: &[n] })?;
+    let counters = machine.launch(&kernel(text), grid, Arguments { maps: &[], tensors: &tensors, scalars: &[n] })?;
     let word = |i: usize| {
         let bytes = machine.read(to + 4 * i as u64, 4).ok()?;
         Some(u32::from_le_bytes(bytes.try_into().unwrap()))
@@ -64,4 +66,55 @@ pub fn words(threads: u32, shared_bytes: u32, body: &str, x: &[u32]) -> Vec<u32>
     let (y, _) =
         run(&module(threads, shared_bytes, body), [1; 3], x, threads as usize, 0).unwrap_or_else(|e| panic!("{e}"));
     y.into_iter().map(|w| w.expect("every thread writes")).collect()
+}
+
+/// A module like [`module`] for architecture 9.0, with tensor maps `first` and `second` before the other parameters, their
+/// addresses in `m0` and `m1`, more registers, and shared memory aligned to 1024 bytes.
+pub fn hopper(threads: u32, shared_bytes: u32, body: &str) -> String {
+    let module = module(threads, 0, body).replace(".version 7.0\n.target sm_80", ".version 8.0\n.target sm_90a");
+    let maps = "f(.param .align 64 .b8 first[128], .param .align 64 .b8 second[128], ";
+    let module = module.replacen("f(", maps, 1);
+    let declared = format!(
+        "{{\n.shared .align 1024 .b8 tile[{shared_bytes}];\n.shared .align 8 .b64 bar[4];\n\
+         .reg .b64 m0, m1, token, e<4>;\n.reg .f32 s<64>;\n.reg .b32 warp, lane, f<8>;\n\
+         mov.b64 m0, first;\ncvta.param.u64 m0, m0;\nmov.b64 m1, second;\ncvta.param.u64 m1, m1;\n\
+         shr.u32 warp, %tid.x, 5;\nand.b32 lane, %tid.x, 31;\n"
+    );
+    module.replacen("{\n", &declared, 1)
+}
+
+/// Runs a program of [`hopper`] on bytes, of which the maps, made from the address of `x` and that of `y`, cover parts.
+pub fn run_tiles(
+    text: &str,
+    grid: [u32; 3],
+    x: &[u8],
+    y_words: usize,
+    maps: impl Fn(Range, Range) -> [TensorMap; 2],
+) -> Result<(Vec<Option<u32>>, Counters), Fault> {
+    let mut machine = Machine::default();
+    let from = machine.allocate(x.len() as u64);
+    machine.write(from, x).unwrap();
+    let to = machine.allocate(4 * y_words as u64);
+    let x = Range { address: from, bytes: x.len() as u64, written: false };
+    let y = Range { address: to, bytes: 4 * y_words as u64, written: true };
+    let maps = maps(x, y);
+    let counters = machine.launch(&kernel(text), grid, Arguments { maps: &maps, tensors: &[x, y], scalars: &[0] })?;
+    let word = |i: usize| {
+        let bytes = machine.read(to + 4 * i as u64, 4).ok()?;
+        Some(u32::from_le_bytes(bytes.try_into().unwrap()))
+    };
+    Ok(((0..y_words).map(word).collect(), counters))
+}
+
+/// A map of 16-bit elements in rows: so many rows of so many columns, in tiles of so many.
+pub fn rows(tensor: Range, [columns, rows]: [u64; 2], tile: [u32; 2], swizzle: Swizzle) -> TensorMap {
+    TensorMap {
+        tensor,
+        element: MapElement::Bf16,
+        dims: vec![columns, rows],
+        strides: vec![2 * columns],
+        tile: tile.to_vec(),
+        steps: vec![1, 1],
+        swizzle,
+    }
 }

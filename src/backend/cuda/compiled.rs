@@ -126,14 +126,14 @@ impl Compiled {
             // Concatenation writes its output with several launches.
             let fresh = (previous != Some(*number)).then_some(output);
             previous = Some(*number);
-            let call = Call { kernel, grid: launch.grid, tensors, scalars, label };
+            let call = Call { kernel, grid: launch.grid, maps: Vec::new(), tensors, scalars, label };
             self.dispatches.push(Dispatch { call, fresh });
         }
         if let Some(step) = self.plan.input("step") {
             let kernel = self.load("advance", "advance")?;
             let tensors = vec![self.range(step, false), self.range(step, true)];
             let label = "advance, behind the last step".to_owned();
-            self.counter = Some(Call { kernel, grid: [1; 3], tensors, scalars: vec![1], label });
+            self.counter = Some(Call { kernel, grid: [1; 3], maps: Vec::new(), tensors, scalars: vec![1], label });
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! Launch geometry, argument order, offsets of slots and the captured loop are above this line and the same for both,
 //! so that tests without a GPU cover them.
 
+use super::tensor_map::TensorMap;
 use crate::error::Result;
 
 /// A tensor of a launch: its memory, and whether the kernel writes it.
@@ -34,6 +35,8 @@ pub(super) struct Captured(pub usize);
 pub(super) struct Call {
     pub kernel: Loaded,
     pub grid: [u32; 3],
+    /// Tensor maps, which come first.
+    pub maps: Vec<TensorMap>,
     /// Pointers, in the order of the kernel's parameters.
     pub tensors: Vec<Range>,
     /// Numbers of 32 bits, after the pointers.

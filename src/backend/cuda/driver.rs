@@ -7,6 +7,7 @@
 
 use super::device::{Call, Captured, Driver, Loaded};
 use super::kernels;
+use super::tensor_map::{MapElement, Swizzle, TensorMap};
 use crate::error::{Error, Result};
 use cudarc::driver::result::{self as cu, DriverError};
 use cudarc::driver::sys;
@@ -127,6 +128,46 @@ impl Gpu {
         unsafe { cu::stream::synchronize(self.stream) }.map_err(|e| failed(&self.name, doing, e))
     }
 
+    /// A tensor map as kernels take it.
+    fn encode(&self, map: &TensorMap, label: &str) -> Result<sys::CUtensorMap> {
+        let refuse =
+            |reason: String| Error::Device { backend: self.name.clone(), reason: format!("{label}: {reason}") };
+        map.check().map_err(refuse)?;
+        let element = match map.element {
+            MapElement::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            MapElement::Bf16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            MapElement::F32 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+        };
+        let swizzle = match map.swizzle {
+            Swizzle::None => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
+            Swizzle::Bytes32 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_32B,
+            Swizzle::Bytes64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
+            Swizzle::Bytes128 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+        };
+        let mut encoded = std::mem::MaybeUninit::<sys::CUtensorMap>::uninit();
+        // SAFETY: every list has as many numbers as the map has dimensions, one less of strides, which `check` has made
+        // sure of, and all outlive the call; the address is only noted. The map is written whole if the call succeeds.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                encoded.as_mut_ptr(),
+                element,
+                map.dims.len() as u32,
+                map.tensor.address as *mut c_void,
+                map.dims.as_ptr(),
+                map.strides.as_ptr(),
+                map.tile.as_ptr(),
+                map.steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                swizzle,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+            .result()
+            .map_err(|e| failed(&self.name, label, e))?;
+            Ok(encoded.assume_init())
+        }
+    }
+
     fn check<T>(&self, doing: &str, done: std::result::Result<T, DriverError>) -> Result<T> {
         done.map_err(|e| failed(&self.name, doing, e))
     }
@@ -209,14 +250,16 @@ impl Driver for Gpu {
     fn launch(&self, call: &Call) -> Result<()> {
         self.enter()?;
         let handle = self.state().functions[call.kernel.number].handle;
+        let maps = call.maps.iter().map(|map| self.encode(map, &call.label)).collect::<Result<Vec<_>>>()?;
+        let maps = maps.iter().map(|map| std::ptr::from_ref(map).cast::<c_void>().cast_mut());
         let mut pointers: Vec<u64> = call.tensors.iter().map(|t| t.address).collect();
         let mut scalars = call.scalars.clone();
         let pointers = pointers.iter_mut().map(|p| std::ptr::from_mut(p).cast::<c_void>());
         let scalars = scalars.iter_mut().map(|s| std::ptr::from_mut(s).cast::<c_void>());
-        let mut parameters: Vec<*mut c_void> = pointers.chain(scalars).collect();
+        let mut parameters: Vec<*mut c_void> = maps.chain(pointers).chain(scalars).collect();
         let [x, y, z] = call.grid;
-        // SAFETY: the function belongs to a loaded module; its parameters are pointers of 64 bits followed by numbers of
-        // 32 bits in the order of the call, which the driver copies before it returns. That number, order and sizes are
+        // SAFETY: the function belongs to a loaded module; its parameters are tensor maps, pointers of 64 bits, and
+        // numbers of 32 bits in the order of the call, which the driver copies before it returns. That number, order and sizes are
         // those of the kernel, and that it stays inside the tensors, is what the emulator checks for the same calls.
         let launched = unsafe {
             cu::launch_kernel(handle, (x, y, z), (call.kernel.threads, 1, 1), 0, self.stream, &mut parameters)

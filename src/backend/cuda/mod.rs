@@ -12,6 +12,7 @@ mod driver;
 #[cfg(feature = "cuda-emulator")]
 pub mod emulator;
 pub mod kernels;
+mod tensor_map;
 mod weights;
 
 use super::{Backend, Executable};

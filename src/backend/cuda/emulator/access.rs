@@ -1,11 +1,16 @@
 //! Loads, stores, atomics and asynchronous copies of a warp.
 
 use super::alu::combine;
+use super::bulk::Flight;
+use super::clock::Clock;
 use super::fault::{Check, Counters, Outcome, stop};
 use super::global::{self, Window};
+use super::mbarrier::Mbarriers;
+use super::product::Warpgroups;
 use super::program::{Address, Atomic, Binary, Cell, Reg, Space};
-use super::shared::{Clock, Shared};
+use super::shared::Shared;
 use super::warp::{Copy, LANES, Warp, lanes};
+use crate::backend::cuda::tensor_map::TensorMap;
 
 /// What a block's instructions reach beside registers.
 pub(super) struct Reach<'a> {
@@ -13,10 +18,16 @@ pub(super) struct Reach<'a> {
     pub shared: &'a mut Shared,
     pub clock: &'a mut Clock,
     pub counters: &'a mut Counters,
+    /// Tensor maps, by where they are among the parameters.
+    pub maps: &'a [(u32, TensorMap)],
+    pub mbarriers: &'a mut Mbarriers,
+    /// Bulk copies under way, in the order in which they were started.
+    pub flights: &'a mut Vec<Flight>,
+    pub warpgroups: &'a mut Warpgroups,
 }
 
 /// The addresses of all lanes.
-fn addresses(w: &Warp, mask: u32, at: Address) -> Outcome<[u64; LANES]> {
+pub(super) fn addresses(w: &Warp, mask: u32, at: Address) -> Outcome<[u64; LANES]> {
     Ok(if at.wide {
         w.wide(at.base, mask)?.map(|base| base.wrapping_add_signed(at.offset))
     } else {
@@ -293,7 +304,8 @@ pub(super) fn wait(w: &mut Warp, reach: &mut Reach<'_>, mask: u32, pending: Opti
         };
         let lands = mask >> lane & 1 != 0 && is_due;
         if lands {
-            reach.shared.land(copy.to, copy.bytes, &copy.words, first + lane as u16, reach.clock);
+            let words = &copy.words[..copy.bytes as usize / 4];
+            reach.shared.land(copy.to, words, first + lane as u16, reach.clock.now);
         }
         !lands
     });

@@ -1,13 +1,17 @@
 //! One block of a grid: its warps take turns from barrier to barrier.
 
 use super::access::{self, Reach};
+use super::bulk::{self, Flight};
+use super::clock::Clock;
 use super::decode::SHARED_BASE;
 use super::fault::{Check, Counters, Fault, Outcome, Stop, stop};
 use super::global::Window;
-use super::program::{Instruction, Kernel, Op, Shuffle, Vote};
-use super::shared::{Clock, Shared, WARPS};
-use super::warp::{LANES, Warp, lanes};
-use super::{alu, matrix};
+use super::mbarrier::Mbarriers;
+use super::product::Warpgroups;
+use super::program::{Instruction, Kernel, Op};
+use super::shared::{Shared, WARPS};
+use super::warp::{LANES, Wait, Warp, lanes};
+use super::{Parameters, alu, together};
 
 /// Instructions after which a warp is taken to run forever.
 const ENDLESS: u64 = 1 << 26;
@@ -32,62 +36,116 @@ struct Gathering {
 pub(super) struct Block<'a> {
     kernel: &'a Kernel,
     windows: &'a [Window<'a>],
-    parameters: &'a [u8],
+    parameters: &'a Parameters,
     shared: Shared,
     warps: Vec<Warp>,
+    mbarriers: Mbarriers,
+    flights: Vec<Flight>,
+    warpgroups: Warpgroups,
 }
 
 impl<'a> Block<'a> {
-    pub fn new(kernel: &'a Kernel, windows: &'a [Window<'a>], parameters: &'a [u8]) -> Block<'a> {
+    pub fn new(kernel: &'a Kernel, windows: &'a [Window<'a>], parameters: &'a Parameters) -> Block<'a> {
         let warps = (kernel.threads() as usize).div_ceil(LANES);
         Block {
             kernel,
             windows,
             parameters,
-            shared: Shared::new(SHARED_BASE, kernel.shared_bytes),
+            shared: Shared::new(SHARED_BASE, kernel.shared_bytes, warps, kernel.asynchronous),
             warps: (0..warps).map(|i| Warp::new(kernel, i)).collect(),
+            mbarriers: Mbarriers::default(),
+            flights: Vec::new(),
+            warpgroups: Warpgroups::default(),
         }
     }
 
     /// Runs all threads of a block to their end.
     pub fn run(&mut self, block: [u32; 3], grid: [u32; 3]) -> Result<Counters, Fault> {
         self.shared.clear();
+        self.mbarriers.clear();
+        self.flights.clear();
+        self.warpgroups.clear();
         self.warps.iter_mut().for_each(|w| w.reset(self.kernel, block, grid));
         let mut counters = Counters::default();
-        let mut clock = Clock::new(self.warps.len());
+        let mut clock = Clock::new(self.warps.len(), self.kernel.asynchronous);
         let mut barriers = [Gathering::default(); BARRIERS];
         let kernel = self.kernel;
         loop {
+            let mut run = Run {
+                reach: Reach {
+                    windows: self.windows,
+                    shared: &mut self.shared,
+                    clock: &mut clock,
+                    counters: &mut counters,
+                    maps: &self.parameters.maps,
+                    mbarriers: &mut self.mbarriers,
+                    flights: &mut self.flights,
+                    warpgroups: &mut self.warpgroups,
+                },
+                barriers: &mut barriers,
+                threads: kernel.threads(),
+                parameters: &self.parameters.bytes,
+                names: &kernel.names[0],
+            };
             let mut moved = false;
-            for w in 0..self.warps.len() {
-                let warp = &mut self.warps[w];
-                if warp.waits_at.is_some() || warp.is_done() {
+            for (i, warp) in self.warps.iter_mut().enumerate() {
+                if warp.waits.is_some() || warp.is_done() {
                     continue;
                 }
                 moved = true;
-                let mut run = Run {
-                    reach: Reach {
-                        windows: self.windows,
-                        shared: &mut self.shared,
-                        clock: &mut clock,
-                        counters: &mut counters,
-                    },
-                    barriers: &mut barriers,
-                    threads: kernel.threads(),
-                    parameters: self.parameters,
-                };
                 if let Err(stopped) = run.warp(kernel, warp) {
-                    return Err(fault(kernel, block, warp.place, w, *stopped));
+                    return Err(fault(kernel, block, warp.place, i, *stopped));
+                }
+            }
+            let asks_again = self.warps.iter().any(|w| w.waits == Some(Wait::Turn));
+            if !moved || asks_again {
+                // As late as possible: when nobody can go on without them, or can only ask for them.
+                for flight in std::mem::take(run.reach.flights) {
+                    if let Err(stopped) = bulk::land(&mut run.reach, &flight) {
+                        return Err(fault(kernel, block, flight.place, flight.warp, *stopped));
+                    }
                 }
             }
             moved |= self.release(&mut barriers, &mut clock, &mut counters);
+            moved |= self.wake();
             if self.warps.iter().all(Warp::is_done) {
-                return Ok(counters);
+                return self.ended(block, counters);
             }
             if !moved {
                 return Err(self.stuck(block, &barriers));
             }
         }
+    }
+
+    /// Nothing may be under way once all threads have ended.
+    fn ended(&self, block: [u32; 3], counters: Counters) -> Result<Counters, Fault> {
+        let stopped = |check, detail| Stop { lane: 0, check, detail, register: None };
+        if let Some(flight) = self.flights.first() {
+            let detail = "a bulk copy is under way at the end".to_owned();
+            let stopped = Stop { lane: flight.lane as u32, ..stopped(Check::MissingWait, detail) };
+            return Err(fault(self.kernel, block, flight.place, flight.warp, stopped));
+        }
+        if let Some((warp, detail)) = self.warpgroups.missing(&self.warps) {
+            return Err(fault(self.kernel, block, self.warps[warp].place, warp, stopped(Check::Warpgroup, detail)));
+        }
+        Ok(counters)
+    }
+
+    /// Lets the warps go on whose phase is over, and those that only let others go first.
+    fn wake(&mut self) -> bool {
+        let mut any = false;
+        for warp in &mut self.warps {
+            let is_over = match warp.waits {
+                Some(Wait::Phase { mbarrier, phase, value }) => self.mbarriers.is_over(mbarrier, phase, value),
+                Some(Wait::Turn) => true,
+                Some(Wait::Barrier(_)) | None => false,
+            };
+            if is_over {
+                warp.waits = None;
+            }
+            any |= is_over;
+        }
+        any
     }
 
     /// Lets the warps go on for which everybody has come.
@@ -98,12 +156,12 @@ impl<'a> Block<'a> {
                 continue;
             }
             let waiting: Vec<usize> =
-                (0..self.warps.len()).filter(|&w| self.warps[w].waits_at == Some(id as u32)).collect();
+                (0..self.warps.len()).filter(|&w| self.warps[w].waits == Some(Wait::Barrier(id as u32))).collect();
             for &w in &waiting {
                 for v in lanes(barrier.came) {
                     clock.see(w, v, barrier.at[v]);
                 }
-                self.warps[w].waits_at = None;
+                self.warps[w].waits = None;
             }
             *barrier = Gathering::default();
             counters.barriers += 1;
@@ -112,22 +170,57 @@ impl<'a> Block<'a> {
         any
     }
 
-    /// Nobody can go on: some wait for threads that have ended or wait elsewhere.
+    /// Nobody can go on: some wait for threads or bytes that never come.
     fn stuck(&self, block: [u32; 3], barriers: &[Gathering]) -> Fault {
-        let waiting = self.warps.iter().position(|w| w.waits_at.is_some()).unwrap_or(0);
-        let id = self.warps[waiting].waits_at.unwrap_or(0);
-        let barrier = &barriers[id as usize];
-        let missing = self.warps.iter().position(|w| w.waits_at != Some(id));
-        let why = match missing.map(|w| &self.warps[w]) {
-            Some(w) if w.is_done() => format!("thread {} has ended", w.first_thread()),
-            Some(w) => format!("thread {} waits at barrier {}", w.first_thread(), w.waits_at.unwrap_or(0)),
-            None => "no others exist".to_owned(),
+        let waiting = self.warps.iter().position(|w| w.waits.is_some()).unwrap_or(0);
+        let warp = &self.warps[waiting];
+        let (check, detail, line) = match warp.waits {
+            Some(Wait::Phase { mbarrier, value, .. }) => {
+                let (detail, bytes_alone) = self.mbarriers.missing(mbarrier, value);
+                let check = if bytes_alone { Check::Transactions } else { Check::Barrier };
+                let others = self.warps.iter().filter(|w| w.waits.is_some() && w.index != waiting);
+                let others: Vec<String> = others.map(|w| format!("warp {} waits at {}", w.index, place(w))).collect();
+                let others = if others.is_empty() { "nobody else waits".to_owned() } else { others.join(", ") };
+                (check, format!("{detail}; {others}"), self.kernel.code[warp.place as usize].line)
+            }
+            _ => {
+                let id = if let Some(Wait::Barrier(id)) = warp.waits { id } else { 0 };
+                let barrier = &barriers[id as usize];
+                let missing = self.warps.iter().find(|w| w.waits != Some(Wait::Barrier(id)));
+                let why = match missing {
+                    Some(w) if w.is_done() => format!("thread {} has ended", w.first_thread()),
+                    Some(w) => format!("thread {} waits at {}", w.first_thread(), place(w)),
+                    None => "no others exist".to_owned(),
+                };
+                let (came, wanted) = (barrier.threads, barrier.wanted);
+                let detail = format!("{came} of {wanted} threads have come to barrier {id}, and {why}");
+                (Check::Barrier, detail, barrier.line)
+            }
         };
-        let detail = format!("{} of {} threads have come to barrier {id}, and {why}", barrier.threads, barrier.wanted);
-        let stopped = Stop { lane: 0, check: Check::Barrier, detail, register: None };
-        let mut fault = fault(self.kernel, block, 0, waiting, stopped);
-        fault.line = barrier.line;
+        let mut fault = fault(self.kernel, block, 0, waiting, Stop { lane: 0, check, detail, register: None });
+        fault.line = line;
         fault
+    }
+}
+
+/// A register that is not readable because a product under way has its sums in it.
+fn in_use(w: &Warp, mut stopped: Box<Stop>, names: &[String]) -> Box<Stop> {
+    if let Some((0, reg)) = stopped.register
+        && w.products.writes(reg)
+    {
+        let name = &names[usize::from(reg)];
+        (stopped.check, stopped.register) = (Check::RegisterInUse, None);
+        stopped.detail = format!("{name} is read while a wgmma computes it, whose group was not waited for");
+    }
+    stopped
+}
+
+/// What a warp waits at.
+fn place(w: &Warp) -> String {
+    match w.waits {
+        Some(Wait::Barrier(id)) => format!("barrier {id}"),
+        Some(Wait::Phase { mbarrier, value, .. }) => format!("mbarrier number {mbarrier} for parity {}", value & 1),
+        Some(Wait::Turn) | None => "nothing".to_owned(),
     }
 }
 
@@ -155,20 +248,21 @@ struct Run<'a> {
     barriers: &'a mut [Gathering; BARRIERS],
     threads: u32,
     parameters: &'a [u8],
+    names: &'a [String],
 }
 
 impl Run<'_> {
     /// Runs a warp until it waits or ends.
     fn warp(&mut self, kernel: &Kernel, w: &mut Warp) -> Outcome {
         let before = w.steps;
-        while !w.is_done() && w.waits_at.is_none() {
+        while !w.is_done() && w.waits.is_none() {
             w.settle();
             let instruction = &kernel.code[w.place as usize];
             w.steps += 1;
             if w.steps > ENDLESS {
                 return stop(w.active.trailing_zeros() as usize, Check::Endless, format!("{ENDLESS} instructions"));
             }
-            self.step(w, instruction)?;
+            self.step(w, instruction).map_err(|stopped| in_use(w, stopped, self.names))?;
         }
         self.reach.counters.instructions += w.steps - before;
         if w.is_done()
@@ -177,6 +271,10 @@ impl Run<'_> {
             w.place = w.place.saturating_sub(1);
             let detail = format!("a copy of {} bytes by cp.async is under way at the end", copy.bytes);
             return stop(usize::from(copy.lane), Check::MissingWait, detail);
+        }
+        if w.is_done() && (!w.products.is_idle() || w.has_open_stores || !w.stores.is_empty()) {
+            w.place = w.place.saturating_sub(1);
+            return stop(0, Check::MissingWait, "a wgmma or bulk store is under way at the end");
         }
         Ok(())
     }
@@ -200,9 +298,14 @@ impl Run<'_> {
             }
             op => {
                 if lanes != 0 {
-                    self.operate(w, lanes, op)?;
+                    if !matches!(op, Op::Product(_)) {
+                        let lane = lanes.trailing_zeros() as usize;
+                        w.products.note_targets(&instruction.targets, lane, self.names)?;
+                    }
+                    self.operate(w, lanes, instruction)?;
                 }
-                w.place += 1;
+                // Who waits for a phase asks again once it is over.
+                w.place += u32::from(!matches!(w.waits, Some(Wait::Phase { .. })));
             }
         }
         Ok(())
@@ -235,13 +338,13 @@ impl Run<'_> {
         barrier.at[w.index] = self.reach.clock.tick();
         barrier.line = instruction.line;
         if waits {
-            w.waits_at = Some(id);
+            w.waits = Some(Wait::Barrier(id));
         }
         Ok(())
     }
 
-    fn operate(&mut self, w: &mut Warp, lanes: u32, op: &Op) -> Outcome {
-        match *op {
+    fn operate(&mut self, w: &mut Warp, lanes: u32, instruction: &Instruction) -> Outcome {
+        match instruction.op {
             Op::Unary(how, d, a) => alu::unary(w, lanes, how, d, a),
             Op::Binary(with, d, a, b) => alu::binary(w, lanes, with, [d, a, b]),
             Op::Ternary(with, d, a, b, c) => alu::ternary(w, lanes, with, [d, a, b, c]),
@@ -352,113 +455,7 @@ impl Run<'_> {
             Op::CopyAsync { to, from, bytes, filled } => {
                 access::copy(w, &mut self.reach, lanes, [to, from], bytes, filled)
             }
-            _ => self.together(w, lanes, op),
+            _ => together::operate(w, &mut self.reach, lanes, instruction, self.names),
         }
     }
-
-    /// What the threads of a warp do with each other.
-    fn together(&mut self, w: &mut Warp, mask: u32, op: &Op) -> Outcome {
-        match *op {
-            Op::CommitAsync => {
-                lanes(mask).for_each(|lane| w.committed[lane] += 1);
-                Ok(())
-            }
-            Op::WaitAsync(pending) => {
-                access::wait(w, &mut self.reach, mask, pending);
-                Ok(())
-            }
-            Op::Shuffle { shuffle, d, found, a, b, c, members } => {
-                members_of(w, mask, members, "shfl.sync")?;
-                let values = *w.small(a, mask)?;
-                let (b, c) = (*w.small(b, mask)?, *w.small(c, mask)?);
-                let mut inside = 0;
-                let mut out = [0; LANES];
-                for lane in lanes(mask) {
-                    let (from, ok) = source(shuffle, lane as u32, b[lane], c[lane]);
-                    if mask >> from & 1 == 0 {
-                        let detail = format!("shfl.sync reads lane {from}, which does not take part");
-                        return stop(lane, Check::DivergentWarp, detail);
-                    }
-                    out[lane] = values[from as usize];
-                    inside |= u32::from(ok) << lane;
-                }
-                w.set_small(d, mask, &out);
-                found.iter().for_each(|&found| w.set_predicate(found, mask, inside));
-                Ok(())
-            }
-            Op::Vote { vote, d, a, negated, members } => {
-                members_of(w, mask, members, "vote.sync")?;
-                let values = w.predicate(a, mask)?;
-                let yes = mask & if negated { !values } else { values };
-                let all = |is: bool| if is { u32::MAX } else { 0 };
-                match vote {
-                    Vote::Ballot => w.set_small(d, mask, &[yes; LANES]),
-                    Vote::All => w.set_predicate(d, mask, all(yes == mask)),
-                    Vote::Any => w.set_predicate(d, mask, all(yes != 0)),
-                    Vote::Uniform => w.set_predicate(d, mask, all(yes == mask || yes == 0)),
-                }
-                Ok(())
-            }
-            Op::Reduce { with, d, a, members } => {
-                members_of(w, mask, members, "redux.sync")?;
-                let values = *w.small(a, mask)?;
-                let reduced = lanes(mask).map(|lane| values[lane]).reduce(|a, b| alu::combine(with, a, b));
-                w.set_small(d, mask, &[reduced.unwrap_or(0); LANES]);
-                Ok(())
-            }
-            Op::ActiveMask(d) => {
-                w.set_small(d, mask, &[mask; LANES]);
-                Ok(())
-            }
-            Op::WarpBarrier(members) => {
-                members_of(w, mask, members, "bar.warp.sync")?;
-                if mask == w.running() {
-                    let time = self.reach.clock.tick();
-                    self.reach.clock.see(w.index, w.index, time);
-                }
-                Ok(())
-            }
-            Op::LoadMatrix { ref to, transposed, at } => {
-                w.expect_all(mask, "ldmatrix")?;
-                matrix::load(w, &mut self.reach, to, transposed, at)
-            }
-            Op::StoreMatrix { ref from, transposed, at } => {
-                w.expect_all(mask, "stmatrix")?;
-                matrix::store(w, &mut self.reach, from, transposed, at)
-            }
-            Op::Matrix { element, depth, ref d, ref a, ref b, ref c } => {
-                w.expect_all(mask, "mma.sync")?;
-                matrix::multiply(w, (element, depth), d, (a, b, c))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// The lanes that an instruction names are those that run it.
-fn members_of(w: &Warp, mask: u32, members: super::program::Reg, what: &str) -> Outcome {
-    let members = w.small(members, mask)?;
-    lanes(mask).try_for_each(|lane| {
-        let wanted = members[lane] & w.running();
-        if wanted == mask {
-            return Ok(());
-        }
-        let detail = format!("{what} for the lanes {:#010x} was reached by {mask:#010x}", members[lane]);
-        stop(lane, Check::DivergentWarp, detail)
-    })
-}
-
-/// Which lane is read, and whether it lies in the reader's part of the warp; if not, the reader reads itself. The
-/// operand `c` holds the parts' limit in its lower and their mask in its upper half.
-fn source(shuffle: Shuffle, lane: u32, b: u32, c: u32) -> (u32, bool) {
-    let (b, limit, parts) = (b & 31, c & 31, c >> 8 & 31);
-    let last = lane & parts | limit & !parts;
-    let first = lane & parts;
-    let (from, ok) = match shuffle {
-        Shuffle::Up => (lane.wrapping_sub(b), lane as i32 - b as i32 >= last as i32),
-        Shuffle::Down => (lane + b, lane + b <= last),
-        Shuffle::Butterfly => (lane ^ b, lane ^ b <= last),
-        Shuffle::Index => (first | b & !parts, first | b & !parts <= last),
-    };
-    if ok { (from, true) } else { (lane, false) }
 }

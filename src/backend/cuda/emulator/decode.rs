@@ -1,8 +1,9 @@
 //! Statements to a program: registers get numbers, labels places, constants registers of their own.
 
 use super::opcodes;
-use super::program::{Instruction, Kernel, Op, Parameter, Preset, Reg};
+use super::program::{Instruction, Kernel, MAP_BYTES, Op, PARAMETERS, Parameter, Preset, Reg};
 use super::syntax::{Declaration, Entry, Operand, Result, Statement, error};
+use std::cell::RefCell;
 use std::collections::HashMap;
 
 /// Shared memory does not begin at zero, so that a kernel that forgets to add a symbol's address is caught.
@@ -41,6 +42,8 @@ pub(super) struct Decoder {
     shared_bytes: u32,
     parameters: Vec<Parameter>,
     labels: HashMap<String, u32>,
+    /// 32-bit registers that the instruction at hand writes.
+    targets: RefCell<Vec<Reg>>,
 }
 
 impl std::hash::Hash for Preset {
@@ -64,6 +67,7 @@ pub(super) fn decode(entry: &Entry) -> Result<Kernel> {
         shared_bytes: 0,
         parameters: Vec::new(),
         labels: HashMap::new(),
+        targets: RefCell::default(),
     };
     entry.parameters.iter().try_for_each(|d| decoder.parameter(d))?;
     entry.registers.iter().try_for_each(|d| decoder.registers(d))?;
@@ -88,10 +92,10 @@ pub(super) fn decode(entry: &Entry) -> Result<Kernel> {
             None => None,
         };
         let op = opcodes::decode(&mut decoder, instruction)?;
-        code.push(Instruction { line: *line, guard, op });
+        code.push(Instruction { line: *line, guard, op, targets: decoder.targets.take() });
     }
     // A body may end without `ret`.
-    code.push(Instruction { line: decoder.line, guard: None, op: Op::Exit });
+    code.push(Instruction { line: decoder.line, guard: None, op: Op::Exit, targets: Vec::new() });
     let Some(threads) = entry.threads else {
         return error(decoder.line, format!("{} has no .reqntid", entry.name));
     };
@@ -103,6 +107,7 @@ pub(super) fn decode(entry: &Entry) -> Result<Kernel> {
         threads,
         parameters: decoder.parameters,
         shared_bytes: decoder.shared_bytes,
+        asynchronous: code.iter().any(|i| i.op.is_asynchronous()),
         code,
         names: decoder.names,
         presets: decoder.small.into_iter().map(|(preset, reg)| (reg, preset)).collect(),
@@ -116,12 +121,14 @@ impl Decoder {
     }
 
     fn parameter(&mut self, d: &Declaration) -> Result<()> {
-        let (bytes, _) = Self::size(d)?;
         let end = self.parameters.last().map_or(0, |p| p.offset + p.bytes);
-        if d.count.is_some() {
-            return error(d.line, format!("the parameter {} is an array, which launches do not have", d.name));
+        let is_map = d.count == Some(MAP_BYTES) && d.align == 64 && d.kind == "b8";
+        if d.count.is_some() && !is_map {
+            return error(d.line, format!("the parameter {} is an array and no tensor map", d.name));
         }
-        self.parameters.push(Parameter { name: d.name.clone(), offset: end.next_multiple_of(bytes), bytes });
+        let bytes = if is_map { MAP_BYTES } else { Self::size(d)?.0 };
+        let offset = end.next_multiple_of(if is_map { d.align } else { bytes });
+        self.parameters.push(Parameter { name: d.name.clone(), offset, bytes, is_map });
         Ok(())
     }
 
@@ -195,7 +202,13 @@ impl Decoder {
     /// A register that is written.
     pub fn target(&self, operand: &Operand, file: File) -> Result<Reg> {
         match operand {
-            Operand::Name(name) => self.named(name, file),
+            Operand::Name(name) => {
+                let reg = self.named(name, file)?;
+                if file == File::Small {
+                    self.targets.borrow_mut().push(reg);
+                }
+                Ok(reg)
+            }
             _ => error(self.line, format!("{operand:?} where a register is written")),
         }
     }
@@ -209,6 +222,9 @@ impl Decoder {
                 }
                 if let (File::Small, Some(preset)) = (file, special(name)) {
                     return self.preset(preset, name.clone());
+                }
+                if let (File::Wide, Some(map)) = (file, self.parameters.iter().find(|p| p.is_map && p.name == *name)) {
+                    return self.constant(file, PARAMETERS + u64::from(map.offset));
                 }
                 self.named(name, file)
             }

@@ -52,7 +52,7 @@ impl State {
         match command {
             Command::Launch(call) => {
                 let kernel = &self.kernels[call.kernel.number];
-                let arguments = Arguments { tensors: &call.tensors, scalars: &call.scalars };
+                let arguments = Arguments { maps: &call.maps, tensors: &call.tensors, scalars: &call.scalars };
                 let counted = self.machine.launch(kernel, call.grid, arguments);
                 let counted = counted.map_err(|fault: Fault| failed(format!("{}: {fault}", call.label)))?;
                 let (launches, sum) = self.counters.entry(kernel.name().to_owned()).or_default();

@@ -19,10 +19,28 @@ pub enum Check {
     SharedRace,
     /// An instruction for whole warps where only a part of one arrived.
     DivergentWarp,
-    /// A barrier at which some threads never arrive.
+    /// A barrier at which some threads never arrive, or a phase of an `mbarrier` that never ends.
     Barrier,
-    /// A read of what `cp.async` still brings, or an end with copies under way.
+    /// A use of what `cp.async` or a bulk copy still brings, or an end with copies under way.
     MissingWait,
+    /// Asynchronous work on shared memory that threads wrote without `fence.proxy.async` after it.
+    MissingProxyFence,
+    /// A write to shared memory that `wgmma` or a bulk store may still be reading.
+    OperandInUse,
+    /// A register that belongs to a `wgmma` whose group was not waited for.
+    RegisterInUse,
+    /// A `wgmma` on registers that were written after the last `wgmma.fence`.
+    MissingFence,
+    /// The warps of a warpgroup do not all come to the same instructions for warpgroups.
+    Warpgroup,
+    /// A matrix descriptor or tensor map that the hardware does not take, or a tile that is not aligned to its swizzle.
+    Descriptor,
+    /// An `mbarrier` that is none, or that is used against its rules.
+    Mbarrier,
+    /// More or fewer bytes come to an `mbarrier` than were announced.
+    Transactions,
+    /// Two blocks used the same global memory, one of them writing.
+    GlobalRace,
     /// A warp that runs for longer than any kernel here could.
     Endless,
 }

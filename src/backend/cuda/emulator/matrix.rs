@@ -18,7 +18,7 @@ use super::warp::{LANES, Warp};
 use half::{bf16, f16};
 
 /// Rows and columns of the elements that register `r` of `a` holds in a lane.
-fn places_a(element: MatrixElement, lane: usize, r: usize) -> [(usize, usize); 2] {
+pub(super) fn places_a(element: MatrixElement, lane: usize, r: usize) -> [(usize, usize); 2] {
     let (g, t) = (lane / 4, lane % 4);
     let row = g + 8 * (r % 2);
     match element {
@@ -37,7 +37,7 @@ fn places_b(element: MatrixElement, lane: usize, r: usize) -> [(usize, usize); 2
 }
 
 /// The numbers in a register; a tf32 is a single number of which the lower bits do not count.
-fn elements(element: MatrixElement, bits: u32) -> [f64; 2] {
+pub(super) fn elements(element: MatrixElement, bits: u32) -> [f64; 2] {
     let halves = [bits as u16, (bits >> 16) as u16];
     match element {
         MatrixElement::Half => halves.map(|h| f16::from_bits(h).to_f64()),

@@ -11,20 +11,28 @@
 mod access;
 mod alu;
 mod block;
+mod bulk;
+mod clock;
 mod decode;
 mod driver;
 mod fault;
 mod global;
 mod matrix;
+mod mbarrier;
 mod opcodes;
+mod opcodes_async;
 mod opcodes_memory;
 mod opcodes_warp;
+mod product;
 mod program;
 mod shared;
+mod shared_async;
 mod syntax;
+mod together;
 mod warp;
 
 pub use crate::backend::cuda::device::Range;
+pub use crate::backend::cuda::tensor_map::{MapElement, Swizzle, TensorMap};
 pub use driver::Emulator;
 pub use fault::{Check, Counters, Fault};
 pub use program::Kernel;
@@ -32,6 +40,7 @@ pub use syntax::SyntaxError;
 
 use block::Block;
 use global::Memory;
+use program::MAP_BYTES;
 use rayon::prelude::*;
 
 /// The entries of a module.
@@ -42,9 +51,11 @@ pub fn parse(text: &str) -> Result<Vec<Kernel>, SyntaxError> {
     syntax::parse(text)?.entries.iter().map(decode::decode).collect()
 }
 
-/// What a kernel is called with: first tensors, then numbers of 32 bits, in the order of the parameters.
+/// What a kernel is called with: first tensor maps and tensors, then numbers of 32 bits, in the order of the parameters.
 #[derive(Clone, Copy, Debug)]
 pub struct Arguments<'a> {
+    /// Tensors that bulk copies reach.
+    pub maps: &'a [TensorMap],
     /// Pointers to tensors.
     pub tensors: &'a [Range],
     /// Sizes, codes and factors.
@@ -112,8 +123,10 @@ impl Machine {
             check: Check::OutOfBounds,
             detail,
         };
-        let windows = self.memory.windows(arguments.tensors).map_err(refused)?;
-        let parameters = parameters(kernel, arguments).map_err(refused)?;
+        let reached: Vec<Range> =
+            arguments.maps.iter().map(|map| map.tensor).chain(arguments.tensors.iter().copied()).collect();
+        let windows = self.memory.windows(&reached).map_err(refused)?;
+        let parameters = Parameters::new(kernel, arguments).map_err(refused)?;
         let blocks = grid.iter().map(|&n| u64::from(n)).product::<u64>();
         let place = |i: u64| {
             let [x, y, _] = grid.map(u64::from);
@@ -129,25 +142,43 @@ impl Machine {
     }
 }
 
-/// The bytes of all parameters.
-fn parameters(kernel: &Kernel, arguments: Arguments<'_>) -> Result<Vec<u8>, String> {
-    let Arguments { tensors, scalars } = arguments;
-    let given = tensors.len() + scalars.len();
-    if kernel.parameters.len() != given {
-        return Err(format!("{} parameters, and the launch has {given}", kernel.parameters.len()));
-    }
-    let mut bytes = Vec::new();
-    for (i, parameter) in kernel.parameters.iter().enumerate() {
-        let is_tensor = i < tensors.len();
-        if parameter.bytes != if is_tensor { 8 } else { 4 } {
-            return Err(format!("the parameter {} has {} bytes", parameter.name, parameter.bytes));
+/// What a kernel finds in its parameters.
+struct Parameters {
+    bytes: Vec<u8>,
+    /// Tensor maps by their offsets among the bytes.
+    maps: Vec<(u32, TensorMap)>,
+}
+
+impl Parameters {
+    fn new(kernel: &Kernel, arguments: Arguments<'_>) -> Result<Parameters, String> {
+        let Arguments { maps, tensors, scalars } = arguments;
+        let given = maps.len() + tensors.len() + scalars.len();
+        if kernel.parameters.len() != given {
+            return Err(format!("{} parameters, and the launch has {given}", kernel.parameters.len()));
         }
-        bytes.resize(parameter.offset as usize, 0);
-        if is_tensor {
-            bytes.extend(tensors[i].address.to_le_bytes());
-        } else {
-            bytes.extend(scalars[i - tensors.len()].to_le_bytes());
+        let mut all = Parameters { bytes: Vec::new(), maps: Vec::new() };
+        for (i, parameter) in kernel.parameters.iter().enumerate() {
+            let tensor = i.checked_sub(maps.len());
+            let scalar = i.checked_sub(maps.len() + tensors.len());
+            let wanted = match (tensor, scalar) {
+                (None, _) => MAP_BYTES,
+                (_, None) => 8,
+                _ => 4,
+            };
+            if parameter.bytes != wanted || parameter.is_map != tensor.is_none() {
+                return Err(format!("the parameter {} has {} bytes", parameter.name, parameter.bytes));
+            }
+            all.bytes.resize(parameter.offset as usize, 0);
+            match (tensor, scalar) {
+                (None, _) => {
+                    maps[i].check()?;
+                    all.maps.push((parameter.offset, maps[i].clone()));
+                    all.bytes.extend([0; MAP_BYTES as usize]);
+                }
+                (Some(i), None) => all.bytes.extend(tensors[i].address.to_le_bytes()),
+                (_, Some(i)) => all.bytes.extend(scalars[i].to_le_bytes()),
+            }
         }
+        Ok(all)
     }
-    Ok(bytes)
 }

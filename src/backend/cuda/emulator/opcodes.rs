@@ -3,7 +3,7 @@
 use super::decode::{Decoder, File, size_of};
 use super::program::{Binary, Cell, Op, Reg, Rounding, Space, Ternary, Unary};
 use super::syntax::{Instruction, Operand, Result, error};
-use super::{opcodes_memory, opcodes_warp};
+use super::{opcodes_async, opcodes_memory, opcodes_warp};
 
 /// An instruction while it is taken apart.
 pub(super) struct Parts<'a> {
@@ -19,6 +19,11 @@ impl<'a> Parts<'a> {
         let is = self.opcode.get(self.next).is_some_and(|part| part == word);
         self.next += usize::from(is);
         is
+    }
+
+    /// Whether the opcode has a modifier anywhere.
+    pub fn opcode_has(&self, word: &str) -> bool {
+        self.opcode.iter().any(|part| part == word)
     }
 
     /// The next modifier.
@@ -92,7 +97,7 @@ pub(super) fn decode(d: &mut Decoder, instruction: &Instruction) -> Result<Op> {
             let space = p.part()?;
             _ = p.take("u64");
             p.done(2)?;
-            if space != "global" && space != "shared" {
+            if space != "global" && space != "shared" && space != "param" {
                 return p.unknown();
             }
             Ok(Op::Unary64(Unary::Move, d.target(&ops[0], File::Wide)?, d.source(&ops[1], File::Wide)?))
@@ -107,6 +112,11 @@ pub(super) fn decode(d: &mut Decoder, instruction: &Instruction) -> Result<Op> {
         "ld" | "st" | "atom" | "red" | "cp" | "ldmatrix" | "stmatrix" | "mma" => {
             opcodes_memory::decode(d, &mut p, &instruction.opcode[0])
         }
+        "mbarrier" => opcodes_async::mbarrier(d, &mut p),
+        "wgmma" => opcodes_async::product(d, &mut p),
+        "membar" | "fence" => opcodes_async::fence(&mut p),
+        "setmaxnreg" => opcodes_async::registers(&mut p),
+        "elect" => opcodes_async::elect(d, &mut p),
         _ => opcodes_warp::decode(d, &mut p, &instruction.opcode[0]),
     }
 }

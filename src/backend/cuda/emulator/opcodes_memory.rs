@@ -2,6 +2,7 @@
 
 use super::decode::{Decoder, File};
 use super::opcodes::{Parts, cell, space};
+use super::opcodes_async::{bulk, immediate};
 use super::program::{Address, Atomic, MatrixElement, Op, Reg, Space};
 use super::syntax::{Operand, Result, error};
 
@@ -116,16 +117,15 @@ fn atomic(d: &mut Decoder, p: &mut Parts<'_>, returns: bool) -> Result<Op> {
     Ok(Op::Atomic { atomic, space, d: target, at, a, b })
 }
 
-/// `cp.async` and what belongs to it.
+/// `cp.async`, what belongs to it, and bulk copies.
 fn copy(d: &mut Decoder, p: &mut Parts<'_>) -> Result<Op> {
     let ops = p.operands;
     if !p.take("async") {
         return p.unknown();
     }
-    let count = |p: &Parts<'_>, operand: &Operand| match operand {
-        Operand::Integer(n) => Ok(*n as u32),
-        _ => p.unknown(),
-    };
+    if p.take("bulk") {
+        return bulk(d, p);
+    }
     if p.take("commit_group") {
         p.done(0)?;
         return Ok(Op::CommitAsync);
@@ -136,7 +136,7 @@ fn copy(d: &mut Decoder, p: &mut Parts<'_>) -> Result<Op> {
     }
     if p.take("wait_group") {
         p.done(1)?;
-        return Ok(Op::WaitAsync(Some(count(p, &ops[0])?)));
+        return Ok(Op::WaitAsync(Some(immediate(p, &ops[0])?)));
     }
     let whole = p.take("cg");
     if !whole && !p.take("ca") || !(p.take("shared") || p.take("shared::cta")) || !p.take("global") {
@@ -144,7 +144,7 @@ fn copy(d: &mut Decoder, p: &mut Parts<'_>) -> Result<Op> {
     }
     _ = p.take("L2::64B") || p.take("L2::128B") || p.take("L2::256B");
     p.done(if ops.len() == 4 { 4 } else { 3 })?;
-    let bytes = count(p, &ops[2])?;
+    let bytes = immediate(p, &ops[2])?;
     if !(bytes == 16 || !whole && (bytes == 4 || bytes == 8)) {
         return error(p.line, format!("cp.async does not copy {bytes} bytes"));
     }

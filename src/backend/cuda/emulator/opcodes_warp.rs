@@ -19,11 +19,6 @@ pub(super) fn decode(d: &mut Decoder, p: &mut Parts<'_>, name: &str) -> Result<O
             Ok(Op::Exit)
         }
         "bar" | "barrier" => barrier(d, p, name == "bar"),
-        "membar" | "fence" => {
-            _ = p.part()?;
-            _ = p.part();
-            Ok(Op::Fence)
-        }
         "shfl" => shuffle(d, p),
         "vote" => {
             let vote = match (p.take("sync"), p.part()?) {
@@ -138,7 +133,10 @@ fn compare(d: &mut Decoder, p: &mut Parts<'_>) -> Result<Op> {
 /// `d` or `d|p`, of which `p` is a predicate.
 fn pair(d: &Decoder, operand: &Operand, file: File) -> Result<(Reg, Option<Reg>)> {
     match operand {
-        Operand::Pair(first, second) => Ok((d.named(first, file)?, Some(d.named(second, File::Predicate)?))),
+        Operand::Pair(first, second) => {
+            let first = d.target(&Operand::Name(first.clone()), file)?;
+            Ok((first, Some(d.named(second, File::Predicate)?)))
+        }
         one => Ok((d.target(one, file)?, None)),
     }
 }

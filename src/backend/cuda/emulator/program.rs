@@ -199,6 +199,91 @@ pub(super) enum MatrixElement {
     Tensor,
 }
 
+/// Which phase of an `mbarrier` is waited for: the last one of a parity, or that of a token from an arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Parity(Reg),
+    Token(Reg),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mbarrier {
+    Init {
+        count: Reg,
+    },
+    Invalidate,
+    /// Announces bytes, if any, then arrives.
+    Arrive {
+        token: Option<Reg>,
+        count: Option<Reg>,
+        bytes: Option<Reg>,
+    },
+    Expect {
+        bytes: Reg,
+    },
+    /// `try_wait` suspends its thread, `test_wait` does not.
+    Wait {
+        suspends: bool,
+        done: Reg,
+        phase: Phase,
+    },
+}
+
+/// Where a bulk copy has its global side.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Outside {
+    /// A tile of a tensor map, the innermost coordinate first.
+    Tile { map: Reg, coordinates: Vec<Reg> },
+    /// Bytes in a row.
+    Row { at: Address, bytes: Reg },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Bulk {
+    Load {
+        to: Address,
+        from: Outside,
+        mbarrier: Address,
+    },
+    Store {
+        to: Outside,
+        from: Address,
+    },
+    Commit,
+    /// Waits until so many groups are left, for their reads or for all of them.
+    Wait(u32),
+}
+
+/// Where `wgmma` has its first operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    Shared { descriptor: Reg, transposed: bool },
+    Registers([Reg; 4]),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Multiply {
+    pub element: MatrixElement,
+    pub d: Vec<Reg>,
+    pub a: Left,
+    pub b: Reg,
+    /// Whether the second operand has its columns in rows of memory.
+    pub transposed: bool,
+    /// Whether the product is added to `d`.
+    pub adds: Reg,
+    /// Whether the operands are negated.
+    pub negated: [bool; 2],
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Product {
+    Fence,
+    Multiply(Multiply),
+    Commit,
+    /// Waits until so many groups are left.
+    Wait(u32),
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Op {
     Unary(Unary, Reg, Reg),
@@ -336,6 +421,23 @@ pub(super) enum Op {
     WarpBarrier(Reg),
     /// Orders memory; blocks of an emulated grid see each other's writes in order anyway.
     Fence,
+    /// Between what threads write and what asynchronous work reads; without `data` for `mbarrier`s alone.
+    ProxyFence {
+        data: bool,
+    },
+    Mbarrier {
+        what: Mbarrier,
+        at: Address,
+    },
+    Bulk(Bulk),
+    Product(Product),
+    /// `setmaxnreg`
+    Registers,
+    Elect {
+        lane: Option<Reg>,
+        is: Reg,
+        members: Reg,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -344,6 +446,15 @@ pub(super) struct Instruction {
     /// A predicate, and whether it is negated.
     pub guard: Option<(Reg, bool)>,
     pub op: Op,
+    /// 32-bit registers that it writes.
+    pub targets: Vec<Reg>,
+}
+
+impl Op {
+    /// Whether it is asynchronous work, or what belongs to that.
+    pub fn is_asynchronous(&self) -> bool {
+        matches!(self, Op::Mbarrier { .. } | Op::Bulk(_) | Op::Product(_))
+    }
 }
 
 /// What fills a register before the first instruction.
@@ -366,7 +477,14 @@ pub(super) struct Parameter {
     pub name: String,
     pub offset: u32,
     pub bytes: u32,
+    /// Whether it is the 128 bytes of a tensor map.
+    pub is_map: bool,
 }
+
+/// Where parameters have addresses, which only tensor maps need.
+pub(super) const PARAMETERS: u64 = 0x8_0000_0000;
+/// Bytes of a tensor map.
+pub(super) const MAP_BYTES: u32 = 128;
 
 /// An entry of a module, ready to run.
 #[derive(Clone, Debug)]
@@ -376,6 +494,8 @@ pub struct Kernel {
     pub(super) parameters: Vec<Parameter>,
     pub(super) shared_bytes: u32,
     pub(super) code: Vec<Instruction>,
+    /// Whether it starts asynchronous work.
+    pub(super) asynchronous: bool,
     /// Names of 32-bit, 64-bit and predicate registers, for messages.
     pub(super) names: [Vec<String>; 3],
     pub(super) presets: Vec<(Reg, Preset)>,

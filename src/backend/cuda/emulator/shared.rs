@@ -1,88 +1,85 @@
 //! Shared memory of a block, with what is needed to find races in it.
 //!
-//! Time is counted in barriers. Every word remembers when and by whom it was last written and read; every warp knows up
-//! to which time it has seen each other warp, which barriers bring up to date. An access that the accessing thread has
-//! not seen yet, of which one is a write, is a race: on a GPU it may come first or last.
+//! Every word remembers when and by whom it was last written and read; the [`Clock`] knows up to which time each warp has
+//! seen the others. An access that the accessing thread has not seen yet, of which one is a write, is a race: on a GPU it
+//! may come first or last. What reaches shared memory by the asynchronous proxy is in `shared_async`.
 
+use super::clock::Clock;
 use super::fault::{Check, Outcome, stop};
 
 /// Most warps of a block.
 pub(super) const WARPS: usize = 32;
 
+/// What is in a word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Holds {
+    #[default]
+    Data,
+    /// What `cp.async` still brings.
+    Copy,
+    /// What a bulk copy still brings.
+    Bulk,
+    /// A part of an `mbarrier`.
+    Mbarrier,
+}
+
 #[derive(Clone, Copy, Default)]
-struct Shadow {
-    written_at: u32,
-    read_at: u32,
+pub(super) struct Shadow {
+    pub written_at: u32,
+    pub read_at: u32,
     /// Warps that read it at that time.
-    readers: u32,
-    writer: u16,
+    pub readers: u32,
+    /// A thread, or 32 times the number of an agent that is no warp.
+    pub writer: u16,
     /// The last of the readers.
-    reader: u16,
+    pub reader: u16,
     /// Which bytes hold something.
-    filled: u8,
+    pub filled: u8,
     /// Which bytes were written at that time.
-    bytes: u8,
-    /// Under way by `cp.async`.
-    pending: bool,
-}
-
-/// Who has seen what.
-pub(super) struct Clock {
-    pub now: u32,
-    seen: [[u32; WARPS]; WARPS],
-    /// The least of what each warp has seen of the others and itself.
-    oldest: [u32; WARPS],
-    warps: usize,
-}
-
-impl Clock {
-    pub fn new(warps: usize) -> Clock {
-        Clock { now: 1, seen: [[0; WARPS]; WARPS], oldest: [0; WARPS], warps }
-    }
-
-    /// A moment that later accesses are after.
-    pub fn tick(&mut self) -> u32 {
-        self.now += 1;
-        self.now - 1
-    }
-
-    /// Warp `w` has seen all that warp `v` did up to `time`, and all that `v` had seen then.
-    pub fn see(&mut self, w: usize, v: usize, time: u32) {
-        let of_v = self.seen[v];
-        for (own, other) in self.seen[w].iter_mut().zip(of_v) {
-            *own = (*own).max(other);
-        }
-        self.seen[w][v] = self.seen[w][v].max(time);
-        self.oldest[w] = self.seen[w][..self.warps].iter().copied().min().unwrap_or(0);
-    }
+    pub bytes: u8,
+    pub holds: Holds,
 }
 
 pub(super) struct Shared {
-    words: Vec<u32>,
-    shadow: Vec<Shadow>,
+    pub(super) words: Vec<u32>,
+    pub(super) shadow: Vec<Shadow>,
+    /// For every 16 bytes and every warp: when its `wgmma` last read them, then the same of its bulk stores. Empty if the
+    /// kernel has neither.
+    pub(super) asynchronous_reads: Vec<u32>,
+    pub(super) warps: usize,
     base: u32,
     bytes: u32,
 }
 
 impl Shared {
-    pub fn new(base: u32, bytes: u32) -> Shared {
+    /// Memory of a block of so many warps; `asynchronous` if its kernel starts asynchronous work.
+    pub fn new(base: u32, bytes: u32, warps: usize, asynchronous: bool) -> Shared {
         let words = bytes.div_ceil(4) as usize;
-        Shared { words: vec![0; words], shadow: vec![Shadow::default(); words], base, bytes }
+        let reads = if asynchronous { words.div_ceil(4) * 2 * warps } else { 0 };
+        Shared {
+            words: vec![0; words],
+            shadow: vec![Shadow::default(); words],
+            asynchronous_reads: vec![0; reads],
+            warps,
+            base,
+            bytes,
+        }
     }
 
     /// Forgets everything, for the next block.
     pub fn clear(&mut self) {
         self.shadow.fill(Shadow::default());
+        self.asynchronous_reads.fill(0);
     }
 
-    /// First word of an access and the byte in it.
-    fn locate(&self, address: u32, bytes: u32, lane: usize) -> Outcome<(usize, u32)> {
+    /// First word of an access and the byte in it; the address is a multiple of `aligned`.
+    pub(super) fn locate(&self, address: u32, bytes: u32, aligned: u32, lane: usize) -> Outcome<(usize, u32)> {
         let at = address.wrapping_sub(self.base);
         if at > self.bytes || bytes > self.bytes - at {
             let detail = format!("{bytes} bytes at byte {} of {} shared bytes", at as i32, self.bytes);
             return stop(lane, Check::OutOfBounds, detail);
         }
-        if !at.is_multiple_of(bytes) {
+        if !at.is_multiple_of(aligned) {
             return stop(lane, Check::Misaligned, format!("{bytes} bytes at shared byte {at}"));
         }
         Ok(((at / 4) as usize, at % 4))
@@ -97,13 +94,13 @@ impl Shared {
     /// warp has not seen yet.
     pub fn is_settled(&self, address: u32, bytes: u32, warp: usize, clock: &Clock) -> bool {
         let first = self.word(address) as usize;
-        self.shadow[first..first + bytes.div_ceil(4) as usize].iter().all(|s| s.written_at <= clock.oldest[warp])
+        self.shadow[first..first + bytes.div_ceil(4) as usize].iter().all(|s| s.written_at <= clock.oldest(warp))
     }
 
     /// Reads up to 16 bytes for a thread.
     pub fn load(&mut self, address: u32, bytes: u32, thread: u16, clock: &Clock) -> Outcome<[u32; 4]> {
         let lane = usize::from(thread % 32);
-        let (first, byte) = self.locate(address, bytes, lane)?;
+        let (first, byte) = self.locate(address, bytes, bytes, lane)?;
         let mask = if bytes < 4 { ((1u8 << bytes) - 1) << byte } else { 15 };
         let mut out = [0; 4];
         for (i, word) in out.iter_mut().enumerate().take(bytes.div_ceil(4) as usize) {
@@ -119,7 +116,7 @@ impl Shared {
     /// Writes up to 16 bytes for a thread.
     pub fn store(&mut self, address: u32, bytes: u32, words: &[u32; 4], thread: u16, clock: &Clock) -> Outcome {
         let lane = usize::from(thread % 32);
-        let (first, byte) = self.locate(address, bytes, lane)?;
+        let (first, byte) = self.locate(address, bytes, bytes, lane)?;
         if bytes < 4 {
             let bits = ((1u32 << (8 * bytes)) - 1) << (8 * byte);
             self.note_write(first, ((1u8 << bytes) - 1) << byte, thread, clock)?;
@@ -135,9 +132,9 @@ impl Shared {
 
     /// Replaces a word and returns what it was. Atomics of different threads are no race; with other accesses they are.
     pub fn update(&mut self, address: u32, thread: u16, clock: &Clock, with: impl Fn(u32) -> u32) -> Outcome<u32> {
-        let (word, _) = self.locate(address, 4, usize::from(thread % 32))?;
+        let (word, _) = self.locate(address, 4, 4, usize::from(thread % 32))?;
         let before = self.shadow[word];
-        if before.filled != 15 || before.pending {
+        if before.filled != 15 || before.holds != Holds::Data {
             self.note_read(word, 15, thread, clock)?;
         }
         let old = self.words[word];
@@ -147,21 +144,21 @@ impl Shared {
 
     /// Announces that `cp.async` will fill this.
     pub fn await_copy(&mut self, address: u32, bytes: u32, thread: u16, clock: &Clock) -> Outcome {
-        let (first, _) = self.locate(address, bytes, usize::from(thread % 32))?;
+        let (first, _) = self.locate(address, bytes, bytes, usize::from(thread % 32))?;
         for word in first..first + bytes as usize / 4 {
             self.note_write(word, 15, thread, clock)?;
-            self.shadow[word].pending = true;
+            self.shadow[word].holds = Holds::Copy;
         }
         Ok(())
     }
 
     /// The announced bytes have arrived.
-    pub fn land(&mut self, address: u32, bytes: u32, words: &[u32; 4], thread: u16, clock: &Clock) {
+    pub fn land(&mut self, address: u32, words: &[u32], thread: u16, time: u32) {
         let first = self.word(address) as usize;
-        for (i, word) in words.iter().enumerate().take(bytes as usize / 4) {
-            self.words[first + i] = *word;
-            let shadow = &mut self.shadow[first + i];
-            (shadow.pending, shadow.written_at, shadow.writer, shadow.bytes) = (false, clock.now, thread, 15);
+        self.words[first..first + words.len()].copy_from_slice(words);
+        for shadow in &mut self.shadow[first..first + words.len()] {
+            (shadow.holds, shadow.written_at, shadow.writer) = (Holds::Data, time, thread);
+            (shadow.filled, shadow.bytes) = (15, 15);
         }
     }
 
@@ -169,19 +166,18 @@ impl Shared {
     fn note_read(&mut self, word: usize, mask: u8, thread: u16, clock: &Clock) -> Outcome {
         let warp = usize::from(thread / 32);
         let shadow = &mut self.shadow[word];
-        if shadow.pending {
-            let detail = format!("shared byte {} is still being copied by cp.async", 4 * word);
-            return stop(usize::from(thread % 32), Check::MissingWait, detail);
+        if shadow.holds != Holds::Data {
+            return unready(word, thread, shadow.holds, "read");
         }
         if shadow.filled & mask != mask {
             return stop(usize::from(thread % 32), Check::UnwrittenMemory, format!("shared byte {}", 4 * word));
         }
-        if shadow.written_at > clock.oldest[warp]
+        if shadow.written_at > clock.oldest(warp)
             && shadow.writer != thread
             && shadow.bytes & mask != 0
-            && shadow.written_at > clock.seen[warp][usize::from(shadow.writer / 32)]
+            && shadow.written_at > clock.seen(warp, usize::from(shadow.writer / 32))
         {
-            return race(thread, word, "read", "written", shadow.writer);
+            return race(thread, word, ["read", "written"], shadow.writer, clock);
         }
         if shadow.read_at != clock.now {
             (shadow.read_at, shadow.readers) = (clock.now, 0);
@@ -191,28 +187,39 @@ impl Shared {
         Ok(())
     }
 
+    /// That a thread may write a word now, or start a copy that does.
     #[inline]
-    fn note_write(&mut self, word: usize, mask: u8, thread: u16, clock: &Clock) -> Outcome {
+    pub(super) fn may_write(&self, word: usize, mask: u8, thread: u16, clock: &Clock) -> Outcome {
         let warp = usize::from(thread / 32);
-        let shadow = &mut self.shadow[word];
-        let oldest = clock.oldest[warp];
+        let shadow = &self.shadow[word];
+        let oldest = clock.oldest(warp);
+        if shadow.holds != Holds::Data {
+            return unready(word, thread, shadow.holds, "written");
+        }
         if shadow.written_at > oldest
             && shadow.writer != thread
             && shadow.bytes & mask != 0
-            && shadow.written_at > clock.seen[warp][usize::from(shadow.writer / 32)]
+            && shadow.written_at > clock.seen(warp, usize::from(shadow.writer / 32))
         {
-            return race(thread, word, "written", "written", shadow.writer);
+            return race(thread, word, ["written", "written"], shadow.writer, clock);
         }
         if shadow.read_at > oldest {
             for other in (0..WARPS).filter(|v| shadow.readers >> v & 1 != 0) {
                 let own = other == warp && shadow.reader == thread;
-                if !own && shadow.read_at > clock.seen[warp][other] {
+                if !own && shadow.read_at > clock.seen(warp, other) {
                     let reader =
                         if usize::from(shadow.reader / 32) == other { shadow.reader } else { 32 * other as u16 };
-                    return race(thread, word, "written", "read", reader);
+                    return race(thread, word, ["written", "read"], reader, clock);
                 }
             }
         }
+        if self.asynchronous_reads.is_empty() { Ok(()) } else { self.may_overwrite(word, thread, clock) }
+    }
+
+    #[inline]
+    pub(super) fn note_write(&mut self, word: usize, mask: u8, thread: u16, clock: &Clock) -> Outcome {
+        self.may_write(word, mask, thread, clock)?;
+        let shadow = &mut self.shadow[word];
         shadow.bytes = if shadow.written_at == clock.now { shadow.bytes | mask } else { mask };
         shadow.filled |= mask;
         (shadow.written_at, shadow.writer) = (clock.now, thread);
@@ -221,8 +228,34 @@ impl Shared {
 }
 
 #[cold]
-fn race(thread: u16, word: usize, now: &str, before: &str, other: u16) -> Outcome {
-    let detail =
-        format!("shared byte {} is {now} after thread {other} has {before} it, with no barrier between", 4 * word);
-    stop(usize::from(thread % 32), Check::SharedRace, detail)
+pub(super) fn unready(word: usize, thread: u16, holds: Holds, now: &str) -> Outcome {
+    let byte = 4 * word;
+    let (check, detail) = match holds {
+        Holds::Copy => {
+            (Check::MissingWait, format!("shared byte {byte} is {now} while it is still being copied by cp.async"))
+        }
+        Holds::Bulk => {
+            let why = "the mbarrier's phase that announces it has not completed";
+            (Check::MissingWait, format!("shared byte {byte} is {now} while a bulk copy fills it; {why}"))
+        }
+        Holds::Data | Holds::Mbarrier => {
+            (Check::Mbarrier, format!("shared byte {byte} is {now} and holds an mbarrier"))
+        }
+    };
+    stop(usize::from(thread % 32), check, detail)
+}
+
+/// `now` and `before` say what is done and was done to the word, `other` who did.
+#[cold]
+pub(super) fn race(thread: u16, word: usize, [now, before]: [&str; 2], other: u16, clock: &Clock) -> Outcome {
+    let byte = 4 * word;
+    let lane = usize::from(thread % 32);
+    if let Some(mbarrier) = clock.mbarrier_of(usize::from(other / 32)) {
+        let detail = format!(
+            "shared byte {byte}, which a bulk copy filled, is {now} by who has not waited for mbarrier number {mbarrier}"
+        );
+        return stop(lane, Check::MissingWait, detail);
+    }
+    let detail = format!("shared byte {byte} is {now} after thread {other} has {before} it, with no barrier between");
+    stop(lane, Check::SharedRace, detail)
 }

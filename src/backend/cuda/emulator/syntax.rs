@@ -35,6 +35,8 @@ pub(super) enum Operand {
     Single(u32),
     /// `[base + offset]`
     Address(String, i64),
+    /// `[map, {x, y}]`
+    Tile(String, Vec<Operand>),
     /// `{a, b}`
     Vector(Vec<Operand>),
     /// `d|p`
@@ -332,6 +334,13 @@ impl Parser {
             }
             "[" => {
                 let base = self.next()?;
+                if self.take(",") {
+                    let Operand::Vector(coordinates) = self.operand()? else {
+                        return error(self.line, "coordinates of a tile are a vector");
+                    };
+                    self.expect("]")?;
+                    return Ok(Operand::Tile(base, coordinates));
+                }
                 let mut offset = 0;
                 while !self.take("]") {
                     let sign = self.next()?;

@@ -4,7 +4,8 @@
 //! threads that took different ways meet again where the ways join, as on hardware that waits at the joint.
 
 use super::fault::{Check, Outcome, Stop, stop};
-use super::program::{Kernel, Preset, Reg};
+use super::product::Products;
+use super::program::{Kernel, Phase, Preset, Reg};
 
 /// Threads of a warp.
 pub(super) const LANES: usize = 32;
@@ -16,6 +17,17 @@ pub(super) struct Copy {
     pub to: u32,
     pub bytes: u32,
     pub words: [u32; 4],
+}
+
+/// What a warp waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// A barrier, by its number.
+    Barrier(u32),
+    /// The end of a phase; the instruction runs again after it.
+    Phase { mbarrier: usize, phase: Phase, value: u64 },
+    /// That others have had their turn.
+    Turn,
 }
 
 pub(super) struct Warp {
@@ -35,8 +47,12 @@ pub(super) struct Warp {
     pub copies: Vec<Copy>,
     /// Groups of copies that each lane has committed.
     pub committed: [u32; LANES],
-    /// The barrier that the warp waits at.
-    pub waits_at: Option<u32>,
+    /// Groups of bulk stores: when each was committed, and of the open one whether it has any.
+    pub stores: Vec<u32>,
+    pub has_open_stores: bool,
+    /// What its `wgmma` do.
+    pub products: Products,
+    pub waits: Option<Wait>,
     pub steps: u64,
 }
 
@@ -57,7 +73,10 @@ impl Warp {
             written: [vec![0; small], vec![0; wide], vec![0; predicates]],
             copies: Vec::new(),
             committed: [0; LANES],
-            waits_at: None,
+            stores: Vec::new(),
+            has_open_stores: false,
+            products: Products::new(kernel, small),
+            waits: None,
             steps: 0,
         };
         for &(reg, bits) in &kernel.presets64 {
@@ -72,7 +91,10 @@ impl Warp {
         self.elsewhere.clear();
         self.copies.clear();
         self.committed = [0; LANES];
-        self.waits_at = None;
+        self.stores.clear();
+        self.has_open_stores = false;
+        self.products.clear();
+        self.waits = None;
         self.written.iter_mut().for_each(|file| file.fill(0));
         let [x, y, _] = kernel.threads;
         for &(reg, preset) in &kernel.presets {
@@ -178,6 +200,16 @@ impl Warp {
     pub fn predicate(&self, reg: Reg, lanes: u32) -> Outcome<u32> {
         self.check(2, reg, lanes)?;
         Ok(self.predicates[usize::from(reg)])
+    }
+
+    /// The values of a register, whoever may read it.
+    pub fn raw(&mut self, reg: Reg) -> &mut [u32; LANES] {
+        &mut self.small[usize::from(reg)]
+    }
+
+    /// Makes a register readable, or not.
+    pub fn set_written(&mut self, reg: Reg, is: bool) {
+        self.written[0][usize::from(reg)] = if is { u32::MAX } else { 0 };
     }
 
     #[inline]
