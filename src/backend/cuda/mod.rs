@@ -20,7 +20,9 @@ use crate::error::Result;
 use crate::plan::{Plan, WeightSource};
 use compiled::Compiled;
 use device::Driver;
+pub use device::Range;
 use std::sync::Arc;
+pub use tensor_map::{MapElement, Swizzle, TensorMap};
 
 /// A device that runs PTX.
 pub struct Cuda {

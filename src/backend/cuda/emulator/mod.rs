@@ -31,8 +31,7 @@ mod syntax;
 mod together;
 mod warp;
 
-pub use crate::backend::cuda::device::Range;
-pub use crate::backend::cuda::tensor_map::{MapElement, Swizzle, TensorMap};
+pub use crate::backend::cuda::{MapElement, Range, Swizzle, TensorMap};
 pub use driver::Emulator;
 pub use fault::{Check, Counters, Fault};
 pub use program::Kernel;
