@@ -1,7 +1,4 @@
-//! Builds the default model into the library, where the feature asks for it.
-//!
-//! Writes a table of paths and contents of `models/default`, aligned so that weights are used in place like those of a
-//! mapped file. Only what makes text into pictures goes in: no model card, no sheet of pictures, no image encoder.
+//! Renders the PTX kernels' variants, and builds the default model into the library, each where its feature asks for it.
 
 use std::env;
 use std::fmt::Write;
@@ -26,9 +23,13 @@ const PARTS: [&str; 11] = [
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
+    #[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
+    kernels::render(&root.join("kernels"), &out);
+    // A table of paths and contents, aligned so that weights are used in place like those of a mapped file. Only what
+    // makes text into pictures goes in: no model card, no sheet of pictures, no image encoder.
     if env::var_os("CARGO_FEATURE_DEFAULT_MODEL").is_some() {
-        let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
-        let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
         let mut files = Vec::new();
         for part in PARTS {
             collect(&root.join(MODEL).join(part), &mut files);
@@ -61,4 +62,119 @@ fn table(root: &Path, files: &[PathBuf]) -> String {
         writeln!(source, "    ({relative:?}, &Aligned(*include_bytes!({absolute:?})).0),").expect("to a string");
     }
     source + "];\n"
+}
+
+/// Kernels are templates whose directives are comments in PTX: `//% for`, `//% if`, and `${...}` for a value. A kernel's
+/// header lists its axes, `Variants  source: f32 f16; elem: f32 source`, and every combination becomes a text of its own;
+/// an `elem` of `source` is the same type again.
+#[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
+mod kernels {
+    use super::{Path, PathBuf, Write, fs};
+    use minijinja::syntax::SyntaxConfig;
+    use minijinja::{Environment, UndefinedBehavior};
+    use std::collections::BTreeMap;
+
+    type Variant = BTreeMap<String, String>;
+
+    /// Writes all texts, and `kernels.rs`, which lists them.
+    pub fn render(folder: &Path, out: &Path) {
+        println!("cargo::rerun-if-changed={}", folder.display());
+        let environment = environment();
+        let mut table = String::from("/// All variants of all kernels, by stem.\npub static KERNELS: &[Kernel] = &[\n");
+        let entries = fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+        let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("a readable folder").path()).collect();
+        files.retain(|file| file.extension().is_some_and(|ending| ending == "ptx"));
+        files.sort();
+        for file in files {
+            println!("cargo::rerun-if-changed={}", file.display());
+            let stem = file.file_stem().and_then(|s| s.to_str()).expect("ASCII names");
+            let template = fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+            for variant in variants(stem, &template) {
+                let text = environment.render_named_str(&file.display().to_string(), &template, &variant);
+                // The message has the file and the line.
+                let text = text.unwrap_or_else(|e| panic!("{e:#}"));
+                let values: Vec<&str> = variant.values().map(String::as_str).collect();
+                let path = out.join(format!("{stem}.{}.ptx", values.join(".")));
+                fs::write(&path, text + "\n").expect("OUT_DIR can be written");
+                let element = |axis: &str| match variant.get(axis).map(String::as_str) {
+                    None => "None",
+                    Some("f32") => "Some(Element::F32)",
+                    Some("f16") => "Some(Element::F16)",
+                    Some("bf16") => "Some(Element::Bf16)",
+                    Some(other) => panic!("{stem}: {other} is no type of a tensor"),
+                };
+                let (source, elem, path) = (element("source"), element("elem"), path.to_str().expect("UTF-8"));
+                let row = format!("source: {source}, elem: {elem}, text: include_str!({path:?})");
+                writeln!(table, "    Kernel {{ stem: {stem:?}, {row} }},").expect("to a string");
+            }
+        }
+        fs::write(out.join("kernels.rs"), table + "];\n").expect("OUT_DIR can be written");
+    }
+
+    /// All combinations of the axes that the header names.
+    fn variants(stem: &str, template: &str) -> Vec<Variant> {
+        let line = template.lines().find_map(|l| l.strip_prefix("// Variants"));
+        let line = line.unwrap_or_else(|| panic!("{stem}: the header says nothing of variants"));
+        let mut all = vec![Variant::new()];
+        for (axis, values) in line.split(';').filter_map(|part| part.split_once(':')) {
+            let longer = |variant: &Variant| {
+                let mut many = Vec::new();
+                for value in values.split_whitespace() {
+                    let value = variant.get(value).map_or(value, String::as_str);
+                    let mut variant = variant.clone();
+                    variant.insert(axis.trim().to_owned(), value.to_owned());
+                    // A plan has one type of half precision at most.
+                    let is = |a: &str, b: &str| {
+                        let value = |axis: &str| variant.get(axis).map(String::as_str);
+                        value("source") == Some(a) && value("elem") == Some(b)
+                    };
+                    if !is("f16", "bf16") && !is("bf16", "f16") {
+                        many.push(variant);
+                    }
+                }
+                many
+            };
+            all = all.iter().flat_map(longer).collect();
+        }
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    fn environment() -> Environment<'static> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder()
+            .line_statement_prefix("//%")
+            .variable_delimiters("${", "}")
+            // The usual ones would be found in PTX's vectors of registers.
+            .block_delimiters("//%{", "}%")
+            .comment_delimiters("//#{", "}#")
+            .build();
+        environment.set_syntax(syntax.expect("the delimiters differ"));
+        environment.set_undefined_behavior(UndefinedBehavior::Strict);
+        environment.add_function("bytes", |kind: &str| if kind == "f32" { 4 } else { 2 });
+        environment.add_function("load", load);
+        environment.add_function("store", store);
+        environment
+    }
+
+    /// Instructions that read a number of some type as f32, by way of the 16-bit register `%bits`; with a guard such as
+    /// `@%inside` only where that holds.
+    fn load(kind: &str, to: &str, at: &str, guard: Option<&str>) -> String {
+        let guard = guard.map_or(String::new(), |guard| format!("{guard} "));
+        match kind {
+            "f16" => format!("{guard}ld.global.nc.b16 %bits, [{at}];\n    {guard}cvt.f32.f16 {to}, %bits;"),
+            // The upper half of an f32.
+            "bf16" => format!("{guard}ld.global.nc.b16 %bits, [{at}];\n    {guard}mov.b32 {to}, {{0, %bits}};"),
+            _ => format!("{guard}ld.global.nc.f32 {to}, [{at}];"),
+        }
+    }
+
+    /// Instructions that round an f32 to some type and write it.
+    fn store(kind: &str, at: &str, from: &str) -> String {
+        match kind {
+            "f32" => format!("st.global.f32 [{at}], {from};"),
+            half => format!("cvt.rn.{half}.f32 %bits, {from};\n    st.global.b16 [{at}], %bits;"),
+        }
+    }
 }

@@ -3,8 +3,8 @@
 // Math      y[n, i, j, o] = sum_rsc x[n, i stride + r - padding, j stride + s - padding, c] weight[(r S + s) C + c, o]
 //                           + bias[o] + shift[n, o] + residual[n, i, j, o]
 // Source    none
-// Tensors   x [N, H, W, C] source, weight [O/32, R S C, 8] vec4 source, bias [O] f32, shift [N, O] source,
-//           residual [N, H', W', O] source -> y [N, H', W', O] elem
+// Tensors   x [N, H, W, C] source, weight [O/32, R S C, 8] vec4 source, bias [O] f32, shift [N, O] elem,
+//           residual [N, H', W', O] elem -> y [N, H', W', O] elem
 // Scalars   positions, height, width, channels, out_height, out_width, outputs, window_height, window_width, stride,
 //           padding, biased, shifted, added u32
 // Launch    conv2d: grid (O/32, N H' W'/32, 1), 64 threads: one invocation owns 4 positions of 4 outputs
@@ -35,8 +35,8 @@ struct Scalars {
 @group(0) @binding(0) var<storage, read> x: array<source>;
 @group(0) @binding(1) var<storage, read> weight: array<vec4<source>>;
 @group(0) @binding(2) var<storage, read> bias: array<f32>;
-@group(0) @binding(3) var<storage, read> shift: array<source>;
-@group(0) @binding(4) var<storage, read> residual: array<source>;
+@group(0) @binding(3) var<storage, read> shift: array<elem>;
+@group(0) @binding(4) var<storage, read> residual: array<elem>;
 @group(0) @binding(5) var<storage, read_write> y: array<elem>;
 @group(0) @binding(6) var<uniform> scalars: Scalars;
 

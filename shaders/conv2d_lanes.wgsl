@@ -6,8 +6,8 @@
 // Math      y[n, i, j, o] = sum_rsc x[n, i stride + r - padding, j stride + s - padding, c] weight[(r S + s) C + c, o]
 //                           + bias[o] + shift[n, o] + residual[n, i, j, o]
 // Source    none
-// Tensors   x [N, H, W, C] source, weight [O/32, R S C, 8] vec4 source, bias [O] f32, shift [N, O] source,
-//           residual [N, H', W', O] source -> y [N, H', W', O] elem
+// Tensors   x [N, H, W, C] source, weight [O/32, R S C, 8] vec4 source, bias [O] f32, shift [N, O] elem,
+//           residual [N, H', W', O] elem -> y [N, H', W', O] elem
 // Scalars   positions, height, width, channels, out_height, out_width, outputs, window_height, window_width, stride,
 //           padding, biased, shifted, added u32
 // Launch    grid (O/32, N H' W'/64, 1), 64 threads: one invocation owns 8 positions of 4 outputs

@@ -2,7 +2,7 @@
 //
 // Math      y[m, n] = activation(sum_k x[m, k] weight[k, n] + bias[n]) + residual[m, n]
 // Source    none
-// Tensors   x [M, K] source, weight [N/32, K, 8] vec4 source, bias [N] f32, residual [M, N] source -> y [M, N] elem
+// Tensors   x [M, K] source, weight [N/32, K, 8] vec4 source, bias [N] f32, residual [M, N] elem -> y [M, N] elem
 // Scalars   m, k, n, activation, biased, added u32
 // Launch    linear: grid (N/32, M/32, 1), 64 threads: one invocation owns 4 rows of 4 columns
 //           linear_tiled: grid (N/64, M/64, 1), 256 threads: as above, operands by way of shared memory
@@ -23,7 +23,7 @@ struct Scalars {
 @group(0) @binding(0) var<storage, read> x: array<source>;
 @group(0) @binding(1) var<storage, read> weight: array<vec4<source>>;
 @group(0) @binding(2) var<storage, read> bias: array<f32>;
-@group(0) @binding(3) var<storage, read> residual: array<source>;
+@group(0) @binding(3) var<storage, read> residual: array<elem>;
 @group(0) @binding(4) var<storage, read_write> y: array<elem>;
 @group(0) @binding(5) var<uniform> scalars: Scalars;
 

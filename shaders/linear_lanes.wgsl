@@ -5,7 +5,7 @@
 //
 // Math      y[m, n] = activation(sum_k x[m, k] weight[k, n] + bias[n]) + residual[m, n]
 // Source    none
-// Tensors   x [M, K] source, weight [N/32, K, 8] vec4 source, bias [N] f32, residual [M, N] source -> y [M, N] elem
+// Tensors   x [M, K] source, weight [N/32, K, 8] vec4 source, bias [N] f32, residual [M, N] elem -> y [M, N] elem
 // Scalars   m, k, n, activation, biased, added u32
 // Launch    grid (N/32, M/64, 1), 64 threads: one invocation owns 8 rows of 4 columns
 // Memory    none shared

@@ -4,18 +4,34 @@
 
 mod support;
 
-use support::close::Precision;
+use support::close::Precision as Rounding;
 use support::every::{self, Subject};
-use unclip::backend::cuda::Cuda;
+use unclip::backend::cuda::{Cuda, Precision};
 use unclip::plan::Cost;
+
+/// What the back end can compute in, and the type whose rounding its results show.
+const PRECISIONS: [(Precision, Rounding); 4] = [
+    (Precision::F32, Rounding::F32),
+    // Ten bits of fraction, as in f16.
+    (Precision::Tf32, Rounding::F16),
+    (Precision::F16, Rounding::F16),
+    (Precision::Bf16, Rounding::BF16),
+];
+
+/// All cases of a stem in all precisions.
+fn check(stem: &str) {
+    for (precision, rounding) in PRECISIONS {
+        check_in(stem, precision, rounding);
+    }
+}
 
 /// All cases of a stem, on the emulator and on a GPU if there is one; returns how many bytes the kernels moved on the
 /// emulator for each byte that has to be moved. What the kernels did is printed beside the least that they can do.
-fn check(stem: &str) -> f64 {
-    let backend = Cuda::emulator();
-    let all = |backend| Subject { backend, precision: Precision::F32, most_flops: u64::MAX };
+fn check_in(stem: &str, precision: Precision, rounding: Rounding) -> f64 {
+    let backend = Cuda::emulator().with_precision(precision);
+    let all = |backend| Subject { backend, precision: rounding, most_flops: u64::MAX };
     #[cfg(feature = "cuda")]
-    let gpu = every::available("cuda", Cuda::new(0));
+    let gpu = every::available("cuda", Cuda::new(0).map(|gpu| gpu.with_precision(precision)));
     #[cfg(not(feature = "cuda"))]
     let gpu: Option<Cuda> = None;
     let subjects: Vec<Subject<'_>> = [Some(&backend), gpu.as_ref()].into_iter().flatten().map(|b| all(b)).collect();
@@ -31,7 +47,7 @@ fn check(stem: &str) -> f64 {
         let bytes = c.global_read_bytes + c.global_written_bytes;
         moved += bytes;
         println!(
-            "{entry:<14} {launches:>3} launches, {:>11} instructions for {:>9} kFLOP, {:>7} KiB moved of at least {:>6}, \
+            "{entry:<28} {launches:>3} launches, {:>11} instructions for {:>9} kFLOP, {:>7} KiB moved of at least {:>6}, \
              {:>5.2} sectors a request, {:>7} bank conflicts in {:>8} requests",
             c.instructions,
             least.flops / 1000,
@@ -76,8 +92,9 @@ fn pointwise_matches_the_reference() {
 fn moving_operations_match_the_reference() {
     // Every element is read once and written once; a slice leaves elements out.
     for stem in ["concat", "slice"] {
-        let ratio = check(stem);
+        let ratio = check_in(stem, Precision::F32, Rounding::F32);
         assert!(ratio <= 1.1, "{stem} moves {ratio:.2} times the least bytes");
+        check(stem);
     }
     check("embed");
 }

@@ -11,21 +11,26 @@ use std::process::Command;
 use support::cases;
 use support::header::{Header, Parameter};
 use unclip::backend::cuda::emulator::{Kernel, parse};
-use unclip::backend::cuda::kernels::KERNELS;
-use unclip::ops::{Launch, Operand, Operation, Scalar};
+use unclip::backend::cuda::kernels::{KERNELS, Kernel as Text};
+use unclip::ops::{Factors, Launch, Operand, Operation, Scalar};
 
 /// The back end's own kernel, which no operation lowers to.
 const NO_OPERATION: &str = "advance";
+/// What several operations lower to.
+const SHARED: [&str; 2] = ["product_mma", "product_sum"];
 
-fn headers() -> BTreeMap<&'static str, Header> {
-    let header = |(stem, text): &(&'static str, &str)| {
-        (*stem, Header::parse(stem, text).unwrap_or_else(|e| panic!("{stem}.ptx: {e}")))
-    };
-    KERNELS.iter().map(header).collect()
+fn header(kernel: &Text) -> Header {
+    let Text { stem, text, .. } = kernel;
+    Header::parse(stem, text).unwrap_or_else(|e| panic!("{stem}.ptx: {e}"))
 }
 
-fn kernels(stem: &str, text: &str) -> Vec<Kernel> {
-    parse(text).unwrap_or_else(|e| panic!("{stem}.ptx: {e}"))
+/// The headers of all files, which are the same in all variants.
+fn headers() -> BTreeMap<&'static str, Header> {
+    KERNELS.iter().map(|kernel| (kernel.stem, header(kernel))).collect()
+}
+
+fn kernels(kernel: &Text) -> Vec<Kernel> {
+    parse(kernel.text).unwrap_or_else(|e| panic!("{}{}: {e}", kernel.stem, kernel.suffix()))
 }
 
 /// Names and types of the parameters as the text declares them.
@@ -47,44 +52,56 @@ fn every_kernel_file_is_in_the_back_end_and_every_operation_has_one() {
         names.filter_map(|n| n.strip_suffix(ending).map(str::to_owned)).collect()
     };
     let files = stems("kernels", ".ptx");
-    assert_eq!(files, KERNELS.iter().map(|(stem, _)| (*stem).to_owned()).collect());
+    assert_eq!(files, KERNELS.iter().map(|kernel| kernel.stem.to_owned()).collect());
     let mut operations = stems("src/ops", ".rs");
-    operations.retain(|s| s != "mod" && s != "launch");
+    operations.retain(|s| !["mod", "launch", "product"].contains(&s.as_str()));
+    // A twin for tensor cores has the operation's stem and a suffix.
+    let twins: Vec<String> =
+        files.iter().filter(|s| s.strip_suffix("_mma").is_some_and(|s| operations.contains(s))).cloned().collect();
+    operations.extend(twins);
+    operations.extend(SHARED.map(str::to_owned));
     operations.insert(NO_OPERATION.to_owned());
     assert_eq!(files, operations);
-    for (stem, text) in KERNELS {
-        assert!(text.lines().count() <= 600, "{stem}.ptx is too long");
+    for stem in files {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels").join(&stem).with_extension("ptx");
+        assert!(std::fs::read_to_string(file).unwrap().lines().count() <= 600, "{stem}.ptx is too long");
     }
 }
 
 #[test]
 fn headers_say_what_the_kernels_declare() {
-    let headers = headers();
-    for (stem, text) in KERNELS {
-        let header = &headers[stem];
-        let kernels = kernels(stem, text);
-        let declared = parameters(text);
+    let mut found: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    for text in KERNELS {
+        let (stem, header) = (text.stem, header(text));
+        let declared = parameters(text.text);
         let (tensors, scalars) = declared.split_at(header.tensors.len());
         assert!(tensors.iter().all(|p| p.kind == "u64"), "{stem}: {tensors:?}");
         let names = |of: &[Parameter]| of.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
         assert_eq!(names(tensors), names(&header.tensors), "{stem}");
         assert_eq!(scalars, header.scalars, "{stem}");
-        assert_eq!(kernels.len(), header.launches.len(), "{stem}");
-        for (kernel, launch) in kernels.iter().zip(&header.launches) {
-            assert_eq!(kernel.name(), launch.entry);
-            assert_eq!(kernel.threads(), launch.threads, "{stem}");
-            assert_eq!(f64::from(kernel.shared_bytes()) / 1024.0, launch.shared_kib, "{stem}");
+        for kernel in kernels(text) {
+            // The types of its tensors end an entry's name.
+            let entry = kernel.name().strip_suffix(&text.suffix()).unwrap_or_else(|| panic!("{}", kernel.name()));
+            let launch = header.launches.iter().find(|l| l.entry == entry).unwrap_or_else(|| panic!("{entry}"));
+            assert_eq!(kernel.threads(), launch.threads, "{entry}");
+            assert_eq!(f64::from(kernel.shared_bytes()) / 1024.0, launch.shared_kib, "{entry}");
+            found.entry(stem).or_default().insert(entry.to_owned());
         }
+    }
+    for (stem, header) in headers() {
+        assert_eq!(found[stem], header.launches.iter().map(|l| l.entry.clone()).collect(), "{stem}");
     }
 }
 
-/// The launches of all cases, heavy ones included.
+/// The launches of all cases, heavy ones included, for all factors of products.
 fn launches() -> Vec<(String, Launch)> {
     let mut all = Vec::new();
     for case in cases::all() {
         let shapes: Vec<&[usize]> = case.inputs.iter().map(|i| i.shape.as_slice()).collect();
         let output = case.op.shape(&shapes).unwrap();
-        all.extend(case.op.ptx(&shapes, &output).into_iter().map(|l| (case.name.clone(), l)));
+        for factors in [Factors::Single, Factors::Tensor, Factors::Half] {
+            all.extend(case.op.ptx(&shapes, &output, factors).into_iter().map(|l| (case.name.clone(), l)));
+        }
     }
     all
 }
@@ -98,7 +115,7 @@ fn launches_give_kernels_what_their_headers_ask_for() {
         let entry = header.launches.iter().find(|l| l.entry == launch.entry).expect("the entry is in the header");
         assert_eq!(launch.threads, entry.threads, "{case}");
         assert_eq!(launch.tensors.len(), header.tensors.len(), "{case}");
-        assert_eq!(launch.tensors.last(), Some(&Operand::Output), "{case}");
+        assert!(matches!(launch.tensors.last(), Some(Operand::Output | Operand::Scratch(_))), "{case}");
         let kinds = launch.scalars.iter().map(|s| if matches!(s, Scalar::U32(_)) { "u32" } else { "f32" });
         assert!(kinds.eq(header.scalars.iter().map(|p| p.kind.as_str())), "{case}");
         assert!(launch.grid[1..].iter().all(|&n| (1..=65_535).contains(&n)), "{case}: {:?}", launch.grid);
@@ -120,9 +137,21 @@ fn assembler() -> Option<PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join("ptxas")).find(|p| p.is_file())
 }
 
-/// The number before a word in the assembler's report.
-fn number_before(report: &str, word: &str) -> Option<u32> {
-    report.split(word).next().filter(|b| b.len() < report.len())?.split_whitespace().last()?.parse().ok()
+/// The numbers before all occurrences of a word in the assembler's report.
+fn numbers_before(report: &str, word: &str) -> Vec<u32> {
+    let parts: Vec<&str> = report.split(word).collect();
+    parts[..parts.len() - 1].iter().filter_map(|part| part.split_whitespace().last()?.parse().ok()).collect()
+}
+
+fn number_before(text: &str, word: &str) -> Option<u32> {
+    numbers_before(text, word).first().copied()
+}
+
+/// What the header says of memory, its lines joined.
+fn memory_field(text: &str) -> Option<String> {
+    let mut lines = text.lines().skip_while(|l| !l.starts_with("// Memory"));
+    let first = lines.next()?.to_owned();
+    Some(lines.map_while(|l| l.strip_prefix("//   ")).fold(first, |all, line| all + line))
 }
 
 #[test]
@@ -132,11 +161,16 @@ fn the_assembler_takes_every_kernel_for_every_architecture_without_spilling() {
         return;
     };
     let folder = tempfile::tempdir().unwrap();
+    let mut stems: BTreeMap<&str, Vec<&Text>> = BTreeMap::new();
+    KERNELS.iter().for_each(|kernel| stems.entry(kernel.stem).or_default().push(kernel));
     let mut failures = Vec::new();
-    for (stem, text) in KERNELS {
+    for (stem, texts) in stems {
+        // All variants as one module: their entries have different names.
         let source = folder.path().join(format!("{stem}.ptx"));
-        std::fs::write(&source, text).unwrap();
-        let limit = text.lines().find_map(|l| number_before(l.strip_prefix("// Memory")?, " registers"));
+        let entries = texts.iter().map(|k| k.text.split_once(".address_size 64").expect("it says so").1);
+        let (head, _) = texts[0].text.split_once(".address_size 64").expect("it says so");
+        std::fs::write(&source, [head, ".address_size 64", &entries.collect::<String>()].concat()).unwrap();
+        let limit = memory_field(texts[0].text).and_then(|field| number_before(&field, " registers"));
         let limit = limit.unwrap_or_else(|| panic!("{stem}: the header says nothing of registers"));
         let mut most = 0;
         for target in ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"] {
@@ -149,13 +183,14 @@ fn the_assembler_takes_every_kernel_for_every_architecture_without_spilling() {
             let report =
                 String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
             let spills = ["bytes spill stores", "bytes spill loads", "bytes stack frame"];
-            let clean = spills.iter().all(|what| number_before(&report, what) == Some(0));
-            if !output.status.success() || !clean {
+            let clean = spills.iter().all(|what| numbers_before(&report, what).iter().all(|&n| n == 0));
+            let registers = numbers_before(&report, " registers,");
+            if !output.status.success() || !clean || registers.len() != texts.len() {
                 failures.push(format!("{stem} for {target}:\n{report}"));
             }
-            most = most.max(number_before(&report, " registers,").unwrap_or(u32::MAX));
+            most = most.max(registers.into_iter().max().unwrap_or(u32::MAX));
         }
-        println!("{stem:<14} {most:>3} registers");
+        println!("{stem:<14} {:>2} variants, at most {most:>3} registers", texts.len());
         if most > limit {
             failures.push(format!("{stem}: {most} registers, its header says at most {limit}"));
         }

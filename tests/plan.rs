@@ -47,7 +47,7 @@ impl<'a> Interpreter<'a> {
             let tensors = step.inputs.iter().map(|&id| {
                 let (value, root) = (&self.plan.values[id.0], self.root(id));
                 let data = match value.element {
-                    Element::F32 | Element::F16 => Data::Numbers(self.memory[root.0].clone()),
+                    Element::F32 | Element::F16 | Element::Bf16 => Data::Numbers(self.memory[root.0].clone()),
                     Element::U32 => Data::Rows(self.rows[root.0].clone()),
                 };
                 let stored = matches!(value.origin, Origin::Weight(_)).then_some(Precision::F32);

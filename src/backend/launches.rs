@@ -41,7 +41,7 @@ pub(super) fn weights<O: Copy + PartialEq>(
             match *tensor {
                 Operand::Input(i) => want(inputs[i], stored),
                 Operand::Packed(i) => want(inputs[i], packed(plan.shape(inputs[i]))),
-                Operand::Output => {}
+                Operand::Output | Operand::Scratch(_) => {}
             }
         }
     }

@@ -1,5 +1,6 @@
-use super::launch::{optional, product, rows};
-use super::{Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require};
+use super::launch::{optional, rows};
+use super::product::{TensorProduct, product};
+use super::{Activation, Factors, Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require};
 
 /// Two-dimensional convolution over channels-last images, zeros beyond the border.
 ///
@@ -64,9 +65,11 @@ impl Operation for Conv2d {
     fn keep(&self, tensor: Operand) -> Keep {
         match tensor {
             Operand::Input(2) if self.bias => Keep::Single,
-            Operand::Input(_) | Operand::Packed(_) => Keep::Storage,
+            Operand::Input(0 | 1) | Operand::Packed(_) => Keep::Storage,
+            Operand::Input(_) => Keep::Output,
             // A network's last product can hand the sampler its sums as they are.
             Operand::Output => Keep::Any,
+            Operand::Scratch(_) => Keep::Single,
         }
     }
 
@@ -81,5 +84,16 @@ impl Operation for Conv2d {
         let mut scalars: Vec<Scalar> = sizes.map(Scalar::from).to_vec();
         scalars.extend([self.bias, self.shift, self.residual].map(Scalar::from));
         vec![Launch { tensors, scalars, ..product(kernels, tiles, rows(output), w[0]) }]
+    }
+
+    fn ptx(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Vec<Launch> {
+        if factors == Factors::Single {
+            return self.wgsl(inputs, output, Tiles::Shared);
+        }
+        let (x, w) = (inputs[0], inputs[1]);
+        let mut next = 2;
+        let added = [self.bias, self.shift, self.residual].map(|present| present.then(|| optional(true, &mut next)));
+        let sizes = [rows(output), x[1], x[2], x[3], output[1], output[2], w[0], w[2], w[3], self.stride, self.padding];
+        TensorProduct { sizes, added, activation: Activation::code(None) }.launches(factors)
     }
 }

@@ -33,6 +33,8 @@ pub enum Operand {
     Packed(usize),
     /// The output of the step.
     Output,
+    /// So many numbers in single precision, for what one launch of a step leaves to the next.
+    Scratch(usize),
 }
 
 /// A number that is fixed when a plan is recorded.
@@ -91,6 +93,8 @@ pub enum Keep {
     Storage,
     /// In single precision always: small vectors, masks, the sampler's state.
     Single,
+    /// In the type of the output, to which it is added.
+    Output,
     /// As it comes: the operation only moves numbers.
     Any,
 }
@@ -133,18 +137,6 @@ pub(super) fn optional(present: bool, next: &mut usize) -> Operand {
     }
     *next += 1;
     Operand::Input(*next - 1)
-}
-
-/// A product with `rows` rows and `columns` columns by one of three kernels, in the order of [`Tiles`]; stem and entry
-/// point of each.
-pub(super) fn product(kernels: [[&'static str; 2]; 3], tiles: Tiles, rows: usize, columns: usize) -> Launch {
-    let ([stem, entry], threads, tile) = match tiles {
-        Tiles::Registers => (kernels[0], 64, [32, 32]),
-        Tiles::Lanes => (kernels[1], 64, [32, 64]),
-        Tiles::Shared => (kernels[2], 256, [64, 64]),
-    };
-    let grid = [grid(columns.div_ceil(tile[0])), grid(rows.div_ceil(tile[1])), 1];
-    Launch { stem, entry, threads, grid, tensors: Vec::new(), scalars: Vec::new() }
 }
 
 /// Rows of a tensor, all dimensions but the last together.

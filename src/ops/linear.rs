@@ -1,5 +1,6 @@
-use super::launch::{optional, product, rows};
-use super::{Activation, Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require, width};
+use super::launch::{optional, rows};
+use super::product::{TensorProduct, product};
+use super::{Activation, Factors, Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require, width};
 
 /// Matrix product with a stored weight: every row of `x` times `W` transposed.
 ///
@@ -45,9 +46,11 @@ impl Operation for Linear {
     fn keep(&self, tensor: Operand) -> Keep {
         match tensor {
             Operand::Input(2) if self.bias => Keep::Single,
-            Operand::Input(_) | Operand::Packed(_) => Keep::Storage,
+            Operand::Input(0 | 1) | Operand::Packed(_) => Keep::Storage,
+            Operand::Input(_) => Keep::Output,
             // A network's last product can hand the sampler its sums as they are.
             Operand::Output => Keep::Any,
+            Operand::Scratch(_) => Keep::Single,
         }
     }
 
@@ -61,5 +64,17 @@ impl Operation for Linear {
         let mut scalars: Vec<Scalar> = [m, k, n].map(Scalar::from).to_vec();
         scalars.extend([Activation::code(self.activation), self.bias.into(), self.residual.into()]);
         vec![Launch { tensors, scalars, ..product(kernels, tiles, m, n) }]
+    }
+
+    fn ptx(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Vec<Launch> {
+        if factors == Factors::Single {
+            return self.wgsl(inputs, output, Tiles::Shared);
+        }
+        let (m, k, n) = (rows(output), width(inputs[0]), width(output));
+        let mut next = 2;
+        let [bias, residual] = [self.bias, self.residual].map(|present| present.then(|| optional(true, &mut next)));
+        let sizes = [m, m, 1, k, m, 1, n, 1, 1, 1, 0];
+        let activation = Activation::code(self.activation);
+        TensorProduct { sizes, added: [bias, None, residual], activation }.launches(factors)
     }
 }

@@ -17,6 +17,7 @@ mod launch;
 mod layer_norm;
 mod linear;
 mod pointwise;
+mod product;
 mod resize;
 mod sampler_step;
 mod slice;
@@ -30,6 +31,7 @@ pub use launch::{Keep, Launch, Operand, Scalar, Tiles};
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
 pub use pointwise::{Activation, Pointwise};
+pub use product::Factors;
 pub use resize::{Resize, cubic_taps};
 pub use sampler_step::{Element, Prediction, SamplerStep, Variance, element};
 pub use slice::Slice;
@@ -58,7 +60,7 @@ pub trait Operation {
 
     /// The PTX kernels that compute it: the same launches, operands by way of shared memory, unless an operation says
     /// otherwise.
-    fn ptx(&self, inputs: &[&[usize]], output: &[usize]) -> Vec<Launch> {
+    fn ptx(&self, inputs: &[&[usize]], output: &[usize], _: Factors) -> Vec<Launch> {
         self.wgsl(inputs, output, Tiles::Shared)
     }
 }
@@ -93,8 +95,8 @@ macro_rules! operations {
             fn wgsl(&self, inputs: &[&[usize]], output: &[usize], tiles: Tiles) -> Vec<Launch> {
                 match self { $(Op::$variant(op) => op.wgsl(inputs, output, tiles),)* }
             }
-            fn ptx(&self, inputs: &[&[usize]], output: &[usize]) -> Vec<Launch> {
-                match self { $(Op::$variant(op) => op.ptx(inputs, output),)* }
+            fn ptx(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Vec<Launch> {
+                match self { $(Op::$variant(op) => op.ptx(inputs, output, factors),)* }
             }
         }
     };

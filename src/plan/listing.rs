@@ -12,11 +12,7 @@ impl Display for Plan {
         writeln!(f, "plan {}: {} parameters", self.name, thousands(self.parameters()))?;
         for value in &self.values {
             if let Origin::Input { name, varies } = &value.origin {
-                let kind = match value.element {
-                    Element::F32 => "f32",
-                    Element::F16 => "f16",
-                    Element::U32 => "u32",
-                };
+                let kind = value.element.name();
                 let when = if *varies { "every step" } else { "once" };
                 writeln!(f, "  input   {name:<28} {kind} {:?}, {when}", value.shape)?;
             }

@@ -41,15 +41,27 @@ pub enum Element {
     F32,
     /// Numbers in half the memory.
     F16,
+    /// Numbers in half the memory with the range of single precision.
+    Bf16,
     /// Row numbers: token ids, positions, the step.
     U32,
 }
 
 impl Element {
+    /// How kernels and messages name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Element::F32 => "f32",
+            Element::F16 => "f16",
+            Element::Bf16 => "bf16",
+            Element::U32 => "u32",
+        }
+    }
+
     /// Bytes of one element.
     pub fn size_bytes(self) -> usize {
         match self {
-            Element::F16 => 2,
+            Element::F16 | Element::Bf16 => 2,
             Element::F32 | Element::U32 => 4,
         }
     }

@@ -1,7 +1,7 @@
 //! Half-precision storage: the same plan with most of its values in half the memory.
 //!
 //! Precision belongs to the plan, not to each operation. Kernels compute in single precision whatever they read and
-//! write; [`narrow`] decides what is stored in half precision. What the caller writes, the sampler's state, masks and
+//! write; [`narrow`] decides what is stored in half precision, [`Element::F16`] or [`Element::Bf16`]. What the caller writes, the sampler's state, masks and
 //! small vectors stay as they are. Where an operation wants the other type, a step that only copies is put right behind
 //! the value's own: a concatenation of one part.
 
@@ -9,15 +9,17 @@ use super::{Element, Origin, Plan, Step, Value, ValueId};
 use crate::ops::{Concat, Keep, Operand, Operation};
 use std::collections::HashMap;
 
-/// The plan with values, weights of products among them, stored in half precision wherever its operations allow.
-pub fn narrow(mut plan: Plan) -> Plan {
-    choose(&mut plan);
+/// The plan with values, weights of products among them, stored in a type of half precision wherever its operations
+/// allow.
+pub fn narrow(mut plan: Plan, storage: Element) -> Plan {
+    choose(&mut plan, storage);
     let mut casts = Casts::default();
     let mut steps = std::mem::take(&mut plan.steps);
     for step in &mut steps {
         for (i, input) in step.inputs.iter_mut().enumerate() {
             let wanted = match step.op.keep(Operand::Input(i)) {
-                Keep::Storage => Element::F16,
+                Keep::Storage => storage,
+                Keep::Output => plan.values[step.output.0].element,
                 Keep::Single => Element::F32,
                 Keep::Any => continue,
             };
@@ -34,14 +36,14 @@ pub fn narrow(mut plan: Plan) -> Plan {
 }
 
 /// Chooses the element type of every value. Inputs stay as the caller writes them.
-fn choose(plan: &mut Plan) {
+fn choose(plan: &mut Plan, storage_type: Element) {
     let mut single = vec![false; plan.values.len()];
     let mut storage = vec![false; plan.values.len()];
     for step in &plan.steps {
         for (i, &input) in step.inputs.iter().enumerate() {
             let readers = match step.op.keep(Operand::Input(i)) {
                 Keep::Single => &mut single,
-                Keep::Storage | Keep::Any => &mut storage,
+                Keep::Storage | Keep::Output | Keep::Any => &mut storage,
             };
             readers[plan.root(input).0] = true;
         }
@@ -55,12 +57,12 @@ fn choose(plan: &mut Plan) {
         narrowed[step.output.0] = match step.op.keep(Operand::Output) {
             Keep::Storage => true,
             Keep::Single => false,
-            Keep::Any => !single[step.output.0],
+            Keep::Output | Keep::Any => !single[step.output.0],
         };
     }
     for v in 0..plan.values.len() {
         if narrowed[plan.root(ValueId(v)).0] && plan.values[v].element == Element::F32 {
-            plan.values[v].element = Element::F16;
+            plan.values[v].element = storage_type;
         }
     }
 }
@@ -91,7 +93,7 @@ impl Casts {
         let made = ValueId(plan.values.len() - 1);
         if root == id {
             let op = Concat { axis: 0 }.into();
-            let label = format!("to {}", if wanted == Element::F16 { "f16" } else { "f32" });
+            let label = format!("to {}", wanted.name());
             self.steps.push((id, Step { op, inputs: vec![id], output: made, label }));
         }
         self.made.insert(id, made);

@@ -153,8 +153,11 @@ fn linear() -> Vec<Case> {
         case("small-160-to-17", &[5, 7], 160, 17, bias.clone(), F32),
         case("depth-256", &[13], 256, 48, bias.clone(), F32),
         case("depth-257", &[13], 257, 17, whole.clone(), F32),
-        case("depth-1027", &[97], 1027, 31, whole, F16),
+        case("depth-1027", &[97], 1027, 31, whole.clone(), F16),
         case("no-leading-dimension", &[], 40, 24, plain, F32),
+        // As many large tiles as a GPU has multiprocessors, the last ones not full.
+        case("large-tiles", &[8187], 24, 317, whole.clone(), F32),
+        case("large-tiles-even", &[8187], 40, 318, bias.clone(), F16),
         case("prior-step", &[4, 81], 2048, 8192, bias.clone(), F16).heavy(),
     ];
     // Every tile height, alone and after full tiles.
@@ -209,6 +212,7 @@ fn conv2d() -> Vec<Case> {
         case("channels-257", [1, 5, 7, 257], [17, 3, 3], CONV, F32),
         case("channels-322", [1, 3, 5, 322], [31, 3, 3], whole.clone(), F16),
         case("channels-100", [1, 5, 5, 100], [20, 3, 3], CONV, F32),
+        case("large-tiles", [2, 64, 64, 8], [316, 3, 3], whole.clone(), F16),
         case("residual-only", [3, 4, 5, 8], [16, 3, 3], Conv2d { residual: true, ..plain.clone() }, F32),
         case("shift-only", [3, 4, 5, 8], [18, 1, 1], Conv2d { shift: true, padding: 0, ..plain }, F32),
     ];

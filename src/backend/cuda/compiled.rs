@@ -1,12 +1,13 @@
 //! A plan on the device: one allocation for all slots, one for all weights, and the list of calls to replay.
 
-use super::device::{Call, Captured, Driver, Range};
+use super::device::{Call, Captured, Driver, Loaded, Range};
 use super::kernels;
 use super::weights::{Order, send};
 use crate::backend::{Executable, launches};
 use crate::error::{Error, Result};
-use crate::ops::{Launch, Operand, Operation, elements};
+use crate::ops::{Factors, Launch, Operand, Operation, elements};
 use crate::plan::{Element, Origin, Plan, Slots, Step, ValueId, WeightSource, assign};
+use half::{bf16, f16};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -19,7 +20,13 @@ const MOST_BLOCKS: u32 = 65_535;
 struct Dispatch {
     call: Call,
     /// What the step is about to write anew, with its first launch.
-    fresh: Option<Range>,
+    fresh: Vec<Range>,
+}
+
+/// What a launch leaves to the next of its step.
+fn scratch_bytes(launch: &Launch) -> u64 {
+    let bytes = |tensor: &Operand| if let Operand::Scratch(count) = tensor { 4 * *count as u64 } else { 0 };
+    launch.tensors.iter().map(bytes).max().unwrap_or(0)
 }
 
 pub(super) struct Compiled {
@@ -29,6 +36,9 @@ pub(super) struct Compiled {
     /// The allocation of all slots, and where in it each begins.
     memory: u64,
     offsets: Vec<u64>,
+    /// What launches of one step leave to each other, behind the slots.
+    scratch: u64,
+    factors: Factors,
     weights: HashMap<(ValueId, Order), Range>,
     weight_memory: Option<u64>,
     dispatches: Vec<Dispatch>,
@@ -43,11 +53,7 @@ pub(super) struct Compiled {
 }
 
 impl Compiled {
-    pub fn new(driver: Arc<dyn Driver>, plan: Plan, source: &dyn WeightSource) -> Result<Compiled> {
-        if let Some(value) = plan.values.iter().find(|v| v.element == Element::F16) {
-            let what = format!("a plan with a value {:?} in half precision on {}", value.shape, driver.name());
-            return Err(Error::Unsupported { what: format!("{what}; f32 is possible") });
-        }
+    pub fn new(driver: Arc<dyn Driver>, plan: Plan, source: &dyn WeightSource, factors: Factors) -> Result<Compiled> {
         let slots = assign(&plan);
         let mut end = 0;
         let mut offsets = Vec::new();
@@ -55,6 +61,9 @@ impl Compiled {
             offsets.push(end);
             end += (4 * words as u64).next_multiple_of(ALIGNMENT);
         }
+        let (launches, once) = launches::lower(&plan, |op, inputs, output| op.ptx(inputs, output, factors));
+        let scratch = end;
+        end += launches.iter().map(|(_, launch)| scratch_bytes(launch)).max().unwrap_or(0);
         let memory = driver.allocate(end.max(ALIGNMENT))?;
         // From here on the destructor gives back what was reserved.
         let mut compiled = Compiled {
@@ -63,16 +72,16 @@ impl Compiled {
             driver,
             memory,
             offsets,
+            scratch: memory + scratch,
+            factors,
             weights: HashMap::new(),
             weight_memory: None,
             dispatches: Vec::new(),
-            once: 0,
+            once,
             counter: None,
             captured: None,
             shown: None,
         };
-        let (launches, once) = launches::lower(&compiled.plan, |op, inputs, output| op.ptx(inputs, output));
-        compiled.once = once;
         compiled.upload(&launches, source)?;
         compiled.bind(&launches)?;
         Ok(compiled)
@@ -80,11 +89,12 @@ impl Compiled {
 
     /// Brings every weight over in each order that some launch wants.
     fn upload(&mut self, launches: &[(usize, Launch)], source: &dyn WeightSource) -> Result<()> {
-        let wanted = launches::weights(&self.plan, launches, Order::Stored, |_| Order::Packed);
+        let packed = Order::of(self.factors);
+        let wanted = launches::weights(&self.plan, launches, Order::Stored, |_| packed);
         let mut end = 0;
         let mut places = Vec::new();
         for &(id, order) in &wanted {
-            let bytes = order.size_bytes(self.plan.shape(id));
+            let bytes = order.size_bytes(self.plan.shape(id), self.plan.values[id.0].element);
             places.push(Range { address: end, bytes, written: false });
             end += bytes.next_multiple_of(ALIGNMENT);
         }
@@ -95,8 +105,9 @@ impl Compiled {
         self.weight_memory = Some(memory);
         for ((id, order), mut place) in wanted.into_iter().zip(places) {
             place.address += memory;
-            if let Origin::Weight(name) = &self.plan.values[id.0].origin {
-                send(&*self.driver, place, &source.load(name)?, self.plan.shape(id), order)?;
+            let value = &self.plan.values[id.0];
+            if let Origin::Weight(name) = &value.origin {
+                send(&*self.driver, place, &source.load(name)?, (&value.shape, value.element), order)?;
             }
             self.weights.insert((id, order), place);
         }
@@ -108,7 +119,7 @@ impl Compiled {
         let mut previous = None;
         for (number, launch) in launches {
             let step = &self.plan.steps[*number];
-            let kernel = self.load(launch.stem, launch.entry)?;
+            let kernel = self.load(step, launch)?;
             let error = |reason: String| Error::Device { backend: self.driver.name(), reason };
             let label = format!("{}, {}", launch.entry, step.label);
             if kernel.threads != launch.threads {
@@ -123,14 +134,16 @@ impl Compiled {
             let output = self.range(step.output, true);
             let tensors = launch.tensors.iter().map(|&tensor| self.tensor(step, tensor)).collect();
             let scalars = launch.scalars.iter().map(|s| s.bits()).collect();
-            // Concatenation writes its output with several launches.
-            let fresh = (previous != Some(*number)).then_some(output);
+            // Concatenation writes its output with several launches, and a product in parts reads what another wrote.
+            let first = previous != Some(*number);
+            let scratch = Range { address: self.scratch, bytes: scratch_bytes(launch), written: true };
+            let fresh = if first { vec![output, scratch] } else { Vec::new() };
             previous = Some(*number);
             let call = Call { kernel, grid: launch.grid, maps: Vec::new(), tensors, scalars, label };
             self.dispatches.push(Dispatch { call, fresh });
         }
         if let Some(step) = self.plan.input("step") {
-            let kernel = self.load("advance", "advance")?;
+            let kernel = self.load_entry("advance", "advance", [Element::F32; 2])?;
             let tensors = vec![self.range(step, false), self.range(step, true)];
             let label = "advance, behind the last step".to_owned();
             self.counter = Some(Call { kernel, grid: [1; 3], maps: Vec::new(), tensors, scalars: vec![1], label });
@@ -138,20 +151,32 @@ impl Compiled {
         Ok(())
     }
 
-    fn load(&self, stem: &str, entry: &'static str) -> Result<super::device::Loaded> {
-        let missing = || Error::Device {
-            backend: self.driver.name(),
-            reason: format!("there is no kernel {stem} in this build"),
+    /// The kernel of a launch, for the types of its first and last tensor.
+    fn load(&self, step: &Step, launch: &Launch) -> Result<Loaded> {
+        let element = |tensor: Option<&Operand>| match tensor {
+            Some(&(Operand::Input(i) | Operand::Packed(i))) => self.plan.values[step.inputs[i].0].element,
+            Some(Operand::Output) => self.plan.values[step.output.0].element,
+            Some(Operand::Scratch(_)) | None => Element::F32,
         };
-        self.driver.load(kernels::text(stem).ok_or_else(missing)?, entry)
+        let types = [launch.tensors.first(), launch.tensors.last()].map(element);
+        self.load_entry(launch.stem, launch.entry, types)
+    }
+
+    fn load_entry(&self, stem: &str, entry: &str, [source, elem]: [Element; 2]) -> Result<Loaded> {
+        let missing = || Error::Unsupported {
+            what: format!("{entry} from {} to {} on {}", source.name(), elem.name(), self.driver.name()),
+        };
+        let (text, entry) = kernels::find(stem, entry, source, elem).ok_or_else(missing)?;
+        self.driver.load(text, entry)
     }
 
     /// The memory of a launch's tensor.
     fn tensor(&self, step: &Step, tensor: Operand) -> Range {
         match tensor {
-            Operand::Packed(i) => self.weights[&(self.plan.root(step.inputs[i]), Order::Packed)],
+            Operand::Packed(i) => self.weights[&(self.plan.root(step.inputs[i]), Order::of(self.factors))],
             Operand::Input(i) => self.range(step.inputs[i], false),
             Operand::Output => self.range(step.output, true),
+            Operand::Scratch(count) => Range { address: self.scratch, bytes: 4 * count as u64, written: true },
         }
     }
 
@@ -170,9 +195,7 @@ impl Compiled {
 
     fn launch(&self, dispatches: &[Dispatch]) -> Result<()> {
         for Dispatch { call, fresh } in dispatches {
-            if let Some(output) = fresh {
-                self.driver.forget(output.address, output.bytes)?;
-            }
+            fresh.iter().try_for_each(|range| self.driver.forget(range.address, range.bytes))?;
             self.driver.launch(call)?;
         }
         Ok(())
@@ -244,9 +267,15 @@ impl Executable for Compiled {
             at: self.plan.name.clone(),
             reason: format!("the plan has no output or input {name}"),
         })?;
-        let count = elements(self.plan.shape(id));
-        let bytes = self.driver.read(self.range(id, false).address, 4 * count)?;
-        Ok(bytemuck::allocation::pod_collect_to_vec(&bytes))
+        let value = &self.plan.values[id.0];
+        let length = elements(&value.shape) * value.element.size_bytes();
+        let bytes = self.driver.read(self.range(id, false).address, length)?;
+        let halves = || bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
+        Ok(match value.element {
+            Element::F32 | Element::U32 => bytemuck::allocation::pod_collect_to_vec(&bytes),
+            Element::F16 => halves().map(|bits| f16::from_bits(bits).to_f32()).collect(),
+            Element::Bf16 => halves().map(|bits| bf16::from_bits(bits).to_f32()).collect(),
+        })
     }
 }
 

@@ -1,31 +1,47 @@
-//! The kernels' text.
+//! The kernels' text, one for each variant, as the build rendered them from `kernels/`.
 
-macro_rules! kernels {
-    ($($stem:literal),* $(,)?) => {
-        /// Stem and text of every kernel file, in the order of their names.
-        pub const KERNELS: &[(&str, &str)] =
-            &[$(($stem, include_str!(concat!("../../../kernels/", $stem, ".ptx")))),*];
-    };
+use crate::plan::Element;
+
+/// The text of a kernel's variant.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel {
+    /// The stem of its file.
+    pub stem: &'static str,
+    /// Type of a launch's first tensor, where it may differ from that of the output.
+    pub source: Option<Element>,
+    /// Type of the output; a kernel that does not speak of it has one type of numbers, f32.
+    pub elem: Option<Element>,
+    /// What a driver loads.
+    pub text: &'static str,
 }
 
-kernels![
-    "advance",
-    "attention",
-    "concat",
-    "conv2d",
-    "embed",
-    "group_norm",
-    "layer_norm",
-    "linear",
-    "pointwise",
-    "resize",
-    "sampler_step",
-    "slice",
-];
+include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
-/// The text of a kernel file.
-pub(super) fn text(stem: &str) -> Option<&'static str> {
-    KERNELS.iter().find(|(s, _)| *s == stem).map(|(_, text)| *text)
+impl Kernel {
+    /// Whether it is the one for tensors of these types.
+    fn is_for(&self, source: Element, elem: Element) -> bool {
+        let own = self.elem.unwrap_or(Element::F32);
+        own == elem && self.source.unwrap_or(own) == source
+    }
+
+    /// What the types add to the names of its entries.
+    pub fn suffix(&self) -> String {
+        [self.source, self.elem].into_iter().flatten().map(|element| format!("_{}", element.name())).collect()
+    }
+
+    /// Names of its entries.
+    pub fn entries(&self) -> impl Iterator<Item = &'static str> {
+        self.text.split(".entry ").skip(1).filter_map(|behind| behind.split('(').next())
+    }
+}
+
+/// Text and full name of an entry for tensors of these types.
+pub(super) fn find(stem: &str, entry: &str, source: Element, elem: Element) -> Option<(&'static str, &'static str)> {
+    KERNELS.iter().filter(|k| k.stem == stem && k.is_for(source, elem)).find_map(|k| {
+        let suffix = k.suffix();
+        let named = |name: &&str| name.strip_prefix(entry) == Some(suffix.as_str());
+        k.entries().find(named).map(|name| (k.text, name))
+    })
 }
 
 /// Threads of a block of an entry, which its `.reqntid` says.
@@ -37,16 +53,29 @@ pub(super) fn threads(text: &str, entry: &str) -> Option<u32> {
     sides.product()
 }
 
-#[cfg(all(test, feature = "cuda"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
+    #[cfg(feature = "cuda")]
     #[test]
     fn block_sizes_are_read_from_the_text() {
         assert_eq!(threads(".entry f(\n)\n.reqntid 8, 4\n{}\n.entry g()\n.reqntid 64\n", "f"), Some(32));
-        for (stem, text) in KERNELS {
-            let entry = text.split(".entry ").nth(1).and_then(|t| t.split('(').next()).unwrap_or_default();
-            assert!(threads(text, entry).is_some_and(|n| n.is_multiple_of(32)), "{stem}");
+        for kernel in KERNELS {
+            for entry in kernel.entries() {
+                assert!(threads(kernel.text, entry).is_some_and(|n| n.is_multiple_of(32)), "{entry}");
+            }
         }
+    }
+
+    #[test]
+    fn kernels_are_found_by_the_types_of_their_tensors() {
+        use Element::{Bf16, F16, F32};
+        let name = |stem, source, elem| find(stem, stem, source, elem).map(|(_, name)| name);
+        assert_eq!(name("pointwise", F16, F16), Some("pointwise_f16"));
+        assert_eq!(name("concat", F32, Bf16), Some("concat_f32_bf16"));
+        assert_eq!(name("sampler_step", F32, F32), Some("sampler_step"));
+        assert_eq!(name("pointwise", F32, F16), None);
+        assert_eq!(name("sampler_step", F16, F16), None);
     }
 }

@@ -17,16 +17,57 @@ mod weights;
 
 use super::{Backend, Executable};
 use crate::error::Result;
-use crate::plan::{Plan, WeightSource};
+use crate::ops::Factors;
+use crate::plan::{Element, Plan, WeightSource, narrow};
 use compiled::Compiled;
 use device::Driver;
 pub use device::Range;
 use std::sync::Arc;
 pub use tensor_map::{MapElement, Swizzle, TensorMap};
 
+/// What tensors are stored in and products multiply. Sums and the sampler's state are in single precision always.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// Single precision.
+    #[default]
+    F32,
+    /// Tensors in single precision, of which products on tensor cores use ten bits of fraction.
+    Tf32,
+    /// Half precision.
+    F16,
+    /// Half precision with the range of single precision.
+    Bf16,
+}
+
+impl Precision {
+    fn name(self) -> &'static str {
+        match self {
+            Precision::Tf32 => "tf32",
+            other => other.storage().name(),
+        }
+    }
+
+    fn storage(self) -> Element {
+        match self {
+            Precision::F32 | Precision::Tf32 => Element::F32,
+            Precision::F16 => Element::F16,
+            Precision::Bf16 => Element::Bf16,
+        }
+    }
+
+    fn factors(self) -> Factors {
+        match self {
+            Precision::F32 => Factors::Single,
+            Precision::Tf32 => Factors::Tensor,
+            Precision::F16 | Precision::Bf16 => Factors::Half,
+        }
+    }
+}
+
 /// A device that runs PTX.
 pub struct Cuda {
     driver: Arc<dyn Driver>,
+    precision: Precision,
     #[cfg(feature = "cuda-emulator")]
     emulator: Option<Arc<emulator::Emulator>>,
 }
@@ -40,6 +81,7 @@ impl Cuda {
     pub fn new(ordinal: usize) -> Result<Cuda> {
         Ok(Cuda {
             driver: Arc::new(driver::Gpu::open(ordinal)?),
+            precision: Precision::default(),
             #[cfg(feature = "cuda-emulator")]
             emulator: None,
         })
@@ -49,7 +91,12 @@ impl Cuda {
     #[cfg(feature = "cuda-emulator")]
     pub fn emulator() -> Cuda {
         let emulator = Arc::new(emulator::Emulator::default());
-        Cuda { driver: emulator.clone(), emulator: Some(emulator) }
+        Cuda { driver: emulator.clone(), precision: Precision::default(), emulator: Some(emulator) }
+    }
+
+    /// The same device in another precision.
+    pub fn with_precision(self, precision: Precision) -> Cuda {
+        Cuda { precision, ..self }
     }
 
     /// What each kernel has done so far on the emulator, by entry: launches and what was counted in them. Empty for a
@@ -62,10 +109,15 @@ impl Cuda {
 
 impl Backend for Cuda {
     fn name(&self) -> String {
-        self.driver.name()
+        match self.precision {
+            Precision::F32 => self.driver.name(),
+            other => format!("{} in {}", self.driver.name(), other.name()),
+        }
     }
 
     fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>> {
-        Ok(Box::new(Compiled::new(Arc::clone(&self.driver), plan, weights)?))
+        let storage = self.precision.storage();
+        let plan = if storage == Element::F32 { plan } else { narrow(plan, storage) };
+        Ok(Box::new(Compiled::new(Arc::clone(&self.driver), plan, weights, self.precision.factors())?))
     }
 }

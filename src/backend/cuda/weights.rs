@@ -1,9 +1,10 @@
-//! Weights from the checkpoint to one allocation on the device, in the order in which kernels read them.
+//! Weights from the checkpoint to one allocation on the device, in the order and type in which kernels read them.
 
 use super::device::{Driver, Range};
 use crate::error::Result;
-use crate::ops::elements;
-use crate::plan::Stored;
+use crate::ops::{Factors, elements};
+use crate::plan::{Element, Stored};
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 /// A weight's order on the device.
@@ -13,39 +14,91 @@ pub(super) enum Order {
     Stored,
     /// `[outputs, channels, taps]` as `[taps * channels, outputs]`, each row filled up with zeros to a multiple of
     /// four, so that a product can take the weights of four neighbouring outputs at once.
-    Packed,
+    Columns,
+    /// `[outputs, channels, taps]` as `[outputs, taps * channels]`, each row filled up with zeros to a multiple of
+    /// eight: what tensor cores take, the depth of the product in one piece. Numbers in single precision are rounded to
+    /// tf32, which the tensor cores would cut them to.
+    Rows,
 }
 
+/// Numbers to which rows are filled up.
+const ROW_PIECE: usize = 8;
+
 impl Order {
+    /// The order for products of such factors.
+    pub fn of(factors: Factors) -> Order {
+        if factors == Factors::Single { Order::Columns } else { Order::Rows }
+    }
+
     /// Bytes of a tensor of this shape.
-    pub fn size_bytes(self, shape: &[usize]) -> u64 {
+    pub fn size_bytes(self, shape: &[usize], element: Element) -> u64 {
         let count = match self {
             Order::Stored => elements(shape),
-            Order::Packed => shape[0].next_multiple_of(4) * elements(&shape[1..]),
+            Order::Columns => shape[0].next_multiple_of(4) * elements(&shape[1..]),
+            Order::Rows => shape[0] * elements(&shape[1..]).next_multiple_of(ROW_PIECE),
         };
-        4 * count as u64
+        (count * element.size_bytes()) as u64
     }
 }
 
 /// Copies a stored tensor to its place.
-pub(super) fn send(driver: &dyn Driver, to: Range, stored: &Stored<'_>, shape: &[usize], order: Order) -> Result<()> {
-    let numbers = match (order, stored) {
-        (Order::Stored, _) => stored.to_f32(),
-        (Order::Packed, Stored::F32(x)) => packed(x, |v| v, shape),
-        (Order::Packed, Stored::F16(x)) => packed(x, f16::to_f32, shape),
-        (Order::Packed, Stored::BF16(x)) => packed(x, bf16::to_f32, shape),
+pub(super) fn send(
+    driver: &dyn Driver,
+    to: Range,
+    stored: &Stored<'_>,
+    (shape, element): (&[usize], Element),
+    order: Order,
+) -> Result<()> {
+    let numbers = match order {
+        Order::Stored => stored.to_f32(),
+        Order::Columns => columns(&stored.to_f32(), shape),
+        Order::Rows => rows(&stored.to_f32(), shape),
     };
-    driver.write(to.address, bytemuck::cast_slice(&numbers))
+    match element {
+        Element::F16 => {
+            let mut narrow = vec![f16::ZERO; numbers.len()];
+            narrow.convert_from_f32_slice(&numbers);
+            driver.write(to.address, bytemuck::cast_slice(&narrow))
+        }
+        Element::Bf16 => {
+            let mut narrow = vec![bf16::ZERO; numbers.len()];
+            narrow.convert_from_f32_slice(&numbers);
+            driver.write(to.address, bytemuck::cast_slice(&narrow))
+        }
+        Element::F32 | Element::U32 => {
+            let cut = |x: &f32| if order == Order::Rows { tf32(*x) } else { *x };
+            let numbers: Vec<f32> = numbers.iter().map(cut).collect();
+            driver.write(to.address, bytemuck::cast_slice(&numbers))
+        }
+    }
 }
 
-fn packed<T: Copy>(x: &[T], widen: impl Fn(T) -> f32, shape: &[usize]) -> Vec<f32> {
+/// The nearest number with ten bits of fraction, ties away from zero.
+fn tf32(x: f32) -> f32 {
+    if x.is_finite() { f32::from_bits((x.to_bits() + 0x1000) & !0x1fff) } else { x }
+}
+
+fn columns(x: &[f32], shape: &[usize]) -> Vec<f32> {
     let (outputs, channels, taps) = (shape[0], shape[1], elements(&shape[2..]));
     let row = outputs.next_multiple_of(4);
     let mut out = vec![0.0; row * channels * taps];
     // Outputs outside, so that the stored tensor is read in its own order.
     for (o, stored) in x.chunks_exact(channels * taps).enumerate() {
         for (i, &v) in stored.iter().enumerate() {
-            out[(i % taps * channels + i / taps) * row + o] = widen(v);
+            out[(i % taps * channels + i / taps) * row + o] = v;
+        }
+    }
+    out
+}
+
+fn rows(x: &[f32], shape: &[usize]) -> Vec<f32> {
+    let (outputs, channels, taps) = (shape[0], shape[1], elements(&shape[2..]));
+    let depth = channels * taps;
+    let pitch = depth.next_multiple_of(ROW_PIECE);
+    let mut out = vec![0.0; outputs * pitch];
+    for (stored, row) in x.chunks_exact(depth).zip(out.chunks_exact_mut(pitch)) {
+        for (i, &v) in stored.iter().enumerate() {
+            row[i % taps * channels + i / taps] = v;
         }
     }
     out
@@ -55,12 +108,16 @@ fn packed<T: Copy>(x: &[T], widen: impl Fn(T) -> f32, shape: &[usize]) -> Vec<f3
 mod tests {
     use super::*;
 
+    const SHAPE: [usize; 4] = [6, 3, 1, 2];
+
+    fn stored() -> Vec<f32> {
+        (1..=36).map(|i| i as f32).collect()
+    }
+
     #[test]
-    fn packed_rows_hold_all_outputs_of_one_tap_and_channel_and_zeros_up_to_four() {
-        let shape = [6, 3, 1, 2];
-        let x: Vec<f32> = (1..=36).map(|i| i as f32).collect();
-        let all = packed(&x, |v| v, &shape);
-        assert_eq!(Order::Packed.size_bytes(&shape), 4 * all.len() as u64);
+    fn columns_hold_all_outputs_of_one_tap_and_channel_and_zeros_up_to_four() {
+        let (x, all) = (stored(), columns(&stored(), &SHAPE));
+        assert_eq!(Order::Columns.size_bytes(&SHAPE, Element::F32), 4 * all.len() as u64);
         for k in 0..6 {
             let (tap, c) = (k / 3, k % 3);
             for o in 0..6 {
@@ -68,5 +125,25 @@ mod tests {
             }
             assert_eq!(all[k * 8 + 6..][..2], [0.0; 2]);
         }
+    }
+
+    #[test]
+    fn rows_hold_all_taps_and_channels_of_one_output_and_zeros_up_to_eight() {
+        let (x, all) = (stored(), rows(&stored(), &SHAPE));
+        assert_eq!(Order::Rows.size_bytes(&SHAPE, Element::Bf16), 2 * all.len() as u64);
+        for (o, row) in all.chunks(8).enumerate() {
+            for (k, v) in row[..6].iter().enumerate() {
+                assert_eq!(*v, x[(o * 3 + k % 3) * 2 + k / 3]);
+            }
+            assert_eq!(row[6..], [0.0; 2]);
+        }
+    }
+
+    #[test]
+    fn tf32_has_ten_bits_of_fraction_and_rounds_to_the_nearest() {
+        assert_eq!(tf32(1.0 + 2f32.powi(-10)), 1.0 + 2f32.powi(-10));
+        assert_eq!(tf32(-1.0 - 2f32.powi(-11)), -1.0 - 2f32.powi(-10));
+        assert_eq!(tf32(1.0 + 2f32.powi(-12)), 1.0);
+        assert!(tf32(f32::NAN).is_nan() && tf32(f32::INFINITY) == f32::INFINITY);
     }
 }

@@ -5,9 +5,7 @@ use super::upload::{Order, Uploads};
 use crate::backend::{Executable, launches};
 use crate::error::{Error, Result};
 use crate::ops::{Launch, Operand, Operation, Tiles, elements};
-use crate::plan::{Element, Origin, Plan, Slots, Step, ValueId, WeightSource, assign};
-use half::f16;
-use half::slice::HalfFloatSliceExt;
+use crate::plan::{Element, Origin, Plan, Slots, Step, Stored, ValueId, WeightSource, assign};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -132,7 +130,7 @@ impl Compiled {
             }
             let first = match launch.tensors[0] {
                 Operand::Input(i) | Operand::Packed(i) => step.inputs[i],
-                Operand::Output => step.output,
+                Operand::Output | Operand::Scratch(_) => step.output,
             };
             let element = |id: ValueId| self.plan.values[id.0].element;
             let variant = self.device.variant(element(first), element(step.output), subgroups);
@@ -168,6 +166,7 @@ impl Compiled {
             }
             Operand::Input(i) => self.memory_of(step.inputs[i]),
             Operand::Output => self.memory_of(step.output),
+            Operand::Scratch(_) => unreachable!("no WGSL kernel leaves anything to another"),
         };
         // Tensors of a few elements bind what the smallest element of a kernel's array needs.
         wgpu::BufferBinding { buffer, offset: 0, size: wgpu::BufferSize::new(bytes.max(16)) }
@@ -311,11 +310,9 @@ impl Executable for Compiled {
         let count = elements(&value.shape);
         Ok(match value.element {
             Element::F32 | Element::U32 => bytemuck::allocation::pod_collect_to_vec(&bytes[..4 * count]),
-            Element::F16 => {
-                let narrow: Vec<f16> = bytemuck::allocation::pod_collect_to_vec(&bytes[..2 * count]);
-                let mut wide = vec![0.0; count];
-                narrow.convert_to_f32_slice(&mut wide);
-                wide
+            Element::F16 => Stored::F16(bytemuck::allocation::pod_collect_to_vec(&bytes[..2 * count]).into()).to_f32(),
+            Element::Bf16 => {
+                Stored::BF16(bytemuck::allocation::pod_collect_to_vec(&bytes[..2 * count]).into()).to_f32()
             }
         })
     }

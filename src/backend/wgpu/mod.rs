@@ -16,7 +16,7 @@ pub use adapters::{Adapter, Choice, Kind, adapters};
 pub use device::Traffic;
 
 use super::{Backend, Executable};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::Tiles;
 use crate::plan::{Element, Plan, WeightSource, narrow};
 use cache::Cache;
@@ -58,6 +58,10 @@ impl Wgpu {
     /// # Errors
     /// There is no such adapter, it cannot be opened, or it lacks what the options ask for.
     pub fn new(options: Options) -> Result<Wgpu> {
+        if options.storage == Element::Bf16 {
+            let what = "storage in bf16 on wgpu, whose shading language has no such type; f32 and f16 are possible";
+            return Err(Error::Unsupported { what: what.to_owned() });
+        }
         let device = Device::open(options.adapter)?;
         if options.storage == Element::F16 && !device.adapter.f16 {
             return Err(device.error("the adapter lacks SHADER_F16; f32 is possible"));
@@ -92,14 +96,14 @@ impl Wgpu {
 
 impl Backend for Wgpu {
     fn name(&self) -> String {
-        let storage = if self.options.storage == Element::F16 { "f16" } else { "f32" };
+        let storage = self.options.storage.name();
         let tiles = self.device.tiles(self.options.tiles, self.options.subgroups);
         let Adapter { number, name, .. } = &self.device.adapter;
         format!("wgpu:{number} ({name}, {storage}, operands in {tiles:?})")
     }
 
     fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>> {
-        let plan = if self.options.storage == Element::F16 { narrow(plan) } else { plan };
+        let plan = if self.options.storage == Element::F32 { plan } else { narrow(plan, self.options.storage) };
         let Options { tiles, subgroups, profile, .. } = self.options;
         let kernels = Kernels { tiles: self.device.tiles(tiles, subgroups), subgroups, profile };
         let compiled = Compiled::new(Arc::clone(&self.device), plan, weights, kernels)?;

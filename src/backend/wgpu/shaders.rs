@@ -58,7 +58,7 @@ pub fn render(stem: &str, variant: Variant) -> Option<String> {
     if variant.source == Element::F16 || variant.elem == Element::F16 {
         text.push_str("enable f16;\n");
     }
-    let _ = writeln!(text, "alias source = {};\nalias elem = {};", name(variant.source), name(variant.elem));
+    let _ = writeln!(text, "alias source = {};\nalias elem = {};", variant.source.name(), variant.elem.name());
     text.push_str(PRELUDE);
     if kernel.contains("workgroup_sum") {
         text.push_str(if variant.subgroups { REDUCE_SUBGROUPS } else { REDUCE_PLAIN });
@@ -66,12 +66,4 @@ pub fn render(stem: &str, variant: Variant) -> Option<String> {
     text.push_str(base(stem).and_then(text_of).unwrap_or_default());
     text.push_str(kernel);
     Some(text)
-}
-
-fn name(element: Element) -> &'static str {
-    match element {
-        Element::F32 => "f32",
-        Element::F16 => "f16",
-        Element::U32 => "u32",
-    }
 }

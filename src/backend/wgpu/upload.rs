@@ -108,6 +108,7 @@ fn fill<T: Copy>(
 ) {
     let put = |out: &mut [u8], at: usize, v: T| match element {
         Element::F16 => out[2 * at..2 * at + 2].copy_from_slice(&f16::from_f32(widen(v)).to_le_bytes()),
+        Element::Bf16 => out[2 * at..2 * at + 2].copy_from_slice(&bf16::from_f32(widen(v)).to_le_bytes()),
         Element::F32 | Element::U32 => out[4 * at..4 * at + 4].copy_from_slice(&widen(v).to_le_bytes()),
     };
     match order {
