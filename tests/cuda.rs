@@ -62,6 +62,27 @@ fn check_in(stem: &str, precision: Precision, rounding: Rounding) -> f64 {
     moved as f64 / least.bytes as f64
 }
 
+/// All cases of a stem by the kernels for warpgroups, on the emulator as a GPU of compute capability 9.0; `entry` must be
+/// one of those that ran.
+fn check_by_warpgroups(stem: &str, entry: &str) {
+    for (precision, rounding) in [(Precision::F16, Rounding::F16), (Precision::Bf16, Rounding::BF16)] {
+        let backend = Cuda::hopper_emulator().with_precision(precision);
+        let subject = Subject { backend: &backend, precision: rounding, most_flops: u64::MAX };
+        let failures = every::mismatches(stem, &[subject]);
+        assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+        let counters = backend.counters();
+        let ran: Vec<_> = counters.iter().filter(|(name, ..)| name.starts_with(entry)).collect();
+        assert!(!ran.is_empty(), "{stem}: no launch of {entry} in {counters:?}");
+        ran.iter().for_each(|(name, launches, c)| println!("{name:<28} {launches:>3} launches, {c:?}"));
+    }
+}
+
+#[test]
+fn products_by_warpgroups_match_the_reference() {
+    check_by_warpgroups("linear", "product_sm90");
+    check_by_warpgroups("conv2d", "product_sm90");
+}
+
 #[test]
 fn linear_matches_the_reference() {
     check("linear");

@@ -87,6 +87,6 @@ impl Operation for Attention {
         let mut scalars: Vec<Scalar> = [queries, own, extra, width, d_head, masked].map(Scalar::from).to_vec();
         scalars.extend([Scalar::from(self.causal), Scalar::from(1.0 / (d_head as f32).sqrt())]);
         let grid = [grid(queries.div_ceil(TILE[0])), grid(self.heads * d_head.div_ceil(TILE[1])), grid(batch)];
-        vec![Launch { stem: "attention", entry: "attention", threads: 64, grid, tensors, scalars }]
+        vec![Launch { stem: "attention", entry: "attention", threads: 64, grid, tensors, scalars, tiling: None }]
     }
 }

@@ -59,6 +59,6 @@ impl Operation for GroupNorm {
         let mut scalars: Vec<Scalar> = [positions, c, self.groups].map(Scalar::from).to_vec();
         scalars.extend([self.style.into(), Activation::code(self.activation), self.eps.into()]);
         let grid = [grid(self.groups), grid(images), 1];
-        vec![Launch { stem: "group_norm", entry: "group_norm", threads: 256, grid, tensors, scalars }]
+        vec![Launch { stem: "group_norm", entry: "group_norm", threads: 256, grid, tensors, scalars, tiling: None }]
     }
 }

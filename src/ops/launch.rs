@@ -22,6 +22,30 @@ pub struct Launch {
     pub tensors: Vec<Operand>,
     /// Sizes, codes and factors.
     pub scalars: Vec<Scalar>,
+    /// How tensors are copied in tiles, where the kernel has units for that.
+    pub tiling: Option<Tiling>,
+}
+
+/// What a launch has whose kernel copies tiles of tensors by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tiling {
+    /// For each of the first tensors how it is walked through; the kernel has these in place of their addresses.
+    pub walks: Vec<Walk>,
+    /// Shared memory of a block beside what the kernel declares.
+    pub shared_bytes: u32,
+}
+
+/// A tensor as a box of elements and the tiles that are taken of it, innermost dimension first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Walk {
+    /// Elements in each dimension.
+    pub dims: Vec<usize>,
+    /// Elements from one to the next in each dimension but the first, where they follow each other.
+    pub strides: Vec<usize>,
+    /// Extent of a tile in each dimension.
+    pub tile: Vec<u32>,
+    /// Of how many elements in each dimension one is taken.
+    pub steps: Vec<u32>,
 }
 
 /// A tensor of a launch.
@@ -125,7 +149,7 @@ impl Launch {
         const THREADS: usize = 256;
         let scalars = std::iter::once(count.into()).chain(scalars).collect();
         let grid = spread(count.div_ceil(THREADS));
-        Launch { stem, entry: stem, threads: THREADS as u32, grid, tensors, scalars }
+        Launch { stem, entry: stem, threads: THREADS as u32, grid, tensors, scalars, tiling: None }
     }
 }
 

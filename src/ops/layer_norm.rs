@@ -40,6 +40,6 @@ impl Operation for LayerNorm {
         let tensors = vec![Operand::Input(0), Operand::Input(1), Operand::Input(2), Operand::Output];
         let scalars = vec![rows(output).into(), width(output).into(), self.eps.into()];
         let grid = spread(rows(output));
-        vec![Launch { stem: "layer_norm", entry: "layer_norm", threads: 256, grid, tensors, scalars }]
+        vec![Launch { stem: "layer_norm", entry: "layer_norm", threads: 256, grid, tensors, scalars, tiling: None }]
     }
 }

@@ -27,7 +27,7 @@ pub use concat::Concat;
 pub use conv2d::Conv2d;
 pub use embed::Embed;
 pub use group_norm::GroupNorm;
-pub use launch::{Keep, Launch, Operand, Scalar, Tiles};
+pub use launch::{Keep, Launch, Operand, Scalar, Tiles, Tiling, Walk};
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
 pub use pointwise::{Activation, Pointwise};

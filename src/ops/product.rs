@@ -1,7 +1,7 @@
 //! How matrix products, convolutions among them, become launches: which kernel, which tiles, how many parts.
 
 use super::launch::{grid, spread};
-use super::{Launch, Operand, Scalar, Tiles};
+use super::{Launch, Operand, Scalar, Tiles, Tiling, Walk};
 
 /// What a GPU's products multiply, where it has a choice; their sums are in single precision always.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -12,6 +12,8 @@ pub enum Factors {
     Tensor,
     /// The half-precision type that tensors are stored in, on tensor cores.
     Half,
+    /// The same by the warpgroups of compute capability 9.0, where a product's shape allows it.
+    Warpgroup,
 }
 
 /// A product with `rows` rows and `columns` columns by one of three kernels, in the order of [`Tiles`]; stem and entry
@@ -23,7 +25,7 @@ pub(super) fn product(kernels: [[&'static str; 2]; 3], tiles: Tiles, rows: usize
         Tiles::Shared => (kernels[2], 256, [64, 64]),
     };
     let grid = [grid(columns.div_ceil(tile[0])), grid(rows.div_ceil(tile[1])), 1];
-    Launch { stem, entry, threads, grid, tensors: Vec::new(), scalars: Vec::new() }
+    Launch { stem, entry, threads, grid, tensors: Vec::new(), scalars: Vec::new(), tiling: None }
 }
 
 /// What a product on tensor cores reads, and what is done to its sums.
@@ -55,7 +57,7 @@ const FLAT: Tile = Tile { entries: ["linear_mma_16x64", "conv2d_mma_16x64"], row
 /// Blocks that keep a GPU busy. The multiprocessors of the cards in use are between 46 and 144; a plan must not depend
 /// on the one that it happens to run on.
 const MULTIPROCESSORS: usize = 128;
-/// Fewer steps than this are not worth a launch that adds up their parts.
+/// Fewer steps of `product_mma` than this are not worth a launch that adds up their parts.
 const LEAST_STEPS: usize = 8;
 /// Bytes of a row that a step brings in.
 const STEP_BYTES: usize = 64;
@@ -77,35 +79,66 @@ impl Tile {
     }
 }
 
+/// A block's pixels in `product_sm90`, two to this power.
+const BOX_BITS: u32 = 7;
+/// A block's outputs there.
+const BOX_COLUMNS: usize = 160;
+/// Channels of a tap that a step brings in there: rows of 128 bytes.
+const BOX_CHANNELS: usize = 64;
+/// Five stages of both operands, and two counters of 8 bytes for each.
+const BOX_SHARED_BYTES: u32 = 5 * (128 * 128 + 160 * 128 + 16);
+
+/// How `product_sm90` divides pictures: 2^wide columns by 2^high rows of several pictures are one block's.
+struct Boxes {
+    wide: u32,
+    high: u32,
+    count: usize,
+}
+
+impl Boxes {
+    /// The division with the fewest boxes for pictures of so many rows and columns, of several the widest.
+    fn of(images: usize, height: usize, width: usize) -> Boxes {
+        let all = (0..=BOX_BITS).rev().flat_map(|wide| (0..=BOX_BITS - wide).rev().map(move |high| (wide, high)));
+        let boxes = all.map(|(wide, high)| {
+            let across = |length: usize, bits: u32| length.div_ceil(1 << bits);
+            let count = across(width, wide) * across(height, high) * across(images, BOX_BITS - wide - high);
+            Boxes { wide, high, count }
+        });
+        boxes.min_by_key(|boxes| boxes.count).expect("there is more than one division")
+    }
+}
+
+/// One of the kernels for a product: what it is launched with but for its tensors, and in how many steps it goes through
+/// the depth.
+struct Way {
+    launch: Launch,
+    steps: usize,
+    /// Fewer steps than this are not worth a launch that adds up their parts.
+    least: usize,
+}
+
 impl TensorProduct {
     /// The launches: one, or where tiles are fewer than multiprocessors one that makes sums over parts of the depth and
     /// one that adds these up.
     pub fn launches(self, factors: Factors) -> Vec<Launch> {
-        let [rows, _, _, channels, out_height, out_width, outputs, window_height, window_width, stride, padding] =
-            self.sizes;
-        // Windows of one pixel lie one after the other.
-        let window = window_height * window_width > 1 || stride > 1 || padding > 0 || self.added[1].is_some();
-        let tile = Tile::of(rows, outputs);
-        let step = STEP_BYTES / if factors == Factors::Half { 2 } else { 4 };
-        let steps = (window_height * window_width * channels).div_ceil(step);
-        let blocks = tile.blocks(rows, outputs);
-        let parts = (MULTIPROCESSORS / blocks).clamp(1, (steps / LEAST_STEPS).max(1));
+        let [rows, _, _, _, out_height, out_width, outputs, ..] = self.sizes;
+        let by_warpgroups = if factors == Factors::Warpgroup { self.by_warpgroups() } else { None };
+        let Way { launch, steps, least } = by_warpgroups.unwrap_or_else(|| self.by_warps(factors));
+        let blocks = launch.grid.iter().map(|&n| n as usize).product::<usize>();
+        let parts = (MULTIPROCESSORS / blocks.max(1)).clamp(1, (steps / least).max(1));
         let steps_of_part = steps.div_ceil(parts);
         let parts = steps.div_ceil(steps_of_part);
 
         let absent = Operand::Input(0);
         let operands = self.added.map(|operand| operand.unwrap_or(absent));
         let present = self.added.map(|operand| Scalar::from(operand.is_some()));
-        let sizes = || self.sizes.iter().map(|&n| Scalar::from(n));
-        let product = |added: [Operand; 3], to: Operand, behind: [Scalar; 4]| Launch {
-            stem: "product_mma",
-            entry: tile.entries[usize::from(window)],
-            threads: tile.threads,
-            grid: [grid(outputs.div_ceil(tile.columns)), grid(rows.div_ceil(tile.rows)), grid(parts)],
-            tensors: [&[Operand::Input(0), Operand::Packed(1)], &added[..], &[to]].concat(),
-            scalars: sizes().chain(behind).chain([steps_of_part.into()]).collect(),
-        };
         let behind = [self.activation, present[0], present[1], present[2]];
+        let product = |added: [Operand; 3], to: Operand, behind: [Scalar; 4]| Launch {
+            grid: [launch.grid[0], launch.grid[1], grid(parts)],
+            tensors: [&[Operand::Input(0), Operand::Packed(1)], &added[..], &[to]].concat(),
+            scalars: [&launch.scalars[..], &behind, &[steps_of_part.into()]].concat(),
+            ..launch.clone()
+        };
         if parts == 1 {
             return vec![product(operands, Operand::Output, behind)];
         }
@@ -122,8 +155,85 @@ impl TensorProduct {
                 .into_iter()
                 .chain(behind)
                 .collect(),
+            tiling: None,
         };
         vec![product([absent; 3], scratch, [Scalar::U32(0); 4]), sum]
+    }
+
+    /// By `product_mma`.
+    fn by_warps(&self, factors: Factors) -> Way {
+        let [rows, _, _, channels, _, _, outputs, window_height, window_width, stride, padding] = self.sizes;
+        // Windows of one pixel lie one after the other.
+        let window = window_height * window_width > 1 || stride > 1 || padding > 0 || self.added[1].is_some();
+        let tile = Tile::of(rows, outputs);
+        let step = STEP_BYTES / if factors == Factors::Tensor { 4 } else { 2 };
+        let launch = Launch {
+            stem: "product_mma",
+            entry: tile.entries[usize::from(window)],
+            threads: tile.threads,
+            grid: [grid(outputs.div_ceil(tile.columns)), grid(rows.div_ceil(tile.rows)), 1],
+            tensors: Vec::new(),
+            scalars: self.sizes.map(Scalar::from).to_vec(),
+            tiling: None,
+        };
+        Way { launch, steps: (window_height * window_width * channels).div_ceil(step), least: LEAST_STEPS }
+    }
+
+    /// By `product_sm90`, if the tensors can be copied in its tiles: pixels are whole pieces of 16 bytes, and a row of
+    /// windows is no wider than a tile may be. Few rows leave most of a tile empty.
+    fn by_warpgroups(&self) -> Option<Way> {
+        let [
+            rows,
+            height,
+            width,
+            channels,
+            out_height,
+            out_width,
+            outputs,
+            window_height,
+            window_width,
+            stride,
+            padding,
+        ] = self.sizes;
+        if !channels.is_multiple_of(8) || stride > 2 || rows <= FLAT.rows {
+            return None;
+        }
+        let images = rows / (out_height * out_width);
+        let boxes = Boxes::of(images, out_height, out_width);
+        let step = stride as u32;
+        let extent = |bits: u32| ((1 << bits) - 1) * step + 1;
+        let depth = window_height * window_width * channels;
+        let x = Walk {
+            dims: vec![channels, width, height, images],
+            strides: vec![channels, width * channels, height * width * channels],
+            tile: vec![
+                BOX_CHANNELS as u32,
+                extent(boxes.wide),
+                extent(boxes.high),
+                1 << (BOX_BITS - boxes.wide - boxes.high),
+            ],
+            steps: vec![1, step, step, 1],
+        };
+        let weight = Walk {
+            dims: vec![depth, outputs],
+            strides: vec![depth.next_multiple_of(8)],
+            tile: vec![BOX_CHANNELS as u32, BOX_COLUMNS as u32],
+            steps: vec![1, 1],
+        };
+        let sizes = [images, out_height, out_width, channels, outputs, window_height, window_width, stride, padding];
+        let bits = [boxes.wide, boxes.high].map(Scalar::U32);
+        let launch = Launch {
+            stem: "product_sm90",
+            entry: "product_sm90",
+            threads: 384,
+            grid: [grid(outputs.div_ceil(BOX_COLUMNS)), grid(boxes.count), 1],
+            tensors: Vec::new(),
+            scalars: sizes.map(Scalar::from).into_iter().chain(bits).collect(),
+            tiling: Some(Tiling { walks: vec![x, weight], shared_bytes: BOX_SHARED_BYTES }),
+        };
+        let steps = window_height * window_width * channels.div_ceil(BOX_CHANNELS);
+        // As many bytes of the depth as for the other kernel, whose steps are half as deep.
+        Some(Way { launch, steps, least: LEAST_STEPS / 2 })
     }
 }
 

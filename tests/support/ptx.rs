@@ -53,7 +53,11 @@ pub fn run(
         Range { address: from, bytes: bytes.len() as u64, written: false },
         Range { address: to, bytes: 4 * y_words as u64, written: true },
     ];
-    let counters = machine.launch(&kernel(text), grid, Arguments { maps: &[], tensors: &tensors, scalars: &[n] })?;
+    let counters = machine.launch(
+        &kernel(text),
+        grid,
+        Arguments { maps: &[], tensors: &tensors, scalars: &[n], shared_bytes: 0 },
+    )?;
     let word = |i: usize| {
         let bytes = machine.read(to + 4 * i as u64, 4).ok()?;
         Some(u32::from_le_bytes(bytes.try_into().unwrap()))
@@ -98,7 +102,11 @@ pub fn run_tiles(
     let x = Range { address: from, bytes: x.len() as u64, written: false };
     let y = Range { address: to, bytes: 4 * y_words as u64, written: true };
     let maps = maps(x, y);
-    let counters = machine.launch(&kernel(text), grid, Arguments { maps: &maps, tensors: &[x, y], scalars: &[0] })?;
+    let counters = machine.launch(
+        &kernel(text),
+        grid,
+        Arguments { maps: &maps, tensors: &[x, y], scalars: &[0], shared_bytes: 0 },
+    )?;
     let word = |i: usize| {
         let bytes = machine.read(to + 4 * i as u64, 4).ok()?;
         Some(u32::from_le_bytes(bytes.try_into().unwrap()))

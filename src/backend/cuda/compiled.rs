@@ -2,6 +2,7 @@
 
 use super::device::{Call, Captured, Driver, Loaded, Range};
 use super::kernels;
+use super::tensor_map::TensorMap;
 use super::weights::{Order, send};
 use crate::backend::{Executable, launches};
 use crate::error::{Error, Result};
@@ -132,34 +133,55 @@ impl Compiled {
                 return Err(error(format!("{label}: a grid of {:?} blocks is too large", launch.grid)));
             }
             let output = self.range(step.output, true);
-            let tensors = launch.tensors.iter().map(|&tensor| self.tensor(step, tensor)).collect();
+            let mut tensors: Vec<Range> = launch.tensors.iter().map(|&tensor| self.tensor(step, tensor)).collect();
+            // The first tensors are those that bulk copies reach.
+            let (mut maps, mut shared_bytes) = (Vec::new(), 0);
+            if let Some(tiling) = &launch.tiling {
+                let elements = launch.tensors.iter().map(|&tensor| self.element(step, tensor));
+                let walks = tiling.walks.iter().zip(tensors.drain(..tiling.walks.len())).zip(elements);
+                maps = walks.map(|((walk, tensor), element)| TensorMap::new(walk, tensor, element)).collect();
+                shared_bytes = tiling.shared_bytes;
+            }
             let scalars = launch.scalars.iter().map(|s| s.bits()).collect();
             // Concatenation writes its output with several launches, and a product in parts reads what another wrote.
             let first = previous != Some(*number);
             let scratch = Range { address: self.scratch, bytes: scratch_bytes(launch), written: true };
             let fresh = if first { vec![output, scratch] } else { Vec::new() };
             previous = Some(*number);
-            let call = Call { kernel, grid: launch.grid, maps: Vec::new(), tensors, scalars, label };
+            let call = Call { kernel, grid: launch.grid, maps, tensors, scalars, shared_bytes, label };
             self.dispatches.push(Dispatch { call, fresh });
         }
         if let Some(step) = self.plan.input("step") {
             let kernel = self.load_entry("advance", "advance", [Element::F32; 2])?;
             let tensors = vec![self.range(step, false), self.range(step, true)];
             let label = "advance, behind the last step".to_owned();
-            self.counter = Some(Call { kernel, grid: [1; 3], maps: Vec::new(), tensors, scalars: vec![1], label });
+            self.counter = Some(Call {
+                kernel,
+                grid: [1; 3],
+                maps: Vec::new(),
+                tensors,
+                scalars: vec![1],
+                shared_bytes: 0,
+                label,
+            });
         }
         Ok(())
     }
 
     /// The kernel of a launch, for the types of its first and last tensor.
     fn load(&self, step: &Step, launch: &Launch) -> Result<Loaded> {
-        let element = |tensor: Option<&Operand>| match tensor {
-            Some(&(Operand::Input(i) | Operand::Packed(i))) => self.plan.values[step.inputs[i].0].element,
-            Some(Operand::Output) => self.plan.values[step.output.0].element,
-            Some(Operand::Scratch(_)) | None => Element::F32,
-        };
-        let types = [launch.tensors.first(), launch.tensors.last()].map(element);
+        let types = [launch.tensors.first(), launch.tensors.last()];
+        let types = types.map(|tensor| tensor.map_or(Element::F32, |&tensor| self.element(step, tensor)));
         self.load_entry(launch.stem, launch.entry, types)
+    }
+
+    /// The type of a launch's tensor.
+    fn element(&self, step: &Step, tensor: Operand) -> Element {
+        match tensor {
+            Operand::Input(i) | Operand::Packed(i) => self.plan.values[step.inputs[i].0].element,
+            Operand::Output => self.plan.values[step.output.0].element,
+            Operand::Scratch(_) => Element::F32,
+        }
     }
 
     fn load_entry(&self, stem: &str, entry: &str, [source, elem]: [Element; 2]) -> Result<Loaded> {

@@ -41,6 +41,8 @@ pub(super) struct Call {
     pub tensors: Vec<Range>,
     /// Numbers of 32 bits, after the pointers.
     pub scalars: Vec<u32>,
+    /// Shared memory beside what the kernel declares.
+    pub shared_bytes: u32,
     /// Kernel and step, for messages.
     pub label: String,
 }
@@ -49,6 +51,9 @@ pub(super) struct Call {
 pub(super) trait Driver: Send + Sync {
     /// How the device is named in messages.
     fn name(&self) -> String;
+
+    /// The compute capability, by which kernels are chosen.
+    fn capability(&self) -> (u32, u32);
 
     /// Reserves memory, aligned to 256 bytes, with no particular contents.
     fn allocate(&self, bytes: u64) -> Result<u64>;

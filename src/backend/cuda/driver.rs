@@ -35,6 +35,7 @@ struct State {
 /// A GPU.
 pub(super) struct Gpu {
     name: String,
+    capability: (u32, u32),
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
@@ -110,7 +111,8 @@ impl Gpu {
             }
         };
         let name = format!("{backend} ({model}, sm_{major}{minor})");
-        Ok(Gpu { name, device, context, stream, state: Mutex::default() })
+        let capability = (major.unsigned_abs(), minor.unsigned_abs());
+        Ok(Gpu { name, capability, device, context, stream, state: Mutex::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -176,6 +178,10 @@ impl Gpu {
 impl Driver for Gpu {
     fn name(&self) -> String {
         self.name.clone()
+    }
+
+    fn capability(&self) -> (u32, u32) {
+        self.capability
     }
 
     fn allocate(&self, bytes: u64) -> Result<u64> {
@@ -258,11 +264,18 @@ impl Driver for Gpu {
         let scalars = scalars.iter_mut().map(|s| std::ptr::from_mut(s).cast::<c_void>());
         let mut parameters: Vec<*mut c_void> = maps.chain(pointers).chain(scalars).collect();
         let [x, y, z] = call.grid;
+        let shared = call.shared_bytes;
+        if shared > 0 {
+            let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function belongs to a loaded module.
+            let set = unsafe { sys::cuFuncSetAttribute(handle, most, shared.cast_signed()) };
+            self.check(&call.label, set.result())?;
+        }
         // SAFETY: the function belongs to a loaded module; its parameters are tensor maps, pointers of 64 bits, and
         // numbers of 32 bits in the order of the call, which the driver copies before it returns. That number, order and sizes are
         // those of the kernel, and that it stays inside the tensors, is what the emulator checks for the same calls.
         let launched = unsafe {
-            cu::launch_kernel(handle, (x, y, z), (call.kernel.threads, 1, 1), 0, self.stream, &mut parameters)
+            cu::launch_kernel(handle, (x, y, z), (call.kernel.threads, 1, 1), shared, self.stream, &mut parameters)
         };
         launched.map_err(|e| failed(&self.name, &call.label, e))
     }

@@ -25,6 +25,9 @@ pub use device::Range;
 use std::sync::Arc;
 pub use tensor_map::{MapElement, Swizzle, TensorMap};
 
+/// The compute capability that has warpgroups: code for them runs on nothing newer.
+const HOPPER: (u32, u32) = (9, 0);
+
 /// What tensors are stored in and products multiply. Sums and the sampler's state are in single precision always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
@@ -55,10 +58,12 @@ impl Precision {
         }
     }
 
-    fn factors(self) -> Factors {
+    /// What products multiply on a device of this compute capability.
+    fn factors(self, capability: (u32, u32)) -> Factors {
         match self {
             Precision::F32 => Factors::Single,
             Precision::Tf32 => Factors::Tensor,
+            Precision::F16 | Precision::Bf16 if capability == HOPPER => Factors::Warpgroup,
             Precision::F16 | Precision::Bf16 => Factors::Half,
         }
     }
@@ -90,7 +95,18 @@ impl Cuda {
     /// The emulator on the CPU, with all its checks.
     #[cfg(feature = "cuda-emulator")]
     pub fn emulator() -> Cuda {
-        let emulator = Arc::new(emulator::Emulator::default());
+        Cuda::emulator_of((8, 0))
+    }
+
+    /// The emulator as a GPU of compute capability 9.0, for which there are kernels of its own.
+    #[cfg(feature = "cuda-emulator")]
+    pub fn hopper_emulator() -> Cuda {
+        Cuda::emulator_of(HOPPER)
+    }
+
+    #[cfg(feature = "cuda-emulator")]
+    fn emulator_of(capability: (u32, u32)) -> Cuda {
+        let emulator = Arc::new(emulator::Emulator::new(capability));
         Cuda { driver: emulator.clone(), precision: Precision::default(), emulator: Some(emulator) }
     }
 
@@ -118,6 +134,7 @@ impl Backend for Cuda {
     fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>> {
         let storage = self.precision.storage();
         let plan = if storage == Element::F32 { plan } else { narrow(plan, storage) };
-        Ok(Box::new(Compiled::new(Arc::clone(&self.driver), plan, weights, self.precision.factors())?))
+        let factors = self.precision.factors(self.driver.capability());
+        Ok(Box::new(Compiled::new(Arc::clone(&self.driver), plan, weights, factors)?))
     }
 }

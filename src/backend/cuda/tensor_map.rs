@@ -4,6 +4,8 @@
 //! [`TensorMap::check`] holds it to are those of `cuTensorMapEncodeTiled`, so a map that the emulator takes the driver takes.
 
 use super::device::Range;
+use crate::ops::Walk;
+use crate::plan::Element;
 
 /// The type of a tensor's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +70,25 @@ pub struct TensorMap {
 }
 
 impl TensorMap {
+    /// The map of a launch's tensor, whose tiles have rows of 128 bytes that are swizzled as `wgmma` wants them.
+    pub(super) fn new(walk: &Walk, tensor: Range, element: Element) -> TensorMap {
+        let element = match element {
+            Element::F16 => MapElement::F16,
+            Element::Bf16 => MapElement::Bf16,
+            Element::F32 | Element::U32 => MapElement::F32,
+        };
+        let size = u64::from(element.size_bytes());
+        TensorMap {
+            tensor,
+            element,
+            dims: walk.dims.iter().map(|&n| n as u64).collect(),
+            strides: walk.strides.iter().map(|&n| n as u64 * size).collect(),
+            tile: walk.tile.clone(),
+            steps: walk.steps.clone(),
+            swizzle: Swizzle::Bytes128,
+        }
+    }
+
     /// Elements of a tile in each dimension.
     pub fn counts(&self) -> Vec<u32> {
         self.tile.iter().zip(&self.steps).map(|(tile, step)| tile.div_ceil(*step)).collect()

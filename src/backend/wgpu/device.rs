@@ -309,6 +309,7 @@ mod tests {
             grid: [1, 1, 1],
             tensors: vec![Operand::Output],
             scalars: Vec::new(),
+            tiling: None,
         };
         let variant = device.variant(Element::F32, Element::F32, false);
         let refused = device.pipeline(&launch, variant).err().expect("a binding is missing").to_string();

@@ -51,7 +51,7 @@ impl<'a> Block<'a> {
             kernel,
             windows,
             parameters,
-            shared: Shared::new(SHARED_BASE, kernel.shared_bytes, warps, kernel.asynchronous),
+            shared: Shared::new(SHARED_BASE, parameters.shared_bytes, warps, kernel.asynchronous),
             warps: (0..warps).map(|i| Warp::new(kernel, i)).collect(),
             mbarriers: Mbarriers::default(),
             flights: Vec::new(),

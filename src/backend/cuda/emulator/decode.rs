@@ -72,6 +72,9 @@ pub(super) fn decode(entry: &Entry) -> Result<Kernel> {
     entry.parameters.iter().try_for_each(|d| decoder.parameter(d))?;
     entry.registers.iter().try_for_each(|d| decoder.registers(d))?;
     entry.shared.iter().try_for_each(|d| decoder.share(d))?;
+    let fixed = decoder.shared_bytes;
+    entry.dynamic.iter().try_for_each(|d| decoder.share(d))?;
+    let dynamic = (!entry.dynamic.is_empty()).then_some(decoder.shared_bytes);
     let mut place = 0;
     for (line, statement) in &entry.body {
         match statement {
@@ -106,7 +109,8 @@ pub(super) fn decode(entry: &Entry) -> Result<Kernel> {
         name: entry.name.clone(),
         threads,
         parameters: decoder.parameters,
-        shared_bytes: decoder.shared_bytes,
+        shared_bytes: fixed,
+        dynamic,
         asynchronous: code.iter().any(|i| i.op.is_asynchronous()),
         code,
         names: decoder.names,

@@ -25,8 +25,8 @@ struct State {
 }
 
 /// The emulator as a device.
-#[derive(Default)]
 pub struct Emulator {
+    capability: (u32, u32),
     state: Mutex<State>,
 }
 
@@ -52,7 +52,12 @@ impl State {
         match command {
             Command::Launch(call) => {
                 let kernel = &self.kernels[call.kernel.number];
-                let arguments = Arguments { maps: &call.maps, tensors: &call.tensors, scalars: &call.scalars };
+                let arguments = Arguments {
+                    maps: &call.maps,
+                    tensors: &call.tensors,
+                    scalars: &call.scalars,
+                    shared_bytes: call.shared_bytes,
+                };
                 let counted = self.machine.launch(kernel, call.grid, arguments);
                 let counted = counted.map_err(|fault: Fault| failed(format!("{}: {fault}", call.label)))?;
                 let (launches, sum) = self.counters.entry(kernel.name().to_owned()).or_default();
@@ -75,6 +80,11 @@ impl Emulator {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// One that says it has this compute capability, by which kernels are chosen.
+    pub(in crate::backend::cuda) fn new(capability: (u32, u32)) -> Emulator {
+        Emulator { capability, state: Mutex::default() }
+    }
+
     /// What each kernel has done so far.
     pub(in crate::backend::cuda) fn counters(&self) -> Vec<(String, u64, Counters)> {
         self.state().counters.iter().map(|(entry, (launches, sum))| (entry.clone(), *launches, *sum)).collect()
@@ -84,6 +94,10 @@ impl Emulator {
 impl Driver for Emulator {
     fn name(&self) -> String {
         NAME.to_owned()
+    }
+
+    fn capability(&self) -> (u32, u32) {
+        self.capability
     }
 
     fn allocate(&self, bytes: u64) -> Result<u64> {

@@ -59,6 +59,8 @@ pub struct Arguments<'a> {
     pub tensors: &'a [Range],
     /// Sizes, codes and factors.
     pub scalars: &'a [u32],
+    /// Shared memory that the launch asks for, beside what the kernel declares.
+    pub shared_bytes: u32,
 }
 
 /// Memory, and the kernels that run on it.
@@ -141,21 +143,34 @@ impl Machine {
     }
 }
 
-/// What a kernel finds in its parameters.
+/// Most shared memory of a block, on Hopper: 227 KiB.
+const MOST_SHARED: u32 = 227 << 10;
+
+/// What a launch gives each block.
 struct Parameters {
     bytes: Vec<u8>,
     /// Tensor maps by their offsets among the bytes.
     maps: Vec<(u32, TensorMap)>,
+    /// Shared memory of a block.
+    shared_bytes: u32,
 }
 
 impl Parameters {
     fn new(kernel: &Kernel, arguments: Arguments<'_>) -> Result<Parameters, String> {
-        let Arguments { maps, tensors, scalars } = arguments;
+        let Arguments { maps, tensors, scalars, shared_bytes } = arguments;
         let given = maps.len() + tensors.len() + scalars.len();
         if kernel.parameters.len() != given {
             return Err(format!("{} parameters, and the launch has {given}", kernel.parameters.len()));
         }
-        let mut all = Parameters { bytes: Vec::new(), maps: Vec::new() };
+        let shared_bytes = match kernel.dynamic {
+            Some(from) => from + shared_bytes,
+            None if shared_bytes == 0 => kernel.shared_bytes,
+            None => return Err("shared memory is asked for that the kernel does not know".to_owned()),
+        };
+        if shared_bytes > MOST_SHARED {
+            return Err(format!("{shared_bytes} shared bytes, a block has {MOST_SHARED} at most"));
+        }
+        let mut all = Parameters { bytes: Vec::new(), maps: Vec::new(), shared_bytes };
         for (i, parameter) in kernel.parameters.iter().enumerate() {
             let tensor = i.checked_sub(maps.len());
             let scalar = i.checked_sub(maps.len() + tensors.len());

@@ -493,6 +493,8 @@ pub struct Kernel {
     pub(super) threads: [u32; 3],
     pub(super) parameters: Vec<Parameter>,
     pub(super) shared_bytes: u32,
+    /// Where shared memory begins whose length a launch says.
+    pub(super) dynamic: Option<u32>,
     pub(super) code: Vec<Instruction>,
     /// Whether it starts asynchronous work.
     pub(super) asynchronous: bool,
@@ -513,7 +515,7 @@ impl Kernel {
         self.threads.iter().product()
     }
 
-    /// Bytes that a block shares.
+    /// Bytes that a block shares beside those that a launch asks for.
     pub fn shared_bytes(&self) -> u32 {
         self.shared_bytes
     }

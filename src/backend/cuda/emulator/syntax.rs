@@ -76,6 +76,8 @@ pub(super) struct Entry {
     pub parameters: Vec<Declaration>,
     pub registers: Vec<Declaration>,
     pub shared: Vec<Declaration>,
+    /// The module's arrays whose length a launch says.
+    pub dynamic: Vec<Declaration>,
     pub body: Vec<(u32, Statement)>,
 }
 
@@ -134,7 +136,7 @@ fn tokens(text: &str) -> Result<Vec<Token>> {
 
 /// Parses a module.
 pub(super) fn parse(text: &str) -> Result<Text> {
-    let mut parser = Parser { tokens: tokens(text)?, at: 0, line: 1 };
+    let mut parser = Parser { tokens: tokens(text)?, at: 0, line: 1, dynamic: Vec::new() };
     let mut entries = Vec::new();
     while let Some(word) = parser.try_next() {
         match word.as_str() {
@@ -145,6 +147,12 @@ pub(super) fn parse(text: &str) -> Result<Text> {
                 }
             }
             ".visible" => {}
+            ".extern" => {
+                parser.expect(".shared")?;
+                let mut declared = parser.declarations()?;
+                parser.dynamic.append(&mut declared);
+                parser.expect(";")?;
+            }
             ".entry" => entries.push(parser.entry()?),
             other => return error(parser.line, format!("{other:?} where a directive of a module was expected")),
         }
@@ -156,6 +164,7 @@ struct Parser {
     tokens: Vec<Token>,
     at: usize,
     line: u32,
+    dynamic: Vec<Declaration>,
 }
 
 impl Parser {
@@ -203,6 +212,7 @@ impl Parser {
             parameters: Vec::new(),
             registers: Vec::new(),
             shared: Vec::new(),
+            dynamic: self.dynamic.clone(),
             body: Vec::new(),
         };
         if self.take("(") {
@@ -256,7 +266,9 @@ impl Parser {
             };
             let count = match closing {
                 Some(closing) => {
-                    let count = u32::try_from(self.integer()?).unwrap_or(u32::MAX);
+                    // No length: that of a launch.
+                    let count =
+                        if self.peek() == closing { 0 } else { u32::try_from(self.integer()?).unwrap_or(u32::MAX) };
                     self.expect(closing)?;
                     Some(count)
                 }
