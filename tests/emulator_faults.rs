@@ -4,7 +4,7 @@
 
 mod support;
 
-use support::ptx::{module, run};
+use support::ptx::{module, run, run_in_place};
 use unclip::backend::cuda::emulator::{Check, Fault};
 
 /// Stores a word in shared memory at `sm`, its own place; `at` is the array's address.
@@ -208,4 +208,39 @@ fn a_fault_says_which_kernel_line_block_and_thread() {
     let line = text.lines().position(|l| l.contains("setp.eq.u32")).unwrap() + 1;
     let message = fault.to_string();
     assert!(message.contains(&format!("f, line {line}, block")) && message.contains("thread [37, 0, 0]"), "{message}");
+}
+
+/// `at` is this thread's number in the grid, `py` its own word, `px` that of the same thread in the other of two blocks.
+const OWN: &str = "mov.u32 a0, %ctaid.x; mad.lo.u32 at, a0, 64, tid; mad.wide.u32 py, at, 4, y0;
+    xor.b32 a1, at, 64; mad.wide.u32 px, a1, 4, x0;";
+
+#[test]
+fn blocks_that_write_one_place_are_named() {
+    let body = "st.global.u32 [py], tid;";
+    let fault = run_in_place(&module(64, 0, body), [2, 1, 1], 128).unwrap_err();
+    assert_eq!(fault.check, Check::GlobalRace, "{fault}");
+    assert!(fault.detail.contains("byte 0 of a tensor is written by block number"), "{fault}");
+    let own = format!("{OWN} st.global.u32 [py], tid; st.global.u32 [py], at; ld.global.u32 a0, [py];");
+    run_in_place(&module(64, 0, &own), [2, 1, 1], 128).unwrap_or_else(|e| panic!("{e}"));
+}
+
+#[test]
+fn a_block_that_reads_what_another_writes_is_named() {
+    for body in ["ld.global.u32 a2, [px]; st.global.u32 [py], a2;", "st.global.u32 [py], tid; ld.global.u32 a2, [px];"]
+    {
+        let fault = run_in_place(&module(64, 0, &format!("{OWN} {body}")), [2, 1, 1], 128).unwrap_err();
+        assert_eq!(fault.check, Check::GlobalRace, "{fault}");
+    }
+}
+
+#[test]
+fn neighbours_in_one_word_are_no_race_and_atomics_meet_only_each_other() {
+    let halves = "mov.u32 a0, %ctaid.x; mad.lo.u32 at, tid, 2, a0; mad.wide.u32 py, at, 2, y0;
+        cvt.u16.u32 h0, tid; st.global.u16 [py], h0;";
+    run_in_place(&module(64, 0, halves), [2, 1, 1], 128).unwrap_or_else(|e| panic!("{e}"));
+    let counts = "red.global.add.u32 [y0], 1;";
+    run_in_place(&module(64, 0, counts), [2, 1, 1], 128).unwrap_or_else(|e| panic!("{e}"));
+    let read = format!("{counts} mov.u32 a0, %ctaid.x; setp.eq.u32 p, a0, 1; @p ld.global.u32 a1, [y0];");
+    let fault = run_in_place(&module(64, 0, &read), [2, 1, 1], 128).unwrap_err();
+    assert_eq!(fault.check, Check::GlobalRace, "{fault}");
 }

@@ -126,3 +126,13 @@ pub fn rows(tensor: Range, [columns, rows]: [u64; 2], tile: [u32; 2], swizzle: S
         swizzle,
     }
 }
+
+/// Runs a program in place: `x` and `y` are the same words.
+pub fn run_in_place(text: &str, grid: [u32; 3], words: usize) -> Result<Counters, Fault> {
+    let mut machine = Machine::default();
+    let address = machine.allocate(4 * words as u64);
+    machine.write(address, &vec![0; 4 * words]).unwrap();
+    let y = Range { address, bytes: 4 * words as u64, written: true };
+    let tensors = [Range { written: false, ..y }, y];
+    machine.launch(&kernel(text), grid, Arguments { maps: &[], tensors: &tensors, scalars: &[0], shared_bytes: 0 })
+}

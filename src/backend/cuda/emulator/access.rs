@@ -4,7 +4,7 @@ use super::alu::combine;
 use super::bulk::Flight;
 use super::clock::Clock;
 use super::fault::{Check, Counters, Outcome, stop};
-use super::global::{self, Window};
+use super::global::{self, Global};
 use super::mbarrier::Mbarriers;
 use super::product::Warpgroups;
 use super::program::{Address, Atomic, Binary, Cell, Reg, Space};
@@ -14,7 +14,7 @@ use crate::backend::cuda::tensor_map::TensorMap;
 
 /// What a block's instructions reach beside registers.
 pub(super) struct Reach<'a> {
-    pub windows: &'a [Window<'a>],
+    pub global: &'a Global<'a>,
     pub shared: &'a mut Shared,
     pub clock: &'a mut Clock,
     pub counters: &'a mut Counters,
@@ -117,7 +117,7 @@ pub(super) fn load(
     let mut words = [[0u32; 4]; LANES];
     if space == Space::Global {
         for lane in lanes(mask) {
-            words[lane] = global::load(reach.windows, at[lane], u64::from(bytes), lane)?;
+            words[lane] = global::load(reach.global, at[lane], u64::from(bytes), lane)?;
         }
         count_sectors(reach.counters, &at, mask, u64::from(bytes));
         reach.counters.global_read_bytes += u64::from(bytes * mask.count_ones());
@@ -184,7 +184,7 @@ pub(super) fn store(
     }
     if space == Space::Global {
         for lane in lanes(mask) {
-            global::store(reach.windows, at[lane], u64::from(bytes), &words[lane], lane)?;
+            global::store(reach.global, at[lane], u64::from(bytes), &words[lane], lane)?;
         }
         count_sectors(reach.counters, &at, mask, u64::from(bytes));
         reach.counters.global_written_bytes += u64::from(bytes * mask.count_ones());
@@ -235,7 +235,7 @@ pub(super) fn atomic(
             None => old,
         };
         before[lane] = if space == Space::Global {
-            global::update(reach.windows, at[lane], lane, f)?
+            global::update(reach.global, at[lane], lane, f)?
         } else {
             reach.shared.update(at[lane] as u32, w.first_thread() + lane as u16, reach.clock, f)?
         };
@@ -278,7 +278,7 @@ pub(super) fn copy(
             return stop(lane, Check::Misaligned, format!("cp.async of {bytes} bytes at {:#x}", from[lane]));
         }
         for (i, word) in words.iter_mut().enumerate().take(wanted.div_ceil(4) as usize) {
-            *word = global::load(reach.windows, from[lane] + 4 * i as u64, 4, lane)?[0];
+            *word = global::load(reach.global, from[lane] + 4 * i as u64, 4, lane)?[0];
         }
         if !wanted.is_multiple_of(4) {
             words[wanted as usize / 4] &= (1 << (8 * (wanted % 4))) - 1;

@@ -5,7 +5,7 @@ use super::bulk::{self, Flight};
 use super::clock::Clock;
 use super::decode::SHARED_BASE;
 use super::fault::{Check, Counters, Fault, Outcome, Stop, stop};
-use super::global::Window;
+use super::global::{Global, Tensors};
 use super::mbarrier::Mbarriers;
 use super::product::Warpgroups;
 use super::program::{Instruction, Kernel, Op};
@@ -35,7 +35,7 @@ struct Gathering {
 /// A block's state, used for one block of the grid after the other.
 pub(super) struct Block<'a> {
     kernel: &'a Kernel,
-    windows: &'a [Window<'a>],
+    tensors: &'a Tensors<'a>,
     parameters: &'a Parameters,
     shared: Shared,
     warps: Vec<Warp>,
@@ -45,11 +45,11 @@ pub(super) struct Block<'a> {
 }
 
 impl<'a> Block<'a> {
-    pub fn new(kernel: &'a Kernel, windows: &'a [Window<'a>], parameters: &'a Parameters) -> Block<'a> {
+    pub fn new(kernel: &'a Kernel, tensors: &'a Tensors<'a>, parameters: &'a Parameters) -> Block<'a> {
         let warps = (kernel.threads() as usize).div_ceil(LANES);
         Block {
             kernel,
-            windows,
+            tensors,
             parameters,
             shared: Shared::new(SHARED_BASE, parameters.shared_bytes, warps, kernel.asynchronous),
             warps: (0..warps).map(|i| Warp::new(kernel, i)).collect(),
@@ -70,10 +70,12 @@ impl<'a> Block<'a> {
         let mut clock = Clock::new(self.warps.len(), self.kernel.asynchronous);
         let mut barriers = [Gathering::default(); BARRIERS];
         let kernel = self.kernel;
+        let number = (block[2] * grid[1] + block[1]) * grid[0] + block[0];
+        let global = Global { tensors: self.tensors, block: number + 1 };
         loop {
             let mut run = Run {
                 reach: Reach {
-                    windows: self.windows,
+                    global: &global,
                     shared: &mut self.shared,
                     clock: &mut clock,
                     counters: &mut counters,

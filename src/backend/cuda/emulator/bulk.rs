@@ -137,7 +137,7 @@ fn load(
             read = u64::from(bytes);
             let mut words = Vec::new();
             for i in 0..u64::from(bytes / 16) {
-                words.extend(global::load(reach.windows, at + 16 * i, 16, lane)?);
+                words.extend(global::load(reach.global, at + 16 * i, 16, lane)?);
             }
             words
         }
@@ -149,7 +149,7 @@ fn load(
             let mut words = vec![0; map.tile_bytes() as usize / 4];
             elements(map, &corner(w, coordinates, mask, lane)?, |offset, address| {
                 let Some(address) = address else { return Ok(()) };
-                let bits = global::load(reach.windows, address, u64::from(size), lane)?[0];
+                let bits = global::load(reach.global, address, u64::from(size), lane)?[0];
                 let at = swizzled(map.swizzle, to + offset) - to;
                 words[at as usize / 4] |= bits << (8 * (at % 4));
                 read += u64::from(size);
@@ -182,7 +182,7 @@ fn store(w: &Warp, reach: &mut Reach<'_>, (mask, lane): (u32, usize), to: &Outsi
             let (at, bytes) = row(w, (mask, lane), *at, *bytes)?;
             for i in 0..bytes / 16 {
                 let words = reach.shared.load_async(from + 16 * i, thread, time, Reader::Store, reach.clock)?;
-                global::store(reach.windows, at + u64::from(16 * i), 16, &words, lane)?;
+                global::store(reach.global, at + u64::from(16 * i), 16, &words, lane)?;
             }
             written = u64::from(bytes);
         }
@@ -200,7 +200,7 @@ fn store(w: &Warp, reach: &mut Reach<'_>, (mask, lane): (u32, usize), to: &Outsi
                 let word = tile[offset as usize / 4] >> (8 * (offset % 4));
                 let word = if size == 2 { word & 0xffff } else { word };
                 written += u64::from(size);
-                global::store(reach.windows, address, u64::from(size), &[word, 0, 0, 0], lane)
+                global::store(reach.global, address, u64::from(size), &[word, 0, 0, 0], lane)
             })?;
         }
     }

@@ -6,7 +6,7 @@
 
 use super::fault::{Check, Outcome, stop};
 use crate::backend::cuda::device::Range;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
 
 /// Addresses begin here; small numbers are never addresses.
 const FIRST: u64 = 0x10_0000_0000;
@@ -105,20 +105,111 @@ impl Memory {
     }
 
     /// What a launch may touch.
-    pub fn windows(&self, ranges: &[Range]) -> Result<Vec<Window<'_>>, String> {
+    pub fn tensors(&self, ranges: &[Range]) -> Result<Tensors<'_>, String> {
         let window = |range: &Range| {
             let none = || format!("{} bytes at {:#x} are not allocated", range.bytes, range.address);
             let (region, _) = self.region(range.address, range.bytes).ok_or_else(none)?;
             Ok(Window { range: *range, region })
         };
-        ranges.iter().map(window).collect()
+        let windows = ranges.iter().map(window).collect::<Result<Vec<_>, String>>()?;
+        Ok(Tensors { windows, uses: ranges.iter().filter(|range| range.written).map(Uses::new).collect() })
     }
 }
 
 /// One tensor of a launch.
-pub(super) struct Window<'a> {
+struct Window<'a> {
     range: Range,
     region: &'a Region,
+}
+
+/// The tensors of a launch, and who has used those that it writes.
+pub(super) struct Tensors<'a> {
+    windows: Vec<Window<'a>>,
+    uses: Vec<Uses>,
+}
+
+/// The same as one block sees them.
+pub(super) struct Global<'a> {
+    pub tensors: &'a Tensors<'a>,
+    /// The block's number plus one.
+    pub block: u32,
+}
+
+/// Which blocks have used a tensor, for every two bytes: numbers plus one, zero for none. Nothing orders the blocks of a
+/// launch, so that what one of them writes no other may use; atomics may meet each other. Bytes that share two count as
+/// one.
+struct Uses {
+    range: Range,
+    by: Vec<(AtomicU32, AtomicU32)>,
+}
+
+/// In place of a block's number: several blocks have read it, or it was used by atomics.
+const MANY: u32 = u32::MAX;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Read,
+    Write,
+    Atomic,
+}
+
+impl Uses {
+    fn new(range: &Range) -> Uses {
+        Uses { range: *range, by: (0..range.bytes.div_ceil(2)).map(|_| Default::default()).collect() }
+    }
+}
+
+impl Global<'_> {
+    /// Notes a use, which must lie in the launch's tensors, and finds another block that it meets.
+    fn note(&self, address: u64, bytes: u64, what: Use, lane: usize) -> Outcome {
+        for uses in &self.tensors.uses {
+            let Some(at) = address.checked_sub(uses.range.address).filter(|at| at + bytes <= uses.range.bytes) else {
+                continue;
+            };
+            for i in at / 2..(at + bytes).div_ceil(2) {
+                let (writer, reader) = &uses.by[i as usize];
+                // Either the use that comes second finds the first, or both find each other.
+                let (writer, reader) = match what {
+                    Use::Read => {
+                        let merge = |old: u32| Some(if old == 0 || old == self.block { self.block } else { MANY });
+                        _ = reader.fetch_update(SeqCst, SeqCst, merge);
+                        (writer.load(SeqCst), 0)
+                    }
+                    Use::Write => (writer.swap(self.block, SeqCst), reader.load(SeqCst)),
+                    Use::Atomic => {
+                        let before = writer.swap(MANY, SeqCst);
+                        (if before == MANY { 0 } else { before }, reader.load(SeqCst))
+                    }
+                };
+                for (other, did) in [(writer, "written"), (reader, "read")] {
+                    if other != 0 && other != self.block {
+                        return self.meets(2 * i, other, [what.name(), did], lane);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn meets(&self, byte: u64, other: u32, [now, before]: [&str; 2], lane: usize) -> Outcome {
+        let other = if other == MANY { "others".to_owned() } else { format!("block number {}", other - 1) };
+        let own = self.block - 1;
+        let detail = format!(
+            "byte {byte} of a tensor is {now} by block number {own} and {before} by {other} of the same launch"
+        );
+        stop(lane, Check::GlobalRace, detail)
+    }
+}
+
+impl Use {
+    fn name(self) -> &'static str {
+        match self {
+            Use::Read => "read",
+            Use::Write => "written",
+            Use::Atomic => "updated",
+        }
+    }
 }
 
 /// The tensors that hold an address, for one access: several where one tensor is passed twice.
@@ -155,8 +246,14 @@ fn find<'w, 'a>(
 }
 
 /// Reads up to 16 bytes into words, the first bytes lowest.
-pub(super) fn load(windows: &[Window<'_>], address: u64, bytes: u64, lane: usize) -> Outcome<[u32; 4]> {
-    let window = find(windows, address, bytes, false, lane)?;
+pub(super) fn load(global: &Global<'_>, address: u64, bytes: u64, lane: usize) -> Outcome<[u32; 4]> {
+    let words = read(global, address, bytes, lane)?;
+    global.note(address, bytes, Use::Read, lane)?;
+    Ok(words)
+}
+
+fn read(global: &Global<'_>, address: u64, bytes: u64, lane: usize) -> Outcome<[u32; 4]> {
+    let window = find(&global.tensors.windows, address, bytes, false, lane)?;
     let first = ((address - window.region.base) / 4) as usize;
     let mut out = [0; 4];
     let mask = if bytes < 4 { ((1u8 << bytes) - 1) << (address % 4) } else { 15 };
@@ -178,8 +275,9 @@ pub(super) fn load(windows: &[Window<'_>], address: u64, bytes: u64, lane: usize
 }
 
 /// Writes up to 16 bytes.
-pub(super) fn store(windows: &[Window<'_>], address: u64, bytes: u64, words: &[u32; 4], lane: usize) -> Outcome {
-    let window = find(windows, address, bytes, true, lane)?;
+pub(super) fn store(global: &Global<'_>, address: u64, bytes: u64, words: &[u32; 4], lane: usize) -> Outcome {
+    let window = find(&global.tensors.windows, address, bytes, true, lane)?;
+    global.note(address, bytes, Use::Write, lane)?;
     let first = ((address - window.region.base) / 4) as usize;
     if bytes < 4 {
         let shift = 8 * (address % 4) as u32;
@@ -198,9 +296,10 @@ pub(super) fn store(windows: &[Window<'_>], address: u64, bytes: u64, words: &[u
 }
 
 /// Replaces a word and returns what it was.
-pub(super) fn update(windows: &[Window<'_>], address: u64, lane: usize, with: impl Fn(u32) -> u32) -> Outcome<u32> {
-    load(windows, address, 4, lane)?;
-    let window = find(windows, address, 4, true, lane)?;
+pub(super) fn update(global: &Global<'_>, address: u64, lane: usize, with: impl Fn(u32) -> u32) -> Outcome<u32> {
+    read(global, address, 4, lane)?;
+    let window = find(&global.tensors.windows, address, 4, true, lane)?;
+    global.note(address, 4, Use::Atomic, lane)?;
     let word = &window.region.words[((address - window.region.base) / 4) as usize];
     let replaced = word.fetch_update(Relaxed, Relaxed, |old| Some(with(old)));
     Ok(replaced.unwrap_or_else(|old| old))

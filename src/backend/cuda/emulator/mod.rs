@@ -126,7 +126,7 @@ impl Machine {
         };
         let reached: Vec<Range> =
             arguments.maps.iter().map(|map| map.tensor).chain(arguments.tensors.iter().copied()).collect();
-        let windows = self.memory.windows(&reached).map_err(refused)?;
+        let tensors = self.memory.tensors(&reached).map_err(refused)?;
         let parameters = Parameters::new(kernel, arguments).map_err(refused)?;
         let blocks = grid.iter().map(|&n| u64::from(n)).product::<u64>();
         let place = |i: u64| {
@@ -135,7 +135,7 @@ impl Machine {
         };
         (0..blocks)
             .into_par_iter()
-            .map_init(|| Block::new(kernel, &windows, &parameters), |block, i| block.run(place(i), grid))
+            .map_init(|| Block::new(kernel, &tensors, &parameters), |block, i| block.run(place(i), grid))
             .try_reduce(Counters::default, |mut sum, one| {
                 sum += one;
                 Ok(sum)
