@@ -153,9 +153,15 @@ mod kernels {
         environment.set_syntax(syntax.expect("the delimiters differ"));
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         environment.add_function("bytes", |kind: &str| if kind == "f32" { 4 } else { 2 });
+        environment.add_function("list", list);
         environment.add_function("load", load);
         environment.add_function("store", store);
         environment
+    }
+
+    /// Names of numbered registers, with commas between.
+    fn list(name: &str, from: usize, count: usize) -> String {
+        (from..from + count).map(|n| format!("%{name}{n}")).collect::<Vec<_>>().join(", ")
     }
 
     /// Instructions that read a number of some type as f32, by way of the 16-bit register `%bits`; with a guard such as
