@@ -176,11 +176,12 @@ mod kernels {
         }
     }
 
-    /// Instructions that round an f32 to some type and write it.
-    fn store(kind: &str, at: &str, from: &str) -> String {
+    /// Instructions that round an f32 to some type and write it; with a guard only where that holds.
+    fn store(kind: &str, at: &str, from: &str, guard: Option<&str>) -> String {
+        let guard = guard.map_or(String::new(), |guard| format!("{guard} "));
         match kind {
-            "f32" => format!("st.global.f32 [{at}], {from};"),
-            half => format!("cvt.rn.{half}.f32 %bits, {from};\n    st.global.b16 [{at}], %bits;"),
+            "f32" => format!("{guard}st.global.f32 [{at}], {from};"),
+            half => format!("cvt.rn.{half}.f32 %bits, {from};\n    {guard}st.global.b16 [{at}], %bits;"),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! A whole checkpoint through the CUDA back end on the emulator against the CPU, stage by stage: the tiny one of
-//! `tests/golden`, which has every block type of the full one.
+//! `tests/golden`, which has every block type of the full one, and pictures of the trained one in narrower numbers.
 #![cfg(all(feature = "cuda-emulator", feature = "tokenizer"))]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -8,20 +8,20 @@ mod support;
 use std::ops::ControlFlow;
 use unclip::backend::Backend;
 use unclip::backend::cpu::Cpu;
-use unclip::backend::cuda::Cuda;
+use unclip::backend::cuda::{Cuda, Precision};
 use unclip::image::Image;
 use unclip::pipeline::{Pipeline, Request, Trace};
 use unclip::weights::{Checkpoint, LoadOptions};
 
-const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny");
+const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny");
+const TRAINED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/default");
 
-fn run(backend: Box<dyn Backend>) -> (Vec<Image>, Trace) {
-    let checkpoint = Checkpoint::open(MODEL, LoadOptions::default()).unwrap();
+fn run(model: &str, backend: Box<dyn Backend>, prompts: &[&str], steps: [Option<usize>; 3]) -> (Vec<Image>, Trace) {
+    let checkpoint = Checkpoint::open(model, LoadOptions::default()).unwrap();
     let pipeline = Pipeline::open(checkpoint, backend).unwrap();
-    let mut request = Request::new("a red frog on a green leaf");
-    request.prompts.push("An oil painting of Łódź at night, 1999!".into());
-    // As many steps as it takes to replay every loop and both enlarging networks.
-    (request.prior_steps, request.decoder_steps, request.super_res_steps) = (Some(5), Some(4), Some(3));
+    let mut request = Request::new(prompts[0]);
+    request.prompts = prompts.iter().map(|p| (*p).into()).collect();
+    [request.prior_steps, request.decoder_steps, request.super_res_steps] = steps;
     let mut trace = Trace::on();
     let images = pipeline.run_traced(&request, &mut |_| ControlFlow::Continue(()), &mut trace).unwrap();
     (images, trace)
@@ -46,6 +46,11 @@ fn worst(got: &Trace, want: &Trace, stage: &str) -> (f32, String) {
 /// Holds all stages and the pictures against the CPU's.
 fn check(backend: Box<dyn Backend>) {
     let name = backend.name();
+    // As many steps as it takes to replay every loop and both enlarging networks.
+    let run = |backend| {
+        let prompts = ["a red frog on a green leaf", "An oil painting of Łódź at night, 1999!"];
+        run(TINY, backend, &prompts, [Some(5), Some(4), Some(3)])
+    };
     let (want_images, want) = run(Box::new(Cpu::new(2).unwrap()));
     let (images, got) = run(backend);
     for stage in ["text/", "uncond/", "prior/", "text_proj/", "decoder/", "super_res/"] {
@@ -69,5 +74,61 @@ fn every_stage_agrees_with_the_cpu_on_the_emulator() {
 fn every_stage_agrees_with_the_cpu_on_a_gpu() {
     if let Some(gpu) = support::every::available("cuda", Cuda::new(0)) {
         check(Box::new(gpu));
+    }
+}
+
+/// Peak signal-to-noise ratio in dB of a picture against the one that it should be.
+fn psnr(got: &Image, want: &Image) -> f64 {
+    let square = |(a, b): (&u8, &u8)| f64::from(a.abs_diff(*b)).powi(2);
+    let mean = got.pixels.iter().zip(&want.pixels).map(square).sum::<f64>() / want.pixels.len() as f64;
+    10.0 * (255.0 * 255.0 / mean.max(1e-12)).log10()
+}
+
+/// Root mean square of the differences, relative to that of what it should be.
+fn deviation(got: &Trace, want: &Trace, name: &str) -> f64 {
+    let (Some((_, got)), Some((_, want))) = (got.get(name), want.get(name)) else { panic!("no {name}") };
+    let square = |x: f32| f64::from(x).powi(2);
+    let differences = got.iter().zip(&want).map(|(a, b)| square(a - b)).sum::<f64>();
+    (differences / want.iter().map(|&x| square(x)).sum::<f64>()).sqrt()
+}
+
+/// What each type rounds numbers to: half the distance from one to the next.
+const NARROW: [(Precision, f64); 3] =
+    [(Precision::Tf32, 1.0 / 2048.0), (Precision::F16, 1.0 / 2048.0), (Precision::Bf16, 1.0 / 256.0)];
+
+/// The tiny checkpoint's weights are random, so that its first step, which divides by the smallest signal, makes any
+/// rounding a picture of its own; what each network puts out for the same input is held to the CPU's instead.
+#[test]
+fn networks_of_narrow_numbers_put_out_what_the_cpu_does() {
+    let prompt = ["a red frog on a green leaf"];
+    let steps = [Some(2), Some(2), Some(2)];
+    let (want_images, want) = run(TINY, Box::new(Cpu::new(2).unwrap()), &prompt, steps);
+    for (precision, unit) in NARROW {
+        let (images, got) = run(TINY, Box::new(Cuda::emulator().with_precision(precision)), &prompt, steps);
+        for name in [
+            "text/last_hidden_state",
+            "text/text_embeds",
+            "prior/step_00/model_output",
+            "text_proj/encoder_hidden_states",
+            "decoder/step_00/model_output",
+        ] {
+            let units = deviation(&got, &want, name) / unit;
+            println!("{precision:?}: {name:<32} {units:.2} of the type's rounding");
+            assert!(units < 4.0, "{precision:?}: {name} deviates by {units:.2} times the type's rounding");
+        }
+        println!("{precision:?}: picture {:.1} dB", psnr(&images[0], &want_images[0]));
+    }
+}
+
+#[test]
+fn pictures_of_narrow_numbers_are_within_40_db_of_the_cpu() {
+    let prompt = ["a red car on a blue background"];
+    let steps = [Some(2), Some(2), Some(2)];
+    let (want, _) = run(TRAINED, Box::new(Cpu::new(2).unwrap()), &prompt, steps);
+    for (precision, _) in NARROW {
+        let (images, _) = run(TRAINED, Box::new(Cuda::emulator().with_precision(precision)), &prompt, steps);
+        let decibels = psnr(&images[0], &want[0]);
+        println!("{precision:?}: picture {decibels:.1} dB");
+        assert!(decibels > 40.0, "{precision:?}: {decibels:.1} dB");
     }
 }

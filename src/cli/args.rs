@@ -168,8 +168,12 @@ pub struct InspectArguments {
 pub enum Dtype {
     /// Single precision
     F32,
+    /// Single precision, cut to ten bits of fraction where tensor cores multiply it; on CUDA
+    Tf32,
     /// Half precision, on GPUs
     F16,
+    /// Half precision with the range of single precision, on CUDA
+    Bf16,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -63,18 +63,17 @@ pub fn open(arguments: &DeviceArguments) -> Result<Chosen> {
         },
         Device::Cpu => Ok(Chosen { backend: cpu(arguments)?, remark: None }),
         Device::Wgpu(number) => Ok(Chosen { backend: gpu(number, arguments.dtype, true)?, remark: None }),
-        Device::Cuda(_) | Device::CudaEmulator if arguments.dtype != Dtype::F32 => {
-            Err(Error::request("--dtype", "f16 is for --device wgpu; the CUDA kernels compute in f32"))
-        }
-        Device::Cuda(number) => Ok(Chosen { backend: cuda(number)?, remark: None }),
-        Device::CudaEmulator => Ok(Chosen { backend: emulator()?, remark: None }),
+        Device::Cuda(number) => Ok(Chosen { backend: cuda(number, arguments.dtype)?, remark: None }),
+        Device::CudaEmulator => Ok(Chosen { backend: emulator(arguments.dtype)?, remark: None }),
     }
 }
 
 fn cpu(arguments: &DeviceArguments) -> Result<Box<dyn Backend>> {
     match arguments.dtype {
         Dtype::F32 => Ok(Box::new(Cpu::new(arguments.threads)?)),
-        Dtype::F16 => Err(Error::request("--dtype", "f16 is for GPUs (--device wgpu); the CPU computes in f32")),
+        _ => {
+            Err(Error::request("--dtype", "the CPU computes in f32; f16 is for GPUs, bf16 and tf32 for --device cuda"))
+        }
     }
 }
 
@@ -85,6 +84,9 @@ fn gpu(number: Option<usize>, dtype: Dtype, software: bool) -> Result<Box<dyn Ba
     let storage = match dtype {
         Dtype::F32 => unclip::plan::Element::F32,
         Dtype::F16 => unclip::plan::Element::F16,
+        Dtype::Bf16 | Dtype::Tf32 => {
+            return Err(Error::request("--dtype", "bf16 and tf32 are for --device cuda; wgpu stores f32 or f16"));
+        }
     };
     Ok(Box::new(Wgpu::new(wgpu::Options { adapter, storage, ..wgpu::Options::default() })?))
 }
@@ -94,23 +96,34 @@ fn gpu(_: Option<usize>, _: Dtype, _: bool) -> Result<Box<dyn Backend>> {
     Err(left_out("wgpu"))
 }
 
+#[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
+fn precision(dtype: Dtype) -> unclip::backend::cuda::Precision {
+    use unclip::backend::cuda::Precision;
+    match dtype {
+        Dtype::F32 => Precision::F32,
+        Dtype::Tf32 => Precision::Tf32,
+        Dtype::F16 => Precision::F16,
+        Dtype::Bf16 => Precision::Bf16,
+    }
+}
+
 #[cfg(feature = "cuda")]
-fn cuda(number: usize) -> Result<Box<dyn Backend>> {
-    Ok(Box::new(unclip::backend::cuda::Cuda::new(number)?))
+fn cuda(number: usize, dtype: Dtype) -> Result<Box<dyn Backend>> {
+    Ok(Box::new(unclip::backend::cuda::Cuda::new(number)?.with_precision(precision(dtype))))
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda(_: usize) -> Result<Box<dyn Backend>> {
+fn cuda(_: usize, _: Dtype) -> Result<Box<dyn Backend>> {
     Err(left_out("cuda"))
 }
 
 #[cfg(feature = "cuda-emulator")]
-fn emulator() -> Result<Box<dyn Backend>> {
-    Ok(Box::new(unclip::backend::cuda::Cuda::emulator()))
+fn emulator(dtype: Dtype) -> Result<Box<dyn Backend>> {
+    Ok(Box::new(unclip::backend::cuda::Cuda::emulator().with_precision(precision(dtype))))
 }
 
 #[cfg(not(feature = "cuda-emulator"))]
-fn emulator() -> Result<Box<dyn Backend>> {
+fn emulator(_: Dtype) -> Result<Box<dyn Backend>> {
     Err(left_out("cuda-emulator"))
 }
 
@@ -142,7 +155,7 @@ pub fn list() -> Result<()> {
     {
         text += "wgpu    this engine was built without it\n";
     }
-    text += &match cuda(0) {
+    text += &match cuda(0, Dtype::F32) {
         Ok(gpu) => format!("cuda:0  {}\n", gpu.name()),
         Err(error) => format!("cuda    {error}\n"),
     };

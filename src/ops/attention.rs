@@ -1,5 +1,5 @@
 use super::launch::{grid, optional};
-use super::{Keep, Launch, Operand, Operation, Scalar, Tiles, count, require};
+use super::{Factors, Keep, Launch, Operand, Operation, Scalar, Tiles, count, require};
 
 /// Multi-head attention with one joint softmax over extra keys and the sequence's own keys.
 ///
@@ -88,5 +88,24 @@ impl Operation for Attention {
         scalars.extend([Scalar::from(self.causal), Scalar::from(1.0 / (d_head as f32).sqrt())]);
         let grid = [grid(queries.div_ceil(TILE[0])), grid(self.heads * d_head.div_ceil(TILE[1])), grid(batch)];
         vec![Launch { stem: "attention", entry: "attention", threads: 64, grid, tensors, scalars, tiling: None }]
+    }
+
+    fn ptx(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Vec<Launch> {
+        /// Queries that a block owns.
+        const QUERIES: usize = 64;
+        let mut launches = self.wgsl(inputs, output, Tiles::Shared);
+        // Wider heads, and single precision, are for plain cores.
+        let entry = match output[2] / self.heads {
+            0..=32 => "attention_mma_32",
+            33..=64 => "attention_mma_64",
+            _ => return launches,
+        };
+        if factors == Factors::Half {
+            let grid = [grid(output[1].div_ceil(QUERIES)), grid(self.heads), grid(output[0])];
+            launches.iter_mut().for_each(|launch| {
+                (launch.stem, launch.entry, launch.threads, launch.grid) = ("attention_mma", entry, 128, grid);
+            });
+        }
+        launches
     }
 }

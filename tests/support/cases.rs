@@ -253,6 +253,7 @@ fn attention() -> Vec<Case> {
         case("heads-of-8", Sizes(2, 16, 16, 9, 3, 8), false, None),
         case("heads-of-12", Sizes(1, 25, 25, 0, 2, 12), true, None),
         case("heads-of-32", Sizes(2, 35, 35, 13, 5, 32), false, Some(13)),
+        case("heads-of-80", Sizes(1, 35, 40, 3, 2, 80), true, None),
         case("heads-of-1", Sizes(1, 5, 7, 0, 3, 1), false, None),
         case("heads-of-17", Sizes(1, 30, 33, 2, 2, 17), false, Some(35)),
         case("one-query-one-key", Sizes(2, 1, 1, 0, 1, 8), true, None),
