@@ -84,6 +84,11 @@ fn products_by_warpgroups_match_the_reference() {
 }
 
 #[test]
+fn attention_by_warpgroups_matches_the_reference() {
+    check_by_warpgroups("attention", "attention_sm90");
+}
+
+#[test]
 fn linear_matches_the_reference() {
     check("linear");
 }

@@ -1,5 +1,5 @@
 use super::launch::{grid, optional};
-use super::{Factors, Keep, Launch, Operand, Operation, Scalar, Tiles, count, require};
+use super::{Factors, Keep, Launch, Operand, Operation, Scalar, Tiles, Tiling, Walk, count, require};
 
 /// Multi-head attention with one joint softmax over extra keys and the sequence's own keys.
 ///
@@ -91,21 +91,53 @@ impl Operation for Attention {
     }
 
     fn ptx(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Vec<Launch> {
-        /// Queries that a block owns.
+        /// Queries that a block of `attention_mma` owns.
         const QUERIES: usize = 64;
         let mut launches = self.wgsl(inputs, output, Tiles::Shared);
+        let [batch, queries, width] = [output[0], output[1], output[2]];
+        let d_head = width / self.heads;
         // Wider heads, and single precision, are for plain cores.
-        let entry = match output[2] / self.heads {
+        let entry = match d_head {
             0..=32 => "attention_mma_32",
             33..=64 => "attention_mma_64",
             _ => return launches,
         };
-        if factors == Factors::Half {
-            let grid = [grid(output[1].div_ceil(QUERIES)), grid(self.heads), grid(output[0])];
-            launches.iter_mut().for_each(|launch| {
-                (launch.stem, launch.entry, launch.threads, launch.grid) = ("attention_mma", entry, 128, grid);
-            });
-        }
+        let (kernel, threads, rows, tiling) = match factors {
+            Factors::Single | Factors::Tensor => return launches,
+            // Columns of a head are whole pieces of 16 bytes; few queries leave most of a block empty.
+            Factors::Warpgroup if d_head.is_multiple_of(8) && queries > QUERIES / 2 => {
+                (["attention_sm90"; 2], 384, WARPGROUP_ROWS, Some(self.tiling(inputs, d_head)))
+            }
+            Factors::Half | Factors::Warpgroup => (["attention_mma", entry], 128, QUERIES, None),
+        };
+        let grid = [grid(queries.div_ceil(rows)), grid(self.heads), grid(batch)];
+        launches.iter_mut().for_each(|launch| {
+            ([launch.stem, launch.entry], launch.threads, launch.grid) = (kernel, threads, grid);
+            launch.tiling = tiling.clone();
+        });
         launches
+    }
+}
+
+/// Queries that a block of `attention_sm90` owns, and keys of a tile there.
+const WARPGROUP_ROWS: usize = 128;
+/// Columns of a row in its tiles.
+const WARPGROUP_COLUMNS: u32 = 64;
+/// The queries and two stages of keys and values, and five counters of 8 bytes.
+const WARPGROUP_SHARED_BYTES: u32 = 5 * 128 * 128 + 5 * 8;
+
+impl Attention {
+    /// How `attention_sm90` walks through queries, keys and values: by head, so that a tile ends where its head does.
+    fn tiling(&self, inputs: &[&[usize]], d_head: usize) -> Tiling {
+        let walk = |shape: &[usize]| Walk {
+            dims: vec![d_head, self.heads, shape[1], shape[0]],
+            strides: vec![d_head, shape[2], shape[1] * shape[2]],
+            tile: vec![WARPGROUP_COLUMNS, 1, WARPGROUP_ROWS as u32, 1],
+            steps: vec![1; 4],
+        };
+        // The queries stand in for absent extra keys.
+        let extra = if self.extra { [inputs[3], inputs[4]] } else { [inputs[0]; 2] };
+        let walks = inputs[..3].iter().chain(&extra).map(|shape| walk(shape)).collect();
+        Tiling { walks, shared_bytes: WARPGROUP_SHARED_BYTES }
     }
 }
