@@ -174,7 +174,13 @@ impl<'a> Block<'a> {
 
     /// Nobody can go on: some wait for threads or bytes that never come.
     fn stuck(&self, block: [u32; 3], barriers: &[Gathering]) -> Fault {
-        let waiting = self.warps.iter().position(|w| w.waits.is_some()).unwrap_or(0);
+        // Of a chain of waits the one for bytes that nobody brings is the first.
+        let for_bytes = |w: &Warp| match w.waits {
+            Some(Wait::Phase { mbarrier, value, .. }) => self.mbarriers.missing(mbarrier, value).1,
+            _ => false,
+        };
+        let waiting = self.warps.iter().position(for_bytes);
+        let waiting = waiting.or_else(|| self.warps.iter().position(|w| w.waits.is_some())).unwrap_or(0);
         let warp = &self.warps[waiting];
         let (check, detail, line) = match warp.waits {
             Some(Wait::Phase { mbarrier, value, .. }) => {
