@@ -261,4 +261,33 @@ mod tests {
             assert_eq!(launches.len(), if parts == 1 { 1 } else { 2 });
         }
     }
+
+    fn by_warpgroups(images: usize, side: [usize; 2], channels: usize, stride: usize) -> Vec<Launch> {
+        let out = side.map(|n| n.div_ceil(stride));
+        let rows = images * out[0] * out[1];
+        let sizes = [rows, side[0], side[1], channels, out[0], out[1], 320, 3, 3, stride, 1];
+        TensorProduct { sizes, added: [None; 3], activation: Scalar::U32(0) }.launches(Factors::Warpgroup)
+    }
+
+    #[test]
+    fn boxes_cover_all_pixels_and_waste_none_where_sides_are_powers_of_two() {
+        for (images, height, width) in [(1, 64, 64), (2, 8, 8), (4, 16, 32), (1, 7, 9), (3, 1, 100), (1, 1024, 1)] {
+            let Boxes { wide, high, count } = Boxes::of(images, height, width);
+            assert!(wide + high <= BOX_BITS);
+            let pixels = images * height * width;
+            assert!(count << BOX_BITS >= pixels, "{images} {height} {width}: {count}");
+            let exact = width.is_power_of_two() && height.is_power_of_two() && pixels >= 1 << BOX_BITS;
+            assert!(!exact || count << BOX_BITS == pixels, "{images} {height} {width}: {count}");
+        }
+    }
+
+    #[test]
+    fn warpgroups_take_pictures_that_can_be_copied_in_boxes_and_leave_the_others() {
+        let stem = |launches: Vec<Launch>| launches[0].stem;
+        assert_eq!(stem(by_warpgroups(1, [64, 64], 320, 1)), "product_sm90");
+        assert_eq!(stem(by_warpgroups(2, [9, 9], 8, 2)), "product_sm90");
+        assert_eq!(stem(by_warpgroups(1, [16, 16], 3, 1)), "product_mma", "6 bytes a pixel");
+        assert_eq!(stem(by_warpgroups(1, [64, 64], 64, 3)), "product_mma", "a tile would be too wide");
+        assert_eq!(stem(by_warpgroups(1, [4, 4], 64, 1)), "product_mma", "few rows");
+    }
 }

@@ -93,7 +93,8 @@ impl Emulator {
 
 impl Driver for Emulator {
     fn name(&self) -> String {
-        NAME.to_owned()
+        let (major, minor) = self.capability;
+        format!("{NAME} (sm_{major}{minor})")
     }
 
     fn capability(&self) -> (u32, u32) {

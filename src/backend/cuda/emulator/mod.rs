@@ -4,6 +4,10 @@
 //! registers (`program`). The blocks of a grid run on all cores; in a block (`block`) the warps take turns from barrier
 //! to barrier, and a warp (`warp`) runs one instruction for all threads that stand at the same place.
 //!
+//! Asynchronous work of Hopper is run too: `mbarrier`s (`mbarrier`), bulk copies of rows and of tiles that tensor maps describe
+//! (`bulk`), products of warpgroups (`product`). Copies land as late as possible, and what orders what is kept in `clock`,
+//! so that a missing wait or fence is found whatever the order in which warps happen to run here.
+//!
 //! Every access and every read of a register is checked; a kernel that breaks a rule stops with a [`Fault`] that names
 //! it, the line, the block and the thread. Results are those of the hardware, except that approximations such as
 //! `ex2.approx` are closer here and that sums of `mma.sync` are rounded once.
