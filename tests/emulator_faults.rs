@@ -244,3 +244,21 @@ fn neighbours_in_one_word_are_no_race_and_atomics_meet_only_each_other() {
     let fault = run_in_place(&module(64, 0, &read), [2, 1, 1], 128).unwrap_err();
     assert_eq!(fault.check, Check::GlobalRace, "{fault}");
 }
+
+#[test]
+fn a_reader_is_not_forgotten_when_another_comes_later() {
+    // Warp 0 reads first, warp 1 reads and tells warp 2, which writes without knowing of warp 0.
+    let body = "mov.u32 at, tile; shr.u32 a0, tid, 5; setp.eq.u32 p, tid, 96; @p st.shared.u32 [at], tid; bar.sync 0;
+        setp.eq.u32 p, a0, 0; @p bra first; setp.eq.u32 p, a0, 1; @p bra second; setp.eq.u32 p, a0, 3; @p bra end;
+        bar.sync 1, 64; setp.eq.u32 p, tid, 64; @p st.shared.u32 [at], tid; bra end;
+        first: ld.shared.u32 a1, [at]; bar.warp.sync 0xffffffff; bra end;
+        second: ld.shared.u32 a1, [at]; bar.arrive 1, 64;
+        end:";
+    let fault = run(&module(128, 256, body), [1; 3], &[1; 64], 64, 64).unwrap_err();
+    assert_eq!((fault.check, fault.thread), (Check::SharedRace, [64, 0, 0]), "{fault}");
+    assert!(fault.detail.contains("after thread 0 has read it"), "{fault}");
+    // If warp 1 knows of it, warp 2 does.
+    let told =
+        body.replace("bar.warp.sync 0xffffffff;", "bar.arrive 2, 64;").replace("second:", "second: bar.sync 2, 64;");
+    run(&module(128, 256, &told), [1; 3], &[1; 64], 64, 64).unwrap_or_else(|e| panic!("{e}"));
+}

@@ -50,6 +50,10 @@ impl Clock {
         Clock { now: 1, proxied: rows.clone(), seen: rows, oldest, fenced, warps, agents }
     }
 
+    pub fn warps(&self) -> usize {
+        self.warps
+    }
+
     /// The agent of the reads of a warp's `wgmma`.
     pub fn products_of(&self, warp: usize) -> usize {
         self.warps + warp

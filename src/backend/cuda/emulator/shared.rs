@@ -29,6 +29,9 @@ pub(super) struct Shadow {
     pub read_at: u32,
     /// Warps that read it at that time.
     pub readers: u32,
+    /// Warps that read it before, from that time on, and that a later reader had not seen.
+    pub earlier_readers: u32,
+    pub earlier_at: u32,
     /// A thread, or 32 times the number of an agent that is no warp.
     pub writer: u16,
     /// The last of the readers.
@@ -158,7 +161,7 @@ impl Shared {
         self.words[first..first + words.len()].copy_from_slice(words);
         for shadow in &mut self.shadow[first..first + words.len()] {
             (shadow.holds, shadow.written_at, shadow.writer) = (Holds::Data, time, thread);
-            (shadow.filled, shadow.bytes) = (15, 15);
+            (shadow.filled, shadow.bytes, shadow.earlier_readers) = (15, 15, 0);
         }
     }
 
@@ -180,6 +183,13 @@ impl Shared {
             return race(thread, word, ["read", "written"], shadow.writer, clock);
         }
         if shadow.read_at != clock.now {
+            // Who has seen the readers before stands for them.
+            let unseen = |v: &usize| shadow.readers >> v & 1 != 0 && shadow.read_at > clock.seen(warp, *v);
+            for other in (0..clock.warps()).filter(unseen) {
+                let first = shadow.earlier_readers == 0;
+                shadow.earlier_at = if first { shadow.read_at } else { shadow.earlier_at.min(shadow.read_at) };
+                shadow.earlier_readers |= 1 << other;
+            }
             (shadow.read_at, shadow.readers) = (clock.now, 0);
         }
         shadow.readers |= 1 << warp;
@@ -213,6 +223,12 @@ impl Shared {
                 }
             }
         }
+        if shadow.earlier_readers != 0 {
+            let unseen = |v: &usize| shadow.earlier_readers >> v & 1 != 0 && shadow.earlier_at > clock.seen(warp, *v);
+            if let Some(other) = (0..clock.warps()).find(|v| *v != warp && unseen(v)) {
+                return race(thread, word, ["written", "read"], 32 * other as u16, clock);
+            }
+        }
         if self.asynchronous_reads.is_empty() { Ok(()) } else { self.may_overwrite(word, thread, clock) }
     }
 
@@ -222,7 +238,7 @@ impl Shared {
         let shadow = &mut self.shadow[word];
         shadow.bytes = if shadow.written_at == clock.now { shadow.bytes | mask } else { mask };
         shadow.filled |= mask;
-        (shadow.written_at, shadow.writer) = (clock.now, thread);
+        (shadow.written_at, shadow.writer, shadow.earlier_readers) = (clock.now, thread, 0);
         Ok(())
     }
 }
