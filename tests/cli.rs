@@ -240,6 +240,25 @@ fn plan_prints_both_parts_and_the_totals() {
 }
 
 #[test]
+fn plan_in_half_precision_needs_half_the_weights_and_names_the_type() {
+    let dir = tempfile::tempdir().unwrap();
+    // The totals end with "weights SIZE MiB as TYPE".
+    let weights = |dtype: &str| -> (f64, String) {
+        let arguments = ["plan", "-m", MODEL, "--stage", "decoder", "--summary", "--dtype", dtype];
+        let text = text(&engine(dir.path(), &arguments).stdout);
+        let words: Vec<&str> = text.split("weights ").nth(1).unwrap().split_whitespace().collect();
+        (words[0].parse().unwrap(), words[3].to_owned())
+    };
+    let (single, named) = weights("f32");
+    assert_eq!(named, "f32");
+    for dtype in ["f16", "bf16"] {
+        let (half, named) = weights(dtype);
+        assert_eq!(named, dtype);
+        assert!(half < 0.6 * single, "{half} of {single} MiB");
+    }
+}
+
+#[test]
 fn devices_are_listed_and_one_that_is_not_there_exits_with_4() {
     let dir = tempfile::tempdir().unwrap();
     let output = engine(dir.path(), &["devices"]);

@@ -146,6 +146,9 @@ pub struct PlanArguments {
     /// Plan without guidance: half as many rows
     #[arg(long)]
     pub unguided: bool,
+    /// What tensors are stored in
+    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    pub dtype: Dtype,
     /// Totals only
     #[arg(long)]
     pub summary: bool,

@@ -40,7 +40,9 @@ impl Plan {
     pub fn totals(&self) -> String {
         let (slots, (once, each)) = (assign(self), self.parts());
         let weights: usize = self.weights().map(|(_, id)| self.values[id.0].size_bytes()).sum();
-        let narrow = self.values.iter().any(|v| v.element == Element::F16);
+        let stored = |element| self.values.iter().any(|v| v.element == element);
+        let halves = [(Element::F16, "f16"), (Element::Bf16, "bf16")];
+        let storage = halves.into_iter().find(|(element, _)| stored(*element)).map_or("f32", |(_, name)| name);
         let largest = slots.words.iter().max().copied().unwrap_or(0);
         format!(
             "  once per picture  {}\n  every step        {}\n  memory            {} in {} slots, the largest {}; weights {} as {}\n",
@@ -50,7 +52,7 @@ impl Plan {
             slots.words.len(),
             mebibytes(4 * largest as u64),
             mebibytes(weights as u64),
-            if narrow { "f16" } else { "f32" },
+            storage,
         )
     }
 
