@@ -66,12 +66,14 @@ fn table(root: &Path, files: &[PathBuf]) -> String {
 
 /// Kernels are templates whose directives are comments in PTX: `//% for`, `//% if`, and `${...}` for a value. A kernel's
 /// header lists its axes, `Variants  source: f32 f16; elem: f32 source`, and every combination becomes a text of its own;
-/// an `elem` of `source` is the same type again.
+/// an `elem` of `source` is the same type again. `${shared(name, ..)}` is a piece of text that several kernels have, from
+/// `kernels/shared`, with variables of its own.
 #[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
 mod kernels {
     use super::{Path, PathBuf, Write, fs};
     use minijinja::syntax::SyntaxConfig;
-    use minijinja::{Environment, UndefinedBehavior};
+    use minijinja::value::{Kwargs, Value};
+    use minijinja::{Environment, Error, State, UndefinedBehavior};
     use std::collections::BTreeMap;
 
     type Variant = BTreeMap<String, String>;
@@ -79,7 +81,7 @@ mod kernels {
     /// Writes all texts, and `kernels.rs`, which lists them.
     pub fn render(folder: &Path, out: &Path) {
         println!("cargo::rerun-if-changed={}", folder.display());
-        let environment = environment();
+        let environment = environment(&folder.join("shared"));
         let mut table = String::from("/// All variants of all kernels, by stem.\npub static KERNELS: &[Kernel] = &[\n");
         let entries = fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
         let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("a readable folder").path()).collect();
@@ -141,7 +143,7 @@ mod kernels {
         all
     }
 
-    fn environment() -> Environment<'static> {
+    fn environment(shared: &Path) -> Environment<'static> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder()
             .line_statement_prefix("//%")
@@ -156,6 +158,14 @@ mod kernels {
         environment.add_function("list", list);
         environment.add_function("load", load);
         environment.add_function("store", store);
+        let shared = shared.to_path_buf();
+        let piece = move |state: &State, name: &str, variables: Kwargs| -> Result<String, Error> {
+            let file = shared.join(name).with_extension("ptx");
+            let text = fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+            let text = state.env().render_named_str(&file.display().to_string(), &text, Value::from(variables))?;
+            Ok(text.trim_matches('\n').to_owned())
+        };
+        environment.add_function("shared", piece);
         environment
     }
 
