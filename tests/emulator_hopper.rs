@@ -6,7 +6,8 @@ mod support;
 
 use half::{bf16, f16};
 use support::ptx::{hopper, rows, run_tiles};
-use unclip::backend::cuda::emulator::{MapElement, Range, Swizzle, TensorMap};
+use unclip::backend::cuda::emulator::{Range, Swizzle, TensorMap};
+use unclip::plan::Element;
 
 const SWIZZLES: [Swizzle; 4] = [Swizzle::None, Swizzle::Bytes32, Swizzle::Bytes64, Swizzle::Bytes128];
 
@@ -135,7 +136,7 @@ fn images_come_in_shifted_and_strided_boxes() {
     let map = |x: Range, _: Range| {
         let map = TensorMap {
             tensor: x,
-            element: MapElement::F16,
+            element: Element::F16,
             dims: vec![8, 5, 6, 2],
             strides: vec![16, 80, 480],
             tile: vec![8, 5, 7, 1],

@@ -11,7 +11,7 @@ use support::{Data, Problem, Tensors, inputs, replay};
 use unclip::backend::Backend;
 use unclip::backend::cpu::{Cpu, Isa};
 use unclip::ops::{Operation, elements};
-use unclip::plan::{Element, Origin, Plan, ValueId, WeightSource, assign};
+use unclip::plan::{Element, Origin, Plan, ValueId, WeightSource, assign, narrow};
 
 fn cpu() -> Cpu {
     Cpu::with_isa(1, Isa::detect()).unwrap()
@@ -153,6 +153,12 @@ proptest! {
         for fused in [false, true] {
             prop_assert_eq!(check_owners(&planned(&recipe, &weights, fused)), Ok(()));
         }
+    }
+
+    #[test]
+    fn storage_in_single_precision_leaves_the_plan_as_it_is(recipe in recipes()) {
+        let plan = planned(&recipe, &weights(), true);
+        prop_assert_eq!(format!("{:?}", narrow(plan.clone(), Element::F32)), format!("{plan:?}"));
     }
 
     #[test]

@@ -71,7 +71,7 @@ fn slots_take_the_memory_that_the_plan_states_and_half_precision_nearly_halves_i
     for storage in [Element::F32, Element::F16] {
         let Some(backend) = open(storage) else { return };
         let (plan, weights) = tiny_decoder();
-        let stated = if storage == Element::F16 { narrow(plan.clone(), storage) } else { plan.clone() };
+        let stated = narrow(plan.clone(), storage);
         backend.compile(plan, &weights).unwrap();
         assert_eq!(backend.traffic().slot_bytes, assign(&stated).bytes());
         bytes.push((backend.traffic().slot_bytes, backend.traffic().weight_bytes));

@@ -1,7 +1,8 @@
-//! What GPU back ends do alike before they touch a device: a plan's launches, and the weights that these read.
+//! What GPU back ends do alike beside their device: a plan's launches, the weights that these read, and numbers that come
+//! back.
 
 use crate::ops::{Launch, Op, Operand};
-use crate::plan::{Origin, Plan, ValueId};
+use crate::plan::{Element, Origin, Plan, Stored, ValueId};
 
 /// All launches of a plan, each with the step that it belongs to, and how many of them run once; `lower` gives those of
 /// one operation from its inputs' shapes and its output's.
@@ -50,4 +51,13 @@ pub(super) fn weights<O: Copy + PartialEq>(
         want(id, stored);
     }
     wanted
+}
+
+/// Elements as a device gave them, in single precision; row numbers keep their bits.
+pub(super) fn numbers(element: Element, bytes: &[u8]) -> Vec<f32> {
+    match element {
+        Element::F32 | Element::U32 => bytemuck::allocation::pod_collect_to_vec(bytes),
+        Element::F16 => Stored::F16(bytemuck::allocation::pod_collect_to_vec(bytes).into()).to_f32(),
+        Element::Bf16 => Stored::BF16(bytemuck::allocation::pod_collect_to_vec(bytes).into()).to_f32(),
+    }
 }

@@ -6,6 +6,7 @@ use clap_complete::Shell;
 use std::path::PathBuf;
 use unclip::diffusion::NoiseKind;
 use unclip::pipeline::Stage;
+use unclip::plan::Element;
 
 /// Text to image with the unCLIP (DALL-E 2) architecture.
 #[derive(Debug, Parser)]
@@ -177,6 +178,17 @@ pub enum Dtype {
     F16,
     /// Half precision with the range of single precision, on CUDA
     Bf16,
+}
+
+impl Dtype {
+    /// What tensors are stored in; TF32 is a way to multiply.
+    pub fn storage(self) -> Element {
+        match self {
+            Dtype::F32 | Dtype::Tf32 => Element::F32,
+            Dtype::F16 => Element::F16,
+            Dtype::Bf16 => Element::Bf16,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -81,14 +81,10 @@ fn cpu(arguments: &DeviceArguments) -> Result<Box<dyn Backend>> {
 #[cfg(feature = "wgpu")]
 fn gpu(number: Option<usize>, dtype: Dtype, software: bool) -> Result<Box<dyn Backend>> {
     let adapter = number.map_or(if software { Choice::Best } else { Choice::Gpu }, Choice::Number);
-    let storage = match dtype {
-        Dtype::F32 => unclip::plan::Element::F32,
-        Dtype::F16 => unclip::plan::Element::F16,
-        Dtype::Bf16 | Dtype::Tf32 => {
-            return Err(Error::request("--dtype", "bf16 and tf32 are for --device cuda; wgpu stores f32 or f16"));
-        }
-    };
-    Ok(Box::new(Wgpu::new(wgpu::Options { adapter, storage, ..wgpu::Options::default() })?))
+    if matches!(dtype, Dtype::Bf16 | Dtype::Tf32) {
+        return Err(Error::request("--dtype", "bf16 and tf32 are for --device cuda; wgpu stores f32 or f16"));
+    }
+    Ok(Box::new(Wgpu::new(wgpu::Options { adapter, storage: dtype.storage(), ..wgpu::Options::default() })?))
 }
 
 #[cfg(not(feature = "wgpu"))]

@@ -1,9 +1,9 @@
 //! `engine plan`: the listing of a stage.
 
-use super::args::{Dtype, PlanArguments};
+use super::args::PlanArguments;
 use unclip::backend::cpu::Cpu;
 use unclip::pipeline::Pipeline;
-use unclip::plan::{Element, narrow};
+use unclip::plan::narrow;
 use unclip::{Error, Result};
 
 /// Prints the plan that a run with the checkpoint's default steps would replay, as a device with this storage has it.
@@ -13,11 +13,6 @@ pub fn plan(arguments: &PlanArguments) -> Result<()> {
     }
     let pipeline = Pipeline::open(super::checkpoint(&arguments.model)?, Box::new(Cpu::new(1)?))?;
     let plan = pipeline.plan(arguments.stage, arguments.batch, !arguments.unguided)?;
-    let plan = match arguments.dtype {
-        // TF32 is a way to multiply, not to store.
-        Dtype::F32 | Dtype::Tf32 => plan,
-        Dtype::F16 => narrow(plan, Element::F16),
-        Dtype::Bf16 => narrow(plan, Element::Bf16),
-    };
+    let plan = narrow(plan, arguments.dtype.storage());
     super::print(&if arguments.summary { plan.totals() } else { plan.to_string() })
 }

@@ -40,9 +40,8 @@ impl Plan {
     pub fn totals(&self) -> String {
         let (slots, (once, each)) = (assign(self), self.parts());
         let weights: usize = self.weights().map(|(_, id)| self.values[id.0].size_bytes()).sum();
-        let stored = |element| self.values.iter().any(|v| v.element == element);
-        let halves = [(Element::F16, "f16"), (Element::Bf16, "bf16")];
-        let storage = halves.into_iter().find(|(element, _)| stored(*element)).map_or("f32", |(_, name)| name);
+        let halves = self.values.iter().map(|v| v.element).find(|e| matches!(e, Element::F16 | Element::Bf16));
+        let storage = halves.unwrap_or(Element::F32);
         let largest = slots.words.iter().max().copied().unwrap_or(0);
         format!(
             "  once per picture  {}\n  every step        {}\n  memory            {} in {} slots, the largest {}; weights {} as {}\n",
@@ -52,7 +51,7 @@ impl Plan {
             slots.words.len(),
             mebibytes(4 * largest as u64),
             mebibytes(weights as u64),
-            storage,
+            storage.name(),
         )
     }
 

@@ -1,16 +1,16 @@
 //! Half-precision storage: the same plan with most of its values in half the memory.
 //!
 //! Precision belongs to the plan, not to each operation. Kernels compute in single precision whatever they read and
-//! write; [`narrow`] decides what is stored in half precision, [`Element::F16`] or [`Element::Bf16`]. What the caller writes, the sampler's state, masks and
-//! small vectors stay as they are. Where an operation wants the other type, a step that only copies is put right behind
-//! the value's own: a concatenation of one part.
+//! write; [`narrow`] decides what is stored in half precision, [`Element::F16`] or [`Element::Bf16`]. What the caller
+//! writes, the sampler's state, masks and small vectors stay as they are. Where an operation wants the other type, a
+//! step that only copies is put right behind the value's own: a concatenation of one part.
 
 use super::{Element, Origin, Plan, Step, Value, ValueId};
 use crate::ops::{Concat, Keep, Operand, Operation};
 use std::collections::HashMap;
 
 /// The plan with values, weights of products among them, stored in a type of half precision wherever its operations
-/// allow.
+/// allow. In single precision it stays as it was recorded.
 pub fn narrow(mut plan: Plan, storage: Element) -> Plan {
     choose(&mut plan, storage);
     let mut casts = Casts::default();

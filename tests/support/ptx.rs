@@ -1,8 +1,7 @@
 //! Small PTX programs on the emulator.
 
-use unclip::backend::cuda::emulator::{
-    Arguments, Counters, Fault, Kernel, Machine, MapElement, Range, Swizzle, TensorMap, parse,
-};
+use unclip::backend::cuda::emulator::{Arguments, Counters, Fault, Kernel, Machine, Range, Swizzle, TensorMap, parse};
+use unclip::plan::Element;
 
 /// What every small program declares: `tid`, the addresses `px` and `py` of its own words of `x` and `y`, and registers
 /// to work with.
@@ -118,7 +117,7 @@ pub fn run_tiles(
 pub fn rows(tensor: Range, [columns, rows]: [u64; 2], tile: [u32; 2], swizzle: Swizzle) -> TensorMap {
     TensorMap {
         tensor,
-        element: MapElement::Bf16,
+        element: Element::Bf16,
         dims: vec![columns, rows],
         strides: vec![2 * columns],
         tile: tile.to_vec(),

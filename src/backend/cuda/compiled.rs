@@ -8,7 +8,6 @@ use crate::backend::{Executable, launches};
 use crate::error::{Error, Result};
 use crate::ops::{Factors, Launch, Operand, Operation, elements};
 use crate::plan::{Element, Origin, Plan, Slots, Step, ValueId, WeightSource, assign};
-use half::{bf16, f16};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -146,7 +145,8 @@ impl Compiled {
             // Concatenation writes its output with several launches, and a product in parts reads what another wrote.
             let first = previous != Some(*number);
             let scratch = Range { address: self.scratch, bytes: scratch_bytes(launch), written: true };
-            let fresh = if first { vec![output, scratch] } else { Vec::new() };
+            let mut fresh = if first { vec![output, scratch] } else { Vec::new() };
+            fresh.retain(|range| range.bytes > 0);
             previous = Some(*number);
             let call = Call { kernel, grid: launch.grid, maps, tensors, scalars, shared_bytes, label };
             self.dispatches.push(Dispatch { call, fresh });
@@ -292,12 +292,7 @@ impl Executable for Compiled {
         let value = &self.plan.values[id.0];
         let length = elements(&value.shape) * value.element.size_bytes();
         let bytes = self.driver.read(self.range(id, false).address, length)?;
-        let halves = || bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
-        Ok(match value.element {
-            Element::F32 | Element::U32 => bytemuck::allocation::pod_collect_to_vec(&bytes),
-            Element::F16 => halves().map(|bits| f16::from_bits(bits).to_f32()).collect(),
-            Element::Bf16 => halves().map(|bits| bf16::from_bits(bits).to_f32()).collect(),
-        })
+        Ok(launches::numbers(value.element, &bytes))
     }
 }
 

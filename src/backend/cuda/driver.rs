@@ -7,8 +7,9 @@
 
 use super::device::{Call, Captured, Driver, Loaded};
 use super::kernels;
-use super::tensor_map::{MapElement, Swizzle, TensorMap};
+use super::tensor_map::{Swizzle, TensorMap};
 use crate::error::{Error, Result};
+use crate::plan::Element;
 use cudarc::driver::result::{self as cu, DriverError};
 use cudarc::driver::sys;
 use std::ffi::{CString, c_void};
@@ -136,9 +137,9 @@ impl Gpu {
             |reason: String| Error::Device { backend: self.name.clone(), reason: format!("{label}: {reason}") };
         map.check().map_err(refuse)?;
         let element = match map.element {
-            MapElement::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-            MapElement::Bf16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-            MapElement::F32 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+            Element::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            Element::Bf16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            Element::F32 | Element::U32 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
         };
         let swizzle = match map.swizzle {
             Swizzle::None => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
@@ -272,8 +273,9 @@ impl Driver for Gpu {
             self.check(&call.label, set.result())?;
         }
         // SAFETY: the function belongs to a loaded module; its parameters are tensor maps, pointers of 64 bits, and
-        // numbers of 32 bits in the order of the call, which the driver copies before it returns. That number, order and sizes are
-        // those of the kernel, and that it stays inside the tensors, is what the emulator checks for the same calls.
+        // numbers of 32 bits in the order of the call, which the driver copies before it returns. That number, order and
+        // sizes are those of the kernel, and that it stays inside the tensors, is what the emulator checks for the same
+        // calls.
         let launched = unsafe {
             cu::launch_kernel(handle, (x, y, z), (call.kernel.threads, 1, 1), shared, self.stream, &mut parameters)
         };

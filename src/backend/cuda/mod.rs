@@ -23,7 +23,7 @@ use compiled::Compiled;
 use device::Driver;
 pub use device::Range;
 use std::sync::Arc;
-pub use tensor_map::{MapElement, Swizzle, TensorMap};
+pub use tensor_map::{Swizzle, TensorMap};
 
 /// The compute capability that has warpgroups: code for them runs on nothing newer.
 const HOPPER: (u32, u32) = (9, 0);
@@ -132,8 +132,7 @@ impl Backend for Cuda {
     }
 
     fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>> {
-        let storage = self.precision.storage();
-        let plan = if storage == Element::F32 { plan } else { narrow(plan, storage) };
+        let plan = narrow(plan, self.precision.storage());
         let factors = self.precision.factors(self.driver.capability());
         Ok(Box::new(Compiled::new(Arc::clone(&self.driver), plan, weights, factors)?))
     }

@@ -7,24 +7,6 @@ use super::device::Range;
 use crate::ops::Walk;
 use crate::plan::Element;
 
-/// The type of a tensor's elements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MapElement {
-    /// IEEE half precision.
-    F16,
-    /// The upper half of single precision.
-    Bf16,
-    /// Single precision.
-    F32,
-}
-
-impl MapElement {
-    /// Bytes of an element.
-    pub fn size_bytes(self) -> u32 {
-        if self == MapElement::F32 { 4 } else { 2 }
-    }
-}
-
 /// How the rows of a tile change places in shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Swizzle {
@@ -56,7 +38,7 @@ pub struct TensorMap {
     /// Its memory.
     pub tensor: Range,
     /// Its elements.
-    pub element: MapElement,
+    pub element: Element,
     /// Elements in each dimension.
     pub dims: Vec<u64>,
     /// Bytes from one element to the next in each dimension but the first, where they follow each other.
@@ -71,13 +53,8 @@ pub struct TensorMap {
 
 impl TensorMap {
     /// The map of a launch's tensor, whose tiles have rows of 128 bytes that are swizzled as `wgmma` wants them.
-    pub(super) fn new(walk: &Walk, tensor: Range, element: Element) -> TensorMap {
-        let element = match element {
-            Element::F16 => MapElement::F16,
-            Element::Bf16 => MapElement::Bf16,
-            Element::F32 | Element::U32 => MapElement::F32,
-        };
-        let size = u64::from(element.size_bytes());
+    pub fn new(walk: &Walk, tensor: Range, element: Element) -> TensorMap {
+        let size = element.size_bytes() as u64;
         TensorMap {
             tensor,
             element,
@@ -96,7 +73,7 @@ impl TensorMap {
 
     /// Bytes of a tile in shared memory.
     pub fn tile_bytes(&self) -> u32 {
-        self.counts().iter().product::<u32>() * self.element.size_bytes()
+        self.counts().iter().product::<u32>() * self.element.size_bytes() as u32
     }
 
     /// Whether the hardware can walk like this.
@@ -105,7 +82,7 @@ impl TensorMap {
     /// The first rule that is not kept.
     pub fn check(&self) -> Result<(), String> {
         let TensorMap { tensor, dims, strides, tile, steps, .. } = self;
-        let size = u64::from(self.element.size_bytes());
+        let size = self.element.size_bytes() as u64;
         let rank = dims.len();
         let require = |is: bool, rule: &str| if is { Ok(()) } else { Err(format!("tensor map: {rule}, {self:?}")) };
         require((1..=5).contains(&rank), "one to five dimensions")?;

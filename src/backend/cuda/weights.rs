@@ -4,7 +4,7 @@ use super::device::{Driver, Range};
 use crate::error::Result;
 use crate::ops::{Factors, elements};
 use crate::plan::{Element, Stored};
-use half::slice::HalfFloatSliceExt;
+use half::vec::HalfFloatVecExt;
 use half::{bf16, f16};
 
 /// A weight's order on the device.
@@ -49,25 +49,19 @@ pub(super) fn send(
     (shape, element): (&[usize], Element),
     order: Order,
 ) -> Result<()> {
-    let numbers = match order {
-        Order::Stored => stored.to_f32(),
-        Order::Columns => columns(&stored.to_f32(), shape),
-        Order::Rows => rows(&stored.to_f32(), shape),
+    let mut numbers = match (order, stored) {
+        (Order::Stored, _) => stored.to_f32(),
+        (_, Stored::F32(x)) => arranged(x, |v| v, shape, order),
+        (_, Stored::F16(x)) => arranged(x, f16::to_f32, shape, order),
+        (_, Stored::BF16(x)) => arranged(x, bf16::to_f32, shape, order),
     };
     match element {
-        Element::F16 => {
-            let mut narrow = vec![f16::ZERO; numbers.len()];
-            narrow.convert_from_f32_slice(&numbers);
-            driver.write(to.address, bytemuck::cast_slice(&narrow))
-        }
-        Element::Bf16 => {
-            let mut narrow = vec![bf16::ZERO; numbers.len()];
-            narrow.convert_from_f32_slice(&numbers);
-            driver.write(to.address, bytemuck::cast_slice(&narrow))
-        }
+        Element::F16 => driver.write(to.address, bytemuck::cast_slice(&Vec::<f16>::from_f32_slice(&numbers))),
+        Element::Bf16 => driver.write(to.address, bytemuck::cast_slice(&Vec::<bf16>::from_f32_slice(&numbers))),
         Element::F32 | Element::U32 => {
-            let cut = |x: &f32| if order == Order::Rows { tf32(*x) } else { *x };
-            let numbers: Vec<f32> = numbers.iter().map(cut).collect();
+            if order == Order::Rows {
+                numbers.iter_mut().for_each(|x| *x = tf32(*x));
+            }
             driver.write(to.address, bytemuck::cast_slice(&numbers))
         }
     }
@@ -78,27 +72,33 @@ fn tf32(x: f32) -> f32 {
     if x.is_finite() { f32::from_bits((x.to_bits() + 0x1000) & !0x1fff) } else { x }
 }
 
-fn columns(x: &[f32], shape: &[usize]) -> Vec<f32> {
+/// A weight of a product in one of the orders for those, straight from the type in which it is stored: a second copy in
+/// single precision would take as much memory as the weight.
+fn arranged<T: Copy>(x: &[T], widen: impl Fn(T) -> f32, shape: &[usize], order: Order) -> Vec<f32> {
+    if order == Order::Rows { rows(x, widen, shape) } else { columns(x, widen, shape) }
+}
+
+fn columns<T: Copy>(x: &[T], widen: impl Fn(T) -> f32, shape: &[usize]) -> Vec<f32> {
     let (outputs, channels, taps) = (shape[0], shape[1], elements(&shape[2..]));
     let row = outputs.next_multiple_of(4);
     let mut out = vec![0.0; row * channels * taps];
     // Outputs outside, so that the stored tensor is read in its own order.
     for (o, stored) in x.chunks_exact(channels * taps).enumerate() {
         for (i, &v) in stored.iter().enumerate() {
-            out[(i % taps * channels + i / taps) * row + o] = v;
+            out[(i % taps * channels + i / taps) * row + o] = widen(v);
         }
     }
     out
 }
 
-fn rows(x: &[f32], shape: &[usize]) -> Vec<f32> {
+fn rows<T: Copy>(x: &[T], widen: impl Fn(T) -> f32, shape: &[usize]) -> Vec<f32> {
     let (outputs, channels, taps) = (shape[0], shape[1], elements(&shape[2..]));
     let depth = channels * taps;
     let pitch = depth.next_multiple_of(ROW_PIECE);
     let mut out = vec![0.0; outputs * pitch];
     for (stored, row) in x.chunks_exact(depth).zip(out.chunks_exact_mut(pitch)) {
         for (i, &v) in stored.iter().enumerate() {
-            row[i % taps * channels + i / taps] = v;
+            row[i % taps * channels + i / taps] = widen(v);
         }
     }
     out
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn columns_hold_all_outputs_of_one_tap_and_channel_and_zeros_up_to_four() {
-        let (x, all) = (stored(), columns(&stored(), &SHAPE));
+        let (x, all) = (stored(), columns(&stored(), |v| v, &SHAPE));
         assert_eq!(Order::Columns.size_bytes(&SHAPE, Element::F32), 4 * all.len() as u64);
         for k in 0..6 {
             let (tap, c) = (k / 3, k % 3);
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn rows_hold_all_taps_and_channels_of_one_output_and_zeros_up_to_eight() {
-        let (x, all) = (stored(), rows(&stored(), &SHAPE));
+        let (x, all) = (stored(), rows(&stored(), |v| v, &SHAPE));
         assert_eq!(Order::Rows.size_bytes(&SHAPE, Element::Bf16), 2 * all.len() as u64);
         for (o, row) in all.chunks(8).enumerate() {
             for (k, v) in row[..6].iter().enumerate() {

@@ -5,7 +5,7 @@ use super::upload::{Order, Uploads};
 use crate::backend::{Executable, launches};
 use crate::error::{Error, Result};
 use crate::ops::{Launch, Operand, Operation, Tiles, elements};
-use crate::plan::{Element, Origin, Plan, Slots, Step, Stored, ValueId, WeightSource, assign};
+use crate::plan::{Element, Origin, Plan, Slots, Step, ValueId, WeightSource, assign};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -307,14 +307,8 @@ impl Executable for Compiled {
         let value = &self.plan.values[self.plan.root(id).0];
         let (buffer, bytes) = self.memory_of(id);
         let bytes = self.device.read(buffer, bytes)?;
-        let count = elements(&value.shape);
-        Ok(match value.element {
-            Element::F32 | Element::U32 => bytemuck::allocation::pod_collect_to_vec(&bytes[..4 * count]),
-            Element::F16 => Stored::F16(bytemuck::allocation::pod_collect_to_vec(&bytes[..2 * count]).into()).to_f32(),
-            Element::Bf16 => {
-                Stored::BF16(bytemuck::allocation::pod_collect_to_vec(&bytes[..2 * count]).into()).to_f32()
-            }
-        })
+        let length = elements(&value.shape) * value.element.size_bytes();
+        Ok(launches::numbers(value.element, &bytes[..length]))
     }
 
     fn profile(&self) -> Option<&[f64]> {

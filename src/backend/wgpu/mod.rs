@@ -103,7 +103,7 @@ impl Backend for Wgpu {
     }
 
     fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>> {
-        let plan = if self.options.storage == Element::F32 { plan } else { narrow(plan, self.options.storage) };
+        let plan = narrow(plan, self.options.storage);
         let Options { tiles, subgroups, profile, .. } = self.options;
         let kernels = Kernels { tiles: self.device.tiles(tiles, subgroups), subgroups, profile };
         let compiled = Compiled::new(Arc::clone(&self.device), plan, weights, kernels)?;

@@ -35,7 +35,7 @@ mod syntax;
 mod together;
 mod warp;
 
-pub use crate::backend::cuda::{MapElement, Range, Swizzle, TensorMap};
+pub use crate::backend::cuda::{Range, Swizzle, TensorMap};
 pub use driver::Emulator;
 pub use fault::{Check, Counters, Fault};
 pub use program::Kernel;
