@@ -6,23 +6,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use support::cases;
-
-fn folder(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
-}
-
-/// Stems of the files with this ending.
-fn stems(name: &str, ending: &str) -> BTreeSet<String> {
-    let files = std::fs::read_dir(folder(name)).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap());
-    files.filter_map(|f| f.strip_suffix(ending).map(str::to_owned)).collect()
-}
-
-/// Files that are no operation.
-fn operations() -> BTreeSet<String> {
-    let mut stems = stems("src/ops", ".rs");
-    stems.retain(|s| !["mod", "launch", "product"].contains(&s.as_str()));
-    stems
-}
+use support::files::{folder, operations, stems};
 
 #[test]
 fn every_operation_has_its_stem_in_every_place() {

@@ -6,9 +6,10 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use support::cases;
+use support::files::{folder, operations, stems};
 use support::header::{Header, Parameter};
 use unclip::backend::cuda::emulator::{Kernel, parse};
 use unclip::backend::cuda::kernels::{KERNELS, Kernel as Text};
@@ -49,15 +50,9 @@ fn parameters(text: &str) -> Vec<Parameter> {
 
 #[test]
 fn every_kernel_file_is_in_the_back_end_and_every_operation_has_one() {
-    let stems = |folder: &str, ending: &str| -> BTreeSet<String> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
-        let names = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap());
-        names.filter_map(|n| n.strip_suffix(ending).map(str::to_owned)).collect()
-    };
     let files = stems("kernels", ".ptx");
     assert_eq!(files, KERNELS.iter().map(|kernel| kernel.stem.to_owned()).collect());
-    let mut operations = stems("src/ops", ".rs");
-    operations.retain(|s| !["mod", "launch", "product"].contains(&s.as_str()));
+    let mut operations = operations();
     // A twin for tensor cores, or for the warpgroups of one architecture, has the operation's stem and a suffix.
     let operation =
         |s: &str| s.strip_suffix("_mma").or(s.strip_suffix("_sm90")).is_some_and(|s| operations.contains(s));
@@ -67,7 +62,7 @@ fn every_kernel_file_is_in_the_back_end_and_every_operation_has_one() {
     operations.insert(NO_OPERATION.to_owned());
     assert_eq!(files, operations);
     for stem in files {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels").join(&stem).with_extension("ptx");
+        let file = folder("kernels").join(&stem).with_extension("ptx");
         assert!(std::fs::read_to_string(file).unwrap().lines().count() <= 600, "{stem}.ptx is too long");
     }
 }
@@ -175,13 +170,13 @@ fn the_assembler_takes_every_kernel_for_every_architecture_without_spilling() {
         println!("skipped: no ptxas; the wheel nvidia-cuda-nvcc has one, which PTXAS may name");
         return;
     };
-    let folder = tempfile::tempdir().unwrap();
+    let modules = tempfile::tempdir().unwrap();
     let mut stems: BTreeMap<&str, Vec<&Text>> = BTreeMap::new();
     KERNELS.iter().for_each(|kernel| stems.entry(kernel.stem).or_default().push(kernel));
     let mut failures = Vec::new();
     for (stem, texts) in stems {
         // All variants as one module: their entries have different names.
-        let source = folder.path().join(format!("{stem}.ptx"));
+        let source = modules.path().join(format!("{stem}.ptx"));
         let parts = |kernel: &&Text| kernel.text.find(".visible .entry").map(|at| kernel.text.split_at(at));
         let entries = texts.iter().map(|k| parts(k).expect("it has an entry").1);
         let (head, _) = parts(&texts[0]).expect("it has an entry");
@@ -196,7 +191,7 @@ fn the_assembler_takes_every_kernel_for_every_architecture_without_spilling() {
         for target in targets {
             let output = Command::new(&ptxas)
                 .args(["-v", "-arch", target, "-o"])
-                .arg(folder.path().join("out"))
+                .arg(modules.path().join("out"))
                 .arg(&source)
                 .output()
                 .unwrap();

@@ -7,8 +7,11 @@
 pub mod cases;
 pub mod close;
 pub mod every;
+pub mod files;
 pub mod golden;
 pub mod header;
+#[cfg(feature = "tokenizer")]
+pub mod pictures;
 #[cfg(feature = "cuda-emulator")]
 pub mod ptx;
 pub mod recipes;

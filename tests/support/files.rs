@@ -1,0 +1,22 @@
+//! Which files there are, for tests that compare folders.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// A folder of the repository.
+pub fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// Stems of the files with this ending.
+pub fn stems(name: &str, ending: &str) -> BTreeSet<String> {
+    let files = std::fs::read_dir(folder(name)).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap());
+    files.filter_map(|f| f.strip_suffix(ending).map(str::to_owned)).collect()
+}
+
+/// Stems of all operations: of what is in their folder without being one, the names stand here.
+pub fn operations() -> BTreeSet<String> {
+    let mut stems = stems("src/ops", ".rs");
+    stems.retain(|s| !["mod", "launch", "product"].contains(&s.as_str()));
+    stems
+}

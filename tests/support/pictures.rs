@@ -1,0 +1,72 @@
+//! Whole checkpoints on a back end against the CPU, stage by stage and by their pictures.
+
+use std::ops::ControlFlow;
+use unclip::backend::Backend;
+use unclip::backend::cpu::Cpu;
+use unclip::image::Image;
+use unclip::pipeline::{Pipeline, Request, Trace};
+use unclip::weights::{Checkpoint, LoadOptions};
+
+/// What the tiny checkpoint is asked for.
+pub const PROMPTS: [&str; 2] = ["a red frog on a green leaf", "An oil painting of Łódź at night, 1999!"];
+/// How the names of a stage's tensors begin.
+pub const STAGES: [&str; 6] = ["text/", "uncond/", "prior/", "text_proj/", "decoder/", "super_res/"];
+
+/// Steps of prior, decoder and super-resolution, where they are not the checkpoint's.
+pub type Steps = [Option<usize>; 3];
+
+/// Pictures and all tensors on the way to them.
+pub fn run(model: &str, backend: Box<dyn Backend>, prompts: &[&str], steps: Steps) -> (Vec<Image>, Trace) {
+    let checkpoint = Checkpoint::open(model, LoadOptions::default()).unwrap();
+    let pipeline = Pipeline::open(checkpoint, backend).unwrap();
+    let mut request = Request::new(prompts[0]);
+    request.prompts = prompts.iter().map(|p| (*p).into()).collect();
+    [request.prior_steps, request.decoder_steps, request.super_res_steps] = steps;
+    let mut trace = Trace::on();
+    let images = pipeline.run_traced(&request, &mut |_| ControlFlow::Continue(()), &mut trace).unwrap();
+    (images, trace)
+}
+
+/// The same on the CPU.
+pub fn run_on_cpu(model: &str, prompts: &[&str], steps: Steps) -> (Vec<Image>, Trace) {
+    run(model, Box::new(Cpu::new(2).unwrap()), prompts, steps)
+}
+
+/// Largest difference of any tensor of a stage, relative to that tensor's largest magnitude, with the tensor's name.
+pub fn worst(got: &Trace, want: &Trace, stage: &str) -> (f32, String) {
+    let mut worst = (0.0, String::new());
+    for name in want.names().filter(|n| n.starts_with(stage)) {
+        let (Some((shape, a)), Some((other, b))) = (want.get(name), got.get(name)) else { continue };
+        assert_eq!(shape, other, "{name}");
+        assert!(b.iter().all(|x| x.is_finite()), "{name}");
+        let size = a.iter().fold(f32::MIN_POSITIVE, |m, x| m.max(x.abs()));
+        let error = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max) / size;
+        if error > worst.0 {
+            worst = (error, name.to_owned());
+        }
+    }
+    worst
+}
+
+/// Holds all stages and the pictures of a back end that computes in single precision against the CPU's.
+pub fn agree(model: &str, backend: Box<dyn Backend>, steps: Steps) {
+    let name = backend.name();
+    let (want_images, want) = run_on_cpu(model, &PROMPTS, steps);
+    let (images, got) = run(model, backend, &PROMPTS, steps);
+    for stage in STAGES {
+        let (error, tensor) = worst(&got, &want, stage);
+        println!("{name}: {stage:<12} {error:.1e} in {tensor}");
+        assert!(error < 2e-3, "{tensor} differs by {error} of its largest element");
+    }
+    let pixels = images.iter().zip(&want_images).flat_map(|(a, b)| a.pixels.iter().zip(&b.pixels));
+    let most = pixels.map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+    println!("{name}: pictures     {most} of 255");
+    assert!(most <= 2, "a pixel differs by {most} of 255");
+}
+
+/// Peak signal-to-noise ratio in dB of a picture against the one that it should be.
+pub fn decibels(got: &Image, want: &Image) -> f64 {
+    let square = |(a, b): (&u8, &u8)| f64::from(a.abs_diff(*b)).powi(2);
+    let mean = got.pixels.iter().zip(&want.pixels).map(square).sum::<f64>() / want.pixels.len() as f64;
+    10.0 * (255.0 * 255.0 / mean.max(1e-12)).log10()
+}
