@@ -46,7 +46,8 @@ fn main() {
                 _ => Throughput::Bytes(work.bytes as u64),
             });
             group.bench_function(isa.name(), |bencher| {
-                let executable = executable.get_or_insert_with(|| case.problem().prepare(&cpu));
+                let executable =
+                    executable.get_or_insert_with(|| case.problem().prepare(&cpu).expect("the case compiles"));
                 bencher.iter_custom(|rounds| {
                     let started = Instant::now();
                     (0..rounds).for_each(|_| executable.run_step(0).expect("the step runs"));

@@ -43,7 +43,7 @@ fn main() {
             0 => Throughput::Bytes(cost.bytes),
             flops => Throughput::Elements(flops),
         });
-        let mut executable = problem.prepare(&backend);
+        let mut executable = problem.prepare(&backend).expect("the case compiles");
         let mut spent = 0.0;
         group.bench_function(what, |b| {
             b.iter_custom(|times| {

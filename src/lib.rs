@@ -33,6 +33,7 @@
 //! | [`plan`] | a network as a list of steps over values: the recorder, fusions, and which values share memory |
 //! | [`ops`] | what a step can do: parameters, shape rules, costs |
 //! | [`backend`] | compiles a plan for a device once and replays it every step |
+//! | `cases` | with the feature of that name: operations and networks to test and time back ends with |
 //! | [`weights`] | checkpoints in the diffusers layout, mapped into memory and checked before use |
 //!
 //! # Invariants
@@ -47,6 +48,8 @@
 #![warn(clippy::unwrap_used)]
 
 pub mod backend;
+#[cfg(feature = "cases")]
+pub mod cases;
 pub mod diffusion;
 pub mod error;
 pub mod image;

@@ -4,18 +4,17 @@
 
 mod support;
 
-use support::close::Precision as Rounding;
 use support::every::{self, Subject};
 use unclip::backend::cuda::{Cuda, Precision};
-use unclip::plan::Cost;
+use unclip::plan::{Cost, Element};
 
 /// What the back end can compute in, and the type whose rounding its results show.
-const PRECISIONS: [(Precision, Rounding); 4] = [
-    (Precision::F32, Rounding::F32),
+const PRECISIONS: [(Precision, Element); 4] = [
+    (Precision::F32, Element::F32),
     // Ten bits of fraction, as in f16.
-    (Precision::Tf32, Rounding::F16),
-    (Precision::F16, Rounding::F16),
-    (Precision::Bf16, Rounding::BF16),
+    (Precision::Tf32, Element::F16),
+    (Precision::F16, Element::F16),
+    (Precision::Bf16, Element::Bf16),
 ];
 
 /// All cases of a stem in all precisions; returns what [`check_in`] does for each.
@@ -25,7 +24,7 @@ fn check(stem: &str) -> [f64; PRECISIONS.len()] {
 
 /// All cases of a stem, on the emulator and on a GPU if there is one; returns how many bytes the kernels moved on the
 /// emulator for each byte that has to be moved. What the kernels did is printed beside the least that they can do.
-fn check_in(stem: &str, precision: Precision, rounding: Rounding) -> f64 {
+fn check_in(stem: &str, precision: Precision, rounding: Element) -> f64 {
     let backend = Cuda::emulator().with_precision(precision);
     let all = |backend| Subject { backend, precision: rounding, most_flops: u64::MAX };
     #[cfg(feature = "cuda")]
@@ -63,7 +62,7 @@ fn check_in(stem: &str, precision: Precision, rounding: Rounding) -> f64 {
 /// All cases of a stem by the kernels for warpgroups, on the emulator as a GPU of compute capability 9.0; `entry` must be
 /// one of those that ran.
 fn check_by_warpgroups(stem: &str, entry: &str) {
-    for (precision, rounding) in [(Precision::F16, Rounding::F16), (Precision::Bf16, Rounding::BF16)] {
+    for (precision, rounding) in [(Precision::F16, Element::F16), (Precision::Bf16, Element::Bf16)] {
         let backend = Cuda::hopper_emulator().with_precision(precision);
         let subject = Subject { backend: &backend, precision: rounding, most_flops: u64::MAX };
         let failures = every::mismatches(stem, &[subject]);

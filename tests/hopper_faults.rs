@@ -5,7 +5,7 @@
 mod support;
 
 use half::bf16;
-use support::close::{Precision, close};
+use support::close::close;
 use support::{Data, cases, reference};
 use unclip::backend::cuda::emulator::{Arguments, Check, Fault, Machine, Range, TensorMap, parse};
 use unclip::backend::cuda::kernels::KERNELS;
@@ -55,7 +55,7 @@ fn run(text: &str) -> Result<Result<f64, String>, Fault> {
     machine.launch(&kernel, launch.grid, arguments)?;
     let got = machine.read(y.address, 2 * want.len()).unwrap();
     let got: Vec<f32> = bytemuck::cast_slice::<u8, bf16>(&got).iter().map(|x| x.to_f32()).collect();
-    Ok(close(&got, &want, Precision::BF16, reference::reduction(&problem)))
+    Ok(close(&got, &want, Element::Bf16, reference::reduction(&problem)))
 }
 
 /// The kernel with the first of these lines changed.

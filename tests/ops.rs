@@ -5,10 +5,11 @@ mod support;
 
 use std::sync::OnceLock;
 use support::cases;
-use support::close::{Precision, close};
+use support::close::close;
 use support::{Problem, every, reference};
 use unclip::backend::Backend;
 use unclip::backend::cpu::{Cpu, Isa};
+use unclip::plan::Element;
 
 fn cpu(threads: usize, isa: Isa) -> Cpu {
     Cpu::with_isa(threads, isa).expect("the machine has these instructions")
@@ -32,11 +33,11 @@ fn check(stem: &str) {
         let problem = case.problem();
         let want = reference::run(&problem);
         for (one, two) in &backends {
-            let got = problem.run(one);
-            if let Err(reason) = close(&got, &want, Precision::F32, reference::reduction(&problem)) {
+            let got = problem.run(one).expect("the device works");
+            if let Err(reason) = close(&got, &want, Element::F32, reference::reduction(&problem)) {
                 failures.push(format!("{} on {}: {reason}", case.name, one.name()));
             }
-            if bits(&got) != bits(&problem.run(two)) {
+            if bits(&got) != bits(&problem.run(two).expect("the device works")) {
                 failures.push(format!("{} on {}: two threads give other bits", case.name, one.name()));
             }
         }
@@ -127,10 +128,10 @@ fn an_entry_of_a_batch_gives_the_same_bits_alone() {
         let problem = cases::named(name).problem();
         for &isa in isas() {
             let backend = cpu(2, isa);
-            let together = problem.run(&backend);
+            let together = problem.run(&backend).expect("the device works");
             let length = together.len() / batch;
             for b in 0..batch {
-                let alone = problem.alone(b, batch).run(&backend);
+                let alone = problem.alone(b, batch).run(&backend).expect("the device works");
                 assert_eq!(bits(&together[b * length..][..length]), bits(&alone), "{name}, entry {b}, {isa:?}");
             }
         }
@@ -140,7 +141,7 @@ fn an_entry_of_a_batch_gives_the_same_bits_alone() {
 #[test]
 fn replaying_a_step_gives_the_same_bits() {
     for name in ["conv2d/small-48", "attention/prior", "group_norm/karlo-320", "linear/depth-1027"] {
-        let mut executable = cases::named(name).problem().prepare(&cpu(2, Isa::detect()));
+        let mut executable = cases::named(name).problem().prepare(&cpu(2, Isa::detect())).expect("the case compiles");
         executable.run_step(0).unwrap();
         let first = executable.read("y").unwrap();
         executable.run_step(1).unwrap();
@@ -169,19 +170,19 @@ fn the_tolerance_notices_one_wrong_element_and_names_it() {
     let want = vec![1.0f64; 100];
     let mut got = vec![1.0f32; 100];
     got[37] = 1.000_1;
-    let message = close(&got, &want, Precision::F32, 64).unwrap_err();
+    let message = close(&got, &want, Element::F32, 64).unwrap_err();
     assert!(message.contains("element 37") && message.contains("1.0001 instead of 1"), "{message}");
     got[37] = f32::NAN;
-    assert!(close(&got, &want, Precision::F32, 64).is_err());
+    assert!(close(&got, &want, Element::F32, 64).is_err());
     got[37] = 1.000_001;
-    assert!(close(&got, &want, Precision::F32, 64).is_ok());
+    assert!(close(&got, &want, Element::F32, 64).is_ok());
 }
 
 /// Which elements of the output are NaN after the first element of input `which` was made one.
 fn poisoned(name: &str, which: usize, isa: Isa) -> Vec<bool> {
     let mut problem: Problem = cases::named(name).problem();
     problem.tensors[which].numbers_mut()[0] = f32::NAN;
-    problem.run(&cpu(1, isa)).iter().map(|y| y.is_nan()).collect()
+    problem.run(&cpu(1, isa)).expect("the device works").iter().map(|y| y.is_nan()).collect()
 }
 
 /// The same, from the reference.
@@ -224,7 +225,7 @@ fn an_infinity_makes_its_whole_group_nan() {
     problem.tensors[0].numbers_mut()[0] = f32::INFINITY;
     let want: Vec<bool> = reference::run(&problem).iter().map(|y| y.is_nan()).collect();
     for &isa in isas() {
-        let got: Vec<bool> = problem.run(&cpu(1, isa)).iter().map(|y| y.is_nan()).collect();
+        let got: Vec<bool> = problem.run(&cpu(1, isa)).expect("the device works").iter().map(|y| y.is_nan()).collect();
         assert!(got == want, "{isa:?}");
     }
 }

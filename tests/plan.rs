@@ -5,9 +5,9 @@ mod support;
 
 use proptest::prelude::*;
 use std::collections::HashSet;
-use support::close::{Precision, close};
+use support::close::close;
 use support::recipes::{planned, recipes, weights};
-use support::{Data, Problem, Tensors, inputs, replay};
+use support::{Data, Problem, Tensors, cases, inputs, replay};
 use unclip::backend::Backend;
 use unclip::backend::cpu::{Cpu, Isa};
 use unclip::ops::{Operation, elements};
@@ -50,11 +50,11 @@ impl<'a> Interpreter<'a> {
                     Element::F32 | Element::F16 | Element::Bf16 => Data::Numbers(self.memory[root.0].clone()),
                     Element::U32 => Data::Rows(self.rows[root.0].clone()),
                 };
-                let stored = matches!(value.origin, Origin::Weight(_)).then_some(Precision::F32);
-                support::Tensor { shape: value.shape.clone(), data, stored }
+                let stored = matches!(value.origin, Origin::Weight(_)).then_some(Element::F32);
+                cases::Tensor { shape: value.shape.clone(), data, stored }
             });
             let problem = Problem { op: step.op.clone(), tensors: tensors.collect() };
-            self.memory[step.output.0] = problem.run(&self.cpu);
+            self.memory[step.output.0] = problem.run(&self.cpu).expect("the device works");
         }
     }
 
@@ -220,5 +220,5 @@ fn bits(x: &[Vec<f32>]) -> Vec<Vec<u32>> {
 /// Equal but for rounding, which a chain of steps may enlarge.
 fn near(got: &[f32], want: &[f32]) -> Result<(), String> {
     let want: Vec<f64> = want.iter().map(|&v| f64::from(v)).collect();
-    close(got, &want, Precision::F32, 1 << 14).map(|_| ())
+    close(got, &want, Element::F32, 1 << 14).map(|_| ())
 }

@@ -3,13 +3,13 @@
 
 mod support;
 
-use support::close::{Precision, close};
+use support::close::close;
 use support::{Random, Tensors, replay};
 use unclip::backend::Backend;
 use unclip::backend::cpu::{Cpu, Isa};
 use unclip::error::Error;
 use unclip::ops::{Activation, Op};
-use unclip::plan::{Graph, Plan, Tensor, WeightSource};
+use unclip::plan::{Element, Graph, Plan, Tensor, WeightSource};
 
 fn cpu() -> Cpu {
     Cpu::with_isa(1, Isa::detect()).unwrap()
@@ -90,7 +90,7 @@ fn check_fusion(name: &str, model: Model, steps: usize) -> Plan {
     let run = |plan: &Plan| replay(cpu().compile(plan.clone(), &weights).unwrap().as_mut());
     for (got, want) in run(&fused).iter().zip(run(&unfused)) {
         let want: Vec<f64> = want.iter().map(|&v| f64::from(v)).collect();
-        close(got, &want, Precision::F32, 108).unwrap_or_else(|e| panic!("{name}: {e}"));
+        close(got, &want, Element::F32, 108).unwrap_or_else(|e| panic!("{name}: {e}"));
     }
     fused
 }

@@ -5,7 +5,6 @@
 
 mod support;
 
-use support::close::Precision;
 use support::every::{self, Subject};
 use unclip::backend::wgpu::{Kind, Options, Wgpu};
 use unclip::ops::Tiles;
@@ -23,7 +22,7 @@ fn check(stem: &str) {
     let Some(any) = open(Options::default()) else { return };
     let is_software = any.adapter().kind == Kind::Software;
     let mut backends = Vec::new();
-    for (storage, precision) in [(Element::F32, Precision::F32), (Element::F16, Precision::F16)] {
+    for (storage, precision) in [(Element::F32, Element::F32), (Element::F16, Element::F16)] {
         if storage == Element::F16 && !any.adapter().f16 {
             println!("skipped: the adapter lacks f16");
             continue;

@@ -131,7 +131,7 @@ fn a_weight_too_large_for_the_adapter_is_refused_with_its_name() {
     }
     let mut weights = Tensors::default();
     let rows = largest / 4 / 1024 + 1;
-    weights.insert("wide.weight", &[rows, 1024], vec![0.0; rows * 1024], support::close::Precision::F32);
+    weights.insert("wide.weight", &[rows, 1024], vec![0.0; rows * 1024], Element::F32);
     let graph = Graph::new("large", &weights);
     let y = graph.input("x", &[1, 1024]).project(graph.weights().at("wide"), rows);
     graph.output("y", y);
@@ -197,7 +197,7 @@ fn without_a_driver_there_is_an_error_and_no_panic() {
 #[test]
 fn writing_what_a_plan_does_not_have_is_an_error_as_on_the_cpu() {
     let Some(backend) = open(Element::F32) else { return };
-    let mut executable = cases::named("pointwise/clamp").problem().prepare(&backend);
+    let mut executable = cases::named("pointwise/clamp").problem().prepare(&backend).expect("the case compiles");
     assert!(executable.write("no such input", &[0.0]).is_err());
     assert!(executable.write("in0", &[0.0]).is_err());
     assert!(executable.write_rows("in0", &[0; 210]).is_err());
@@ -209,7 +209,7 @@ fn a_nan_in_the_model_output_reaches_the_sample() {
     let Some(backend) = open(Element::F32) else { return };
     let mut problem = cases::named("sampler_step/eps-learned-guided-clipped").problem();
     problem.tensors[0].numbers_mut()[0] = f32::NAN;
-    let got = problem.run(&backend);
+    let got = problem.run(&backend).expect("the device works");
     assert!(got[0].is_nan() && got.iter().filter(|v| v.is_nan()).count() == 1);
 }
 
@@ -238,7 +238,7 @@ fn kernels_are_kept_on_disk_and_a_damaged_file_is_ignored() {
     let cache = folder.path().join("kernels");
     let run = || {
         let backend = Wgpu::new(Options::default()).unwrap().cache_kernels(&cache);
-        cases::named("linear/rows-7").problem().run(&backend)
+        cases::named("linear/rows-7").problem().run(&backend).expect("the device works")
     };
     let first = run();
     let Some(file) = std::fs::read_dir(&cache).ok().and_then(|mut files| files.next()) else {

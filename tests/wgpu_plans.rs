@@ -6,7 +6,7 @@
 mod support;
 
 use proptest::prelude::*;
-use support::close::{Precision, close};
+use support::close::close;
 use support::recipes::{planned, recipes, weights};
 use support::{Tensors, cases, every, reference, replay};
 use unclip::backend::Backend;
@@ -30,7 +30,7 @@ fn config(cases: u32) -> ProptestConfig {
 }
 
 /// Equal but for rounding, which a chain of steps may enlarge.
-fn agree(got: &[Vec<f32>], want: &[Vec<f32>], precision: Precision) -> Result<(), String> {
+fn agree(got: &[Vec<f32>], want: &[Vec<f32>], precision: Element) -> Result<(), String> {
     for (got, want) in got.iter().zip(want) {
         let want: Vec<f64> = want.iter().map(|&v| f64::from(v)).collect();
         close(got, &want, precision, 1 << 14)?;
@@ -44,7 +44,7 @@ fn run(backend: &dyn Backend, plan: Plan, weights: &Tensors) -> Vec<Vec<f32>> {
 
 #[test]
 fn random_models_give_what_the_cpu_gives() {
-    for (storage, precision) in [(Element::F32, Precision::F32), (Element::F16, Precision::F16)] {
+    for (storage, precision) in [(Element::F32, Element::F32), (Element::F16, Element::F16)] {
         let Some(backend) = open(storage) else { continue };
         let (cpu, weights) = (Cpu::new(1).unwrap(), weights());
         proptest!(config(40), |(recipe in recipes())| {
@@ -103,10 +103,10 @@ fn an_entry_of_a_batch_gives_the_same_bits_alone() {
     let bits = |x: &[f32]| x.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
     for (name, batch) in of_batches {
         let problem = cases::named(name).problem();
-        let together = problem.run(&backend);
+        let together = problem.run(&backend).expect("the device works");
         let length = together.len() / batch;
         for b in 0..batch {
-            let alone = problem.alone(b, batch).run(&backend);
+            let alone = problem.alone(b, batch).run(&backend).expect("the device works");
             assert_eq!(bits(&together[b * length..][..length]), bits(&alone), "{name}, entry {b}");
         }
     }
@@ -132,7 +132,7 @@ fn a_nan_reaches_the_elements_that_depend_on_it() {
         let mut problem = cases::named(name).problem();
         problem.tensors[which].numbers_mut()[0] = f32::NAN;
         let want: Vec<bool> = reference::run(&problem).iter().map(|y| y.is_nan()).collect();
-        let got: Vec<bool> = problem.run(&backend).iter().map(|y| y.is_nan()).collect();
+        let got: Vec<bool> = problem.run(&backend).expect("the device works").iter().map(|y| y.is_nan()).collect();
         assert!(want.contains(&true) && got == want, "{name}");
     }
 }

@@ -76,7 +76,7 @@ impl<'g> Residual<'g> {
             }
         };
         let h = h.silu().conv3x3(w.at("conv2"), width);
-        let skip = if w.has("conv_shortcut.weight") { x.conv1x1(w.at("conv_shortcut"), width) } else { x };
+        let skip = if x.channels() != width { x.conv1x1(w.at("conv_shortcut"), width) } else { x };
         skip + h
     }
 }

@@ -248,11 +248,6 @@ impl<'g> Weights<'g> {
         Weights { graph: self.graph, path }
     }
 
-    /// Whether the checkpoint holds a tensor of this name below the path.
-    pub fn has(&self, name: &str) -> bool {
-        self.graph.source.shape(&self.at(name).path).is_some()
-    }
-
     /// The tensor `name` below the path, which must have this shape.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Tensor<'g> {
         let full = self.at(name).path;
@@ -260,7 +255,7 @@ impl<'g> Weights<'g> {
         if let Some(id) = known.filter(|id| self.graph.state.borrow().values[id.0].shape == shape) {
             return Tensor { graph: self.graph, id };
         }
-        let found = self.graph.source.shape(&full);
+        let found = self.graph.source.shape(&full, shape);
         if found.as_deref() != Some(shape) {
             self.graph.complain(|| Error::Weights {
                 path: self.graph.source.path().to_path_buf(),

@@ -251,8 +251,9 @@ impl Stored<'_> {
 
 /// Where a model's tensors come from: one component of a checkpoint, or numbers made by a test.
 pub trait WeightSource: Sync {
-    /// The tensor's shape, if there is such a tensor.
-    fn shape(&self, tensor: &str) -> Option<Vec<usize>>;
+    /// The tensor's shape, if there is such a tensor. A model asks for it with the shape that it expects, which a source
+    /// that makes up its tensors gives them.
+    fn shape(&self, tensor: &str, expected: &[usize]) -> Option<Vec<usize>>;
 
     /// The tensor's elements in stored order.
     ///

@@ -379,7 +379,7 @@ impl Component {
 }
 
 impl WeightSource for Component {
-    fn shape(&self, tensor: &str) -> Option<Vec<usize>> {
+    fn shape(&self, tensor: &str, _: &[usize]) -> Option<Vec<usize>> {
         self.info(tensor).map(|info| info.shape.clone())
     }
 

@@ -1,32 +1,15 @@
 //! The one measure of agreement for all operations and back ends.
 
 use std::fmt::Write;
+use unclip::plan::Element;
 
-/// A floating-point type: what a back end computes in, or what a weight is stored in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    F32,
-    F16,
-    BF16,
-}
-
-impl Precision {
-    /// Half the distance from one to the next number.
-    pub fn unit(self) -> f64 {
-        match self {
-            Precision::F32 => 2f64.powi(-24),
-            Precision::F16 => 2f64.powi(-11),
-            Precision::BF16 => 2f64.powi(-8),
-        }
-    }
-
-    /// The nearest number of this type.
-    pub fn round(self, x: f32) -> f32 {
-        match self {
-            Precision::F32 => x,
-            Precision::F16 => half::f16::from_f32(x).to_f32(),
-            Precision::BF16 => half::bf16::from_f32(x).to_f32(),
-        }
+/// Half the distance from one to the next number of a floating-point type.
+fn unit(precision: Element) -> f64 {
+    match precision {
+        Element::F32 => 2f64.powi(-24),
+        Element::F16 => 2f64.powi(-11),
+        Element::Bf16 => 2f64.powi(-8),
+        Element::U32 => unreachable!("row numbers are exact"),
     }
 }
 
@@ -34,15 +17,15 @@ impl Precision {
 ///
 /// Rounding errors of a sum of `length` random terms grow with its square root; the constant covers elementary
 /// functions and the few roundings outside of the sum.
-pub fn tolerance(precision: Precision, length: usize) -> f64 {
-    precision.unit() * (16.0 + 4.0 * (length as f64).sqrt())
+pub fn tolerance(precision: Element, length: usize) -> f64 {
+    unit(precision) * (16.0 + 4.0 * (length as f64).sqrt())
 }
 
 /// Compares element by element and returns the largest normalised error, which is at most one.
 ///
 /// # Errors
 /// A sentence with the worst element's index, both values and its error in units of the tolerance.
-pub fn close(got: &[f32], want: &[f64], precision: Precision, length: usize) -> Result<f64, String> {
+pub fn close(got: &[f32], want: &[f64], precision: Element, length: usize) -> Result<f64, String> {
     if got.len() != want.len() {
         return Err(format!("{} elements instead of {}", got.len(), want.len()));
     }

@@ -1,10 +1,11 @@
 //! The cases of an operation on any back end, and which back ends a machine must have.
 
 use super::cases::{self, Case};
-use super::close::{Precision, close};
+use super::close::close;
 use super::reference;
 use unclip::backend::Backend;
 use unclip::ops::Operation;
+use unclip::plan::Element;
 
 /// The cases of one stem that are small enough for the reference.
 pub fn cases_of(stem: &str) -> Vec<Case> {
@@ -18,7 +19,7 @@ pub fn cases_of(stem: &str) -> Vec<Case> {
 pub struct Subject<'a> {
     pub backend: &'a dyn Backend,
     /// What it computes in.
-    pub precision: Precision,
+    pub precision: Element,
     /// Larger cases are left out: the back end would need minutes for them.
     pub most_flops: u64,
 }
@@ -32,7 +33,7 @@ pub fn mismatches(stem: &str, subjects: &[Subject<'_>]) -> Vec<String> {
         let shapes = problem.shapes();
         let flops = problem.op.flops(&shapes, &problem.op.shape(&shapes).expect("the case's shapes fit"));
         for Subject { backend, precision, .. } in subjects.iter().filter(|s| flops <= s.most_flops) {
-            let got = problem.run(*backend);
+            let got = problem.run(*backend).expect("the device works");
             if let Err(reason) = close(&got, &want, *precision, reference::reduction(&problem)) {
                 failures.push(format!("{} on {}: {reason}", case.name, backend.name()));
             }

@@ -12,7 +12,7 @@ use burn_tensor::module::{conv2d, linear};
 use burn_tensor::ops::ConvOptions;
 use burn_tensor::{Device, DeviceKind, Tensor, TensorData};
 use std::time::Instant;
-use support::close::{Precision, close};
+use support::close::close;
 use support::{Data, Problem, cases};
 use unclip::backend::wgpu::{Kind, Options, Wgpu};
 use unclip::ops::{Conv2d, Linear, Op, Operation};
@@ -37,7 +37,7 @@ fn main() {
             continue;
         }
         let problem = case.problem();
-        let mut executable = problem.prepare(&ours);
+        let mut executable = problem.prepare(&ours).expect("the case compiles");
         let mut run_ours = |times: usize| {
             for _ in 0..times {
                 executable.run_step(0).expect("the device works");
@@ -49,7 +49,7 @@ fn main() {
         let bare = bare(&problem);
         let length = support::reference::reduction(&bare);
         let got = in_our_order(&bare, run_burn(1));
-        if let Err(reason) = close(&got, &support::reference::run(&bare), Precision::F32, length) {
+        if let Err(reason) = close(&got, &support::reference::run(&bare), Element::F32, length) {
             println!("{:<34} burn is wrong and not timed: {reason}", case.name);
             continue;
         }

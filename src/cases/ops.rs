@@ -1,15 +1,15 @@
 //! The one list of cases for all operations: the models' real shapes with fewer positions, the widths of small
 //! models, and sizes that fit no tile. Tests and benchmarks walk the same list; `heavy` ones are for benchmarks.
 //!
-//! Names are `stem/what`, with the stem of the operation's file.
+//! One step each; see the module above for how they are named.
 
-use super::close::Precision::{self, BF16, F16, F32};
 use super::{Data, Problem, Random, Tensor};
-use unclip::ops::Activation::{Gelu, QuickGelu, Silu};
-use unclip::ops::{
+use crate::ops::Activation::{Gelu, QuickGelu, Silu};
+use crate::ops::{
     Attention, Concat, Conv2d, Embed, GroupNorm, LayerNorm, Linear, Op, Pointwise, Prediction, Resize, SamplerStep,
     Slice, Variance,
 };
+use crate::plan::Element::{self, Bf16, F16, F32};
 
 /// How a tensor's elements are drawn.
 #[derive(Clone, Debug)]
@@ -27,18 +27,23 @@ pub enum Fill {
 /// A tensor of a case; `stored` if it is a weight.
 #[derive(Clone, Debug)]
 pub struct Input {
+    /// Its size in every dimension.
     pub shape: Vec<usize>,
+    /// Where its elements come from.
     pub fill: Fill,
-    pub stored: Option<Precision>,
+    /// The type that the file of a weight has.
+    pub stored: Option<Element>,
 }
 
 /// One step with everything needed to draw its tensors.
 #[derive(Clone, Debug)]
 pub struct Case {
+    /// `stem/what`.
     pub name: String,
+    /// What is computed.
     pub op: Op,
+    /// What it reads, in the operation's order.
     pub inputs: Vec<Input>,
-    pub seed: u64,
     /// Too large for the f64 reference: for benchmarks only.
     pub heavy: bool,
 }
@@ -46,10 +51,7 @@ pub struct Case {
 impl Case {
     fn new(name: impl Into<String>, op: impl Into<Op>, inputs: Vec<Input>) -> Case {
         let name = name.into();
-        // FNV-1a, so that adding a case does not change the numbers of another.
-        let seed =
-            name.bytes().fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-        Case { name, op: op.into(), inputs, seed, heavy: false }
+        Case { name, op: op.into(), inputs, heavy: false }
     }
 
     fn heavy(mut self) -> Case {
@@ -59,10 +61,10 @@ impl Case {
 
     /// Draws the tensors. Weights are rounded to the type in which they are stored.
     pub fn problem(&self) -> Problem {
-        let mut random = Random(self.seed);
+        let mut random = Random::named(&self.name);
         let tensors = self.inputs.iter().map(|input| {
             let length: usize = input.shape.iter().product();
-            let round = |x: f32| input.stored.map_or(x, |stored| stored.round(x));
+            let round = |x: f32| input.stored.map_or(x, |stored| round(stored, x));
             let data = match &input.fill {
                 Fill::Normal(mean, deviation) => {
                     Data::Numbers((0..length).map(|_| round((mean + deviation * random.normal()) as f32)).collect())
@@ -83,6 +85,15 @@ impl Case {
     }
 }
 
+/// The nearest number of a type.
+fn round(stored: Element, x: f32) -> f32 {
+    match stored {
+        F16 => half::f16::from_f32(x).to_f32(),
+        Bf16 => half::bf16::from_f32(x).to_f32(),
+        F32 | Element::U32 => x,
+    }
+}
+
 /// All cases.
 pub fn all() -> Vec<Case> {
     let mut cases = linear();
@@ -97,6 +108,9 @@ pub fn all() -> Vec<Case> {
 }
 
 /// The case of that name.
+///
+/// # Panics
+/// If there is none.
 pub fn named(name: &str) -> Case {
     all().into_iter().find(|case| case.name == name).unwrap_or_else(|| panic!("no case {name}"))
 }
@@ -110,12 +124,12 @@ fn spread(shape: &[usize], mean: f64, deviation: f64) -> Input {
 }
 
 /// A weight whose products with rows of normal numbers are about one.
-fn weight(shape: &[usize], stored: Precision) -> Input {
+fn weight(shape: &[usize], stored: Element) -> Input {
     let terms: usize = shape[1..].iter().product();
     Input { shape: shape.to_vec(), fill: Fill::Normal(0.0, 1.0 / (terms as f64).sqrt()), stored: Some(stored) }
 }
 
-fn vector(length: usize, mean: f64, stored: Precision) -> Input {
+fn vector(length: usize, mean: f64, stored: Element) -> Input {
     Input { shape: vec![length], fill: Fill::Normal(mean, 0.5), stored: Some(stored) }
 }
 
@@ -124,7 +138,7 @@ fn rows(shape: &[usize], bound: u32) -> Input {
 }
 
 fn linear() -> Vec<Case> {
-    let case = |what: &str, rows: &[usize], k: usize, n: usize, op: Linear, stored: Precision| {
+    let case = |what: &str, rows: &[usize], k: usize, n: usize, op: Linear, stored: Element| {
         let with = |width: usize| [rows, &[width]].concat();
         let mut inputs = vec![x(&with(k)), weight(&[n, k], stored)];
         inputs.extend(op.bias.then(|| vector(n, 0.0, stored)));
@@ -139,7 +153,7 @@ fn linear() -> Vec<Case> {
         case("text-projection-no-bias", &[3], 768, 768, plain.clone(), F16),
         case("prior-up", &[2, 3], 2048, 8192, Linear { activation: Some(Gelu), ..bias.clone() }, F16),
         case("prior-down", &[1, 5], 8192, 2048, Linear { residual: true, ..bias.clone() }, F16),
-        case("prior-attention", &[2, 17], 2048, 2048, bias.clone(), BF16),
+        case("prior-attention", &[2, 17], 2048, 2048, bias.clone(), Bf16),
         case("time-embedding", &[2], 1280, 1280, Linear { activation: Some(Silu), ..bias.clone() }, F32),
         case("decoder-text-keys", &[1, 81], 1536, 640, bias.clone(), F32),
         case("decoder-attention-out", &[2, 1024], 640, 640, Linear { residual: true, ..bias.clone() }, F16).heavy(),
@@ -149,7 +163,7 @@ fn linear() -> Vec<Case> {
         case("tiny-8-to-24", &[2, 5], 8, 24, bias.clone(), F32),
         case("tiny-12-to-12", &[1, 3], 12, 12, plain.clone(), F32),
         case("tiny-24-to-96", &[2, 9], 24, 96, whole.clone(), F16),
-        case("small-96-to-160", &[2, 33], 96, 160, whole.clone(), BF16),
+        case("small-96-to-160", &[2, 33], 96, 160, whole.clone(), Bf16),
         case("small-160-to-17", &[5, 7], 160, 17, bias.clone(), F32),
         case("depth-256", &[13], 256, 48, bias.clone(), F32),
         case("depth-257", &[13], 257, 17, whole.clone(), F32),
@@ -161,14 +175,14 @@ fn linear() -> Vec<Case> {
         case("prior-step", &[4, 81], 2048, 8192, bias.clone(), F16).heavy(),
     ];
     // Every tile height, alone and after full tiles.
-    cases.extend((1..=13).map(|m| case(&format!("rows-{m}"), &[m], 37, 21, bias.clone(), [F32, F16, BF16][m % 3])));
+    cases.extend((1..=13).map(|m| case(&format!("rows-{m}"), &[m], 37, 21, bias.clone(), [F32, F16, Bf16][m % 3])));
     cases
 }
 
 const CONV: Conv2d = Conv2d { stride: 1, padding: 1, bias: true, shift: false, residual: false };
 
 fn conv2d() -> Vec<Case> {
-    let case = |what: &str, from: [usize; 4], to: [usize; 3], op: Conv2d, stored: Precision| {
+    let case = |what: &str, from: [usize; 4], to: [usize; 3], op: Conv2d, stored: Element| {
         let [n, h, w, c] = from;
         let [o, r, s] = to;
         let side = |length: usize, kernel: usize| (length + 2 * op.padding - kernel) / op.stride + 1;
@@ -188,16 +202,16 @@ fn conv2d() -> Vec<Case> {
         case("karlo-320", [1, 12, 12, 320], [320, 3, 3], whole.clone(), F16),
         case("karlo-640", [1, 6, 6, 640], [640, 3, 3], CONV, F32),
         case("karlo-1280", [2, 2, 3, 1280], [1280, 3, 3], whole.clone(), F16),
-        case("karlo-shortcut", [2, 3, 3, 2560], [1280, 1, 1], one.clone(), BF16),
+        case("karlo-shortcut", [2, 3, 3, 2560], [1280, 1, 1], one.clone(), Bf16),
         case("karlo-down", [1, 9, 9, 320], [320, 3, 3], half.clone(), F32),
         case("super-res-in", [1, 16, 16, 6], [320, 3, 3], CONV, F32),
         case("patches", [1, 42, 28, 3], [256, 14, 14], Conv2d { stride: 14, bias: false, ..one.clone() }, F16),
         case("tiny-8", [2, 8, 8, 8], [12, 3, 3], whole.clone(), F32),
         case("tiny-24", [1, 4, 4, 24], [24, 3, 3], CONV, F16),
-        case("small-48", [2, 8, 8, 48], [48, 3, 3], whole.clone(), BF16),
+        case("small-48", [2, 8, 8, 48], [48, 3, 3], whole.clone(), Bf16),
         case("small-96-to-160", [1, 7, 9, 96], [160, 3, 3], whole.clone(), F32),
         case("several-blocks-of-tiles", [1, 44, 41, 32], [40, 3, 3], whole.clone(), F16),
-        case("slices-of-channels", [2, 6, 7, 144], [33, 3, 3], whole.clone(), BF16),
+        case("slices-of-channels", [2, 6, 7, 144], [33, 3, 3], whole.clone(), Bf16),
         case("one-pixel", [1, 1, 1, 5], [7, 3, 3], CONV, F32),
         case("one-pixel-of-one-channel", [3, 1, 1, 1], [1, 1, 1], one.clone(), F32),
         case("five-by-seven", [2, 5, 7, 17], [19, 3, 3], whole.clone(), F32),
@@ -276,7 +290,7 @@ fn norms() -> Vec<Case> {
         let op = GroupNorm { groups, eps: 1e-5, style, activation };
         Case::new(format!("group_norm/{what}"), op, inputs)
     };
-    let layer = |what: &str, shape: &[usize], mean: f64, stored: Precision| {
+    let layer = |what: &str, shape: &[usize], mean: f64, stored: Element| {
         let d = shape[shape.len() - 1];
         let inputs = vec![spread(shape, mean, 2.0), vector(d, 1.0, stored), vector(d, 0.0, stored)];
         Case::new(format!("layer_norm/{what}"), LayerNorm { eps: 1e-5 }, inputs)
@@ -299,7 +313,7 @@ fn norms() -> Vec<Case> {
         group("decoder-64px", &[2, 64, 64, 320], 32, true, Some(Silu), 0.0).heavy(),
         layer("text-encoder", &[1, 77, 768], 0.0, F16),
         layer("image-encoder", &[1, 257, 1024], 0.3, F32),
-        layer("prior", &[2, 9, 2048], -0.2, BF16),
+        layer("prior", &[2, 9, 2048], -0.2, Bf16),
         layer("tiny-24", &[2, 9, 24], 0.0, F32),
         layer("width-17", &[5, 17], 1.0, F32),
         layer("width-1", &[5, 1], 1.0, F32),
@@ -362,7 +376,7 @@ fn moves() -> Vec<Case> {
         slice("shared", &[2, 64, 64, 24], 3, 4, 2, 10),
         embed("text-tokens", Embed::Lookup, vec![table(499, 768, F16), rows(&[2, 77], 499)]),
         embed("odd", Embed::Lookup, vec![table(3, 17, F32), rows(&[1, 5], 3)]),
-        embed("one", Embed::Lookup, vec![table(1, 1, BF16), rows(&[1, 1], 1)]),
+        embed("one", Embed::Lookup, vec![table(1, 1, Bf16), rows(&[1, 1], 1)]),
         embed("end-of-text", Embed::Token, vec![x(&[3, 77, 32]), rows(&[3], 77)]),
         embed("token-of-one", Embed::Token, vec![x(&[2, 1, 3]), rows(&[2], 1)]),
         embed("coefficients", Embed::Row, vec![x(&[25, 8]), rows(&[1], 25)]),

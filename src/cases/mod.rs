@@ -1,0 +1,250 @@
+//! What back ends are tested and timed with: single operations and whole networks, with numbers for all their tensors.
+//!
+//! [`ops::all`] lists one-step problems: the models' real shapes, the widths of small models, and sizes that fit no tile.
+//! [`models::all`] lists one sampling step of the prior, the decoder and super-resolution in three sizes, the largest
+//! Karlo's. Nothing is read from disk: weights are drawn from a generator of fixed seed, so that every machine computes
+//! with the same numbers. The crate's tests hold the operations against f64 references; `cargo bench` and
+//! `engine bench` time the same lists. A new back end can be held to them in the same way.
+//!
+//! Names are `stem/what`, with the stem of the operation's or the network's file.
+
+pub mod models;
+pub mod ops;
+
+pub use ops::{Case, all, named};
+
+use crate::backend::{Backend, Executable};
+use crate::error::{Error, Result};
+use crate::ops::{Op, Operation, elements};
+use crate::plan::{Element, Origin, Plan, Step, Stored, Value, ValueId, WeightSource};
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::Path;
+
+/// Random numbers that need no crate and never change: SplitMix64 (Steele et al. 2014).
+pub struct Random(
+    /// The state, which any number may start.
+    pub u64,
+);
+
+impl Random {
+    /// A generator for a name, so that adding a name does not change the numbers of another: FNV-1a.
+    pub fn named(name: &str) -> Random {
+        Random(name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)))
+    }
+
+    /// The next 64 bits.
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in `[0, 1)`.
+    pub fn uniform(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Standard normal (Box & Muller 1958).
+    pub fn normal(&mut self) -> f64 {
+        let (u, v) = (1.0 - self.uniform(), self.uniform());
+        (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+    }
+}
+
+/// The elements of a tensor.
+#[derive(Clone, Debug)]
+pub enum Data {
+    /// Floating-point numbers.
+    Numbers(Vec<f32>),
+    /// Row numbers.
+    Rows(Vec<u32>),
+}
+
+/// A tensor of a problem; `stored` if it is a weight, with the type that its file has.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    /// Its size in every dimension.
+    pub shape: Vec<usize>,
+    /// All elements, the last dimension fastest.
+    pub data: Data,
+    /// The stored type of a weight, `None` for what the caller writes.
+    pub stored: Option<Element>,
+}
+
+impl Tensor {
+    /// The elements, to be changed.
+    ///
+    /// # Panics
+    /// If they are row numbers.
+    pub fn numbers_mut(&mut self) -> &mut Vec<f32> {
+        match &mut self.data {
+            Data::Numbers(x) => x,
+            Data::Rows(_) => panic!("row numbers where numbers were expected"),
+        }
+    }
+}
+
+/// One step with its tensors: what every back end must agree on.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    /// What is computed.
+    pub op: Op,
+    /// What it reads, in the operation's order.
+    pub tensors: Vec<Tensor>,
+}
+
+impl Problem {
+    /// The shapes of all tensors.
+    pub fn shapes(&self) -> Vec<&[usize]> {
+        self.tensors.iter().map(|t| t.shape.as_slice()).collect()
+    }
+
+    /// A plan of one varying step: inputs `in0..`, weights `in0..`, output `y`.
+    ///
+    /// # Panics
+    /// If the tensors do not fit the operation.
+    pub fn plan(&self) -> Plan {
+        let origin = |i: usize, t: &Tensor| match t.stored {
+            Some(_) => Origin::Weight(format!("in{i}")),
+            None => Origin::Input { name: format!("in{i}"), varies: true },
+        };
+        let element = |t: &Tensor| if matches!(t.data, Data::Rows(_)) { Element::U32 } else { Element::F32 };
+        let mut values: Vec<Value> = self
+            .tensors
+            .iter()
+            .enumerate()
+            .map(|(i, t)| Value { shape: t.shape.clone(), element: element(t), origin: origin(i, t) })
+            .collect();
+        let shape = self.op.shape(&self.shapes()).expect("the case's shapes fit");
+        values.push(Value { shape, element: Element::F32, origin: Origin::Computed });
+        let output = ValueId(self.tensors.len());
+        let inputs = (0..self.tensors.len()).map(ValueId).collect();
+        Plan {
+            name: self.op.name().to_owned(),
+            values,
+            steps: vec![Step { op: self.op.clone(), inputs, output, label: "case".to_owned() }],
+            once: 0,
+            outputs: vec![("y".to_owned(), output)],
+            feeds: Vec::new(),
+        }
+    }
+
+    /// Compiled, with all inputs written: ready for `run_step`.
+    ///
+    /// # Errors
+    /// The back end cannot do it.
+    pub fn prepare(&self, backend: &dyn Backend) -> Result<Box<dyn Executable>> {
+        let mut weights = Tensors::default();
+        for (i, tensor) in self.tensors.iter().enumerate() {
+            if let (Some(stored), Data::Numbers(x)) = (tensor.stored, &tensor.data) {
+                weights.insert(&format!("in{i}"), &tensor.shape, x.clone(), stored);
+            }
+        }
+        let mut executable = backend.compile(self.plan(), &weights)?;
+        for (i, tensor) in self.tensors.iter().enumerate().filter(|(_, t)| t.stored.is_none()) {
+            let name = format!("in{i}");
+            match &tensor.data {
+                Data::Numbers(x) => executable.write(&name, x)?,
+                Data::Rows(x) => executable.write_rows(&name, x)?,
+            }
+        }
+        executable.run_once()?;
+        Ok(executable)
+    }
+
+    /// The step's output on a back end.
+    ///
+    /// # Errors
+    /// The back end cannot do it.
+    pub fn run(&self, backend: &dyn Backend) -> Result<Vec<f32>> {
+        let mut executable = self.prepare(backend)?;
+        executable.run_step(0)?;
+        executable.read("y")
+    }
+
+    /// The part of the problem that belongs to one entry of the batch.
+    pub fn alone(&self, batch: usize, of: usize) -> Problem {
+        let mut alone = self.clone();
+        for tensor in alone.tensors.iter_mut().filter(|t| t.stored.is_none()) {
+            let part = tensor.shape[0] / of;
+            tensor.shape[0] = part;
+            let length = elements(&tensor.shape);
+            let range = batch * length..(batch + 1) * length;
+            match &mut tensor.data {
+                Data::Numbers(x) => *x = x[range].to_vec(),
+                Data::Rows(x) => *x = x[range].to_vec(),
+            }
+        }
+        alone
+    }
+}
+
+/// Weights in memory, in any storage type.
+#[derive(Default)]
+pub struct Tensors(HashMap<String, (Vec<usize>, Stored<'static>)>);
+
+impl Tensors {
+    /// Stores numbers, rounded to the type.
+    ///
+    /// # Panics
+    /// If there are more or fewer than the shape says.
+    pub fn insert(&mut self, name: &str, shape: &[usize], x: Vec<f32>, stored: Element) {
+        assert_eq!(elements(shape), x.len(), "{name} {shape:?}");
+        self.0.insert(name.to_owned(), (shape.to_vec(), store(x, stored)));
+    }
+
+    /// Normal numbers of a deviation that keeps products of this shape near one.
+    pub fn insert_random(&mut self, name: &str, shape: &[usize], random: &mut Random) {
+        let deviation = 1.0 / ((elements(shape) / shape[0]) as f64).sqrt();
+        let x = (0..elements(shape)).map(|_| (random.normal() * deviation) as f32).collect();
+        self.insert(name, shape, x, Element::F32);
+    }
+}
+
+impl WeightSource for Tensors {
+    fn shape(&self, tensor: &str, _: &[usize]) -> Option<Vec<usize>> {
+        self.0.get(tensor).map(|(shape, _)| shape.clone())
+    }
+
+    fn load(&self, tensor: &str) -> Result<Stored<'_>> {
+        self.0.get(tensor).map(|(_, x)| x.clone()).ok_or_else(|| missing(tensor))
+    }
+
+    fn path(&self) -> &Path {
+        Path::new("memory")
+    }
+}
+
+/// The error of a weight that nobody has made.
+fn missing(tensor: &str) -> Error {
+    Error::Weights {
+        path: "memory".into(),
+        tensor: tensor.to_owned(),
+        expected: "a tensor".to_owned(),
+        found: "none".to_owned(),
+    }
+}
+
+/// Numbers in a storage type.
+///
+/// # Panics
+/// If the type holds row numbers.
+fn store(x: Vec<f32>, stored: Element) -> Stored<'static> {
+    use half::slice::HalfFloatSliceExt;
+    match stored {
+        Element::F32 => Stored::F32(Cow::Owned(x)),
+        Element::F16 => {
+            let mut narrow = vec![half::f16::ZERO; x.len()];
+            narrow.convert_from_f32_slice(&x);
+            Stored::F16(narrow.into())
+        }
+        Element::Bf16 => {
+            let mut narrow = vec![half::bf16::ZERO; x.len()];
+            narrow.convert_from_f32_slice(&x);
+            Stored::BF16(narrow.into())
+        }
+        Element::U32 => panic!("weights are floating-point numbers"),
+    }
+}

@@ -1,0 +1,250 @@
+//! One sampling step of each network, at the sizes of the tests' tiny checkpoint, the default model and Karlo.
+//!
+//! No checkpoint is needed: the configurations are part of the program, and [`Drawn`] makes up the weights, which for
+//! speed and memory are as good as trained ones.
+
+use super::{Random, missing, store};
+use crate::backend::{Backend, Executable};
+use crate::error::{Error, Result};
+use crate::model::{Run, decoder, prior, super_res, unet};
+use crate::ops::{Prediction, SamplerStep, Variance, elements};
+use crate::plan::{Element, Origin, Plan, Stored, WeightSource};
+use serde::de::DeserializeOwned;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+/// Steps of the sampling loop whose time embeddings and noise a plan holds.
+const STEPS: usize = 25;
+
+/// Which network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// Text embedding to image embedding.
+    Prior,
+    /// Image embedding to small picture.
+    Decoder,
+    /// Small picture to large one.
+    SuperRes,
+}
+
+impl Network {
+    /// All three, in the order in which a picture passes through them.
+    pub const ALL: [Network; 3] = [Network::Prior, Network::Decoder, Network::SuperRes];
+
+    /// The stem of the network's file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Network::Prior => "prior",
+            Network::Decoder => "decoder",
+            Network::SuperRes => "super_res",
+        }
+    }
+}
+
+/// The sizes of a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// The tests' checkpoint: 16 and 64 pixels.
+    Tiny,
+    /// The built-in model: 32 and 128 pixels.
+    Default,
+    /// `karlo-v1-alpha`: 64 and 256 pixels.
+    Karlo,
+}
+
+impl Size {
+    /// All three, in growing order.
+    pub const ALL: [Size; 3] = [Size::Tiny, Size::Default, Size::Karlo];
+
+    /// How it is named in a case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Size::Tiny => "tiny",
+            Size::Default => "default",
+            Size::Karlo => "karlo",
+        }
+    }
+}
+
+/// A network at one size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelCase {
+    /// Which network.
+    pub network: Network,
+    /// Which size.
+    pub size: Size,
+}
+
+/// All networks in all sizes.
+pub fn all() -> Vec<ModelCase> {
+    Size::ALL.into_iter().flat_map(|size| Network::ALL.map(|network| ModelCase { network, size })).collect()
+}
+
+impl ModelCase {
+    /// `decoder/karlo`.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.network.name(), self.size.name())
+    }
+
+    /// The plan of a run for this many pictures, with guidance in prior and decoder.
+    ///
+    /// # Errors
+    /// A weight has another shape than the network asks for.
+    pub fn plan(&self, pictures: usize, weights: &dyn WeightSource) -> Result<Plan> {
+        let run = Run { pictures, steps: STEPS, rule: self.rule() };
+        let text = self.config("prior", |config: prior::Config| Ok(config.num_embeddings))?;
+        let unet = |name| self.config(name, |config: unet::Config| Ok(config));
+        match self.network {
+            Network::Prior => self.config("prior", |config| prior::plan(&config, weights, &run)),
+            Network::Decoder => decoder::plan(&unet("decoder")?, weights, &run, text + EXTRA_TOKENS),
+            Network::SuperRes => {
+                let small = unet("decoder")?.sample_size.unwrap_or(0);
+                let config = unet("super_res_first")?;
+                super_res::plan("super_res_first", &config, weights, &run, small, config.sample_size)
+            }
+        }
+    }
+
+    /// Compiled with made-up weights of the given storage type, every input filled, the first part done: ready for
+    /// `run_step`.
+    ///
+    /// # Errors
+    /// The back end cannot do it.
+    pub fn prepare(&self, pictures: usize, stored: Element, backend: &dyn Backend) -> Result<Box<dyn Executable>> {
+        let weights = Drawn::new(stored);
+        let mut executable = backend.compile(self.plan(pictures, &weights)?, &weights)?;
+        fill(executable.as_mut())?;
+        executable.run_once()?;
+        Ok(executable)
+    }
+
+    fn rule(&self) -> SamplerStep {
+        let (prediction, variance, clip, guidance) = match self.network {
+            Network::Prior => (Prediction::Sample, Variance::FixedSmallLog, 5.0, Some(4.0)),
+            Network::Decoder => (Prediction::Epsilon, Variance::LearnedRange, 1.0, Some(8.0)),
+            Network::SuperRes => (Prediction::Epsilon, Variance::FixedSmallLog, 1.0, None),
+        };
+        SamplerStep { prediction, variance, clip: Some(clip), guidance }
+    }
+
+    /// Does something with a component's configuration.
+    fn config<C: DeserializeOwned, T>(&self, component: &str, with: impl FnOnce(C) -> Result<T>) -> Result<T> {
+        let text = match (self.size, component) {
+            (Size::Tiny, "prior") => include_str!("../../tests/golden/tiny/prior/config.json"),
+            (Size::Tiny, "decoder") => include_str!("../../tests/golden/tiny/decoder/config.json"),
+            (Size::Tiny, _) => include_str!("../../tests/golden/tiny/super_res_first/config.json"),
+            (Size::Default, "prior") => include_str!("../../models/default/prior/config.json"),
+            (Size::Default, "decoder") => include_str!("../../models/default/decoder/config.json"),
+            (Size::Default, _) => include_str!("../../models/default/super_res_first/config.json"),
+            (Size::Karlo, "prior") => include_str!("karlo/prior.json"),
+            (Size::Karlo, "decoder") => include_str!("karlo/decoder.json"),
+            (Size::Karlo, _) => include_str!("karlo/super_res_first.json"),
+        };
+        let parsed = serde_json::from_str(text);
+        with(parsed.map_err(|e| Error::config(format!("{}/{component}", self.size.name()), e.to_string()))?)
+    }
+}
+
+/// Image tokens before the text tokens of the decoder's context, in all three sizes.
+const EXTRA_TOKENS: usize = 4;
+
+/// Writes every input of a plan: bounded numbers that differ from one another, a mask that shows everything, and
+/// coefficients of a step in the middle of a schedule.
+///
+/// # Errors
+/// The device failed.
+pub fn fill(executable: &mut dyn Executable) -> Result<()> {
+    const COEFFICIENTS: [f32; 8] = [0.6, 0.8, 0.25, 0.7, 0.3, -3.912, -4.343, 1.0];
+    let values = executable.plan().values.clone();
+    for value in &values {
+        let Origin::Input { name, .. } = &value.origin else { continue };
+        let number = |i: usize| match name.as_str() {
+            "mask" => 1.0,
+            "coefficients" => COEFFICIENTS[i % COEFFICIENTS.len()],
+            _ => (i as f32 * 0.618_034).fract() * 2.0 - 1.0,
+        };
+        // The step's number is the executable's own.
+        if value.element != Element::U32 {
+            executable.write(name, &(0..elements(&value.shape)).map(number).collect::<Vec<f32>>())?;
+        }
+    }
+    Ok(())
+}
+
+/// Weights made up as a network asks for them, the same for the same name: products of about one, scales about one,
+/// biases about zero.
+pub struct Drawn {
+    stored: Element,
+    asked: Mutex<HashMap<String, Vec<usize>>>,
+}
+
+impl Drawn {
+    /// Weights of this type.
+    pub fn new(stored: Element) -> Drawn {
+        Drawn { stored, asked: Mutex::default() }
+    }
+}
+
+impl WeightSource for Drawn {
+    fn shape(&self, tensor: &str, expected: &[usize]) -> Option<Vec<usize>> {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(asked.entry(tensor.to_owned()).or_insert_with(|| expected.to_vec()).clone())
+    }
+
+    fn load(&self, tensor: &str) -> Result<Stored<'_>> {
+        let shape = self.asked.lock().unwrap_or_else(PoisonError::into_inner).get(tensor).cloned();
+        let shape = shape.ok_or_else(|| missing(tensor))?;
+        let length = elements(&shape);
+        let (mean, deviation) = match shape.len() {
+            0 | 1 if tensor.ends_with(".weight") => (1.0, 0.1),
+            0 | 1 => (0.0, 0.1),
+            _ => (0.0, 1.0 / (length as f32 / shape[0] as f32).sqrt()),
+        };
+        let mut random = Random::named(tensor);
+        // The sum of four uniform numbers is normal enough, and Karlo's decoder has a billion of them.
+        let scale = deviation * 3f32.sqrt() / f32::from(u16::MAX);
+        let number = |_| {
+            let bits = random.bits();
+            let sum = (0..4).map(|i| (bits >> (16 * i)) & 0xffff).sum::<u64>();
+            mean + (sum as f32 - 2.0 * f32::from(u16::MAX)) * scale
+        };
+        Ok(store((0..length).map(number).collect(), self.stored))
+    }
+
+    fn path(&self) -> &Path {
+        Path::new("memory")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_the_parameters_that_their_checkpoints_have() {
+        let parameters = |network, size| {
+            let plan = ModelCase { network, size }.plan(1, &Drawn::new(Element::F32)).unwrap();
+            plan.parameters()
+        };
+        // As the published files have them.
+        let karlo = Network::ALL.map(|network| parameters(network, Size::Karlo));
+        assert_eq!(karlo, [1_022_030_080, 885_439_686, 691_579_523]);
+        // Halves, and a header of a few kilobytes.
+        for (network, bytes) in Network::ALL.into_iter().zip([2_184_456, 15_359_500, 1_018_638]) {
+            let header = bytes - 2 * parameters(network, Size::Default);
+            assert!((1_000..100_000).contains(&header), "{network:?}: {header}");
+        }
+    }
+
+    #[test]
+    fn drawn_numbers_have_the_deviation_that_keeps_products_near_one() {
+        let drawn = Drawn::new(Element::F32);
+        drawn.shape("a.weight", &[256, 64, 3, 3]);
+        let x = drawn.load("a.weight").unwrap().to_f32();
+        let moment = |power| x.iter().map(|v| f64::from(*v).powi(power)).sum::<f64>() / x.len() as f64;
+        assert!(moment(1).abs() < 1e-3, "{}", moment(1));
+        assert!((moment(2) * 576.0 - 1.0).abs() < 0.02, "{}", moment(2) * 576.0);
+        assert!(drawn.load("b.weight").is_err());
+    }
+}
