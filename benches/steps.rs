@@ -1,91 +1,48 @@
-//! Times single steps of one stage on demand, for a comparison that alternates with another program.
+//! One sampling step of prior, decoder and super-resolution in three sizes, and a whole picture of the built-in model, on
+//! the CPU and on every GPU that is present.
 //!
-//! `cargo bench --bench steps -- MODEL STAGE PICTURES [THREADS]` loads one stage of a checkpoint, then runs one step for
-//! every line that it reads from its standard input and answers with the seconds that it took.
-//! `benches/peers/compare_steps.py` drives it beside PyTorch. After a line `profile` it ends with the time of every
-//! kind of operation.
+//! `cargo bench --bench steps -- FILTER` runs those whose names contain `FILTER`: `decoder/tiny`, `default`, `karlo`.
+//! Karlo's networks have a billion made-up weights each; they run on fast back ends, a step of a network in seconds on a
+//! CPU. `--save-baseline` and the rest are criterion's, as in `benches/ops.rs`.
 
-use std::collections::BTreeMap;
-use std::error::Error;
-use std::io::BufRead;
-use std::time::Instant;
-use unclip::backend::Backend;
-use unclip::backend::cpu::Cpu;
-use unclip::ops::Operation;
-use unclip::pipeline::{Pipeline, Stage};
-use unclip::plan::{Origin, Plan};
-use unclip::weights::{Checkpoint, LoadOptions};
+mod support;
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
-    let [model, stage, pictures, rest @ ..] = &arguments[..] else {
-        eprintln!("usage: cargo bench --bench steps -- MODEL STAGE PICTURES [THREADS]");
-        return Ok(());
-    };
-    let threads = rest.first().map_or(Ok(0), |t| t.parse())?;
-    let stage = Stage::ALL.into_iter().find(|s| s.name() == stage).ok_or("no stage of that name")?;
-    let checkpoint = Checkpoint::open(model, LoadOptions::default())?;
-    let component = checkpoint.component(stage.name())?;
-    let pipeline = Pipeline::open(checkpoint, Box::new(Cpu::new(threads)?))?;
-    let guided = !matches!(stage, Stage::SuperResFirst | Stage::SuperResLast);
-    let plan = pipeline.plan(stage, pictures.parse()?, guided)?;
-    let (once, each) = plan.parts();
-    eprintln!("once {}; every step {}", plan.cost(once), plan.cost(each));
+use unclip::backend::cpu::Isa;
+use unclip::cases::models::{self, Drawn, Size};
+use unclip::plan::Element;
 
-    let started = Instant::now();
-    let cpu = Cpu::new(threads)?.profiled();
-    eprintln!("{}", cpu.name());
-    let mut executable = cpu.compile(plan, &component)?;
-    drop(component);
-    eprintln!("loaded in {:.2} s", started.elapsed().as_secs_f64());
-    for (name, length) in inputs(executable.plan()) {
-        // Bounded numbers that differ from one another; the mask shows everything.
-        let value = |i: usize| if name == "mask" { 1.0 } else { (i as f32 * 0.618_034).fract() * 2.0 - 1.0 };
-        executable.write(&name, &(0..length).map(value).collect::<Vec<f32>>())?;
+fn main() {
+    let mut criterion = support::criterion();
+    let mut subjects = vec![support::cpu(Isa::detect())];
+    subjects.extend(support::gpus());
+    for subject in &subjects {
+        let mut table = support::Table::default();
+        for case in models::all().into_iter().filter(|case| subject.fast || case.size != Size::Karlo) {
+            let name = case.name();
+            let plan = case.plan(1, &Drawn::new(Element::F32)).expect("the networks are known");
+            let mut group = criterion.benchmark_group(&name);
+            let cost = plan.cost(plan.parts().1);
+            table.bench(&mut group, (&name, subject), &cost, |b| case.prepare(1, Element::F32, b));
+            group.finish();
+        }
+        table.print(subject);
     }
-    let started = Instant::now();
-    executable.run_once()?;
-    println!("once {:.6}", started.elapsed().as_secs_f64());
-
-    let (mut profiled, mut total) = (false, 0.0);
-    for line in std::io::stdin().lock().lines() {
-        profiled |= line? == "profile";
-        let started = Instant::now();
-        executable.run_step(0)?;
-        let elapsed = started.elapsed().as_secs_f64();
-        total += elapsed;
-        println!("step {elapsed:.6}");
+    #[cfg(all(feature = "default-model", feature = "tokenizer"))]
+    for subject in subjects.into_iter().filter(|subject| subject.fast) {
+        whole_picture(&mut criterion, subject);
     }
-    if profiled {
-        let inside: f64 = executable.profile().unwrap_or_default()[executable.plan().once..].iter().sum();
-        println!("outside of operations {:.3} %", 100.0 * (1.0 - inside / total));
-        print_profile(executable.plan(), executable.profile().unwrap_or_default());
-    }
-    Ok(())
+    criterion.final_summary();
 }
 
-/// Names and lengths of the inputs that hold numbers.
-fn inputs(plan: &Plan) -> Vec<(String, usize)> {
-    let input = |v: &unclip::plan::Value| match &v.origin {
-        Origin::Input { name, .. } if name != "step" => Some((name.clone(), v.shape.iter().product())),
-        _ => None,
-    };
-    plan.values.iter().filter_map(input).collect()
-}
-
-/// The kinds of operation that took longest, with what they computed.
-fn print_profile(plan: &Plan, seconds: &[f64]) {
-    let mut kinds: BTreeMap<String, (f64, u64)> = BTreeMap::new();
-    for (step, seconds) in plan.steps.iter().zip(seconds) {
-        let shapes: Vec<&[usize]> = step.inputs.iter().map(|&i| plan.shape(i)).collect();
-        let output = plan.shape(step.output);
-        let kind = kinds.entry(format!("{} {:?} -> {output:?}", step.op.name(), shapes[0])).or_default();
-        kind.0 += seconds;
-        kind.1 += step.op.flops(&shapes, output);
-    }
-    let mut rows: Vec<_> = kinds.into_iter().collect();
-    rows.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
-    for (kind, (seconds, flops)) in rows.iter().take(40) {
-        println!("{seconds:9.4} s  {:9.2} GFLOP  {kind}", *flops as f64 / 1e9);
-    }
+/// From the prompt to 128 x 128 pixels, the loading of every network included.
+#[cfg(all(feature = "default-model", feature = "tokenizer"))]
+fn whole_picture(criterion: &mut criterion::Criterion, subject: support::Subject) {
+    use std::ops::ControlFlow;
+    use unclip::pipeline::{Pipeline, Request};
+    let checkpoint = unclip::weights::default_model().expect("the built-in model is whole");
+    let pipeline = Pipeline::open(checkpoint, subject.backend).expect("the built-in model is whole");
+    let request = Request::new("a red apple");
+    criterion.benchmark_group("picture/default").bench_function(&subject.name, |bencher| {
+        bencher.iter(|| pipeline.run(&request, &mut |_| ControlFlow::Continue(())).expect("the device works"));
+    });
 }

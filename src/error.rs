@@ -83,6 +83,11 @@ pub enum Error {
         /// Which stage.
         stage: String,
     },
+    /// A benchmark found something slower than it was.
+    Slower {
+        /// What, and by how much.
+        what: String,
+    },
     /// The caller asked to stop.
     Cancelled,
 }
@@ -114,7 +119,7 @@ impl Error {
             | Error::Shape { .. }
             | Error::Changed { .. }
             | Error::Unsupported { .. } => 3,
-            Error::NotFinite { .. } => 1,
+            Error::NotFinite { .. } | Error::Slower { .. } => 1,
             Error::Device { .. } => 4,
             Error::Io { .. } => 5,
             Error::Cancelled => 130,
@@ -142,6 +147,7 @@ impl fmt::Display for Error {
             Error::NotFinite { stage } => {
                 write!(f, "{stage}: the result holds values that are no numbers; are the weights damaged?")
             }
+            Error::Slower { what } => write!(f, "slower: {what}"),
             Error::Cancelled => write!(f, "interrupted"),
         }
     }

@@ -37,6 +37,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Run(arguments) => cli::run::run(&arguments),
         Command::Plan(arguments) => cli::plan::plan(&arguments),
         Command::Inspect(arguments) => cli::inspect::inspect(&arguments),
+        Command::Bench(arguments) => cli::bench::bench(&arguments),
         Command::Devices => cli::devices::list(),
         Command::Completions { shell } => cli::print(&cli::args::completions(shell)),
     }

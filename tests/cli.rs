@@ -226,6 +226,43 @@ fn inspect_lists_every_component() {
 }
 
 #[test]
+fn bench_compares_with_an_earlier_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |more: &[&str]| {
+        let bench = ["bench", "--device", "cpu", "--threads", "1", "--seconds", "0", "--filter", "linear/rows-7"];
+        engine(folder.path(), &[&bench[..], more].concat())
+    };
+    let json = run(&["--json"]);
+    assert_eq!(json.status.code(), Some(0), "{}", text(&json.stderr));
+    let mut report: Value = serde_json::from_slice(&json.stdout).unwrap();
+    let case = &report["cases"][0];
+    assert_eq!((&case["name"], &case["samples"]), (&"linear/rows-7".into(), &5.into()));
+    assert_eq!(case["flops"], 2 * 7 * 37 * 21);
+
+    // As if it had taken a second, and as if it had taken no time.
+    for (seconds, code, said) in [(1.0, 0, ""), (1e-12, 1, "engine: slower: linear/rows-7 ")] {
+        for key in ["median_s", "least_s", "most_s"] {
+            report["cases"][0][key] = seconds.into();
+        }
+        fs::write(folder.path().join("before.json"), report.to_string()).unwrap();
+        let compared = run(&["--compare", "before.json"]);
+        assert_eq!(compared.status.code(), Some(code), "{}", text(&compared.stderr));
+        assert!(text(&compared.stderr).contains(said), "{}", text(&compared.stderr));
+        assert_eq!(text(&compared.stdout).contains(" slower"), code == 1);
+    }
+    fs::write(folder.path().join("before.json"), "{}").unwrap();
+    assert_refused(folder.path(), &run(&["--compare", "before.json"]), 2, &["--compare", "before.json"]);
+    assert_refused(folder.path(), &run(&["--compare", "none.json"]), 5, &["none.json"]);
+    assert_refused(
+        folder.path(),
+        &engine(folder.path(), &["bench", "--filter", "no such"]),
+        2,
+        &["--filter", "--list"],
+    );
+    assert_refused(folder.path(), &engine(folder.path(), &["bench", "--seconds=-1"]), 2, &["--seconds", "-1"]);
+}
+
+#[test]
 fn plan_prints_both_parts_and_the_totals() {
     let dir = tempfile::tempdir().unwrap();
     let output = engine(dir.path(), &["plan", "-m", MODEL, "--stage", "decoder"]);

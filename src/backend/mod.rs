@@ -14,7 +14,7 @@ mod launches;
 pub mod wgpu;
 
 use crate::error::Result;
-use crate::plan::{Plan, WeightSource};
+use crate::plan::{Cost, Plan, WeightSource};
 
 /// A device that can compile plans.
 pub trait Backend: Send + Sync {
@@ -26,6 +26,29 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// A weight cannot be read, or the device lacks the memory or an operation.
     fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>>;
+
+    /// What the device could do at best, measured now; `None` where nothing measures it.
+    fn roofline(&self) -> Option<Roofline> {
+        None
+    }
+}
+
+/// The two rates that bound every operation (Williams et al. 2009).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Roofline {
+    /// Floating-point operations per second, a multiply-add counted as two.
+    pub flops: f64,
+    /// Bytes per second between memory and the device.
+    pub bytes: f64,
+}
+
+impl Roofline {
+    /// The share of the nearer bound that something reaches which costs so much and takes so long, and whether that bound
+    /// is the rate of arithmetic.
+    pub fn share(&self, cost: &Cost, seconds: f64) -> (f64, bool) {
+        let (compute, memory) = (cost.flops as f64 / self.flops, cost.bytes as f64 / self.bytes);
+        (compute.max(memory) / seconds, compute > memory)
+    }
 }
 
 /// A compiled plan with its memory.
@@ -62,6 +85,14 @@ pub trait Executable: Send {
     /// # Errors
     /// There is none of that name, or the device failed.
     fn read(&mut self, name: &str) -> Result<Vec<f32>>;
+
+    /// Waits until the device has done what it was asked for so far.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn finish(&mut self) -> Result<()> {
+        Ok(())
+    }
 
     /// Seconds spent in each step of the plan so far, if the executable was asked to measure.
     fn profile(&self) -> Option<&[f64]> {

@@ -10,8 +10,10 @@
 
 pub mod models;
 pub mod ops;
+mod workload;
 
 pub use ops::{Case, all, named};
+pub use workload::{Timing, Workload, cost, rounds, time, workloads};
 
 use crate::backend::{Backend, Executable};
 use crate::error::{Error, Result};

@@ -10,6 +10,7 @@ use crate::ops::{
     Slice, Variance,
 };
 use crate::plan::Element::{self, Bf16, F16, F32};
+use crate::plan::Plan;
 
 /// How a tensor's elements are drawn.
 #[derive(Clone, Debug)]
@@ -57,6 +58,16 @@ impl Case {
     fn heavy(mut self) -> Case {
         self.heavy = true;
         self
+    }
+
+    /// The plan of [`Case::problem`], without drawing anything.
+    pub fn plan(&self) -> Plan {
+        let empty = |fill: &Fill| match fill {
+            Fill::Rows(_) => Data::Rows(Vec::new()),
+            _ => Data::Numbers(Vec::new()),
+        };
+        let tensor = |i: &Input| Tensor { shape: i.shape.clone(), data: empty(&i.fill), stored: i.stored };
+        Problem { op: self.op.clone(), tensors: self.inputs.iter().map(tensor).collect() }.plan()
     }
 
     /// Draws the tensors. Weights are rounded to the type in which they are stored.

@@ -29,6 +29,16 @@ Examples:
 Picture k of a run is made from seed + k, so each can be made again alone. Ctrl-C stops after the present step and
 writes nothing; a second one stops at once.";
 
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  engine bench --device cpu --filter conv2d/decoder --filter attention
+  engine bench --device cpu --filter karlo --dtype f32
+  engine bench --device cpu --json > before.json; ...; engine bench --device cpu --compare before.json
+
+A time is the median of at least five samples; half of them lie within the spread around it. With --compare a case
+counts as slower if its shortest sample is longer than the longest one of the earlier run, and its median by more than
+5 %. Operations are those of the definition: a convolution that needs fewer multiplications may exceed the peak.";
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make pictures from prompts
@@ -38,6 +48,9 @@ pub enum Command {
     Plan(PlanArguments),
     /// List a checkpoint's components, and what would not load and why
     Inspect(InspectArguments),
+    /// Time operations, and sampling steps of the networks, with made-up weights
+    #[command(after_help = BENCH_EXAMPLES)]
+    Bench(BenchArguments),
     /// List the devices that --device can name
     Devices,
     /// Print a completion script for a shell
@@ -156,6 +169,27 @@ pub struct PlanArguments {
 }
 
 #[derive(Debug, Args)]
+pub struct BenchArguments {
+    /// Only cases whose names contain this; may be given several times. Without it, all but the largest
+    #[arg(short, long, value_name = "TEXT")]
+    pub filter: Vec<String>,
+    /// List the names of the cases instead
+    #[arg(long)]
+    pub list: bool,
+    #[command(flatten)]
+    pub device: DeviceArguments,
+    /// How long each case is timed
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.5)]
+    pub seconds: f64,
+    /// An earlier run's --json to compare with; anything slower than its noise explains ends in exit code 1
+    #[arg(long, value_name = "FILE")]
+    pub compare: Option<PathBuf>,
+    /// Report in JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct InspectArguments {
     /// Folder of the checkpoint; without it, the built-in model
     #[arg(value_name = "DIR", required = cfg!(not(feature = "default-model")))]
@@ -181,6 +215,11 @@ pub enum Dtype {
 }
 
 impl Dtype {
+    /// How it is spelled on the command line.
+    pub fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
     /// What tensors are stored in; TF32 is a way to multiply.
     pub fn storage(self) -> Element {
         match self {

@@ -19,7 +19,7 @@ mod panels;
 mod pointwise;
 mod product;
 mod resize;
-pub mod roofline;
+mod roofline;
 mod sampler_step;
 mod simd;
 mod slice;
@@ -29,7 +29,7 @@ mod winograd_transform;
 
 pub use tile::Isa;
 
-use super::{Backend, Executable};
+use super::{Backend, Executable, Roofline};
 use crate::error::{Error, Result};
 use crate::ops::{Op, elements};
 use crate::plan::{Element, Origin, Plan, Slots, Step, ValueId, WeightSource, assign};
@@ -105,6 +105,11 @@ impl Backend for Cpu {
         let seconds = self.profile.then(|| vec![0.0; plan.steps.len()]);
         let (pool, machine) = (self.pool.clone(), self.machine);
         Ok(Box::new(Compiled { plan, slots, panels, constants, memory, pool, machine, seconds }))
+    }
+
+    fn roofline(&self) -> Option<Roofline> {
+        let Machine { isa, threads } = self.machine;
+        Some(Roofline { flops: roofline::peak_flops(isa, threads), bytes: roofline::stream_bytes(threads) })
     }
 }
 

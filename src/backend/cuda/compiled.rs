@@ -283,6 +283,10 @@ impl Executable for Compiled {
         Ok(())
     }
 
+    fn finish(&mut self) -> Result<()> {
+        self.driver.finish()
+    }
+
     fn read(&mut self, name: &str) -> Result<Vec<f32>> {
         let id = self.plan.output(name).or_else(|| self.plan.input(name));
         let id = id.ok_or_else(|| Error::Shape {

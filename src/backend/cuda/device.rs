@@ -87,6 +87,9 @@ pub(super) trait Driver: Send + Sync {
     /// Runs what was kept.
     fn replay(&self, captured: Captured) -> Result<()>;
 
+    /// Waits until everything asked for so far is done.
+    fn finish(&self) -> Result<()>;
+
     /// Forgets what was kept.
     fn release(&self, captured: Captured);
 }

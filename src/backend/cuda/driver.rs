@@ -311,6 +311,11 @@ impl Driver for Gpu {
         self.check("replaying a step", unsafe { cu::graph::launch(graph, self.stream) })
     }
 
+    fn finish(&self) -> Result<()> {
+        self.enter()?;
+        self.wait("waiting for the steps")
+    }
+
     fn release(&self, captured: Captured) {
         let graph = self.state().graphs[captured.0].take();
         if let (Some(graph), true) = (graph, self.enter().is_ok() && self.wait("waiting").is_ok()) {

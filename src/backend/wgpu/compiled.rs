@@ -311,6 +311,13 @@ impl Executable for Compiled {
         Ok(launches::numbers(value.element, &bytes[..length]))
     }
 
+    fn finish(&mut self) -> Result<()> {
+        match self.under_way.take() {
+            Some(last) => self.device.wait(Some(last)),
+            None => Ok(()),
+        }
+    }
+
     fn profile(&self) -> Option<&[f64]> {
         self.seconds.as_deref()
     }

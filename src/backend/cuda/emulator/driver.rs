@@ -159,6 +159,11 @@ impl Driver for Emulator {
         ran
     }
 
+    /// Nothing is ever left to do.
+    fn finish(&self) -> Result<()> {
+        Ok(())
+    }
+
     fn release(&self, captured: Captured) {
         self.state().lists[captured.0] = None;
     }

@@ -1,0 +1,79 @@
+//! Times single steps of one stage on demand, for a comparison that alternates with another program.
+//!
+//! `cargo run --release --example one_step -- MODEL STAGE PICTURES [THREADS]` loads one stage of a checkpoint, then runs one step for
+//! every line that it reads from its standard input and answers with the seconds that it took.
+//! `benches/peers/compare_steps.py` drives it beside PyTorch. After a line `profile` it ends with the time of every
+//! kind of operation.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::io::BufRead;
+use std::time::Instant;
+use unclip::backend::Backend;
+use unclip::backend::cpu::Cpu;
+use unclip::cases::models::fill;
+use unclip::ops::Operation;
+use unclip::pipeline::{Pipeline, Stage};
+use unclip::plan::Plan;
+use unclip::weights::{Checkpoint, LoadOptions};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [model, stage, pictures, rest @ ..] = &arguments[..] else {
+        eprintln!("usage: cargo run --release --example one_step -- MODEL STAGE PICTURES [THREADS]");
+        return Ok(());
+    };
+    let threads = rest.first().map_or(Ok(0), |t| t.parse())?;
+    let stage = Stage::ALL.into_iter().find(|s| s.name() == stage).ok_or("no stage of that name")?;
+    let checkpoint = Checkpoint::open(model, LoadOptions::default())?;
+    let component = checkpoint.component(stage.name())?;
+    let pipeline = Pipeline::open(checkpoint, Box::new(Cpu::new(threads)?))?;
+    let guided = !matches!(stage, Stage::SuperResFirst | Stage::SuperResLast);
+    let plan = pipeline.plan(stage, pictures.parse()?, guided)?;
+    let (once, each) = plan.parts();
+    eprintln!("once {}; every step {}", plan.cost(once), plan.cost(each));
+
+    let started = Instant::now();
+    let cpu = Cpu::new(threads)?.profiled();
+    eprintln!("{}", cpu.name());
+    let mut executable = cpu.compile(plan, &component)?;
+    drop(component);
+    eprintln!("loaded in {:.2} s", started.elapsed().as_secs_f64());
+    fill(executable.as_mut())?;
+    let started = Instant::now();
+    executable.run_once()?;
+    println!("once {:.6}", started.elapsed().as_secs_f64());
+
+    let (mut profiled, mut total) = (false, 0.0);
+    for line in std::io::stdin().lock().lines() {
+        profiled |= line? == "profile";
+        let started = Instant::now();
+        executable.run_step(0)?;
+        let elapsed = started.elapsed().as_secs_f64();
+        total += elapsed;
+        println!("step {elapsed:.6}");
+    }
+    if profiled {
+        let inside: f64 = executable.profile().unwrap_or_default()[executable.plan().once..].iter().sum();
+        println!("outside of operations {:.3} %", 100.0 * (1.0 - inside / total));
+        print_profile(executable.plan(), executable.profile().unwrap_or_default());
+    }
+    Ok(())
+}
+
+/// The kinds of operation that took longest, with what they computed.
+fn print_profile(plan: &Plan, seconds: &[f64]) {
+    let mut kinds: BTreeMap<String, (f64, u64)> = BTreeMap::new();
+    for (step, seconds) in plan.steps.iter().zip(seconds) {
+        let shapes: Vec<&[usize]> = step.inputs.iter().map(|&i| plan.shape(i)).collect();
+        let output = plan.shape(step.output);
+        let kind = kinds.entry(format!("{} {:?} -> {output:?}", step.op.name(), shapes[0])).or_default();
+        kind.0 += seconds;
+        kind.1 += step.op.flops(&shapes, output);
+    }
+    let mut rows: Vec<_> = kinds.into_iter().collect();
+    rows.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
+    for (kind, (seconds, flops)) in rows.iter().take(40) {
+        println!("{seconds:9.4} s  {:9.2} GFLOP  {kind}", *flops as f64 / 1e9);
+    }
+}

@@ -1,0 +1,123 @@
+//! What both benchmarks share: the back ends that are present, and a table against the roofline at the end.
+
+use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
+use std::time::Duration;
+use unclip::backend::cpu::{Cpu, Isa};
+use unclip::backend::{Backend, Executable, Roofline};
+use unclip::cases::{cost, rounds};
+use unclip::plan::Cost;
+
+/// A back end and the name that its results go by.
+pub struct Subject {
+    pub name: String,
+    pub backend: Box<dyn Backend>,
+    /// Whether it is fast enough for the largest cases.
+    pub fast: bool,
+}
+
+impl Subject {
+    fn new(name: impl Into<String>, backend: impl Backend + 'static, fast: bool) -> Subject {
+        Subject { name: name.into(), backend: Box::new(backend), fast }
+    }
+}
+
+/// The CPU with one set of instructions; the variable `THREADS` sets how many threads it has.
+pub fn cpu(isa: Isa) -> Subject {
+    let threads = std::env::var("THREADS").ok().and_then(|t| t.parse().ok()).unwrap_or(0);
+    let cpu = Cpu::with_isa(threads, isa).expect("the machine has these instructions");
+    Subject::new(isa.name(), cpu, isa != Isa::Portable)
+}
+
+/// The GPUs that are present, each with a line that names it or says why not: wgpu's best adapter, or the one whose number
+/// is in the variable `UNCLIP_ADAPTER`, on its own clock where it has one; and the first card of CUDA.
+pub fn gpus() -> Vec<Subject> {
+    let mut found = Vec::new();
+    #[cfg(feature = "wgpu")]
+    {
+        use unclip::backend::wgpu::{Choice, Kind, Options, Wgpu};
+        let number = std::env::var("UNCLIP_ADAPTER").ok().and_then(|n| n.parse().ok());
+        let adapter = number.map_or(Choice::Best, Choice::Number);
+        let open = |profile| Wgpu::new(Options { adapter, profile, ..Options::default() });
+        match open(true).or_else(|_| open(false)) {
+            Ok(wgpu) => {
+                println!("wgpu: {}", wgpu.adapter());
+                let fast = wgpu.adapter().kind != Kind::Software;
+                found.push(Subject::new("wgpu", wgpu, fast));
+            }
+            Err(reason) => println!("wgpu skipped: {reason}"),
+        }
+    }
+    #[cfg(feature = "cuda")]
+    match unclip::backend::cuda::Cuda::new(0) {
+        Ok(cuda) => {
+            println!("cuda: {}", cuda.name());
+            found.push(Subject::new("cuda", cuda, true));
+        }
+        Err(reason) => println!("cuda skipped: {reason}"),
+    }
+    found
+}
+
+/// Criterion's settings for work of milliseconds, before those of the command line.
+pub fn criterion() -> Criterion {
+    Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+        .configure_from_args()
+}
+
+/// The best time of every case on one back end.
+#[derive(Default)]
+pub struct Table(Vec<(String, Cost, f64)>);
+
+impl Table {
+    /// One benchmark: the varying part of an executable, which is prepared when the filter lets it run.
+    pub fn bench(
+        &mut self,
+        group: &mut BenchmarkGroup<'_, WallTime>,
+        (case, subject): (&str, &Subject),
+        plan: &Cost,
+        prepare: impl Fn(&dyn Backend) -> unclip::Result<Box<dyn Executable>>,
+    ) {
+        // Criterion prints operations as elements: `Gelem/s` reads as GFLOP/s.
+        group.throughput(match plan.flops {
+            0 => Throughput::Bytes(plan.bytes),
+            flops => Throughput::ElementsAndBytes { elements: flops, bytes: plan.bytes },
+        });
+        let (mut executable, mut best) = (None, f64::INFINITY);
+        group.bench_function(&subject.name, |bencher| {
+            let executable = executable
+                .get_or_insert_with(|| prepare(subject.backend.as_ref()).expect("the back end can do every case"));
+            bencher.iter_custom(|count| {
+                // Some drivers' clocks stand still within a short kernel.
+                let seconds = rounds(executable.as_mut(), count).expect("the step runs").max(1e-9);
+                best = best.min(seconds / count as f64);
+                Duration::from_secs_f64(seconds)
+            });
+        });
+        if let Some(executable) = executable {
+            self.0.push((case.to_owned(), cost(executable.as_ref()), best));
+        }
+    }
+
+    /// Prints all rates, and shares of the roofline where the back end knows it. Nothing, if nothing ran.
+    pub fn print(&self, subject: &Subject) {
+        if self.0.is_empty() {
+            return;
+        }
+        let roofline = subject.backend.roofline();
+        println!("\n{}", subject.backend.name());
+        if let Some(Roofline { flops, bytes }) = roofline {
+            println!("peak {:.0} GFLOP/s, memory {:.1} GB/s", flops / 1e9, bytes / 1e9);
+        }
+        for (name, cost, best) in &self.0 {
+            let share =
+                roofline.map(|roofline| roofline.share(cost, *best)).map_or(String::new(), |(share, compute)| {
+                    format!("{:4.0} % of {}", 100.0 * share, if compute { "peak" } else { "memory" })
+                });
+            let (flops, bytes) = (cost.flops as f64 / best / 1e9, cost.bytes as f64 / best / 1e9);
+            println!("{name:40} {:10.3} ms {flops:8.1} GFLOP/s {bytes:7.1} GB/s  {share}", best * 1e3);
+        }
+    }
+}

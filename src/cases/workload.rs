@@ -1,0 +1,174 @@
+//! Anything that can be timed, and how long it took.
+
+use super::models::{self, ModelCase, Size};
+use super::ops::{self, Case};
+use crate::backend::{Backend, Executable};
+use crate::error::Result;
+use crate::plan::{Cost, Element};
+use std::time::{Duration, Instant};
+
+/// An operation or one sampling step of a network.
+#[derive(Clone, Debug)]
+pub enum Workload {
+    /// One operation.
+    Op(Case),
+    /// One sampling step, for one picture.
+    Model(ModelCase),
+}
+
+/// All operations, then all networks.
+pub fn workloads() -> Vec<Workload> {
+    let models = models::all().into_iter().map(Workload::Model);
+    ops::all().into_iter().map(Workload::Op).chain(models).collect()
+}
+
+impl Workload {
+    /// `linear/prior-up`, `decoder/karlo`.
+    pub fn name(&self) -> String {
+        match self {
+            Workload::Op(case) => case.name.clone(),
+            Workload::Model(case) => case.name(),
+        }
+    }
+
+    /// What comes before the slash.
+    pub fn stem(&self) -> &str {
+        match self {
+            Workload::Op(case) => case.name.split('/').next().unwrap_or_default(),
+            Workload::Model(case) => case.network.name(),
+        }
+    }
+
+    /// Whether it takes a fast device to be done in moments.
+    pub fn heavy(&self) -> bool {
+        match self {
+            Workload::Op(case) => case.heavy,
+            Workload::Model(case) => case.size == Size::Karlo,
+        }
+    }
+
+    /// Compiled, with every input filled: ready for [`time`]. A network's weights are stored as `stored`, an operation's
+    /// as its case says.
+    ///
+    /// # Errors
+    /// The back end cannot do it.
+    pub fn prepare(&self, backend: &dyn Backend, stored: Element) -> Result<Box<dyn Executable>> {
+        match self {
+            Workload::Op(case) => case.problem().prepare(backend),
+            Workload::Model(case) => case.prepare(1, stored, backend),
+        }
+    }
+}
+
+/// What one step of an executable costs.
+pub fn cost(executable: &dyn Executable) -> Cost {
+    let plan = executable.plan();
+    plan.cost(plan.parts().1)
+}
+
+/// Seconds of one step, from several samples.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Timing {
+    /// In ascending order; never empty.
+    samples: Vec<f64>,
+}
+
+impl Timing {
+    /// The middle one.
+    pub fn median(&self) -> f64 {
+        self.samples[self.samples.len() / 2]
+    }
+
+    /// What a quarter of the samples fall below, and what a quarter exceed.
+    pub fn quartiles(&self) -> [f64; 2] {
+        let last = self.samples.len() - 1;
+        [self.samples[last / 4], self.samples[last - last / 4]]
+    }
+
+    /// The shortest.
+    pub fn least(&self) -> f64 {
+        self.samples[0]
+    }
+
+    /// The longest.
+    pub fn most(&self) -> f64 {
+        self.samples[self.samples.len() - 1]
+    }
+
+    /// How many there are.
+    pub fn samples(&self) -> usize {
+        self.samples.len()
+    }
+}
+
+/// Samples that are taken whatever the budget.
+const LEAST_SAMPLES: usize = 5;
+/// A sample's length: enough for the clock, and for what submitting work costs to be a small part.
+const SAMPLE: f64 = 4e-3;
+
+/// Times the varying part of an executable for about so long, after a run that does not count; at least five samples.
+///
+/// # Errors
+/// The device failed.
+pub fn time(executable: &mut dyn Executable, budget: Duration) -> Result<Timing> {
+    let first = rounds(executable, 1)?.max(1e-9);
+    let many = (SAMPLE / first).ceil().max(1.0) as u64;
+    if many > 1 {
+        // The first run may have compiled something; the clock of a second tells more.
+        rounds(executable, many)?;
+    }
+    let started = Instant::now();
+    let mut samples = Vec::new();
+    while samples.len() < LEAST_SAMPLES || started.elapsed() < budget {
+        samples.push(rounds(executable, many)? / many as f64);
+    }
+    samples.sort_by(f64::total_cmp);
+    Ok(Timing { samples })
+}
+
+/// Seconds of so many steps in a row: by the device's clock if the executable measures, else from the first call until the
+/// device has done everything.
+///
+/// # Errors
+/// The device failed.
+pub fn rounds(executable: &mut dyn Executable, count: u64) -> Result<f64> {
+    let device = |executable: &dyn Executable| executable.profile().map(|steps| steps.iter().sum::<f64>());
+    let before = device(executable);
+    let started = Instant::now();
+    for _ in 0..count {
+        executable.run_step(0)?;
+    }
+    executable.finish()?;
+    let elapsed = started.elapsed().as_secs_f64();
+    Ok(match (before, device(executable)) {
+        (Some(before), Some(after)) => after - before,
+        _ => elapsed,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::Cpu;
+
+    #[test]
+    fn names_are_unique_and_begin_with_the_stem() {
+        let mut names: Vec<String> = workloads().iter().map(Workload::name).collect();
+        assert!(workloads().iter().all(|w| w.name().starts_with(&format!("{}/", w.stem()))));
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn a_tiny_network_is_timed() {
+        let cpu = Cpu::new(1).unwrap();
+        let tiny = workloads().into_iter().find(|w| w.name() == "prior/tiny").unwrap();
+        let mut executable = tiny.prepare(&cpu, Element::F32).unwrap();
+        let timing = time(executable.as_mut(), Duration::ZERO).unwrap();
+        assert_eq!(timing.samples(), LEAST_SAMPLES);
+        assert!(0.0 < timing.least() && timing.least() <= timing.median() && timing.median() <= timing.most());
+        assert!(cost(executable.as_ref()).flops > 100_000);
+    }
+}
