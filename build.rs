@@ -158,6 +158,8 @@ mod kernels {
         environment.add_function("list", list);
         environment.add_function("load", load);
         environment.add_function("store", store);
+        environment.add_function("load_vector", load_vector);
+        environment.add_function("store_vector", store_vector);
         let shared = shared.to_path_buf();
         let piece = move |state: &State, name: &str, variables: Kwargs| -> Result<String, Error> {
             let file = shared.join(name).with_extension("ptx");
@@ -192,6 +194,56 @@ mod kernels {
         match kind {
             "f32" => format!("{guard}st.global.f32 [{at}], {from};"),
             half => format!("cvt.rn.{half}.f32 %bits, {from};\n    {guard}st.global.b16 [{at}], %bits;"),
+        }
+    }
+
+    /// Instructions that read neighbours in memory of the `space`, `global.nc` or `shared`, to the registers of a list of
+    /// one, two or four as f32; halves by way of the 32-bit registers `%pair0` and `%pair1` and of `%low` and `%high`, one
+    /// alone, which can only be in global memory, by way of `%bits`.
+    fn load_vector(kind: &str, space: &str, to: &str, at: &str) -> String {
+        let registers: Vec<&str> = to.split(", ").collect();
+        match (kind, registers.len()) {
+            ("f32", 1) => format!("ld.{space}.f32 {to}, [{at}];"),
+            (_, 1) => load(kind, to, at, None),
+            ("f32", count) => format!("ld.{space}.v{count}.f32 {{{to}}}, [{at}];"),
+            (_, count) => {
+                let mut lines = vec![match count {
+                    2 => format!("ld.{space}.b32 %pair0, [{at}];"),
+                    _ => format!("ld.{space}.v2.b32 {{%pair0, %pair1}}, [{at}];"),
+                }];
+                for (n, to) in registers.chunks(2).enumerate() {
+                    lines.push(format!("mov.b32 {{%low, %high}}, %pair{n};"));
+                    for (half, to) in ["%low", "%high"].iter().zip(to) {
+                        lines.push(match kind {
+                            "f16" => format!("cvt.f32.f16 {to}, {half};"),
+                            // The upper half of an f32.
+                            _ => format!("mov.b32 {to}, {{0, {half}}};"),
+                        });
+                    }
+                }
+                lines.join("\n    ")
+            }
+        }
+    }
+
+    /// Instructions that round the registers of a list of one, two or four to some type and write them as neighbours to
+    /// global memory; by way of the same registers as [`load_vector`].
+    fn store_vector(kind: &str, at: &str, from: &str) -> String {
+        let registers: Vec<&str> = from.split(", ").collect();
+        match (kind, registers.len()) {
+            (_, 1) => store(kind, at, from, None),
+            ("f32", count) => format!("st.global.v{count}.f32 [{at}], {{{from}}};"),
+            (_, count) => {
+                let pairs = registers.chunks(2).enumerate();
+                // The second operand goes to the lower half.
+                let mut lines: Vec<String> =
+                    pairs.map(|(n, from)| format!("cvt.rn.{kind}x2.f32 %pair{n}, {}, {};", from[1], from[0])).collect();
+                lines.push(match count {
+                    2 => format!("st.global.b32 [{at}], %pair0;"),
+                    _ => format!("st.global.v2.b32 [{at}], {{%pair0, %pair1}};"),
+                });
+                lines.join("\n    ")
+            }
         }
     }
 }

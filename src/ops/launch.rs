@@ -22,14 +22,15 @@ pub struct Launch {
     pub tensors: Vec<Operand>,
     /// Sizes, codes and factors.
     pub scalars: Vec<Scalar>,
-    /// How tensors are copied in tiles, where the kernel has units for that.
+    /// What is brought on chip, where the kernel asks for more than it declares.
     pub tiling: Option<Tiling>,
 }
 
-/// What a launch has whose kernel copies tiles of tensors by itself.
+/// What a launch has whose kernel keeps parts of tensors in shared memory of a size that the launch chooses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tiling {
-    /// For each of the first tensors how it is walked through; the kernel has these in place of their addresses.
+    /// For each of the first tensors how it is walked through in tiles, if units for that copy it; the kernel has these in
+    /// place of their addresses.
     pub walks: Vec<Walk>,
     /// Shared memory of a block beside what the kernel declares.
     pub shared_bytes: u32,

@@ -1,5 +1,5 @@
 use super::launch::{rows, spread};
-use super::{Keep, Launch, Operand, Operation, Tiles, count, elements, require, width};
+use super::{Factors, Keep, Launch, Operand, Operation, Tiles, count, elements, require, width};
 
 /// Normalises each row over its features, then scales and shifts.
 ///
@@ -41,5 +41,12 @@ impl Operation for LayerNorm {
         let scalars = vec![rows(output).into(), width(output).into(), self.eps.into()];
         let grid = spread(rows(output));
         vec![Launch { stem: "layer_norm", entry: "layer_norm", threads: 256, grid, tensors, scalars, tiling: None }]
+    }
+
+    fn ptx(&self, inputs: &[&[usize]], output: &[usize], _: Factors) -> Vec<Launch> {
+        let mut launches = self.wgsl(inputs, output, Tiles::Shared);
+        // Features are read four at a time where all rows begin at a multiple of four.
+        launches[0].entry = if width(output).is_multiple_of(4) { "layer_norm_4" } else { "layer_norm_1" };
+        launches
     }
 }

@@ -16,6 +16,16 @@ pub enum Factors {
     Warpgroup,
 }
 
+impl Factors {
+    /// Bytes of an element in the storage type that goes with it.
+    pub(super) fn size_bytes(self) -> usize {
+        match self {
+            Factors::Single | Factors::Tensor => 4,
+            Factors::Half | Factors::Warpgroup => 2,
+        }
+    }
+}
+
 /// A product with `rows` rows and `columns` columns by one of three kernels, in the order of [`Tiles`]; stem and entry
 /// point of each.
 pub(super) fn product(kernels: [[&'static str; 2]; 3], tiles: Tiles, rows: usize, columns: usize) -> Launch {
