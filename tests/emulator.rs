@@ -274,6 +274,19 @@ fn requests_are_counted_in_sectors_bytes_and_conflicts() {
 }
 
 #[test]
+fn what_is_read_again_of_a_small_tensor_comes_from_a_cache() {
+    let count = |words: usize| {
+        let body = "ld.global.u32 a0, [x0]; ld.global.u32 a1, [x0+4]; st.global.u32 [py], a1;";
+        run(&module(32, 0, body), [1; 3], &vec![0; words], 32, 0).unwrap().1
+    };
+    // 32 threads read two words each; a tensor of two is then read once, and of one of 16 KiB there is more to read.
+    let [tiny, small, large] = [2, 4096, 4097].map(count);
+    assert_eq!((tiny.global_read_bytes, tiny.cached_read_bytes, tiny.moved_bytes()), (256, 248, 8 + 128));
+    assert_eq!((small.cached_read_bytes, small.moved_bytes()), (0, 256 + 128));
+    assert_eq!((large.cached_read_bytes, large.moved_bytes()), (0, 256 + 128));
+}
+
+#[test]
 fn unknown_instructions_are_named() {
     for (instruction, name) in [
         ("frobnicate.u32 d0, a0;", "frobnicate.u32"),

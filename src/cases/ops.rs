@@ -365,6 +365,7 @@ fn pointwise() -> Vec<Case> {
         case("scale-shift-rows", Pointwise::ScaleShift, vec![x(&[3, 7]), x(&[3, 14])]),
         case("clamp", Pointwise::Clamp { low: -1.0, high: 0.5 }, vec![x(&[2, 5, 7, 3])]),
         case("clamp-shared", Pointwise::Clamp { low: -1.0, high: 1.0 }, vec![x(&[1, 157, 151, 3])]),
+        case("add-decoder-64px", Pointwise::Add, vec![x(&[2, 64, 64, 320]), x(&[2, 64, 64, 320])]).heavy(),
         case("silu-decoder-64px", Pointwise::Activation(Silu), vec![x(&[2, 64, 64, 320])]).heavy(),
     ]
 }
@@ -425,23 +426,33 @@ fn resize() -> Vec<Case> {
 }
 
 fn sampler_step() -> Vec<Case> {
-    let mut cases = Vec::new();
     let row = [0.6, 0.8, 0.25, 0.7, 0.3, (0.02f32).ln(), (0.013f32).ln(), 1.0];
+    let case = |what: String, positions: usize, op: SamplerStep| {
+        let (b, channels) = (2, 3);
+        let wide = if op.variance == Variance::LearnedRange { 2 * channels } else { channels };
+        let doubled = if op.guidance.is_some() { 2 * b } else { b };
+        let coefficients = Input { shape: vec![8], fill: Fill::Fixed(row.to_vec()), stored: None };
+        let shape = [b, positions, channels];
+        let inputs = vec![x(&[doubled, positions, wide]), x(&shape), x(&shape), coefficients];
+        Case::new(format!("sampler_step/{what}"), op, inputs)
+    };
+    let mut cases = Vec::new();
     for (p, prediction) in [("eps", Prediction::Epsilon), ("sample", Prediction::Sample)] {
         for (v, variance) in [("fixed", Variance::FixedSmallLog), ("learned", Variance::LearnedRange)] {
             for (g, guidance) in [("plain", None), ("guided", Some(4.0))] {
                 for (c, clip) in [("free", None), ("clipped", Some(1.5))] {
-                    let (b, positions, channels) = (2, 5 * 7, 3);
-                    let wide = if variance == Variance::LearnedRange { 2 * channels } else { channels };
-                    let doubled = if guidance.is_some() { 2 * b } else { b };
-                    let coefficients = Input { shape: vec![8], fill: Fill::Fixed(row.to_vec()), stored: None };
-                    let shape = [b, positions, channels];
-                    let inputs = vec![x(&[doubled, positions, wide]), x(&shape), x(&shape), coefficients];
                     let op = SamplerStep { prediction, variance, clip, guidance };
-                    cases.push(Case::new(format!("sampler_step/{p}-{v}-{g}-{c}"), op, inputs));
+                    cases.push(case(format!("{p}-{v}-{g}-{c}"), 5 * 7, op));
                 }
             }
         }
     }
+    let op = SamplerStep {
+        prediction: Prediction::Epsilon,
+        variance: Variance::LearnedRange,
+        clip: Some(1.0),
+        guidance: Some(4.0),
+    };
+    cases.push(case("decoder-64px".to_owned(), 64 * 64, op).heavy());
     cases
 }

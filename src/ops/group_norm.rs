@@ -123,11 +123,11 @@ impl Operation for GroupNorm {
         let (members, positions) = (c / self.groups, elements(inputs[0]) / (images * c));
         let pairs = members.is_multiple_of(2);
         let group = Group { members, positions, pairs, size: if pairs { factors.size_bytes() } else { 4 } };
-        let [plain] = &self.wgsl(inputs, output, Tiles::Shared)[..] else { unreachable!("it is one launch") };
+        let plain = self.wgsl(inputs, output, Tiles::Shared).remove(0);
         let on_chip = |chip: &Chip| Some(Tiling { walks: Vec::new(), shared_bytes: chip.shared_bytes });
         if let Some(chip) = CHIPS.iter().find(|chip| chip.holds(members, positions * members * group.size)) {
             let entry = chip.entries[usize::from(group.pairs)];
-            return vec![Launch { entry, threads: chip.threads as u32, tiling: on_chip(chip), ..plain.clone() }];
+            return vec![Launch { entry, threads: chip.threads as u32, tiling: on_chip(chip), ..plain }];
         }
         let [part, span, parts] = group.parts();
         let sums = Operand::Scratch(3 * images * self.groups * parts);

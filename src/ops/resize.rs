@@ -1,4 +1,4 @@
-use super::{Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require};
+use super::{Factors, Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require};
 
 /// Changes the height and width of channels-last images. *Shapes* `[N, H, W, C]` gives `[N, H', W', C]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,6 +60,16 @@ impl Operation for Resize {
         let x = inputs[0];
         let scalars = [kind, x[1], x[2], x[3], output[1], output[2]].map(Scalar::from);
         vec![Launch::each("resize", elements(output), vec![Operand::Input(0), Operand::Output], scalars)]
+    }
+
+    fn ptx(&self, inputs: &[&[usize]], output: &[usize], _: Factors) -> Vec<Launch> {
+        let plain = self.wgsl(inputs, output, Tiles::Shared).remove(0);
+        if *self != Resize::NearestDouble {
+            return vec![plain];
+        }
+        // What a thread reads goes to four places.
+        let sizes = plain.scalars[1..].iter().copied();
+        vec![Launch::each("resize", elements(inputs[0]), plain.tensors, sizes)]
     }
 }
 

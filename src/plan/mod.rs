@@ -197,9 +197,10 @@ impl Plan {
             let written = self.values[step.output.0].size_bytes();
             let mut moved = written;
             for (i, input) in step.inputs.iter().enumerate() {
-                // A step that chooses rows does not read the whole table.
-                let chosen = matches!(step.op, Op::Embed(_)) && i == 0;
-                moved += if chosen { written } else { self.values[input.0].size_bytes() };
+                // A step that chooses does not read what it leaves.
+                let chosen = matches!(step.op, Op::Embed(_) | Op::Slice(_)) && i == 0;
+                let input = &self.values[input.0];
+                moved += if chosen { elements(output) * input.element.size_bytes() } else { input.size_bytes() };
             }
             cost.bytes += moved as u64;
         }

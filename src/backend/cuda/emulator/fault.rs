@@ -93,6 +93,8 @@ pub struct Counters {
     pub instructions: u64,
     /// Bytes that threads read of global memory.
     pub global_read_bytes: u64,
+    /// Those of them that come from a cache by any reckoning: what was read of a tensor of at most 16 KiB beyond its size.
+    pub cached_read_bytes: u64,
     /// Bytes that threads wrote to global memory.
     pub global_written_bytes: u64,
     /// Accesses to global memory, one for all threads of a warp.
@@ -108,6 +110,11 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Bytes that threads moved between the chip and global memory.
+    pub fn moved_bytes(&self) -> u64 {
+        self.global_read_bytes - self.cached_read_bytes + self.global_written_bytes
+    }
+
     /// Sectors of a request on average: 4 where 32 threads read 128 bytes in a row.
     pub fn sectors_per_request(&self) -> f64 {
         self.sectors as f64 / self.global_requests.max(1) as f64
@@ -118,6 +125,7 @@ impl std::ops::AddAssign for Counters {
     fn add_assign(&mut self, other: Counters) {
         self.instructions += other.instructions;
         self.global_read_bytes += other.global_read_bytes;
+        self.cached_read_bytes += other.cached_read_bytes;
         self.global_written_bytes += other.global_written_bytes;
         self.global_requests += other.global_requests;
         self.sectors += other.sectors;

@@ -6,12 +6,15 @@
 
 use super::fault::{Check, Outcome, stop};
 use crate::backend::cuda::device::Range;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 /// Addresses begin here; small numbers are never addresses.
 const FIRST: u64 = 0x10_0000_0000;
 /// Unused addresses behind every allocation.
 const GAP: u64 = 1 << 16;
+/// Tensors of so many bytes, which are vectors over channels and tables of coefficients, stay in the caches of all
+/// multiprocessors while a kernel runs.
+const CACHED: u64 = 16 << 10;
 
 struct Region {
     base: u64,
@@ -109,7 +112,7 @@ impl Memory {
         let window = |range: &Range| {
             let none = || format!("{} bytes at {:#x} are not allocated", range.bytes, range.address);
             let (region, _) = self.region(range.address, range.bytes).ok_or_else(none)?;
-            Ok(Window { range: *range, region })
+            Ok(Window { range: *range, region, read_bytes: AtomicU64::new(0) })
         };
         let windows = ranges.iter().map(window).collect::<Result<Vec<_>, String>>()?;
         Ok(Tensors { windows, uses: ranges.iter().filter(|range| range.written).map(Uses::new).collect() })
@@ -120,12 +123,28 @@ impl Memory {
 struct Window<'a> {
     range: Range,
     region: &'a Region,
+    /// What threads have read of it; only counted if it is small.
+    read_bytes: AtomicU64,
+}
+
+impl Window<'_> {
+    fn is_cached(&self) -> bool {
+        self.range.bytes <= CACHED
+    }
 }
 
 /// The tensors of a launch, and who has used those that it writes.
 pub(super) struct Tensors<'a> {
     windows: Vec<Window<'a>>,
     uses: Vec<Uses>,
+}
+
+impl Tensors<'_> {
+    /// What was read of small tensors beyond once all of them.
+    pub fn cached_read_bytes(&self) -> u64 {
+        let again = |w: &Window<'_>| w.read_bytes.load(Relaxed).saturating_sub(w.range.bytes);
+        self.windows.iter().map(again).sum()
+    }
 }
 
 /// The same as one block sees them.
@@ -254,6 +273,9 @@ pub(super) fn load(global: &Global<'_>, address: u64, bytes: u64, lane: usize) -
 
 fn read(global: &Global<'_>, address: u64, bytes: u64, lane: usize) -> Outcome<[u32; 4]> {
     let window = find(&global.tensors.windows, address, bytes, false, lane)?;
+    if window.is_cached() {
+        window.read_bytes.fetch_add(bytes, Relaxed);
+    }
     let first = ((address - window.region.base) / 4) as usize;
     let mut out = [0; 4];
     let mask = if bytes < 4 { ((1u8 << bytes) - 1) << (address % 4) } else { 15 };

@@ -137,13 +137,14 @@ impl Machine {
             let [x, y, _] = grid.map(u64::from);
             [i % x, i / x % y, i / x / y].map(|n| n as u32)
         };
-        (0..blocks)
+        let counted = (0..blocks)
             .into_par_iter()
             .map_init(|| Block::new(kernel, &tensors, &parameters), |block, i| block.run(place(i), grid))
             .try_reduce(Counters::default, |mut sum, one| {
                 sum += one;
                 Ok(sum)
-            })
+            })?;
+        Ok(Counters { cached_read_bytes: tensors.cached_read_bytes(), ..counted })
     }
 }
 

@@ -1,0 +1,175 @@
+//! What the PTX kernels do for a case of every operation, as the emulator counts it, beside the least that any kernel
+//! must: the table of `PERFORMANCE.md`. Kernels that only move memory are held to a tenth more than that.
+#![cfg(feature = "cuda-emulator")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use unclip::backend::cuda::emulator::Counters;
+use unclip::backend::cuda::{Cuda, Precision};
+use unclip::cases;
+use unclip::ops::{Factors, Op, Operand, Operation, Resize};
+use unclip::plan::{Cost, Element, narrow};
+
+/// Most bytes that a kernel may move for each byte that must be.
+const MOST: f64 = 1.1;
+/// Group norms that do not fit on a chip are read a second time: three bytes for two, and the sums of their parts.
+const MOST_READ_TWICE: f64 = 1.55;
+/// Bicubic pictures: four by four taps in single precision for each element, which may be written in half precision. A
+/// picture before super-resolution is 48 KiB and fits into the caches that this count knows nothing of.
+const MOST_TAPS: f64 = 30.0;
+
+/// Products, whose time is arithmetic.
+const PRODUCTS: [&str; 6] = [
+    "linear/text-encoder-mlp",
+    "linear/large-tiles-even",
+    "conv2d/karlo-320",
+    "conv2d/karlo-640",
+    "attention/prior",
+    "attention/decoder-8px",
+];
+/// Operations that have nothing to do but move memory.
+const MOVES: [&str; 19] = [
+    "group_norm/karlo-320",
+    "group_norm/karlo-1280",
+    "group_norm/decoder-64px",
+    "group_norm/in-parts",
+    "layer_norm/text-encoder",
+    "layer_norm/image-encoder",
+    "layer_norm/prior-batch",
+    "pointwise/silu-shared",
+    "pointwise/add-decoder-64px",
+    "pointwise/add-channels",
+    "pointwise/scale-shift",
+    "concat/skip",
+    "slice/shared",
+    "embed/text-tokens",
+    "embed/time-shifts",
+    "resize/double",
+    "resize/halve",
+    "resize/bicubic-picture",
+    "sampler_step/decoder-64px",
+];
+
+/// A line of the table.
+struct Row {
+    kernels: Vec<String>,
+    counted: Counters,
+    least: Cost,
+}
+
+const HEAD: &str = "| case | kernels | MFLOP | instructions, thousands | least KiB | moved KiB | ratio | \
+                    cached KiB | sectors a request |\n|---|---|---|---|---|---|---|---|---|";
+
+impl Row {
+    fn ratio(&self) -> f64 {
+        self.counted.moved_bytes() as f64 / self.least.bytes as f64
+    }
+
+    fn print(&self, case: &str, precision: &str) {
+        let Row { kernels, counted, least } = self;
+        println!(
+            "| {case}, {precision} | {} | {:.1} | {:.1} | {:.0} | {:.0} | {:.2} | {:.0} | {:.1} |",
+            kernels.join(", "),
+            least.flops as f64 / 1e6,
+            counted.instructions as f64 / 1e3,
+            least.bytes as f64 / 1024.0,
+            counted.moved_bytes() as f64 / 1024.0,
+            self.ratio(),
+            counted.cached_read_bytes as f64 / 1024.0,
+            counted.sectors_per_request()
+        );
+    }
+}
+
+/// Runs a case and counts its step, without the copies that bring its inputs to the storage type.
+fn count(name: &str, backend: Cuda, precision: Precision, storage: Element) -> Row {
+    let backend = backend.with_precision(precision);
+    let problem = cases::named(name).problem();
+    problem.run(&backend).unwrap();
+    let plan = narrow(problem.plan(), storage);
+    let steps: Vec<_> = plan.steps.iter().filter(|step| step.label == "case").cloned().collect();
+    let copies = format!("concat_f32_{}", storage.name());
+    let is_copy = |entry: &str| plan.steps.len() > steps.len() && entry == copies;
+    let ran = backend.counters().into_iter().filter(|(entry, ..)| !is_copy(entry));
+    let (kernels, counted): (Vec<String>, Vec<Counters>) = ran.map(|(entry, _, counted)| (entry, counted)).unzip();
+    Row { kernels, counted: counted.into_iter().sum(), least: plan.cost(&steps) }
+}
+
+/// What a case may move.
+fn most(name: &str, kernels: &[String]) -> f64 {
+    match cases::named(name).op {
+        Op::GroupNorm(_) if kernels.len() > 1 => MOST_READ_TWICE,
+        Op::Resize(Resize::Bicubic { .. }) => MOST_TAPS,
+        _ => MOST,
+    }
+}
+
+#[test]
+fn operations_without_products_move_little_more_than_they_must() {
+    println!("{HEAD}");
+    let mut failures = Vec::new();
+    for name in MOVES {
+        for precision in [Precision::F32, Precision::F16, Precision::Bf16] {
+            let (storage, label) = match precision {
+                Precision::F16 => (Element::F16, "f16"),
+                Precision::Bf16 => (Element::Bf16, "bf16"),
+                _ => (Element::F32, "f32"),
+            };
+            let row = count(name, Cuda::emulator(), precision, storage);
+            row.print(name, label);
+            let most = most(name, &row.kernels);
+            if row.ratio() > most {
+                failures.push(format!("{name} in {label}: {:.2} times the least, and {most} is allowed", row.ratio()));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// `product_sum` adds up what `parts` launches of a product have left: each number once, and what comes behind.
+#[test]
+fn parts_of_products_are_added_up_by_moving_little_more_than_they_are() {
+    for name in ["linear/prior-down", "conv2d/karlo-320"] {
+        let problem = cases::named(name).problem();
+        let shapes = problem.shapes();
+        let output = problem.op.shape(&shapes).unwrap();
+        let plan = narrow(problem.plan(), Element::F16);
+        let step = plan.steps.last().unwrap();
+        let launches = problem.op.ptx(&shapes, &output, Factors::Half);
+        let launch = launches.iter().find(|launch| launch.stem == "product_sum").unwrap();
+        let mut tensors = launch.tensors.clone();
+        tensors.retain(|tensor| *tensor != Operand::Input(0));
+        let least = tensors.into_iter().map(|tensor| match tensor {
+            Operand::Input(i) | Operand::Packed(i) => plan.values[step.inputs[i].0].size_bytes(),
+            Operand::Output => plan.values[step.output.0].size_bytes(),
+            Operand::Scratch(numbers) => 4 * numbers,
+        });
+        let least: usize = least.sum();
+        let backend = Cuda::emulator().with_precision(Precision::F16);
+        problem.run(&backend).unwrap();
+        let counters = backend.counters();
+        let (entry, _, counted) = counters.iter().find(|(entry, ..)| entry.starts_with("product_sum")).unwrap();
+        let ratio = counted.moved_bytes() as f64 / least as f64;
+        println!("{entry} for {name}: {} bytes of at least {least}, {ratio:.2}", counted.moved_bytes());
+        assert!(ratio <= MOST, "{name}: {ratio:.2}");
+    }
+}
+
+#[test]
+fn products_on_tensor_cores_take_a_third_of_the_instructions_or_fewer() {
+    println!("{HEAD}");
+    for name in PRODUCTS {
+        let rows = [
+            (Cuda::emulator(), Precision::F32, Element::F32, "f32"),
+            (Cuda::emulator(), Precision::Tf32, Element::F32, "tf32"),
+            (Cuda::emulator(), Precision::F16, Element::F16, "f16"),
+            (Cuda::hopper_emulator(), Precision::F16, Element::F16, "f16 on sm_90"),
+        ]
+        .map(|(backend, precision, storage, label)| {
+            let row = count(name, backend, precision, storage);
+            row.print(name, label);
+            row.counted.instructions
+        });
+        let [single, _, half, warpgroups] = rows;
+        assert!(3 * half <= single && 3 * warpgroups <= single, "{name}: {rows:?} instructions");
+    }
+}
