@@ -65,7 +65,10 @@ fn every_kernel_file_is_in_the_back_end_and_every_operation_has_one() {
     assert_eq!(files, operations);
     for stem in files {
         let file = folder("kernels").join(&stem).with_extension("ptx");
-        assert!(std::fs::read_to_string(file).unwrap().lines().count() <= 600, "{stem}.ptx is too long");
+        let text = std::fs::read_to_string(file).unwrap();
+        assert!(text.lines().count() <= 600, "{stem}.ptx is too long");
+        let mut comments = text.lines().filter(|l| l.trim_start().starts_with("//") && !l.contains("//%"));
+        assert_eq!(comments.find(|l| l.chars().count() > 120), None, "{stem}.ptx: a comment is too wide");
     }
 }
 
