@@ -6,12 +6,10 @@
 mod support;
 
 use support::golden::MODEL;
-use support::pictures::{Steps, agree, decibels, run, run_on_cpu};
+use support::pictures::{Steps, TRAINED, agree, decibels, run, run_on_cpu};
 use unclip::backend::Backend;
 use unclip::backend::cuda::{Cuda, Precision};
 use unclip::pipeline::Trace;
-
-const TRAINED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/default");
 
 /// As many steps as it takes to replay every loop and both enlarging networks.
 const STEPS: Steps = [Some(5), Some(4), Some(3)];

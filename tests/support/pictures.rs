@@ -7,7 +7,10 @@ use unclip::image::Image;
 use unclip::pipeline::{Pipeline, Request, Trace};
 use unclip::weights::{Checkpoint, LoadOptions};
 
-/// What the tiny checkpoint is asked for.
+/// The trained model that ships.
+pub const TRAINED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/default");
+
+/// What whole checkpoints are asked for.
 pub const PROMPTS: [&str; 2] = ["a red frog on a green leaf", "An oil painting of Łódź at night, 1999!"];
 /// How the names of a stage's tensors begin.
 pub const STAGES: [&str; 6] = ["text/", "uncond/", "prior/", "text_proj/", "decoder/", "super_res/"];
