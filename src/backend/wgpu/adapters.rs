@@ -1,6 +1,7 @@
 //! Which adapters there are, and which one is meant.
 
 use crate::error::{Error, Result};
+use crate::ops::Tiles;
 use std::fmt;
 
 /// What an adapter is made of.
@@ -55,6 +56,24 @@ pub struct Adapter {
     pub lanes: Option<u32>,
     /// Whether kernels can be timed on the adapter's own clock.
     pub timestamps: bool,
+}
+
+impl Adapter {
+    /// How products share their operands: what is asked for if the adapter can do it, or else what suits it.
+    ///
+    /// The kernels whose lanes read for each other count on subgroups of eight that are all there. Eight must therefore
+    /// be the least and the most that the driver can make of any kernel; and because workgroups of these kernels hold
+    /// 64 invocations, a multiple of eight, no subgroup is left with fewer.
+    pub(super) fn tiles(&self, asked: Option<Tiles>, subgroups: bool) -> Tiles {
+        let lanes = subgroups && self.subgroups && self.lanes == Some(8);
+        match asked {
+            Some(Tiles::Lanes) if !lanes => Tiles::Registers,
+            Some(tiles) => tiles,
+            None if self.kind != Kind::Software => Tiles::Shared,
+            None if lanes => Tiles::Lanes,
+            None => Tiles::Registers,
+        }
+    }
 }
 
 impl fmt::Display for Adapter {
@@ -152,4 +171,46 @@ pub(super) fn choose(choice: Choice) -> Result<(wgpu::Adapter, Adapter)> {
         Choice::Number(n) => none(format!("there is no adapter {n}; the last of {count} is {}", count - 1)),
         _ => none("no GPU, only a software adapter".to_owned()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapter(kind: Kind, subgroups: bool, lanes: Option<u32>) -> Adapter {
+        Adapter {
+            number: 0,
+            name: "made up".to_owned(),
+            driver: String::new(),
+            interface: String::new(),
+            kind,
+            largest_tensor: 1 << 27,
+            workgroup_memory: 16_384,
+            f16: false,
+            subgroups,
+            lanes,
+            timestamps: false,
+        }
+    }
+
+    #[test]
+    fn lanes_read_for_each_other_only_where_every_subgroup_has_eight() {
+        let all = [Kind::Discrete, Kind::Integrated, Kind::Virtual, Kind::Software, Kind::Other];
+        for kind in all {
+            let otherwise = if kind == Kind::Software { Tiles::Registers } else { Tiles::Shared };
+            // Others: more, fewer, and a driver that decides for each kernel.
+            for (subgroups, lanes) in [(true, Some(32)), (true, Some(4)), (true, None), (false, Some(8))] {
+                let adapter = adapter(kind, subgroups, lanes);
+                assert_eq!(adapter.tiles(Some(Tiles::Lanes), true), Tiles::Registers, "{adapter:?}");
+                assert_eq!(adapter.tiles(None, true), otherwise, "{adapter:?}");
+            }
+            let eight = adapter(kind, true, Some(8));
+            assert_eq!(eight.tiles(Some(Tiles::Lanes), true), Tiles::Lanes);
+            assert_eq!(eight.tiles(Some(Tiles::Lanes), false), Tiles::Registers);
+            assert_eq!(eight.tiles(Some(Tiles::Shared), true), Tiles::Shared);
+            assert_eq!(eight.tiles(None, false), otherwise);
+        }
+        assert_eq!(adapter(Kind::Software, true, Some(8)).tiles(None, true), Tiles::Lanes);
+        assert_eq!(adapter(Kind::Discrete, true, Some(8)).tiles(None, true), Tiles::Shared);
+    }
 }

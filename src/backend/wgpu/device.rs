@@ -4,11 +4,11 @@
 //! first failure, and whoever did something asks for it afterwards with [`Device::check`]. What was created meanwhile
 //! is invalid but harmless.
 
-use super::adapters::{self, Adapter, Choice, Kind};
+use super::adapters::{self, Adapter, Choice};
 use super::cache::Cache;
 use super::shaders::{Variant, render};
 use crate::error::{Error, Result};
-use crate::ops::{Launch, Operand, Tiles};
+use crate::ops::{Launch, Operand};
 use crate::plan::Element;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -106,18 +106,6 @@ impl Device {
         let limits = device.limits();
         let counters = Counters::default();
         Ok(Device { device, queue, adapter, limits, counters, fault, pipelines: Mutex::default(), cache: None })
-    }
-
-    /// How products share their operands: what is asked for if the adapter can do it, or else what suits it.
-    pub fn tiles(&self, asked: Option<Tiles>, subgroups: bool) -> Tiles {
-        let lanes = subgroups && self.adapter.subgroups && self.adapter.lanes == Some(8);
-        match asked {
-            Some(Tiles::Lanes) if !lanes => Tiles::Registers,
-            Some(tiles) => tiles,
-            None if self.adapter.kind != Kind::Software => Tiles::Shared,
-            None if lanes => Tiles::Lanes,
-            None => Tiles::Registers,
-        }
     }
 
     pub fn error(&self, reason: impl Into<String>) -> Error {

@@ -97,7 +97,7 @@ impl Wgpu {
 impl Backend for Wgpu {
     fn name(&self) -> String {
         let storage = self.options.storage.name();
-        let tiles = self.device.tiles(self.options.tiles, self.options.subgroups);
+        let tiles = self.device.adapter.tiles(self.options.tiles, self.options.subgroups);
         let Adapter { number, name, .. } = &self.device.adapter;
         format!("wgpu:{number} ({name}, {storage}, operands in {tiles:?})")
     }
@@ -105,7 +105,7 @@ impl Backend for Wgpu {
     fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>> {
         let plan = narrow(plan, self.options.storage);
         let Options { tiles, subgroups, profile, .. } = self.options;
-        let kernels = Kernels { tiles: self.device.tiles(tiles, subgroups), subgroups, profile };
+        let kernels = Kernels { tiles: self.device.adapter.tiles(tiles, subgroups), subgroups, profile };
         let compiled = Compiled::new(Arc::clone(&self.device), plan, weights, kernels)?;
         if let Some(cache) = &self.device.cache {
             cache.save();
