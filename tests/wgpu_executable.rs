@@ -230,7 +230,7 @@ fn weights_of_a_random_plan_can_be_outputs_as_they_are_stored() {
 }
 
 #[test]
-fn kernels_are_kept_on_disk_and_a_damaged_file_is_ignored() {
+fn kernels_are_kept_on_disk_and_a_damaged_file_is_replaced() {
     if open(Element::F32).is_none() {
         return;
     }
@@ -246,9 +246,52 @@ fn kernels_are_kept_on_disk_and_a_damaged_file_is_ignored() {
         return;
     };
     let file = file.unwrap().path();
-    assert!(std::fs::metadata(&file).unwrap().len() > 0);
+    let kept = std::fs::read(&file).unwrap();
     assert_eq!(run(), first);
-    std::fs::write(&file, [7; 100]).unwrap();
-    assert_eq!(run(), first);
+    let mut one_byte = kept.clone();
+    one_byte[kept.len() / 2] ^= 1;
+    for damaged in [one_byte, kept[..kept.len() / 2].to_vec(), vec![7; 100], Vec::new()] {
+        std::fs::write(&file, &damaged).unwrap();
+        assert_eq!(run(), first);
+        assert_ne!(std::fs::read(&file).unwrap(), damaged, "what was damaged is replaced");
+    }
     assert!(std::fs::read_dir(&cache).unwrap().all(|f| f.unwrap().path() == file), "something was left behind");
+}
+
+/// The name of a cache's file keeps the drivers of an adapter apart.
+#[cfg(feature = "cli")]
+#[test]
+fn the_command_keeps_kernels_in_the_users_cache_and_does_without_where_it_cannot() {
+    let Some(backend) = open(Element::F32) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let picture = |cache: &std::path::Path| {
+        let (file, steps) = (folder.path().join("out.png"), ["--prior-steps", "--decoder-steps", "--super-res-steps"]);
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_engine"))
+            .args(["run", "-m", MODEL, "-p", "a", "--device", "wgpu", "-o"])
+            .arg(&file)
+            .args(steps.iter().flat_map(|flag| [flag, "2"]))
+            .env("XDG_CACHE_HOME", cache)
+            .env("HOME", cache)
+            .env("LOCALAPPDATA", cache)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let picture = std::fs::read(&file).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        picture
+    };
+    let no_folder = folder.path().join("no folder");
+    std::fs::write(&no_folder, "").unwrap();
+    let first = picture(&no_folder);
+    let cache = folder.path().join("cache");
+    assert_eq!(picture(&cache), first);
+    let kernels = if cfg!(target_os = "macos") { "Library/Caches/unclip/kernels" } else { "unclip/kernels" };
+    let Ok(mut kept) = std::fs::read_dir(cache.join(kernels)) else {
+        println!("skipped: the adapter does not say what it compiled");
+        return;
+    };
+    let name = kept.next().unwrap().unwrap().file_name().into_string().unwrap();
+    let release = backend.adapter().driver.split_whitespace().last().unwrap_or_default();
+    assert!(kept.next().is_none() && name.ends_with(&release.replace(['(', ')'], "_")), "{name}, {release}");
+    assert_eq!(picture(&cache), first);
 }

@@ -1,6 +1,8 @@
 //! Where to compute: `--device`, and `engine devices`.
 
 use super::args::{DeviceArguments, Dtype};
+#[cfg(feature = "wgpu")]
+use std::{ffi::OsString, path::PathBuf};
 use unclip::backend::Backend;
 use unclip::backend::cpu::Cpu;
 #[cfg(feature = "wgpu")]
@@ -84,7 +86,23 @@ fn gpu(number: Option<usize>, dtype: Dtype, software: bool) -> Result<Box<dyn Ba
     if matches!(dtype, Dtype::Bf16 | Dtype::Tf32) {
         return Err(Error::request("--dtype", "bf16 and tf32 are for --device cuda; wgpu stores f32 or f16"));
     }
-    Ok(Box::new(Wgpu::new(wgpu::Options { adapter, storage: dtype.storage(), ..wgpu::Options::default() })?))
+    let device = Wgpu::new(wgpu::Options { adapter, storage: dtype.storage(), ..wgpu::Options::default() })?;
+    Ok(Box::new(match cache_folder(|name| std::env::var_os(name)) {
+        Some(folder) => device.cache_kernels(&folder.join("unclip").join("kernels")),
+        None => device,
+    }))
+}
+
+/// Where a user's programs keep what they can make again. Relative paths are no folders of the user's.
+#[cfg(feature = "wgpu")]
+fn cache_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let folder = |name| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let in_home = |below| Some(folder("HOME")?.join(below));
+    match std::env::consts::OS {
+        "windows" => folder("LOCALAPPDATA"),
+        "macos" => in_home("Library/Caches"),
+        _ => folder("XDG_CACHE_HOME").or_else(|| in_home(".cache")),
+    }
 }
 
 #[cfg(not(feature = "wgpu"))]
@@ -181,5 +199,17 @@ mod tests {
         for wrong in ["", "gpu", "wgpu:", "wgpu:-1", "CPU", "cpu:1", "cuda-emulator:0"] {
             assert!(wrong.parse::<Device>().unwrap_err().contains("engine devices"), "{wrong}");
         }
+    }
+
+    #[cfg(all(feature = "wgpu", target_os = "linux"))]
+    #[test]
+    fn the_cache_is_in_the_folder_that_the_user_named_or_else_at_home() {
+        let with = |set: &[(&str, &str)]| cache_folder(|name| set.iter().find(|s| s.0 == name).map(|s| s.1.into()));
+        let (own, home) = (("XDG_CACHE_HOME", "/fast"), ("HOME", "/home/a"));
+        assert_eq!(with(&[home, own]), Some("/fast".into()));
+        assert_eq!(with(&[home]), Some("/home/a/.cache".into()));
+        assert_eq!(with(&[home, ("XDG_CACHE_HOME", "here")]), Some("/home/a/.cache".into()));
+        assert_eq!(with(&[home, ("XDG_CACHE_HOME", "")]), Some("/home/a/.cache".into()));
+        assert_eq!(with(&[]), None);
     }
 }

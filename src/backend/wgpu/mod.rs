@@ -76,7 +76,7 @@ impl Wgpu {
     /// compiled.
     pub fn cache_kernels(mut self, folder: &Path) -> Wgpu {
         if let Some(device) = Arc::get_mut(&mut self.device) {
-            let cache = Cache::open(&device.device, folder);
+            let cache = Cache::open(&device.device, &device.adapter, folder);
             // What is wrong with a cache is wrong with nothing else.
             device.cache = cache.filter(|_| device.check(String::new).is_ok());
         }
