@@ -12,7 +12,8 @@
 // Memory    conv2d: none shared; conv2d_tiled: 8 KiB shared
 // Numerics  f32, in the order of r, s, c
 // Variants  source: f32 f16; elem: f32 f16
-// Limits    weight is packed in panels of 32 outputs, O rounded up; x stands in for what is absent
+// Limits    weight is packed in panels of 32 outputs, O rounded up, and may be a part of the whole, from first_column on;
+//           x stands in for what is absent
 
 struct Scalars {
     // N H' W', the rows of the product.
@@ -42,6 +43,10 @@ struct Scalars {
 
 // Outputs of the weight that lie side by side, in fours.
 const PANEL = 8u;
+
+// The first column of this part, where a weight comes in parts because the device binds no more at once. All parts but
+// the last are whole tiles wide.
+override first_column = 0u;
 
 // ---- where a window lies ----
 
@@ -133,7 +138,8 @@ fn store(position: u32, output: u32, sum: vec4f) {
 @compute @workgroup_size(8, 8)
 fn conv2d(@builtin(global_invocation_id) id: vec3u) {
     let position = 4u * id.y;
-    if 4u * id.x >= scalars.outputs || position >= scalars.positions {
+    let output = first_column + 4u * id.x;
+    if output >= scalars.outputs || position >= scalars.positions {
         return;
     }
     // Positions beyond the last repeat it and are not stored.
@@ -164,10 +170,10 @@ fn conv2d(@builtin(global_invocation_id) id: vec3u) {
             }
         }
     }
-    store(position, 4u * id.x, sum0);
-    store(position + 1u, 4u * id.x, sum1);
-    store(position + 2u, 4u * id.x, sum2);
-    store(position + 3u, 4u * id.x, sum3);
+    store(position, output, sum0);
+    store(position + 1u, output, sum1);
+    store(position + 2u, output, sum2);
+    store(position + 3u, output, sum3);
 }
 
 // ---- the tiled kernel: 64 positions by 64 outputs, operands shared in steps of 16 ----
@@ -190,6 +196,7 @@ fn conv2d_tiled(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_i
     let load_window = window(load_row);
     let load_k = 4u * (lane % 4u);
     let load_quad = group.x * QUADS + own_quad;
+    let output = first_column + 4u * load_quad;
     var sum0 = vec4f();
     var sum1 = vec4f();
     var sum2 = vec4f();
@@ -208,7 +215,7 @@ fn conv2d_tiled(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_i
         load = advance(load, STEP);
         let k = start + lane / QUADS;
         var w = vec4f();
-        if 4u * load_quad < scalars.outputs && k < depth {
+        if output < scalars.outputs && k < depth {
             w = vec4f(weight[(load_quad / PANEL * depth + k) * PANEL + load_quad % PANEL]);
         }
         columns[lane] = w;
@@ -225,7 +232,6 @@ fn conv2d_tiled(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_i
         workgroupBarrier();
     }
     let row = group.y * TILE + own_row;
-    let output = 4u * load_quad;
     store(row, output, sum0);
     store(row + 1u, output, sum1);
     store(row + 2u, output, sum2);

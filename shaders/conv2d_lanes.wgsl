@@ -75,7 +75,7 @@ fn conv2d_lanes(
             sum7 += subgroupShuffle(x7, lane) * w;
         }
     }
-    let column = 4u * (PANEL * group.x + member);
+    let column = first_column + 4u * (PANEL * group.x + member);
     store(position, column, sum0);
     store(position + 1u, column, sum1);
     store(position + 2u, column, sum2);

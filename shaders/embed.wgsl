@@ -8,7 +8,8 @@
 // Memory    none shared
 // Numerics  exact, or rounded once to a narrower type
 // Variants  source: f32 f16; elem: f32 f16
-// Limits    ids lie inside the table; the caller checks them
+// Limits    ids lie inside the table; the caller checks them. table may be a part of the whole, from first_row on: then
+//           elements of rows in other parts are left to the launches of those
 
 struct Scalars {
     // Elements of y.
@@ -23,6 +24,9 @@ struct Scalars {
 @group(0) @binding(2) var<storage, read_write> y: array<elem>;
 @group(0) @binding(3) var<uniform> scalars: Scalars;
 
+// The first row of this part, where a table comes in parts because the device binds no more at once.
+override first_row = 0u;
+
 @compute @workgroup_size(256)
 fn embed(
     @builtin(workgroup_id) group: vec3u,
@@ -34,6 +38,10 @@ fn embed(
         return;
     }
     let row = i / scalars.width;
-    let at = row * scalars.jump + ids[row];
+    // Rows before this part wrap around to numbers beyond it.
+    let at = row * scalars.jump + ids[row] - first_row;
+    if at >= arrayLength(&table) / scalars.width {
+        return;
+    }
     y[i] = elem(table[at * scalars.width + i % scalars.width]);
 }

@@ -9,7 +9,8 @@
 // Memory    linear: none shared; linear_tiled: 8 KiB shared
 // Numerics  f32, in the order of k
 // Variants  source: f32 f16; elem: f32 f16
-// Limits    weight is packed in panels of 32 columns, N rounded up; x stands in for what is absent
+// Limits    weight is packed in panels of 32 columns, N rounded up, and may be a part of the whole, from first_column on;
+//           x stands in for what is absent
 
 struct Scalars {
     m: u32,
@@ -29,6 +30,10 @@ struct Scalars {
 
 // Columns of the weight that lie side by side, in fours.
 const PANEL = 8u;
+
+// The first column of this part, where a weight comes in parts because the device binds no more at once. All parts but
+// the last are whole tiles wide.
+override first_column = 0u;
 
 // ---- store: bias, activation and residual of four neighbouring columns ----
 
@@ -59,7 +64,8 @@ fn store(row: u32, column: u32, sum: vec4f) {
 @compute @workgroup_size(8, 8)
 fn linear(@builtin(global_invocation_id) id: vec3u) {
     let row = 4u * id.y;
-    if 4u * id.x >= scalars.n || row >= scalars.m {
+    let column = first_column + 4u * id.x;
+    if column >= scalars.n || row >= scalars.m {
         return;
     }
     // Rows beyond the last repeat it and are not stored.
@@ -82,10 +88,10 @@ fn linear(@builtin(global_invocation_id) id: vec3u) {
         sum3 += f32(x[x3 + k]) * w;
         at += PANEL;
     }
-    store(row, 4u * id.x, sum0);
-    store(row + 1u, 4u * id.x, sum1);
-    store(row + 2u, 4u * id.x, sum2);
-    store(row + 3u, 4u * id.x, sum3);
+    store(row, column, sum0);
+    store(row + 1u, column, sum1);
+    store(row + 2u, column, sum2);
+    store(row + 3u, column, sum3);
 }
 
 // ---- the tiled kernel: 64 rows by 64 columns, operands shared in steps of 16 ----
@@ -106,6 +112,7 @@ fn linear_tiled(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_i
     let load_row = group.y * TILE + lane / 4u;
     let load_k = 4u * (lane % 4u);
     let load_quad = group.x * QUADS + own_quad;
+    let column = first_column + 4u * load_quad;
     var sum0 = vec4f();
     var sum1 = vec4f();
     var sum2 = vec4f();
@@ -121,7 +128,7 @@ fn linear_tiled(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_i
         }
         let k = start + lane / QUADS;
         var w = vec4f();
-        if 4u * load_quad < scalars.n && k < scalars.k {
+        if column < scalars.n && k < scalars.k {
             w = vec4f(weight[(load_quad / PANEL * scalars.k + k) * PANEL + load_quad % PANEL]);
         }
         columns[lane] = w;
@@ -138,7 +145,6 @@ fn linear_tiled(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_i
         workgroupBarrier();
     }
     let row = group.y * TILE + own_row;
-    let column = 4u * load_quad;
     store(row, column, sum0);
     store(row + 1u, column, sum1);
     store(row + 2u, column, sum2);

@@ -70,7 +70,7 @@ fn linear_lanes(
             sum7 += subgroupShuffle(x7, lane) * w;
         }
     }
-    let column = 4u * (PANEL * group.x + member);
+    let column = first_column + 4u * (PANEL * group.x + member);
     store(row, column, sum0);
     store(row + 1u, column, sum1);
     store(row + 2u, column, sum2);

@@ -103,40 +103,44 @@ fn replaying_a_loop_gives_what_the_cpu_gives_and_the_same_bits_again() {
     assert!(worst < 2e-3, "{worst}");
 }
 
-#[test]
-fn an_input_too_large_for_the_adapter_is_refused_with_its_name_and_the_limit() {
-    let Some(backend) = open(Element::F32) else { return };
-    let largest = usize::try_from(backend.adapter().largest_tensor).unwrap();
-    if largest > 1 << 31 {
-        println!("skipped: the adapter holds more than this test wants to ask for");
-        return;
-    }
-    let weights = Tensors::default();
-    let graph = Graph::new("large", &weights);
-    graph.output("y", graph.input("picture", &[1, largest / 4 + 1]).slice(1, 0, 1));
-    let error = backend.compile(graph.finish().unwrap(), &weights).err().unwrap();
+/// An adapter that binds no more than a MiB.
+fn open_small() -> Option<Wgpu> {
+    every::available("wgpu", Wgpu::new(Options { largest_tensor: Some(1 << 20), ..Options::default() }))
+}
+
+/// Compiling is refused with an error that names the adapter, the tensor and the limit.
+fn assert_too_large(backend: &Wgpu, graph: Graph<'_>, weights: &Tensors, tensor: &str) {
+    let error = backend.compile(graph.finish().unwrap(), weights).err().unwrap();
     assert_eq!(error.exit_code(), 4);
     let text = error.to_string();
-    let named = text.contains("input picture") && text.contains("max_storage_buffer_binding_size");
-    assert!(named && text.contains(&backend.adapter().name), "{text}");
+    let parts = [&backend.adapter().name, tensor, "max_storage_buffer_binding_size is 1048576"];
+    assert!(parts.iter().all(|part| text.contains(part)), "{text}");
 }
 
 #[test]
-fn a_weight_too_large_for_the_adapter_is_refused_with_its_name() {
-    let Some(backend) = open(Element::F32) else { return };
-    let largest = usize::try_from(backend.adapter().largest_tensor).unwrap();
-    if largest > 1 << 28 {
-        println!("skipped: the adapter holds more than this test wants to make");
-        return;
-    }
-    let mut weights = Tensors::default();
-    let rows = largest / 4 / 1024 + 1;
-    weights.insert("wide.weight", &[rows, 1024], vec![0.0; rows * 1024], Element::F32);
+fn an_input_too_large_for_the_adapter_is_refused_with_its_name_and_the_limit() {
+    let Some(backend) = open_small() else { return };
+    assert_eq!(backend.adapter().largest_tensor, 1 << 20);
+    let weights = Tensors::default();
     let graph = Graph::new("large", &weights);
-    let y = graph.input("x", &[1, 1024]).project(graph.weights().at("wide"), rows);
-    graph.output("y", y);
-    let text = backend.compile(graph.finish().unwrap(), &weights).err().unwrap().to_string();
-    assert!(text.contains("wide.weight"), "{text}");
+    graph.output("y", graph.input("picture", &[1, (1 << 18) + 1]).slice(1, 0, 1));
+    assert_too_large(&backend, graph, &weights, "input picture [1, 262145]");
+}
+
+#[test]
+fn a_weight_too_large_for_the_adapter_that_cannot_be_divided_is_refused_with_its_name_and_the_limit() {
+    let Some(backend) = open_small() else { return };
+    let mut weights = Tensors::default();
+    // 64 columns of this many rows are more than a MiB.
+    let depth = (1 << 12) + 1;
+    weights.insert("deep.weight", &[96, depth], vec![0.0; 96 * depth], Element::F32);
+    let graph = Graph::new("large", &weights);
+    graph.output("y", graph.input("x", &[1, depth]).project(graph.weights().at("deep"), 96));
+    assert_too_large(&backend, graph, &weights, "a part of 64 rows of tensor deep.weight [96, 4097]");
+    // One product may be taken in parts, but what is read as it is stored may not.
+    let graph = Graph::new("output", &weights);
+    graph.output("w", graph.weights().tensor("deep.weight", &[96, depth]));
+    assert_too_large(&backend, graph, &weights, "tensor deep.weight [96, 4097]");
 }
 
 #[test]

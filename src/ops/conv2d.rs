@@ -1,6 +1,8 @@
 use super::launch::{optional, rows};
 use super::product::{TensorProduct, product};
-use super::{Activation, Factors, Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require};
+use super::{
+    Activation, Divisible, Factors, Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require,
+};
 
 /// Two-dimensional convolution over channels-last images, zeros beyond the border.
 ///
@@ -84,6 +86,10 @@ impl Operation for Conv2d {
         let mut scalars: Vec<Scalar> = sizes.map(Scalar::from).to_vec();
         scalars.extend([self.bias, self.shift, self.residual].map(Scalar::from));
         vec![Launch { tensors, scalars, ..product(kernels, tiles, rows(output), w[0]) }]
+    }
+
+    fn divisible(&self) -> Option<Divisible> {
+        Some(Divisible { input: 1, first: "first_column", columns: true })
     }
 
     fn ptx(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Vec<Launch> {

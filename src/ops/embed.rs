@@ -1,4 +1,4 @@
-use super::{Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require};
+use super::{Divisible, Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require};
 
 /// Chooses rows by number. The numbers are u32 inputs.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,5 +57,11 @@ impl Operation for Embed {
         };
         let tensors = vec![Operand::Input(0), Operand::Input(1), Operand::Output];
         vec![Launch::each("embed", elements(output), tensors, [width, jump].map(Scalar::from))]
+    }
+
+    fn divisible(&self) -> Option<Divisible> {
+        // A token's rows are those of all sequences, not of the first dimension; it is no weight in any case.
+        let by_first_dimension = *self != Embed::Token;
+        by_first_dimension.then_some(Divisible { input: 0, first: "first_row", columns: false })
     }
 }

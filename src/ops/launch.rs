@@ -111,6 +111,43 @@ pub enum Tiles {
     Shared,
 }
 
+impl Tiles {
+    /// Columns and rows of a product that belong to one workgroup.
+    pub(super) fn size(self) -> [usize; 2] {
+        match self {
+            Tiles::Registers => [32, 32],
+            Tiles::Lanes => [32, 64],
+            Tiles::Shared => [64, 64],
+        }
+    }
+}
+
+/// A weight that WGSL kernels take in parts where a device binds less than the whole: rows of its first dimension, each
+/// part with a buffer and a launch of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Divisible {
+    /// Which of the step's inputs it is.
+    pub input: usize,
+    /// The kernel's constant that says which row is the part's first.
+    pub first: &'static str,
+    /// Whether a row is a column of a product, so that a part needs no more of the grid than its own tiles.
+    pub columns: bool,
+}
+
+impl Divisible {
+    /// All parts but the last have a multiple of so many rows: tiles of every kernel end where parts do.
+    pub const MULTIPLE: usize = 64;
+
+    /// The launch of a part with so many rows.
+    pub fn part(&self, whole: &Launch, tiles: Tiles, rows: usize) -> Launch {
+        let mut part = whole.clone();
+        if self.columns {
+            part.grid[0] = grid(rows.div_ceil(tiles.size()[0]));
+        }
+        part
+    }
+}
+
 /// How a back end keeps a tensor of an operation where the storage type is narrower than single precision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
@@ -179,6 +216,18 @@ mod tests {
             let [x, y, z] = spread(groups);
             assert!(x as usize * y as usize >= groups && z == 1);
             assert!((1..=65_535).contains(&x) && (1..=65_535).contains(&y), "{groups}: {x} {y}");
+        }
+    }
+
+    #[test]
+    fn parts_of_a_product_need_the_workgroups_of_the_whole_between_them() {
+        let weight = Divisible { input: 1, first: "first_column", columns: true };
+        for tiles in [Tiles::Registers, Tiles::Lanes, Tiles::Shared] {
+            let whole = super::super::product::product([["linear"; 2]; 3], tiles, 7, 4 * Divisible::MULTIPLE + 5);
+            let rows = [Divisible::MULTIPLE, 3 * Divisible::MULTIPLE, 5];
+            let parts = rows.map(|rows| weight.part(&whole, tiles, rows).grid);
+            assert_eq!(parts.iter().map(|grid| grid[0]).sum::<u32>(), whole.grid[0]);
+            assert!(parts.iter().all(|grid| grid[1..] == whole.grid[1..]));
         }
     }
 

@@ -1,6 +1,8 @@
 use super::launch::{optional, rows};
 use super::product::{TensorProduct, product};
-use super::{Activation, Factors, Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require, width};
+use super::{
+    Activation, Divisible, Factors, Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require, width,
+};
 
 /// Matrix product with a stored weight: every row of `x` times `W` transposed.
 ///
@@ -64,6 +66,10 @@ impl Operation for Linear {
         let mut scalars: Vec<Scalar> = [m, k, n].map(Scalar::from).to_vec();
         scalars.extend([Activation::code(self.activation), self.bias.into(), self.residual.into()]);
         vec![Launch { tensors, scalars, ..product(kernels, tiles, m, n) }]
+    }
+
+    fn divisible(&self) -> Option<Divisible> {
+        Some(Divisible { input: 1, first: "first_column", columns: true })
     }
 
     fn ptx(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Vec<Launch> {

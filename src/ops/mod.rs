@@ -27,7 +27,7 @@ pub use concat::Concat;
 pub use conv2d::Conv2d;
 pub use embed::Embed;
 pub use group_norm::GroupNorm;
-pub use launch::{Keep, Launch, Operand, Scalar, Tiles, Tiling, Walk};
+pub use launch::{Divisible, Keep, Launch, Operand, Scalar, Tiles, Tiling, Walk};
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
 pub use pointwise::{Activation, Pointwise};
@@ -57,6 +57,11 @@ pub trait Operation {
 
     /// The WGSL kernels that compute it, one after the other, for shapes that meet the shape rule.
     fn wgsl(&self, inputs: &[&[usize]], output: &[usize], tiles: Tiles) -> Vec<Launch>;
+
+    /// The weight that its WGSL kernels take in parts, where a device does not bind the whole.
+    fn divisible(&self) -> Option<Divisible> {
+        None
+    }
 
     /// The PTX kernels that compute it: the same launches, operands by way of shared memory, unless an operation says
     /// otherwise.
@@ -94,6 +99,9 @@ macro_rules! operations {
             }
             fn wgsl(&self, inputs: &[&[usize]], output: &[usize], tiles: Tiles) -> Vec<Launch> {
                 match self { $(Op::$variant(op) => op.wgsl(inputs, output, tiles),)* }
+            }
+            fn divisible(&self) -> Option<Divisible> {
+                match self { $(Op::$variant(op) => op.divisible(),)* }
             }
             fn ptx(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Vec<Launch> {
                 match self { $(Op::$variant(op) => op.ptx(inputs, output, factors),)* }

@@ -29,11 +29,12 @@ impl Factors {
 /// A product with `rows` rows and `columns` columns by one of three kernels, in the order of [`Tiles`]; stem and entry
 /// point of each.
 pub(super) fn product(kernels: [[&'static str; 2]; 3], tiles: Tiles, rows: usize, columns: usize) -> Launch {
-    let ([stem, entry], threads, tile) = match tiles {
-        Tiles::Registers => (kernels[0], 64, [32, 32]),
-        Tiles::Lanes => (kernels[1], 64, [32, 64]),
-        Tiles::Shared => (kernels[2], 256, [64, 64]),
+    let ([stem, entry], threads) = match tiles {
+        Tiles::Registers => (kernels[0], 64),
+        Tiles::Lanes => (kernels[1], 64),
+        Tiles::Shared => (kernels[2], 256),
     };
+    let tile = tiles.size();
     let grid = [grid(columns.div_ceil(tile[0])), grid(rows.div_ceil(tile[1])), 1];
     Launch { stem, entry, threads, grid, tensors: Vec::new(), scalars: Vec::new(), tiling: None }
 }

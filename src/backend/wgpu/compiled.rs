@@ -1,12 +1,12 @@
 //! A plan on the device: buffers, pipelines and bind groups made once, and the list of dispatches to replay.
 
 use super::device::Device;
-use super::upload::{Order, Uploads};
+use super::upload::Order;
+use super::weights::{Part, Weights};
 use crate::backend::{Executable, launches};
 use crate::error::{Error, Result};
 use crate::ops::{Launch, Operand, Operation, Tiles, elements};
 use crate::plan::{Element, Origin, Plan, Slots, Step, ValueId, WeightSource, assign};
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -35,7 +35,7 @@ pub(super) struct Compiled {
     device: Arc<Device>,
     /// One buffer per slot: WebGPU tracks the use of whole buffers.
     memory: Vec<wgpu::Buffer>,
-    weights: HashMap<(ValueId, Order), wgpu::Buffer>,
+    weights: Weights,
     dispatches: Vec<Dispatch>,
     /// How many of the dispatches belong to the part that does not vary.
     once: usize,
@@ -44,6 +44,16 @@ pub(super) struct Compiled {
     under_way: Option<wgpu::SubmissionIndex>,
     /// Seconds spent in each step of the plan, if they are measured.
     seconds: Option<Vec<f64>>,
+}
+
+/// A launch, and which part of a weight it is given.
+struct Run {
+    /// The step of the plan that it belongs to.
+    step: usize,
+    launch: Launch,
+    part: usize,
+    /// The kernel's constant that says where the part begins, if there are several.
+    first: Option<(&'static str, usize)>,
 }
 
 /// How kernels are chosen.
@@ -64,47 +74,43 @@ impl Compiled {
             memory.push(device.buffer(&|| tenant(&plan, &slots, slot), bytes)?);
             device.counters.slot_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
+        let (launches, _) = launches::lower(&plan, |op, inputs, output| op.wgsl(inputs, output, kernels.tiles));
+        let weights = Weights::upload(&device, &plan, &launches, source)?;
         let mut compiled = Compiled {
             slots,
             device,
             memory,
-            weights: HashMap::new(),
+            weights,
             dispatches: Vec::new(),
             once: 0,
             under_way: None,
             seconds: kernels.profile.then(|| vec![0.0; plan.steps.len()]),
             plan,
         };
-        let (launches, once) =
-            launches::lower(&compiled.plan, |op, inputs, output| op.wgsl(inputs, output, kernels.tiles));
-        compiled.once = once;
-        compiled.upload(&launches, source)?;
-        compiled.bind(&launches, kernels.subgroups)?;
+        let runs: Vec<Run> = launches.into_iter().flat_map(|launch| compiled.runs(launch, kernels.tiles)).collect();
+        compiled.once = runs.iter().filter(|run| run.step < compiled.plan.once).count();
+        compiled.bind(&runs, kernels.subgroups)?;
         Ok(compiled)
     }
 
-    /// Brings every weight over in each order that some launch wants.
-    fn upload(&mut self, launches: &[(usize, Launch)], source: &dyn WeightSource) -> Result<()> {
-        let wanted = launches::weights(&self.plan, launches, Order::Stored, Order::packed);
-        let mut uploads = Uploads::new(&self.device);
-        for (id, order) in wanted {
-            let value = &self.plan.values[id.0];
-            let Origin::Weight(name) = &value.origin else { continue };
-            let bytes = order.size_bytes(elements(&value.shape), value.element) as u64;
-            let buffer = self.device.buffer(&|| format!("tensor {name} {:?}", value.shape), bytes)?;
-            self.device.counters.weight_bytes.fetch_add(bytes, Ordering::Relaxed);
-            uploads.send(&buffer, &source.load(name)?, order, value.element)?;
-            self.weights.insert((id, order), buffer);
-        }
-        uploads.finish()
+    /// A launch as it is, or one for each part of a weight that was divided.
+    fn runs(&self, (step, launch): (usize, Launch), tiles: Tiles) -> Vec<Run> {
+        let Some((weight, parts)) = self.weights.divided(&self.plan, step, &launch) else {
+            return vec![Run { step, launch, part: 0, first: None }];
+        };
+        let part = |(part, Part { rows, .. }): (usize, &Part)| {
+            let launch = weight.part(&launch, tiles, rows.len());
+            Run { step, launch, part, first: Some((weight.first, rows.start)) }
+        };
+        parts.iter().enumerate().map(part).collect()
     }
 
     /// Pipelines and bind groups of all launches.
-    fn bind(&mut self, launches: &[(usize, Launch)], subgroups: bool) -> Result<()> {
+    fn bind(&mut self, runs: &[Run], subgroups: bool) -> Result<()> {
         let scalar_bytes = |launch: &Launch| (4 * launch.scalars.len() as u64).next_multiple_of(16);
         let alignment = u64::from(self.device.limits.min_uniform_buffer_offset_alignment.max(16));
-        let stride = launches.iter().map(|(_, l)| scalar_bytes(l)).max().unwrap_or(16).next_multiple_of(alignment);
-        let size = stride * launches.len().max(1) as u64;
+        let stride = runs.iter().map(|run| scalar_bytes(&run.launch)).max().unwrap_or(16).next_multiple_of(alignment);
+        let size = stride * runs.len().max(1) as u64;
         let uniforms = self.device.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("scalars"),
             size,
@@ -113,7 +119,7 @@ impl Compiled {
         });
         self.device.check(|| format!("allocating {size} bytes for the scalars of {}", self.plan.name))?;
         let mut scalars = vec![0u8; size as usize];
-        for (number, (index, launch)) in launches.iter().enumerate() {
+        for (number, Run { step: index, launch, part, first }) in runs.iter().enumerate() {
             let step = &self.plan.steps[*index];
             let offset = stride * number as u64;
             for (i, scalar) in launch.scalars.iter().enumerate() {
@@ -128,14 +134,14 @@ impl Compiled {
                 );
                 return Err(self.device.error(reason));
             }
-            let first = match launch.tensors[0] {
+            let leading = match launch.tensors[0] {
                 Operand::Input(i) | Operand::Packed(i) => step.inputs[i],
                 Operand::Output | Operand::Scratch(_) => step.output,
             };
             let element = |id: ValueId| self.plan.values[id.0].element;
-            let variant = self.device.variant(element(first), element(step.output), subgroups);
-            let pipeline = self.device.pipeline(launch, variant)?;
-            let tensors = launch.tensors.iter().map(|&tensor| self.binding(step, tensor));
+            let variant = self.device.variant(element(leading), element(step.output), subgroups);
+            let pipeline = self.device.pipeline(launch, variant, *first)?;
+            let tensors = launch.tensors.iter().map(|&tensor| self.binding(step, tensor, *part));
             let uniform =
                 wgpu::BufferBinding { buffer: &uniforms, offset, size: wgpu::BufferSize::new(scalar_bytes(launch)) };
             let entries: Vec<wgpu::BindGroupEntry<'_>> = tensors
@@ -156,14 +162,15 @@ impl Compiled {
         Ok(())
     }
 
-    /// The memory of a launch's tensor.
-    fn binding(&self, step: &Step, tensor: Operand) -> wgpu::BufferBinding<'_> {
+    /// The memory of a launch's tensor, or of a part of it where there are several.
+    fn binding(&self, step: &Step, tensor: Operand, part: usize) -> wgpu::BufferBinding<'_> {
+        let weight = |id: ValueId, order: Order| {
+            let buffer = self.weights.part(self.plan.root(id), order, part);
+            (buffer, buffer.size())
+        };
         let (buffer, bytes) = match tensor {
-            Operand::Packed(i) => {
-                let order = Order::packed(self.plan.shape(step.inputs[i]));
-                let buffer = &self.weights[&(self.plan.root(step.inputs[i]), order)];
-                (buffer, buffer.size())
-            }
+            Operand::Packed(i) => weight(step.inputs[i], Order::packed(self.plan.shape(step.inputs[i]))),
+            Operand::Input(i) if self.is_weight(step.inputs[i]) => weight(step.inputs[i], Order::Stored),
             Operand::Input(i) => self.memory_of(step.inputs[i]),
             Operand::Output => self.memory_of(step.output),
             Operand::Scratch(_) => unreachable!("no WGSL kernel leaves anything to another"),
@@ -172,12 +179,16 @@ impl Compiled {
         wgpu::BufferBinding { buffer, offset: 0, size: wgpu::BufferSize::new(bytes.max(16)) }
     }
 
-    /// Where a value is, and its size in bytes.
+    fn is_weight(&self, id: ValueId) -> bool {
+        self.slots.of[self.plan.root(id).0].is_none()
+    }
+
+    /// Where a value is, and its size in bytes. What is not read by a launch was not divided.
     fn memory_of(&self, id: ValueId) -> (&wgpu::Buffer, u64) {
         let root = self.plan.root(id);
         let buffer = match self.slots.of[root.0] {
             Some(slot) => &self.memory[slot],
-            None => &self.weights[&(root, Order::Stored)],
+            None => self.weights.part(root, Order::Stored, 0),
         };
         (buffer, self.plan.values[root.0].size_bytes() as u64)
     }

@@ -60,7 +60,7 @@ pub(super) struct Device {
     pub limits: wgpu::Limits,
     pub counters: Counters,
     fault: Arc<Mutex<Fault>>,
-    pipelines: Mutex<HashMap<(&'static str, Variant), Pipeline>>,
+    pipelines: Mutex<HashMap<(&'static str, Variant, usize), Pipeline>>,
     /// Compiled kernels on disk.
     pub cache: Option<Cache>,
 }
@@ -71,9 +71,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Device {
-    /// Opens an adapter with all of its limits and those optional features that kernels can use.
-    pub fn open(choice: Choice) -> Result<Device> {
-        let (handle, adapter) = adapters::choose(choice)?;
+    /// Opens an adapter with all of its limits, the size of tensors lowered to what is asked for, and those optional
+    /// features that kernels can use.
+    pub fn open(choice: Choice, largest_tensor: Option<u64>) -> Result<Device> {
+        let (handle, mut adapter) = adapters::choose(choice)?;
+        let mut limits = handle.limits();
+        // Bindings are whole words.
+        adapter.largest_tensor = adapter.largest_tensor.min(largest_tensor.unwrap_or(u64::MAX)) & !3;
+        limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.min(adapter.largest_tensor);
         let useful = wgpu::Features::SHADER_F16
             | wgpu::Features::SUBGROUP
             | wgpu::Features::TIMESTAMP_QUERY
@@ -81,7 +86,7 @@ impl Device {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("unclip"),
             required_features: handle.features() & useful,
-            required_limits: handle.limits(),
+            required_limits: limits,
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..wgpu::DeviceDescriptor::default()
         };
@@ -182,9 +187,10 @@ impl Device {
         Ok(view.to_vec())
     }
 
-    /// The compiled kernel of a launch; kernels are compiled once for a device.
-    pub fn pipeline(&self, launch: &Launch, variant: Variant) -> Result<Pipeline> {
-        let key = (launch.entry, variant);
+    /// The compiled kernel of a launch; kernels are compiled once for a device. `first` is a constant of the kernel with
+    /// its value, if that is not 0.
+    pub fn pipeline(&self, launch: &Launch, variant: Variant, first: Option<(&str, usize)>) -> Result<Pipeline> {
+        let key = (launch.entry, variant, first.map_or(0, |(_, value)| value));
         if let Some(known) = lock(&self.pipelines).get(&key) {
             return Ok(known.clone());
         }
@@ -212,10 +218,11 @@ impl Device {
             bind_group_layouts: &[Some(&layout)],
             ..wgpu::PipelineLayoutDescriptor::default()
         });
+        let constants: Vec<(&str, f64)> = first.iter().map(|&(name, value)| (name, value as f64)).collect();
         let options = wgpu::PipelineCompilationOptions {
+            constants: &constants,
             // Every kernel writes what it shares before it reads it.
             zero_initialize_workgroup_memory: false,
-            ..wgpu::PipelineCompilationOptions::default()
         };
         let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(launch.entry),
@@ -257,7 +264,7 @@ mod tests {
 
     /// Any adapter; without one there is nothing to be lost.
     fn device() -> Option<Device> {
-        let opened = Device::open(Choice::Best);
+        let opened = Device::open(Choice::Best, None);
         if let Err(reason) = &opened {
             println!("skipped: {reason}");
         }
@@ -300,9 +307,9 @@ mod tests {
             tiling: None,
         };
         let variant = device.variant(Element::F32, Element::F32, false);
-        let refused = device.pipeline(&launch, variant).err().expect("a binding is missing").to_string();
+        let refused = device.pipeline(&launch, variant, None).err().expect("a binding is missing").to_string();
         assert!(refused.contains("slice") && refused.contains(&device.adapter.name), "{refused}");
         launch.stem = "no such kernel";
-        assert!(device.pipeline(&launch, variant).is_err());
+        assert!(device.pipeline(&launch, variant, None).is_err());
     }
 }

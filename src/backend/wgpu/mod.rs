@@ -11,6 +11,7 @@ mod compiled;
 mod device;
 pub mod shaders;
 mod upload;
+mod weights;
 
 pub use adapters::{Adapter, Choice, Kind, adapters};
 pub use device::Traffic;
@@ -36,13 +37,23 @@ pub struct Options {
     pub tiles: Option<Tiles>,
     /// Whether subgroup operations are used where the adapter has them.
     pub subgroups: bool,
+    /// The most bytes of a tensor that the adapter is asked to bind, where that is less than it could: larger weights
+    /// are then divided as they are on smaller adapters.
+    pub largest_tensor: Option<u64>,
     /// Whether every step is timed on the adapter's clock; see [`Executable::profile`]. Steps then run one by one.
     pub profile: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { adapter: Choice::Best, storage: Element::F32, tiles: None, subgroups: true, profile: false }
+        Options {
+            adapter: Choice::Best,
+            storage: Element::F32,
+            tiles: None,
+            subgroups: true,
+            largest_tensor: None,
+            profile: false,
+        }
     }
 }
 
@@ -62,7 +73,7 @@ impl Wgpu {
             let what = "storage in bf16 on wgpu, whose shading language has no such type; f32 and f16 are possible";
             return Err(Error::Unsupported { what: what.to_owned() });
         }
-        let device = Device::open(options.adapter)?;
+        let device = Device::open(options.adapter, options.largest_tensor)?;
         if options.storage == Element::F16 && !device.adapter.f16 {
             return Err(device.error("the adapter lacks SHADER_F16; f32 is possible"));
         }

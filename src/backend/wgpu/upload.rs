@@ -7,6 +7,7 @@ use super::device::Device;
 use crate::error::Result;
 use crate::plan::{Element, Stored};
 use half::{bf16, f16};
+use std::ops::Range;
 
 /// Outputs side by side in a packed weight.
 pub const PANEL: usize = 32;
@@ -38,18 +39,32 @@ impl Order {
         Order::Packed { outputs: shape[0], channels: shape[1], taps: shape[2..].iter().product() }
     }
 
-    /// Elements on the device and in one row, the smallest part that is made at a time.
-    fn size(self, stored: usize) -> (usize, usize) {
+    /// Rows of the first dimension of a tensor.
+    pub fn rows(self, shape: &[usize]) -> usize {
         match self {
-            Order::Stored => (stored, 1),
-            Order::Packed { outputs, channels, taps } => (outputs.next_multiple_of(PANEL) * channels * taps, PANEL),
+            Order::Stored => shape.first().copied().unwrap_or(1),
+            Order::Packed { outputs, .. } => outputs,
         }
     }
 
-    /// Bytes on the device of a tensor with so many stored elements.
-    pub fn size_bytes(self, stored: usize, element: Element) -> usize {
-        (self.size(stored).0 * element.size_bytes()).next_multiple_of(4)
+    /// Which elements on the device hold some of these rows, of which the first begins a panel.
+    pub fn elements(self, shape: &[usize], rows: &Range<usize>) -> Range<usize> {
+        match self {
+            Order::Stored => {
+                let row: usize = shape.iter().skip(1).product();
+                rows.start * row..rows.end * row
+            }
+            Order::Packed { channels, taps, .. } => {
+                let row = channels * taps;
+                rows.start * row..rows.end.next_multiple_of(PANEL) * row
+            }
+        }
     }
+}
+
+/// Bytes that so many elements take on the device: whole words.
+pub fn size_bytes(count: usize, element: Element) -> u64 {
+    (count * element.size_bytes()).next_multiple_of(4) as u64
 }
 
 /// Collects what is under way over several tensors.
@@ -64,23 +79,28 @@ impl<'a> Uploads<'a> {
         Uploads { device, under_way: 0, piece: Vec::new() }
     }
 
-    /// Fills a buffer with a stored tensor.
-    pub fn send(&mut self, buffer: &wgpu::Buffer, stored: &Stored<'_>, order: Order, element: Element) -> Result<()> {
-        let (total, row) = order.size(stored.len());
+    /// Fills a buffer with some elements of a stored tensor in the device's order.
+    pub fn send(
+        &mut self,
+        buffer: &wgpu::Buffer,
+        stored: &Stored<'_>,
+        order: Order,
+        elements: Range<usize>,
+        element: Element,
+    ) -> Result<()> {
         let size = element.size_bytes();
-        // Whole rows, and an even number of elements, so that every piece but the last ends on a word.
-        let rows = (PIECE / (row * size)).max(1).next_multiple_of(2);
-        for from in (0..total).step_by(rows * row) {
-            let count = total.min(from + rows * row) - from;
+        // Whole rows of panels, and an even number of elements, so that every piece but the last ends on a word.
+        let most = (PIECE / size).next_multiple_of(2 * PANEL);
+        for from in elements.clone().step_by(most) {
+            let range = from..elements.end.min(from + most);
             self.piece.clear();
-            self.piece.resize((count * size).next_multiple_of(4), 0);
-            let range = from..from + count;
+            self.piece.resize((range.len() * size).next_multiple_of(4), 0);
             match stored {
                 Stored::F32(x) => fill(x, |v| v, range, order, element, &mut self.piece),
                 Stored::F16(x) => fill(x, f16::to_f32, range, order, element, &mut self.piece),
                 Stored::BF16(x) => fill(x, bf16::to_f32, range, order, element, &mut self.piece),
             }
-            self.device.write(buffer, (from * size) as u64, &self.piece);
+            self.device.write(buffer, ((from - elements.start) * size) as u64, &self.piece);
             self.under_way += self.piece.len();
             if self.under_way >= UNDER_WAY {
                 self.finish()?;
@@ -101,7 +121,7 @@ impl<'a> Uploads<'a> {
 fn fill<T: Copy>(
     x: &[T],
     widen: impl Fn(T) -> f32,
-    range: std::ops::Range<usize>,
+    range: Range<usize>,
     order: Order,
     element: Element,
     out: &mut [u8],
@@ -134,7 +154,6 @@ fn fill<T: Copy>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::ops::Range;
 
     fn filled(x: &[f32], range: Range<usize>, order: Order) -> Vec<f32> {
         let mut out = vec![0; 4 * range.len()];
@@ -173,8 +192,20 @@ mod tests {
 
     #[test]
     fn half_precision_takes_half_the_bytes_and_whole_words() {
-        assert_eq!(Order::Stored.size_bytes(5, Element::F16), 12);
-        assert_eq!(Order::packed(&[5, 7]).size_bytes(35, Element::F16), 2 * PANEL * 7);
-        assert_eq!(Order::packed(&[33, 7]).size_bytes(231, Element::F32), 4 * 2 * PANEL * 7);
+        let whole =
+            |order: Order, shape: &[usize], element| size_bytes(order.elements(shape, &(0..shape[0])).len(), element);
+        assert_eq!(whole(Order::Stored, &[5], Element::F16), 12);
+        assert_eq!(whole(Order::packed(&[5, 7]), &[5, 7], Element::F16), 2 * PANEL as u64 * 7);
+        assert_eq!(whole(Order::packed(&[33, 7]), &[33, 7], Element::F32), 4 * 2 * PANEL as u64 * 7);
+    }
+
+    #[test]
+    fn parts_of_a_tensor_follow_one_another_to_its_end() {
+        let shape = [70, 3, 1, 2];
+        for order in [Order::Stored, Order::packed(&shape)] {
+            let parts = [0..32, 32..64, 64..70].map(|rows| order.elements(&shape, &rows));
+            assert_eq!((parts[0].end, parts[1].end), (parts[1].start, parts[2].start));
+            assert_eq!(parts[0].start..parts[2].end, order.elements(&shape, &(0..70)));
+        }
     }
 }
