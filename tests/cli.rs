@@ -152,6 +152,8 @@ fn wrong_usage_is_named_and_exits_with_2() {
     refused(&["--decoder-guidance", "nan"], &["decoder guidance", "finite"]);
     refused(&["-b", "0"], &["pictures per prompt", "at least 1"]);
     refused(&["-b", "2", "-o", "x.png"], &["--output", "x.png", "%03d"]);
+    refused(&["--matrices", "--device", "cpu"], &["--matrices", "--device wgpu"]);
+    refused(&["--matrices", "--device", "wgpu"], &["--matrices", "--dtype f16"]);
     let no_prompt = engine(dir.path(), &["run", "-m", MODEL]);
     assert_eq!(no_prompt.status.code(), Some(2));
     assert!(text(&no_prompt.stderr).contains("--prompt"));

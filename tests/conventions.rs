@@ -12,11 +12,14 @@ use support::files::{folder, operations, stems};
 fn every_operation_has_its_stem_in_every_place() {
     let operations = operations();
     let cpu = stems("src/backend/cpu", ".rs");
-    let shaders: BTreeSet<String> =
-        stems("shaders", ".wgsl").into_iter().filter(|s| s != "prelude" && !s.starts_with("reduce_")).collect();
+    let shaders: BTreeSet<String> = stems("shaders", ".wgsl")
+        .into_iter()
+        .filter(|s| s != "prelude" && s != "matrices" && !s.starts_with("reduce_"))
+        .collect();
     // A twin for one kind of adapter has the operation's stem and a suffix.
-    let (twins, shaders): (BTreeSet<String>, BTreeSet<String>) =
-        shaders.into_iter().partition(|s| s.strip_suffix("_lanes").is_some_and(|base| operations.contains(base)));
+    let (twins, shaders): (BTreeSet<String>, BTreeSet<String>) = shaders.into_iter().partition(|s| {
+        ["_lanes", "_matrices"].iter().any(|kind| s.strip_suffix(kind).is_some_and(|base| operations.contains(base)))
+    });
     println!("twins: {twins:?}");
     let cases: BTreeSet<String> = cases::all().iter().map(|c| c.name.split('/').next().unwrap().to_owned()).collect();
     assert_eq!(shaders, operations);
@@ -63,6 +66,7 @@ mod shaders {
         let mut allowed = Capabilities::empty();
         allowed.set(Capabilities::SHADER_FLOAT16, [variant.source, variant.elem].contains(&Element::F16));
         allowed.set(Capabilities::SUBGROUP, variant.subgroups);
+        allowed.set(Capabilities::COOPERATIVE_MATRIX, variant.side.is_some());
         let mut validator = Validator::new(ValidationFlags::all(), allowed);
         let info = validator.validate(&module).map_err(|e| e.emit_to_string(text))?;
         Ok((module, info))
@@ -76,12 +80,19 @@ mod shaders {
         };
         let reduces = header.variants.get("reduce").map_or(1, Vec::len);
         let always = header.variants.contains_key("subgroups");
+        let sides: Vec<Option<u32>> = match header.variants.get("side") {
+            Some(sides) => sides.iter().map(|side| Some(side.parse().unwrap())).collect(),
+            None => vec![None],
+        };
         let mut all = Vec::new();
         for elem in types("elem") {
             // A kernel that never speaks of `source` is run with whatever its first tensor is.
             let sources = if header.variants.contains_key("source") { types("source") } else { vec![elem] };
             for source in sources {
-                all.extend((0..reduces).map(|i| Variant { source, elem, subgroups: always || i > 0 }));
+                for side in &sides {
+                    let variant = |i| Variant { source, elem, subgroups: always || i > 0, side: *side };
+                    all.extend((0..reduces).map(variant));
+                }
             }
         }
         all
@@ -205,7 +216,7 @@ mod shaders {
         for case in cases::all() {
             let shapes: Vec<&[usize]> = case.inputs.iter().map(|i| i.shape.as_slice()).collect();
             let output = case.op.shape(&shapes).unwrap();
-            for tiles in [Tiles::Registers, Tiles::Lanes, Tiles::Shared] {
+            for tiles in [Tiles::Registers, Tiles::Lanes, Tiles::Shared, Tiles::Matrices] {
                 let launches = case.op.wgsl(&shapes, &output, tiles);
                 all.extend(launches.into_iter().map(|l| (case.name.clone(), l, output.clone())));
             }
@@ -248,7 +259,8 @@ mod shaders {
             // row or group of any length.
             let owned = match launch.stem {
                 "concat" | "layer_norm" | "group_norm" => continue,
-                "linear" | "conv2d" | "linear_lanes" | "conv2d_lanes" => 32,
+                "linear" | "linear_lanes" | "linear_matrices" => 32,
+                "conv2d" | "conv2d_lanes" | "conv2d_matrices" => 32,
                 "attention" => 32,
                 _ => 1,
             };

@@ -27,9 +27,16 @@ fn check(stem: &str) {
             println!("skipped: the adapter lacks f16");
             continue;
         }
-        for (tiles, subgroups) in [(Tiles::Lanes, true), (Tiles::Registers, true), (Tiles::Shared, false)] {
+        let mut ways = vec![(Tiles::Lanes, true), (Tiles::Registers, true), (Tiles::Shared, false)];
+        match any.adapter().matrices {
+            Some(_) if storage == Element::F16 => ways.push((Tiles::Matrices, true)),
+            Some(_) => {}
+            None => println!("skipped: the adapter lacks cooperative matrices"),
+        }
+        for (tiles, subgroups) in ways {
             // A barrier costs a processor more than the work between two of them.
-            let most_flops = if is_software && tiles == Tiles::Shared { BARRIERS_MOST_FLOPS } else { u64::MAX };
+            let barriers = matches!(tiles, Tiles::Shared | Tiles::Matrices);
+            let most_flops = if is_software && barriers { BARRIERS_MOST_FLOPS } else { u64::MAX };
             let options = Options { storage, tiles: Some(tiles), subgroups, ..Options::default() };
             backends.extend(open(options).map(|backend| (backend, precision, most_flops)));
         }

@@ -11,7 +11,7 @@ use unclip::backend::cpu::Cpu;
 use unclip::backend::wgpu::{Choice, Options, Wgpu, adapters};
 use unclip::backend::{Backend, Executable};
 use unclip::model::{Run, decoder};
-use unclip::ops::{Prediction, SamplerStep, Variance};
+use unclip::ops::{Prediction, SamplerStep, Tiles, Variance};
 use unclip::plan::{Element, Graph, Plan, assign, narrow};
 use unclip::weights::{Checkpoint, Component, LoadOptions};
 
@@ -152,6 +152,19 @@ fn an_adapter_that_is_not_there_is_refused_with_the_number_of_those_that_are() {
     assert!(matches!(error, Error::Device { .. }) && error.to_string().contains("99"), "{error}");
     let count = adapters().len();
     assert!(error.to_string().contains(&count.to_string()), "{error}");
+}
+
+#[test]
+fn cooperative_matrices_are_refused_without_the_feature_or_without_halves() {
+    let Some(any) = open(Element::F32) else { return };
+    let matrices = |storage| Wgpu::new(Options { storage, tiles: Some(Tiles::Matrices), ..Options::default() });
+    let error = matrices(Element::F32).err().unwrap();
+    assert!(error.exit_code() == 4 && error.to_string().contains(&any.adapter().name), "{error}");
+    assert!(error.to_string().contains("cooperative matrices"), "{error}");
+    match any.adapter().matrices {
+        Some(_) => assert!(error.to_string().contains("multiply f16") && matrices(Element::F16).is_ok()),
+        None => assert!(error.to_string().contains("lacks") && matrices(Element::F16).is_err()),
+    }
 }
 
 #[test]

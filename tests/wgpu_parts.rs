@@ -62,7 +62,9 @@ fn weights_in_parts_match_the_reference() {
                 println!("skipped: the adapter lacks f16");
                 continue;
             }
-            for tiles in [Tiles::Registers, Tiles::Lanes, Tiles::Shared] {
+            let matrices = storage == Element::F16 && any.adapter().matrices.is_some();
+            let ways = [Tiles::Registers, Tiles::Lanes, Tiles::Shared];
+            for tiles in ways.into_iter().chain(matrices.then_some(Tiles::Matrices)) {
                 let options = Options { storage, tiles: Some(tiles), ..Options::default() };
                 let whole = open(options).unwrap();
                 let parts = open(Options { largest_tensor: Some(LARGEST), ..options }).unwrap();

@@ -10,15 +10,21 @@ use support::golden::MODEL;
 use support::pictures::{PROMPTS, STAGES, Steps, TRAINED, agree, decibels, run, run_on_cpu, worst};
 use unclip::backend::Backend;
 use unclip::backend::wgpu::{Options, Wgpu};
+use unclip::ops::Tiles;
 use unclip::plan::Element;
 
-fn open(storage: Element) -> Option<Box<dyn Backend>> {
+/// Storage in f16 may come with cooperative matrices, which are never chosen by themselves.
+fn open(storage: Element, tiles: Option<Tiles>) -> Option<Box<dyn Backend>> {
     let backend = every::available("wgpu", Wgpu::new(Options::default()))?;
     if storage == Element::F16 && !backend.adapter().f16 {
         println!("skipped: the adapter lacks f16");
         return None;
     }
-    Some(Box::new(Wgpu::new(Options { storage, ..Options::default() }).unwrap()))
+    if tiles == Some(Tiles::Matrices) && backend.adapter().matrices.is_none() {
+        println!("skipped: the adapter lacks cooperative matrices");
+        return None;
+    }
+    Some(Box::new(Wgpu::new(Options { storage, tiles, ..Options::default() }).unwrap()))
 }
 
 /// For the trained model as few steps as there can be, one for each enlarging network: software adapters are slow.
@@ -26,19 +32,20 @@ const FEW: Steps = [Some(2), Some(2), Some(2)];
 
 #[test]
 fn every_stage_agrees_with_the_cpu_in_single_precision() {
-    let Some(backend) = open(Element::F32) else { return };
+    let Some(backend) = open(Element::F32, None) else { return };
     agree(MODEL, backend, [None; 3]);
 }
 
 #[test]
 fn every_stage_of_the_trained_model_agrees_with_the_cpu_in_single_precision() {
-    let Some(backend) = open(Element::F32) else { return };
+    let Some(backend) = open(Element::F32, None) else { return };
     agree(TRAINED, backend, FEW);
 }
 
 /// Pictures of a checkpoint in half precision against the CPU's.
-fn within_40_db(model: &str, prompts: &[&str], steps: Steps) {
-    let Some(backend) = open(Element::F16) else { return };
+fn within_40_db(model: &str, tiles: Option<Tiles>, prompts: &[&str], steps: Steps) {
+    let Some(backend) = open(Element::F16, tiles) else { return };
+    println!("{}", backend.name());
     let (want_images, want) = run_on_cpu(model, prompts, steps);
     let (images, got) = run(model, backend, prompts, steps);
     for stage in STAGES {
@@ -54,10 +61,12 @@ fn within_40_db(model: &str, prompts: &[&str], steps: Steps) {
 
 #[test]
 fn pictures_in_half_precision_are_within_40_db_of_the_cpu() {
-    within_40_db(MODEL, &PROMPTS, [None; 3]);
+    within_40_db(MODEL, None, &PROMPTS, [None; 3]);
 }
 
 #[test]
 fn a_picture_of_the_trained_model_in_half_precision_is_within_40_db_of_the_cpu() {
-    within_40_db(TRAINED, &["a red car on a blue background"], FEW);
+    for tiles in [None, Some(Tiles::Matrices)] {
+        within_40_db(TRAINED, tiles, &["a red car on a blue background"], FEW);
+    }
 }

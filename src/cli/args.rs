@@ -142,6 +142,9 @@ pub struct DeviceArguments {
     /// What tensors are stored in; sums and the sampler's state are f32 in any case
     #[arg(long, value_enum, default_value_t = Dtype::F32)]
     pub dtype: Dtype,
+    /// Let wgpu multiply cooperative matrices, where the adapter has them; experimental, and for --dtype f16 only
+    #[arg(long)]
+    pub matrices: bool,
     /// Threads of the CPU; 0 means all that the process may use
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,

@@ -57,14 +57,20 @@ pub struct Chosen {
 /// # Errors
 /// There is no such device, or it cannot compute in the precision asked for.
 pub fn open(arguments: &DeviceArguments) -> Result<Chosen> {
+    if arguments.matrices && !matches!(arguments.device, Device::Auto | Device::Wgpu(_)) {
+        return Err(Error::request("--matrices", "cooperative matrices are for --device wgpu"));
+    }
+    if arguments.matrices && arguments.dtype != Dtype::F16 {
+        return Err(Error::request("--matrices", "cooperative matrices multiply halves; it needs --dtype f16"));
+    }
     match arguments.device {
         // CUDA is left to those who ask for it until its kernels have been measured on cards.
-        Device::Auto => match gpu(None, arguments.dtype, false) {
+        Device::Auto => match gpu(None, arguments, false) {
             Ok(backend) => Ok(Chosen { backend, remark: None }),
             Err(error) => Ok(Chosen { backend: cpu(arguments)?, remark: Some(format!("on the CPU: {error}")) }),
         },
         Device::Cpu => Ok(Chosen { backend: cpu(arguments)?, remark: None }),
-        Device::Wgpu(number) => Ok(Chosen { backend: gpu(number, arguments.dtype, true)?, remark: None }),
+        Device::Wgpu(number) => Ok(Chosen { backend: gpu(number, arguments, true)?, remark: None }),
         Device::Cuda(number) => Ok(Chosen { backend: cuda(number, arguments.dtype)?, remark: None }),
         Device::CudaEmulator => Ok(Chosen { backend: emulator(arguments.dtype)?, remark: None }),
     }
@@ -81,12 +87,14 @@ fn cpu(arguments: &DeviceArguments) -> Result<Box<dyn Backend>> {
 
 /// `software` allows an adapter that is a program.
 #[cfg(feature = "wgpu")]
-fn gpu(number: Option<usize>, dtype: Dtype, software: bool) -> Result<Box<dyn Backend>> {
+fn gpu(number: Option<usize>, arguments: &DeviceArguments, software: bool) -> Result<Box<dyn Backend>> {
+    let dtype = arguments.dtype;
     let adapter = number.map_or(if software { Choice::Best } else { Choice::Gpu }, Choice::Number);
     if matches!(dtype, Dtype::Bf16 | Dtype::Tf32) {
         return Err(Error::request("--dtype", "bf16 and tf32 are for --device cuda; wgpu stores f32 or f16"));
     }
-    let device = Wgpu::new(wgpu::Options { adapter, storage: dtype.storage(), ..wgpu::Options::default() })?;
+    let tiles = arguments.matrices.then_some(unclip::ops::Tiles::Matrices);
+    let device = Wgpu::new(wgpu::Options { adapter, storage: dtype.storage(), tiles, ..wgpu::Options::default() })?;
     Ok(Box::new(match cache_folder(|name| std::env::var_os(name)) {
         Some(folder) => device.cache_kernels(&folder.join("unclip").join("kernels")),
         None => device,
@@ -106,7 +114,7 @@ fn cache_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> 
 }
 
 #[cfg(not(feature = "wgpu"))]
-fn gpu(_: Option<usize>, _: Dtype, _: bool) -> Result<Box<dyn Backend>> {
+fn gpu(_: Option<usize>, _: &DeviceArguments, _: bool) -> Result<Box<dyn Backend>> {
     Err(left_out("wgpu"))
 }
 

@@ -77,7 +77,7 @@ impl Operation for Conv2d {
 
     fn wgsl(&self, inputs: &[&[usize]], output: &[usize], tiles: Tiles) -> Vec<Launch> {
         let (x, w) = (inputs[0], inputs[1]);
-        let kernels = [["conv2d"; 2], ["conv2d_lanes"; 2], ["conv2d", "conv2d_tiled"]];
+        let kernels = [["conv2d"; 2], ["conv2d_lanes"; 2], ["conv2d", "conv2d_tiled"], ["conv2d_matrices"; 2]];
         let mut next = 2;
         let mut tensors = vec![Operand::Input(0), Operand::Packed(1)];
         tensors.extend([self.bias, self.shift, self.residual].map(|present| optional(present, &mut next)));

@@ -109,6 +109,8 @@ pub enum Tiles {
     Lanes,
     /// Workgroups bring operands into shared memory first.
     Shared,
+    /// The same, and subgroups multiply them as matrices: for adapters with cooperative matrices.
+    Matrices,
 }
 
 impl Tiles {
@@ -117,7 +119,7 @@ impl Tiles {
         match self {
             Tiles::Registers => [32, 32],
             Tiles::Lanes => [32, 64],
-            Tiles::Shared => [64, 64],
+            Tiles::Shared | Tiles::Matrices => [64, 64],
         }
     }
 }
@@ -222,8 +224,8 @@ mod tests {
     #[test]
     fn parts_of_a_product_need_the_workgroups_of_the_whole_between_them() {
         let weight = Divisible { input: 1, first: "first_column", columns: true };
-        for tiles in [Tiles::Registers, Tiles::Lanes, Tiles::Shared] {
-            let whole = super::super::product::product([["linear"; 2]; 3], tiles, 7, 4 * Divisible::MULTIPLE + 5);
+        for tiles in [Tiles::Registers, Tiles::Lanes, Tiles::Shared, Tiles::Matrices] {
+            let whole = super::super::product::product([["linear"; 2]; 4], tiles, 7, 4 * Divisible::MULTIPLE + 5);
             let rows = [Divisible::MULTIPLE, 3 * Divisible::MULTIPLE, 5];
             let parts = rows.map(|rows| weight.part(&whole, tiles, rows).grid);
             assert_eq!(parts.iter().map(|grid| grid[0]).sum::<u32>(), whole.grid[0]);

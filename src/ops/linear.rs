@@ -58,7 +58,7 @@ impl Operation for Linear {
 
     fn wgsl(&self, inputs: &[&[usize]], output: &[usize], tiles: Tiles) -> Vec<Launch> {
         let (m, k, n) = (rows(output), width(inputs[0]), width(output));
-        let kernels = [["linear"; 2], ["linear_lanes"; 2], ["linear", "linear_tiled"]];
+        let kernels = [["linear"; 2], ["linear_lanes"; 2], ["linear", "linear_tiled"], ["linear_matrices"; 2]];
         let mut next = 2;
         let mut tensors = vec![Operand::Input(0), Operand::Packed(1)];
         tensors.extend([self.bias, self.residual].map(|present| optional(present, &mut next)));

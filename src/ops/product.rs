@@ -26,13 +26,14 @@ impl Factors {
     }
 }
 
-/// A product with `rows` rows and `columns` columns by one of three kernels, in the order of [`Tiles`]; stem and entry
+/// A product with `rows` rows and `columns` columns by one of four kernels, in the order of [`Tiles`]; stem and entry
 /// point of each.
-pub(super) fn product(kernels: [[&'static str; 2]; 3], tiles: Tiles, rows: usize, columns: usize) -> Launch {
+pub(super) fn product(kernels: [[&'static str; 2]; 4], tiles: Tiles, rows: usize, columns: usize) -> Launch {
     let ([stem, entry], threads) = match tiles {
         Tiles::Registers => (kernels[0], 64),
         Tiles::Lanes => (kernels[1], 64),
         Tiles::Shared => (kernels[2], 256),
+        Tiles::Matrices => (kernels[3], 128),
     };
     let tile = tiles.size();
     let grid = [grid(columns.div_ceil(tile[0])), grid(rows.div_ceil(tile[1])), 1];

@@ -54,12 +54,15 @@ pub struct Adapter {
     pub subgroups: bool,
     /// Invocations of a subgroup, where that is always the same number.
     pub lanes: Option<u32>,
+    /// Rows and columns of the matrices of halves that a subgroup can multiply, with sums in single precision.
+    pub matrices: Option<u32>,
     /// Whether kernels can be timed on the adapter's own clock.
     pub timestamps: bool,
 }
 
 impl Adapter {
-    /// How products share their operands: what is asked for if the adapter can do it, or else what suits it.
+    /// How products share their operands: what is asked for if the adapter can do it, or else what suits it. Matrices are
+    /// experimental in wgpu and never chosen unless they are asked for.
     ///
     /// The kernels whose lanes read for each other count on subgroups of eight that are all there. Eight must therefore
     /// be the least and the most that the driver can make of any kernel; and because workgroups of these kernels hold
@@ -82,8 +85,10 @@ impl fmt::Display for Adapter {
         write!(f, "wgpu:{}  {} ({}, {}, {})", self.number, self.name, self.kind, self.interface, self.driver)?;
         write!(f, "; largest tensor {} MiB", self.largest_tensor >> 20)?;
         write!(f, ", workgroup memory {} KiB", self.workgroup_memory >> 10)?;
-        let features = [("f16", self.f16), ("subgroups", self.subgroups), ("timestamps", self.timestamps)];
-        let there: Vec<&str> = features.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect();
+        let matrices = self.matrices.map(|side| format!("matrices {side}x{side}"));
+        let named = [("f16", self.f16), ("subgroups", self.subgroups), ("timestamps", self.timestamps)];
+        let named = named.into_iter().filter(|(_, there)| *there).map(|(name, _)| name.to_owned());
+        let there: Vec<String> = named.chain(matrices).collect();
         let list = if there.is_empty() { "no optional features".to_owned() } else { there.join(", ") };
         write!(f, "; {list}")
     }
@@ -136,8 +141,24 @@ fn describe(number: usize, adapter: &wgpu::Adapter) -> Adapter {
         f16: features.contains(wgpu::Features::SHADER_F16),
         subgroups: features.contains(wgpu::Features::SUBGROUP),
         lanes: (info.subgroup_min_size == info.subgroup_max_size).then_some(info.subgroup_min_size),
+        matrices: matrices(adapter),
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
     }
+}
+
+/// The largest matrices for which there is a kernel and whose products an adapter can add up in single precision.
+fn matrices(adapter: &wgpu::Adapter) -> Option<u32> {
+    let needed =
+        wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP;
+    if !adapter.features().contains(needed) {
+        return None;
+    }
+    let kinds = adapter.cooperative_matrix_properties();
+    let halves = kinds.iter().filter(|kind| {
+        kind.ab_type == wgpu::CooperativeScalarType::F16 && kind.cr_type == wgpu::CooperativeScalarType::F32
+    });
+    let sides = halves.map(|kind| [kind.m_size, kind.n_size, kind.k_size]);
+    [16, 8].into_iter().find(|&side| sides.clone().any(|sides| sides == [side; 3]))
 }
 
 /// The adapter meant and its description.
@@ -189,6 +210,7 @@ mod tests {
             f16: false,
             subgroups,
             lanes,
+            matrices: None,
             timestamps: false,
         }
     }

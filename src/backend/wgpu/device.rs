@@ -70,23 +70,38 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The leave that wgpu wants for what it calls experimental.
+#[allow(unsafe_code)]
+fn experiments() -> wgpu::ExperimentalFeatures {
+    // SAFETY: the one such feature that is used is cooperative matrices, by kernels that naga has validated; its known
+    // dangers, loads and stores out of bounds, do not arise, because matrices lie in shared memory at places that depend
+    // on nothing but constants and the number of a square, which is checked (shaders/matrices.wgsl).
+    unsafe { wgpu::ExperimentalFeatures::enabled() }
+}
+
 impl Device {
     /// Opens an adapter with all of its limits, the size of tensors lowered to what is asked for, and those optional
-    /// features that kernels can use.
-    pub fn open(choice: Choice, largest_tensor: Option<u64>) -> Result<Device> {
+    /// features that kernels can use; cooperative `matrices` only if they are asked for.
+    pub fn open(choice: Choice, largest_tensor: Option<u64>, matrices: bool) -> Result<Device> {
         let (handle, mut adapter) = adapters::choose(choice)?;
         let mut limits = handle.limits();
         // Bindings are whole words.
         adapter.largest_tensor = adapter.largest_tensor.min(largest_tensor.unwrap_or(u64::MAX)) & !3;
         limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.min(adapter.largest_tensor);
-        let useful = wgpu::Features::SHADER_F16
+        let mut useful = wgpu::Features::SHADER_F16
             | wgpu::Features::SUBGROUP
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::PIPELINE_CACHE;
+        let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
+        if matrices && adapter.matrices.is_some() {
+            useful |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+            experimental_features = experiments();
+        }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("unclip"),
             required_features: handle.features() & useful,
             required_limits: limits,
+            experimental_features,
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..wgpu::DeviceDescriptor::default()
         };
@@ -243,7 +258,7 @@ impl Device {
 
     /// The variant of a kernel whose first tensor and output are stored like this.
     pub fn variant(&self, source: Element, elem: Element, subgroups: bool) -> Variant {
-        Variant { source, elem, subgroups: subgroups && self.adapter.subgroups }
+        Variant { source, elem, subgroups: subgroups && self.adapter.subgroups, side: self.adapter.matrices }
     }
 
     pub fn traffic(&self) -> Traffic {
@@ -264,7 +279,7 @@ mod tests {
 
     /// Any adapter; without one there is nothing to be lost.
     fn device() -> Option<Device> {
-        let opened = Device::open(Choice::Best, None);
+        let opened = Device::open(Choice::Best, None, false);
         if let Err(reason) = &opened {
             println!("skipped: {reason}");
         }

@@ -33,7 +33,7 @@ pub struct Options {
     pub adapter: Choice,
     /// What tensors are stored in; kernels compute in f32 in any case.
     pub storage: Element,
-    /// How products share their operands; `None` is what suits the adapter.
+    /// How products share their operands; `None` is what suits the adapter. [`Tiles::Matrices`] needs storage in f16.
     pub tiles: Option<Tiles>,
     /// Whether subgroup operations are used where the adapter has them.
     pub subgroups: bool,
@@ -73,9 +73,16 @@ impl Wgpu {
             let what = "storage in bf16 on wgpu, whose shading language has no such type; f32 and f16 are possible";
             return Err(Error::Unsupported { what: what.to_owned() });
         }
-        let device = Device::open(options.adapter, options.largest_tensor)?;
+        let matrices = options.tiles == Some(Tiles::Matrices);
+        let device = Device::open(options.adapter, options.largest_tensor, matrices)?;
         if options.storage == Element::F16 && !device.adapter.f16 {
             return Err(device.error("the adapter lacks SHADER_F16; f32 is possible"));
+        }
+        if matrices && device.adapter.matrices.is_none() {
+            return Err(device.error("the adapter lacks cooperative matrices of f16 with sums in f32, 8x8 or 16x16"));
+        }
+        if matrices && options.storage != Element::F16 {
+            return Err(device.error("cooperative matrices multiply f16, and storage is f32"));
         }
         if options.profile && !device.adapter.timestamps {
             return Err(device.error("the adapter lacks TIMESTAMP_QUERY; it cannot be profiled"));

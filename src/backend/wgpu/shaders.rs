@@ -1,7 +1,7 @@
 //! The kernels' text, and how a variant of one is put together.
 //!
 //! Kernels are plain WGSL in `shaders/`. A variant is a few lines before that text: which type tensors are stored in,
-//! and which of two ways to sum over a workgroup.
+//! which of two ways to sum over a workgroup, and how large the matrices are that a subgroup multiplies.
 
 use crate::plan::Element;
 use std::fmt::Write;
@@ -9,6 +9,7 @@ use std::fmt::Write;
 const PRELUDE: &str = include_str!("../../../shaders/prelude.wgsl");
 const REDUCE_PLAIN: &str = include_str!("../../../shaders/reduce_plain.wgsl");
 const REDUCE_SUBGROUPS: &str = include_str!("../../../shaders/reduce_subgroups.wgsl");
+const MATRICES: &str = include_str!("../../../shaders/matrices.wgsl");
 
 macro_rules! kernels {
     ($($stem:literal),* $(,)?) => {
@@ -23,11 +24,13 @@ kernels![
     "concat",
     "conv2d",
     "conv2d_lanes",
+    "conv2d_matrices",
     "embed",
     "group_norm",
     "layer_norm",
     "linear",
     "linear_lanes",
+    "linear_matrices",
     "pointwise",
     "resize",
     "sampler_step",
@@ -43,11 +46,13 @@ pub struct Variant {
     pub elem: Element,
     /// Whether invocations of a subgroup may add up their numbers directly.
     pub subgroups: bool,
+    /// Rows and columns of cooperative matrices, 8 or 16, for the kernels that multiply them.
+    pub side: Option<u32>,
 }
 
 /// The kernel whose text a twin for one kind of adapter continues.
 pub fn base(stem: &str) -> Option<&str> {
-    stem.strip_suffix("_lanes")
+    stem.strip_suffix("_lanes").or_else(|| stem.strip_suffix("_matrices"))
 }
 
 /// The whole text of a kernel's variant, if there is a kernel of that stem.
@@ -58,12 +63,23 @@ pub fn render(stem: &str, variant: Variant) -> Option<String> {
     if variant.source == Element::F16 || variant.elem == Element::F16 {
         text.push_str("enable f16;\n");
     }
+    let matrices = variant.side.filter(|_| stem.ends_with("_matrices"));
+    if matrices.is_some() {
+        text.push_str("enable wgpu_cooperative_matrix;\n");
+    }
     let _ = writeln!(text, "alias source = {};\nalias elem = {};", variant.source.name(), variant.elem.name());
     text.push_str(PRELUDE);
     if kernel.contains("workgroup_sum") {
         text.push_str(if variant.subgroups { REDUCE_SUBGROUPS } else { REDUCE_PLAIN });
     }
     text.push_str(base(stem).and_then(text_of).unwrap_or_default());
+    if let Some(side) = matrices {
+        let _ = writeln!(text, "const SIDE = {side}u;");
+        for (name, number, role) in [("left", "source", "A"), ("right", "source", "B"), ("sum", "f32", "C")] {
+            let _ = writeln!(text, "alias {name}_matrix = coop_mat{side}x{side}<{number}, {role}>;");
+        }
+        text.push_str(MATRICES);
+    }
     text.push_str(kernel);
     Some(text)
 }

@@ -1,0 +1,62 @@
+// conv2d_matrices - the same for adapters with cooperative matrices, behind a switch.
+//
+// The text of conv2d.wgsl comes before this one, and that of matrices.wgsl. It has run on a software adapter only,
+// with matrices of 8.
+//
+// Math      y[n, i, j, o] = sum_rsc x[n, i stride + r - padding, j stride + s - padding, c] weight[(r S + s) C + c, o]
+//                           + bias[o] + shift[n, o] + residual[n, i, j, o]
+// Source    none
+// Tensors   x [N, H, W, C] source, weight [O/32, R S C, 8] vec4 source, bias [O] f32, shift [N, O] elem,
+//           residual [N, H', W', O] elem -> y [N, H', W', O] elem
+// Scalars   positions, height, width, channels, out_height, out_width, outputs, window_height, window_width, stride,
+//           padding, biased, shifted, added u32
+// Launch    grid (O/64, N H' W'/64, 1), 128 threads: a subgroup owns squares of 32 by 32
+// Memory    13.5 KiB shared
+// Numerics  products of f16, sums in f32, in an order that the driver chooses
+// Variants  source: f16; elem: f32 f16; subgroups: always; side: 8 16
+// Limits    subgroups of at most 128, all of them full
+
+@compute @workgroup_size(128)
+fn conv2d_matrices(
+    @builtin(workgroup_id) group: vec3u,
+    @builtin(local_invocation_index) lane: u32,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(num_subgroups) subgroups: u32,
+) {
+    let depth = scalars.window_height * scalars.window_width * scalars.channels;
+    // What this invocation loads: 16 neighbours in k of one position.
+    let own_row = lane / 2u;
+    let position = group.y * TILE + own_row;
+    let own_window = window(position);
+    let own_k = 16u * (lane % 2u);
+    // All invocations count the same turns and steps, so that they meet at every barrier.
+    for (var first = 0u; first < SQUARES; first += subgroups) {
+        let square = first + subgroup;
+        var sums = Sums();
+        for (var start = 0u; start < depth; start += DEPTH) {
+            var next = tap(start + own_k);
+            for (var i = own_k; i < own_k + 16u; i++) {
+                var v = source();
+                if position < scalars.positions && start + i < depth {
+                    v = source(channel(pixel(own_window, next.r, next.s), next.c));
+                }
+                left_tile[own_row * LEFT_STRIDE + i] = v;
+                next = advance(next, 1u);
+            }
+            share_weight(group.x, start, depth, scalars.outputs, lane);
+            workgroupBarrier();
+            if square < SQUARES {
+                multiply(square, &sums);
+            }
+            workgroupBarrier();
+        }
+        for (var index = 0u; index < COUNT * COUNT; index++) {
+            if square < SQUARES {
+                coopStoreT(sums[index], &sum_tile[square * MATRIX], SIDE);
+            }
+            workgroupBarrier();
+            store_matrix(group, first, min(first + subgroups, SQUARES), index, lane);
+            workgroupBarrier();
+        }
+    }
+}

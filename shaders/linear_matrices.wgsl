@@ -1,0 +1,55 @@
+// linear_matrices - the same for adapters with cooperative matrices, behind a switch.
+//
+// The text of linear.wgsl comes before this one, and that of matrices.wgsl. It has run on a software adapter only,
+// with matrices of 8.
+//
+// Math      y[m, n] = activation(sum_k x[m, k] weight[k, n] + bias[n]) + residual[m, n]
+// Source    none
+// Tensors   x [M, K] source, weight [N/32, K, 8] vec4 source, bias [N] f32, residual [M, N] elem -> y [M, N] elem
+// Scalars   m, k, n, activation, biased, added u32
+// Launch    grid (N/64, M/64, 1), 128 threads: a subgroup owns squares of 32 by 32
+// Memory    13.5 KiB shared
+// Numerics  products of f16, sums in f32, in an order that the driver chooses
+// Variants  source: f16; elem: f32 f16; subgroups: always; side: 8 16
+// Limits    subgroups of at most 128, all of them full
+
+@compute @workgroup_size(128)
+fn linear_matrices(
+    @builtin(workgroup_id) group: vec3u,
+    @builtin(local_invocation_index) lane: u32,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(num_subgroups) subgroups: u32,
+) {
+    // What this invocation loads: 16 neighbours in k of one row.
+    let own_row = lane / 2u;
+    let row = group.y * TILE + own_row;
+    let own_k = 16u * (lane % 2u);
+    // All invocations count the same turns and steps, so that they meet at every barrier.
+    for (var first = 0u; first < SQUARES; first += subgroups) {
+        let square = first + subgroup;
+        var sums = Sums();
+        for (var start = 0u; start < scalars.k; start += DEPTH) {
+            for (var i = own_k; i < own_k + 16u; i++) {
+                var v = source();
+                if row < scalars.m && start + i < scalars.k {
+                    v = x[row * scalars.k + start + i];
+                }
+                left_tile[own_row * LEFT_STRIDE + i] = v;
+            }
+            share_weight(group.x, start, scalars.k, scalars.n, lane);
+            workgroupBarrier();
+            if square < SQUARES {
+                multiply(square, &sums);
+            }
+            workgroupBarrier();
+        }
+        for (var index = 0u; index < COUNT * COUNT; index++) {
+            if square < SQUARES {
+                coopStoreT(sums[index], &sum_tile[square * MATRIX], SIDE);
+            }
+            workgroupBarrier();
+            store_matrix(group, first, min(first + subgroups, SQUARES), index, lane);
+            workgroupBarrier();
+        }
+    }
+}
