@@ -183,7 +183,8 @@ impl Compiled {
         self.slots.of[self.plan.root(id).0].is_none()
     }
 
-    /// Where a value is, and its size in bytes. What is not read by a launch was not divided.
+    /// Where a value is, and its size in bytes. A weight that was divided has no one place; only launches read such, by way
+    /// of `binding`.
     fn memory_of(&self, id: ValueId) -> (&wgpu::Buffer, u64) {
         let root = self.plan.root(id);
         let buffer = match self.slots.of[root.0] {
