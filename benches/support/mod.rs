@@ -40,8 +40,10 @@ pub fn gpus() -> Vec<Subject> {
         let open = |profile| Wgpu::new(Options { adapter, profile, ..Options::default() });
         match open(true).or_else(|_| open(false)) {
             Ok(wgpu) => {
-                println!("wgpu: {}", wgpu.adapter());
-                let fast = wgpu.adapter().kind != Kind::Software;
+                let adapter = wgpu.adapter();
+                let clock = if adapter.timestamps { "its own clock" } else { "the wall clock, submission included" };
+                println!("wgpu: {adapter}; timed by {clock}");
+                let fast = adapter.kind != Kind::Software;
                 found.push(Subject::new("wgpu", wgpu, fast));
             }
             Err(reason) => println!("wgpu skipped: {reason}"),
