@@ -29,12 +29,13 @@
 //! | layer | what it does |
 //! | --- | --- |
 //! | [`pipeline`] | which stage runs when, how often, and with what inputs |
-//! | [`model`], [`diffusion`] | the networks as functions that record a plan; schedules, sampling rules, seeded noise |
+//! | [`model`], [`diffusion`] | the networks as functions that record a plan; schedules, sampling rules |
 //! | [`plan`] | a network as a list of steps over values: the recorder, fusions, and which values share memory |
 //! | [`ops`] | what a step can do: parameters, shape rules, costs |
 //! | [`backend`] | compiles a plan for a device once and replays it every step |
 //! | `cases` | with the feature of that name: operations and networks to test and time back ends with |
 //! | [`weights`] | checkpoints in the diffusers layout, mapped into memory and checked before use |
+//! | [`noise`] | seeded Gaussian numbers, the same on every machine |
 //!
 //! # Invariants
 //! * A network is recorded once for each stage and number of pictures; the sampling loop replays the list. What does not
@@ -54,6 +55,7 @@ pub mod diffusion;
 pub mod error;
 pub mod image;
 pub mod model;
+pub mod noise;
 pub mod ops;
 pub mod output;
 pub mod pipeline;

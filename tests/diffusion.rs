@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use safetensors::SafeTensors;
-use unclip::diffusion::noise::TorchGenerator;
 use unclip::diffusion::sampler::{coefficients, time_features};
 use unclip::diffusion::{Schedule, SchedulerConfig};
+use unclip::noise::TorchGenerator;
 use unclip::ops::{Prediction, SamplerStep, Variance, element};
 
 /// One golden file.

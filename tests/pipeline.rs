@@ -9,8 +9,8 @@ use std::ops::ControlFlow;
 use support::golden::{MODEL, Recording};
 use unclip::Error;
 use unclip::backend::cpu::Cpu;
-use unclip::diffusion::NoiseKind;
 use unclip::image::Image;
+use unclip::noise::NoiseKind;
 use unclip::pipeline::{Event, Pipeline, Prompt, Request, Stage, Trace};
 use unclip::weights::{Checkpoint, LoadOptions};
 

@@ -4,7 +4,7 @@ use super::devices::Device;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use std::path::PathBuf;
-use unclip::diffusion::NoiseKind;
+use unclip::noise::NoiseKind;
 use unclip::pipeline::Stage;
 use unclip::plan::Element;
 

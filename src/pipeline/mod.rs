@@ -18,11 +18,12 @@ pub use request::{Defaults, Event, Observer, Prompt, Request, Stage};
 pub use trace::Trace;
 
 use crate::backend::Backend;
-use crate::diffusion::{NoiseSource, Schedule, SchedulerConfig};
+use crate::diffusion::{Schedule, SchedulerConfig};
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::model::text_encoder::Tokens;
 use crate::model::{prior, text_encoder, text_proj, unet};
+use crate::noise::NoiseSource;
 use crate::plan::Plan;
 #[cfg(feature = "tokenizer")]
 use crate::tokenizer::Tokenizer;

@@ -1,8 +1,8 @@
 //! What is asked of a pipeline, and what it reports meanwhile.
 
-use crate::diffusion::NoiseKind;
 use crate::error::{Error, Result};
 use crate::model::text_encoder::Tokens;
+use crate::noise::NoiseKind;
 use crate::weights::Checkpoint;
 use serde::{Deserialize, Serialize};
 use std::fmt;

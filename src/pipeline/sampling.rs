@@ -4,8 +4,9 @@ use super::request::{Event, Observer, Stage, report};
 use super::trace::{Trace, channels_last};
 use crate::backend::Executable;
 use crate::diffusion::sampler::coefficients;
-use crate::diffusion::{NoiseSource, Schedule, SchedulerConfig};
+use crate::diffusion::{Schedule, SchedulerConfig};
 use crate::error::{Error, Result};
+use crate::noise::NoiseSource;
 use crate::ops::{SamplerStep, Variance, element, elements};
 
 /// One stage's schedule and the shape of what it samples.
