@@ -8,6 +8,7 @@
 //!
 //! The order of draws for one picture: the prior's start and one draw for each of its steps but the last, then the
 //! same for the decoder, then the same for super-resolution. Every picture has a [`NoiseSource`] of its own.
+//! With Philox the steps' draws are left to the kernel of the sampler step, which knows seed, draw and index.
 
 mod box_muller;
 mod philox;
@@ -50,8 +51,21 @@ impl NoiseSource {
         match &mut self.0 {
             Generator::Torch(generator) => generator.fill_normal(out),
             Generator::Philox { generator, draw } => {
-                generator.fill_normal(*draw, out);
+                generator.fill_normal(*draw, 0, out);
                 *draw += 1;
+            }
+        }
+    }
+
+    /// Leaves the next draws to a kernel that makes them by itself and needs the seed and the number of the first. `None`
+    /// for torch's generator, whose draws can only be made here.
+    pub fn leave(&mut self, draws: u64) -> Option<(u64, u64)> {
+        match &mut self.0 {
+            Generator::Torch(_) => None,
+            Generator::Philox { generator, draw } => {
+                let first = *draw;
+                *draw += draws;
+                Some((generator.seed(), first))
             }
         }
     }
@@ -72,5 +86,21 @@ mod tests {
             assert_eq!(draws[0], draws[2], "{kind:?}");
             assert_ne!(draws[0], draws[1], "{kind:?}");
         }
+    }
+
+    #[test]
+    fn draws_that_are_left_out_can_be_made_from_seed_and_number() {
+        let mut draws = [[0f32; 48]; 4];
+        let mut source = NoiseSource::new(NoiseKind::Philox, 9);
+        draws.iter_mut().for_each(|draw| source.fill_normal(draw));
+        let mut source = NoiseSource::new(NoiseKind::Philox, 9);
+        let mut made = [0f32; 48];
+        source.fill_normal(&mut made);
+        let (seed, first) = source.leave(2).expect("Philox can");
+        Philox::new(seed).fill_normal(first + 1, 0, &mut made);
+        assert_eq!(made, draws[2]);
+        source.fill_normal(&mut made);
+        assert_eq!(made, draws[3]);
+        assert_eq!(NoiseSource::new(NoiseKind::Torch, 9).leave(2), None);
     }
 }

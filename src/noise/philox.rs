@@ -35,29 +35,40 @@ pub fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 /// A seed's normal values, addressed by draw and element.
 #[derive(Clone, Copy, Debug)]
 pub struct Philox {
-    key: [u32; 2],
+    seed: u64,
 }
 
 impl Philox {
     /// The generator of a seed; all 64 bits count.
     pub fn new(seed: u64) -> Self {
-        Philox { key: [seed as u32, (seed >> 32) as u32] }
+        Philox { seed }
     }
 
-    /// Writes elements `0 .. out.len()` of one draw.
-    pub fn fill_normal(&self, draw: u64, out: &mut [f32]) {
-        fill(self.key, draw, out);
+    /// The seed.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Writes elements `first .. first + out.len()` of one draw.
+    pub fn fill_normal(&self, draw: u64, first: u64, out: &mut [f32]) {
+        fill([self.seed as u32, (self.seed >> 32) as u32], draw, first, out);
     }
 }
 
 with_fma! {
-    fn fill(key: [u32; 2], draw: u64, out: &mut [f32]) {
-        let whole = out.len() / 4;
-        let (quads, tail) = out.as_chunks_mut::<4>();
-        for (index, values) in quads.iter_mut().enumerate() {
-            *values = quad(key, draw, index as u64);
+    fn fill(key: [u32; 2], draw: u64, first: u64, out: &mut [f32]) {
+        let (into, head) = ((first % 4) as usize, (first.next_multiple_of(4) - first) as usize);
+        let (head, rest) = out.split_at_mut(head.min(out.len()));
+        if !head.is_empty() {
+            head.copy_from_slice(&quad(key, draw, first / 4)[into..][..head.len()]);
         }
-        tail.copy_from_slice(&quad(key, draw, whole as u64)[..tail.len()]);
+        let start = first.div_ceil(4);
+        let (quads, tail) = rest.as_chunks_mut::<4>();
+        for (index, values) in quads.iter_mut().enumerate() {
+            *values = quad(key, draw, start + index as u64);
+        }
+        let whole = quads.len() as u64;
+        tail.copy_from_slice(&quad(key, draw, start + whole)[..tail.len()]);
     }
 }
 
@@ -94,14 +105,16 @@ mod tests {
     }
 
     #[test]
-    fn a_value_does_not_depend_on_how_many_are_made() {
+    fn a_value_does_not_depend_on_where_the_others_begin_and_end() {
         let philox = Philox::new(0xdead_beef_0000_0001);
         let mut long = [0f32; 103];
-        philox.fill_normal(5, &mut long);
-        for length in [0, 1, 2, 3, 4, 50, 102] {
-            let mut short = vec![0f32; length];
-            philox.fill_normal(5, &mut short);
-            assert_eq!(short, long[..length]);
+        philox.fill_normal(5, 0, &mut long);
+        for first in [0, 1, 2, 3, 4, 7, 50] {
+            for length in [0, 1, 2, 3, 4, 5, 50, 53] {
+                let mut short = vec![0f32; length];
+                philox.fill_normal(5, first as u64, &mut short);
+                assert_eq!(short, long[first..][..length], "{length} from {first}");
+            }
         }
     }
 
@@ -109,7 +122,7 @@ mod tests {
     fn every_bit_of_seed_and_draw_changes_the_values() {
         let first = |seed, draw| {
             let mut out = [0f32; 4];
-            Philox::new(seed).fill_normal(draw, &mut out);
+            Philox::new(seed).fill_normal(draw, 0, &mut out);
             out
         };
         for bit in 0..64 {
@@ -121,7 +134,7 @@ mod tests {
     #[test]
     fn values_have_the_moments_of_a_standard_normal() {
         let mut out = vec![0f32; 1 << 20];
-        Philox::new(3).fill_normal(0, &mut out);
+        Philox::new(3).fill_normal(0, 0, &mut out);
         let moment = |power| out.iter().map(|&x| f64::from(x).powi(power)).sum::<f64>() / out.len() as f64;
         // Five standard errors of 2^20 samples each.
         for (power, expected, spread) in
