@@ -2,13 +2,16 @@
 //
 // Math      out = u + s (c - u); x0 = (x_t - row[0] out) / row[1] or out, within +-range
 //           sigma = exp((f row[5] + (1 - f) row[6]) / 2), f = (v + 1) / 2, or row[4]
-//           x_{t-1} = (row[2] x0 + row[3] x_t) + row[7] (sigma noise)
-// Source    see ops/sampler_step.rs, whose order of operations this keeps
-// Tensors   output [2B | B, P, C | 2C] f32, x_t [B, P, C] f32, noise [B, P, C] f32, row [8] f32 -> y [B, P, C] f32
-// Scalars   count, channels, wide, conditional, guided, epsilon, learned, clipped u32; guidance, range f32
+//           x_{t-1} = (row[2] x0 + row[3] x_t) + row[7] (sigma z)
+//           z = noise, or element c P + p of draw seeds[b, 2..4] + step of seed seeds[b, 0..2]
+// Source    see ops/sampler_step.rs, whose order of operations this keeps, and for z noise/philox.rs
+// Tensors   output [2B | B, P, C | 2C] f32, x_t [B, P, C] f32, row [8] f32, noise [B, P, C] f32, seeds [B, 4] u32,
+//           step_number [1] u32 -> y [B, P, C] f32
+// Scalars   count, channels, positions, wide, conditional, guided, epsilon, learned, clipped, drawn u32; guidance,
+//           range f32
 // Launch    grid spread over count, 256 threads: one invocation owns one element
 // Memory    none shared
-// Numerics  f32
+// Numerics  f32; a draw's words are exact, its numbers within a few roundings of the CPU's
 // Variants  none
 // Limits    the sampler's state is f32 whatever the storage type
 
@@ -16,6 +19,8 @@ struct Scalars {
     // Elements of x_t.
     count: u32,
     channels: u32,
+    // Of one picture.
+    positions: u32,
     // Channels of the model's output.
     wide: u32,
     // Where the conditional half of the output begins.
@@ -24,16 +29,102 @@ struct Scalars {
     epsilon: u32,
     learned: u32,
     clipped: u32,
+    // Whether z is drawn here.
+    drawn: u32,
     guidance: f32,
     range: f32,
 }
 
 @group(0) @binding(0) var<storage, read> output: array<f32>;
 @group(0) @binding(1) var<storage, read> x_t: array<f32>;
-@group(0) @binding(2) var<storage, read> noise: array<f32>;
-@group(0) @binding(3) var<storage, read> row: array<f32>;
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
-@group(0) @binding(5) var<uniform> scalars: Scalars;
+@group(0) @binding(2) var<storage, read> row: array<f32>;
+@group(0) @binding(3) var<storage, read> noise: array<f32>;
+@group(0) @binding(4) var<storage, read> seeds: array<u32>;
+@group(0) @binding(5) var<storage, read> step_number: array<u32>;
+@group(0) @binding(6) var<storage, read_write> y: array<f32>;
+@group(0) @binding(7) var<uniform> scalars: Scalars;
+
+// The upper word of a product, by halves: there are no wider integers. No sum below exceeds a word.
+fn multiply_high(a: u32, b: u32) -> u32 {
+    let a0 = a & 0xffffu;
+    let a1 = a >> 16u;
+    let b0 = b & 0xffffu;
+    let b1 = b >> 16u;
+    let middle = a1 * b0 + (a0 * b0 >> 16u);
+    let other = a0 * b1 + (middle & 0xffffu);
+    return a1 * b1 + (middle >> 16u) + (other >> 16u);
+}
+
+fn philox4x32_10(counter: vec4u, seed: vec2u) -> vec4u {
+    var c = counter;
+    var key = seed;
+    for (var round = 0u; round < 10u; round++) {
+        c = vec4u(
+            multiply_high(c.z, 0xcd9e8d57u) ^ c.y ^ key.x,
+            c.z * 0xcd9e8d57u,
+            multiply_high(c.x, 0xd2511f53u) ^ c.w ^ key.y,
+            c.x * 0xd2511f53u,
+        );
+        key += vec2u(0x9e3779b9u, 0xbb67ae85u);
+    }
+    return c;
+}
+
+// Natural logarithm of a normal positive number, as in noise/box_muller.rs: x = m 2^e.
+fn ln(x: f32) -> f32 {
+    let bits = bitcast<u32>(x);
+    var e = f32(i32(bits >> 23u) - 126);
+    var m = bitcast<f32>((bits & 0x007fffffu) | 0x3f000000u);
+    if m < 0.70710678 {
+        e -= 1.0;
+        m = (m - 1.0) + m;
+    } else {
+        m = m - 1.0;
+    }
+    let z = m * m;
+    var p = 7.0376836292e-2;
+    p = fma(p, m, -1.1514610310e-1);
+    p = fma(p, m, 1.1676998740e-1);
+    p = fma(p, m, -1.2420140846e-1);
+    p = fma(p, m, 1.4249322787e-1);
+    p = fma(p, m, -1.6668057665e-1);
+    p = fma(p, m, 2.0000714765e-1);
+    p = fma(p, m, -2.4999993993e-1);
+    p = fma(p, m, 3.3333331174e-1);
+    p = fma(p * m, z, e * -2.12194440e-4);
+    p = fma(z, -0.5, p);
+    return fma(e, 0.693359375, m + p);
+}
+
+// Cosine of 2 pi u, or its sine, for u in [0, 1), as in noise/box_muller.rs: what WGSL has may be off by 5e-4. The angle
+// is j pi/4 + r with an even j.
+fn wave(u: f32, is_sine: bool) -> f32 {
+    let angle = 6.2831853 * u;
+    let j = (u32(angle * 1.27323954) + 1u) & ~1u;
+    var r = fma(f32(j), -0.78515625, angle);
+    r = fma(f32(j), -2.4187564849853515625e-4, r);
+    r = fma(f32(j), -3.77489497744594108e-8, r);
+    let z = r * r;
+    // The cosine is the sine of two eighths of the circle further.
+    let eighths = select(j + 2u, j, is_sine);
+    var value = fma(fma(fma(-1.9515295891e-4, z, 8.3321608736e-3), z, -1.6666654611e-1) * z, r, r);
+    if (eighths & 2u) != 0u {
+        let p = fma(fma(2.443315711809948e-5, z, -1.388731625493765e-3), z, 4.166664568298827e-2);
+        value = fma(p * z, z, -(z * 0.5)) + 1.0;
+    }
+    return select(value, -value, (eighths & 4u) != 0u);
+}
+
+// An element of a picture's draw.
+fn normal(picture: u32, element: u32) -> f32 {
+    let seed = vec4u(seeds[4u * picture], seeds[4u * picture + 1u], seeds[4u * picture + 2u], seeds[4u * picture + 3u]);
+    let low = seed.z + step_number[0];
+    let high = seed.w + select(0u, 1u, low < seed.z);
+    let words = philox4x32_10(vec4u(element / 4u, 0u, low, high), seed.xy);
+    let pair = select(words.xy, words.zw, (element & 2u) != 0u);
+    let radius = sqrt(-2.0 * ln(f32((pair.x >> 8u) + 1u) * 0x1p-24));
+    return radius * wave(f32(pair.y >> 8u) * 0x1p-24, (element & 1u) != 0u);
+}
 
 @compute @workgroup_size(256)
 fn sampler_step(
@@ -45,7 +136,9 @@ fn sampler_step(
     if i >= scalars.count {
         return;
     }
-    let at = i / scalars.channels * scalars.wide + i % scalars.channels;
+    let position = i / scalars.channels;
+    let channel = i % scalars.channels;
+    let at = position * scalars.wide + channel;
     let conditional = f32(output[scalars.conditional + at]);
     var out = conditional;
     if scalars.guided != 0u {
@@ -69,5 +162,11 @@ fn sampler_step(
         let fraction = (f32(output[scalars.conditional + at + scalars.channels]) + 1.0) / 2.0;
         sigma = exp(0.5 * (fraction * row[5] + (1.0 - fraction) * row[6]));
     }
-    y[i] = (row[2] * x0 + row[3] * x_t[i]) + row[7] * (sigma * noise[i]);
+    var z = 0.0;
+    if scalars.drawn == 0u {
+        z = noise[i];
+    } else if row[7] != 0.0 {
+        z = normal(position / scalars.positions, channel * scalars.positions + position % scalars.positions);
+    }
+    y[i] = (row[2] * x0 + row[3] * x_t[i]) + row[7] * (sigma * z);
 }

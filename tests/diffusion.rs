@@ -6,7 +6,7 @@ use safetensors::SafeTensors;
 use unclip::diffusion::sampler::{coefficients, time_features};
 use unclip::diffusion::{Schedule, SchedulerConfig};
 use unclip::noise::TorchGenerator;
-use unclip::ops::{Prediction, SamplerStep, Variance, element};
+use unclip::ops::{Noise, Prediction, SamplerStep, Variance, element};
 
 /// One golden file.
 struct Golden(Vec<u8>);
@@ -93,7 +93,7 @@ fn steps_have_the_bits_of_diffusers_in_all_four_forms() {
             for (variance_name, variance) in
                 [("fixed_small_log", Variance::FixedSmallLog), ("learned_range", Variance::LearnedRange)]
             {
-                let rule = SamplerStep { prediction, variance, clip: Some(1.0), guidance: None };
+                let rule = SamplerStep { prediction, variance, clip: Some(1.0), guidance: None, noise: Noise::Given };
                 let key = format!("step/{steps}/{prediction_name}/{variance_name}");
                 let (x0, next) = (golden.f32(&format!("{key}/x0")), golden.f32(&format!("{key}/prev")));
                 assert_eq!(x0.len(), steps * IMAGE);
@@ -139,7 +139,7 @@ fn recorded_steps_of_the_pipeline_are_reproduced() {
     for (stage, steps, guidance) in [("prior", 25, Some(4.0)), ("decoder", 25, Some(8.0)), ("super_res", 7, None)] {
         let path = folder.join(format!("{stage}_scheduler/scheduler_config.json"));
         let config = SchedulerConfig::from_json(&path, &std::fs::read(&path).unwrap()).unwrap();
-        let rule = config.step(guidance);
+        let rule = config.step(guidance, Noise::Given);
         let schedule = Schedule::new(&config);
         let timesteps = schedule.timesteps("steps", steps).unwrap();
         assert_eq!(timesteps, golden.timesteps(&format!("{stage}/timesteps")));

@@ -4,11 +4,14 @@
 mod support;
 
 use std::sync::OnceLock;
-use support::cases;
+use support::cases::{self, Case};
 use support::close::close;
-use support::{Problem, every, reference};
+use support::{Data, Problem, every, reference};
 use unclip::backend::Backend;
 use unclip::backend::cpu::{Cpu, Isa};
+use unclip::cases::Tensor;
+use unclip::noise::Philox;
+use unclip::ops::{Noise, Op};
 use unclip::plan::Element;
 
 fn cpu(threads: usize, isa: Isa) -> Cpu {
@@ -92,6 +95,46 @@ fn resize_matches_the_reference_with_any_number_of_threads() {
 #[test]
 fn sampler_step_matches_the_reference_with_any_number_of_threads() {
     check("sampler_step");
+}
+
+/// The same step with noise that the host made.
+fn given(problem: &Problem) -> Problem {
+    let mut given = problem.clone();
+    let Op::SamplerStep(op) = &mut given.op else { panic!("a sampler step") };
+    op.noise = Noise::Given;
+    let words = given.tensors.split_off(3).into_iter().map(|tensor| match tensor.data {
+        Data::Rows(words) => words,
+        Data::Numbers(_) => panic!("seeds and step are whole numbers"),
+    });
+    let words: Vec<Vec<u32>> = words.collect();
+    let shape = given.tensors[1].shape.clone();
+    let c = shape[shape.len() - 1];
+    let mut noise = Vec::new();
+    for seed in words[0].chunks_exact(4) {
+        let wide = |low: u32, high: u32| u64::from(low) + (u64::from(high) << 32);
+        let mut drawn = vec![0.0; shape[1..].iter().product()];
+        let draw = wide(seed[2], seed[3]) + u64::from(words[1][0]);
+        Philox::new(wide(seed[0], seed[1])).fill_normal(draw, 0, &mut drawn);
+        let positions = drawn.len() / c;
+        noise.extend((0..drawn.len()).map(|i| drawn[i % c * positions + i / c]));
+    }
+    given.tensors.push(Tensor { shape, data: Data::Numbers(noise), stored: None });
+    given
+}
+
+#[test]
+fn noise_drawn_in_the_sampler_step_has_the_bits_of_noise_that_is_given() {
+    let drawn = |case: &Case| case.name.starts_with("sampler_step/philox");
+    let cases: Vec<Case> = cases::all().into_iter().filter(drawn).collect();
+    assert!(!cases.is_empty());
+    for case in cases {
+        let problem = case.problem();
+        for &isa in isas() {
+            let backend = cpu(2, isa);
+            let run = |problem: &Problem| bits(&problem.run(&backend).expect("the device works"));
+            assert_eq!(run(&problem), run(&given(&problem)), "{} on {isa:?}", case.name);
+        }
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use unclip::backend::cpu::Cpu;
 use unclip::backend::wgpu::{Choice, Options, Wgpu, adapters};
 use unclip::backend::{Backend, Executable};
 use unclip::model::{Run, decoder};
-use unclip::ops::{Prediction, SamplerStep, Tiles, Variance};
+use unclip::ops::{Noise, Prediction, SamplerStep, Tiles, Variance};
 use unclip::plan::{Element, Graph, Plan, assign, narrow};
 use unclip::weights::{Checkpoint, Component, LoadOptions};
 
@@ -25,7 +25,7 @@ fn open(storage: Element) -> Option<Wgpu> {
 }
 
 /// The tiny decoder for one picture with guidance, four steps.
-fn tiny_decoder() -> (Plan, Component) {
+fn tiny_decoder(noise: Noise) -> (Plan, Component) {
     let checkpoint = Checkpoint::open(MODEL, LoadOptions::default()).unwrap();
     let config: unclip::model::unet::Config = checkpoint.json("decoder/config.json").unwrap();
     let component = checkpoint.component("decoder").unwrap();
@@ -34,6 +34,7 @@ fn tiny_decoder() -> (Plan, Component) {
         variance: Variance::LearnedRange,
         clip: Some(1.0),
         guidance: Some(4.0),
+        noise,
     };
     let plan = decoder::plan(&config, &component, &Run { pictures: 1, steps: 4, rule }, 9).unwrap();
     (plan, component)
@@ -44,13 +45,17 @@ fn write_inputs(executable: &mut dyn Executable) {
         let data: Vec<f32> = if name == "mask" { vec![1.0; data.len()] } else { data };
         executable.write(&name, &data).unwrap();
     }
+    if executable.plan().input("seeds").is_some() {
+        executable.write_rows("seeds", &[1, 2, 3, 0]).unwrap();
+    }
 }
 
 #[test]
 fn a_step_is_one_submission_and_the_four_bytes_of_its_number() {
-    for storage in [Element::F32, Element::F16] {
+    for (storage, noise) in [(Element::F32, Noise::Given), (Element::F32, Noise::Philox), (Element::F16, Noise::Given)]
+    {
         let Some(backend) = open(storage) else { return };
-        let (plan, weights) = tiny_decoder();
+        let (plan, weights) = tiny_decoder(noise);
         let mut executable = backend.compile(plan, &weights).unwrap();
         write_inputs(executable.as_mut());
         executable.run_once().unwrap();
@@ -70,7 +75,7 @@ fn slots_take_the_memory_that_the_plan_states_and_half_precision_nearly_halves_i
     let mut bytes = Vec::new();
     for storage in [Element::F32, Element::F16] {
         let Some(backend) = open(storage) else { return };
-        let (plan, weights) = tiny_decoder();
+        let (plan, weights) = tiny_decoder(Noise::Given);
         let stated = narrow(plan.clone(), storage);
         backend.compile(plan, &weights).unwrap();
         assert_eq!(backend.traffic().slot_bytes, assign(&stated).bytes());
@@ -84,9 +89,9 @@ fn slots_take_the_memory_that_the_plan_states_and_half_precision_nearly_halves_i
 #[test]
 fn replaying_a_loop_gives_what_the_cpu_gives_and_the_same_bits_again() {
     let Some(backend) = open(Element::F32) else { return };
-    let (plan, weights) = tiny_decoder();
-    let run = |backend: &dyn Backend| {
-        let mut executable = backend.compile(plan.clone(), &weights).unwrap();
+    let run = |backend: &dyn Backend, noise: Noise| {
+        let (plan, weights) = tiny_decoder(noise);
+        let mut executable = backend.compile(plan, &weights).unwrap();
         let once = |executable: &mut dyn Executable| {
             write_inputs(executable);
             executable.run_once().unwrap();
@@ -97,10 +102,12 @@ fn replaying_a_loop_gives_what_the_cpu_gives_and_the_same_bits_again() {
         assert_eq!(first, once(executable.as_mut()), "{}", backend.name());
         first
     };
-    let (got, want) = (run(&backend), run(&Cpu::new(2).unwrap()));
-    let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    println!("largest difference after four steps: {worst:e}");
-    assert!(worst < 2e-3, "{worst}");
+    for noise in [Noise::Given, Noise::Philox] {
+        let (got, want) = (run(&backend, noise), run(&Cpu::new(2).unwrap(), noise));
+        let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        println!("largest difference after four steps, noise {noise:?}: {worst:e}");
+        assert!(worst < 2e-3, "{worst}");
+    }
 }
 
 /// An adapter that binds no more than a MiB.

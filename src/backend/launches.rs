@@ -53,7 +53,7 @@ pub(super) fn weights<O: Copy + PartialEq>(
     wanted
 }
 
-/// Elements as a device gave them, in single precision; row numbers keep their bits.
+/// Elements as a device gave them, in single precision; whole numbers keep their bits.
 pub(super) fn numbers(element: Element, bytes: &[u8]) -> Vec<f32> {
     match element {
         Element::F32 | Element::U32 => bytemuck::allocation::pod_collect_to_vec(bytes),

@@ -62,7 +62,7 @@ pub trait Executable: Send {
     /// There is no input of that name and length.
     fn write(&mut self, input: &str, data: &[f32]) -> Result<()>;
 
-    /// Fills an input of row numbers.
+    /// Fills an input of whole numbers.
     ///
     /// # Errors
     /// There is no input of that name and length.

@@ -60,7 +60,7 @@ impl Random {
 pub enum Data {
     /// Floating-point numbers.
     Numbers(Vec<f32>),
-    /// Row numbers.
+    /// Whole numbers: rows, seeds, a step.
     Rows(Vec<u32>),
 }
 
@@ -79,11 +79,11 @@ impl Tensor {
     /// The elements, to be changed.
     ///
     /// # Panics
-    /// If they are row numbers.
+    /// If they are whole numbers.
     pub fn numbers_mut(&mut self) -> &mut Vec<f32> {
         match &mut self.data {
             Data::Numbers(x) => x,
-            Data::Rows(_) => panic!("row numbers where numbers were expected"),
+            Data::Rows(_) => panic!("whole numbers where floating-point ones were expected"),
         }
     }
 }
@@ -232,7 +232,7 @@ fn missing(tensor: &str) -> Error {
 /// Numbers in a storage type.
 ///
 /// # Panics
-/// If the type holds row numbers.
+/// If the type holds whole numbers.
 fn store(x: Vec<f32>, stored: Element) -> Stored<'static> {
     use half::slice::HalfFloatSliceExt;
     match stored {

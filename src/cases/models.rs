@@ -7,7 +7,7 @@ use super::{Random, missing, store};
 use crate::backend::{Backend, Executable};
 use crate::error::{Error, Result};
 use crate::model::{Run, decoder, prior, super_res, unet};
-use crate::ops::{Prediction, SamplerStep, Variance, elements};
+use crate::ops::{Noise, Prediction, SamplerStep, Variance, elements};
 use crate::plan::{Element, Origin, Plan, Stored, WeightSource};
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
@@ -125,7 +125,7 @@ impl ModelCase {
             Network::Decoder => (Prediction::Epsilon, Variance::LearnedRange, 1.0, Some(8.0)),
             Network::SuperRes => (Prediction::Epsilon, Variance::FixedSmallLog, 1.0, None),
         };
-        SamplerStep { prediction, variance, clip: Some(clip), guidance }
+        SamplerStep { prediction, variance, clip: Some(clip), guidance, noise: Noise::Given }
     }
 
     /// Does something with a component's configuration.

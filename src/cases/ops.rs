@@ -6,8 +6,8 @@
 use super::{Data, Problem, Random, Tensor};
 use crate::ops::Activation::{Gelu, QuickGelu, Silu};
 use crate::ops::{
-    Attention, Concat, Conv2d, Embed, GroupNorm, LayerNorm, Linear, Op, Pointwise, Prediction, Resize, SamplerStep,
-    Slice, Variance,
+    Attention, Concat, Conv2d, Embed, GroupNorm, LayerNorm, Linear, Noise, Op, Pointwise, Prediction, Resize,
+    SamplerStep, Slice, Variance,
 };
 use crate::plan::Element::{self, Bf16, F16, F32};
 use crate::plan::Plan;
@@ -21,6 +21,8 @@ pub enum Fill {
     Mask,
     /// Row numbers below a bound.
     Rows(u32),
+    /// These whole numbers.
+    Words(Vec<u32>),
     /// These numbers.
     Fixed(Vec<f32>),
 }
@@ -88,6 +90,7 @@ impl Case {
                 Fill::Rows(bound) => {
                     Data::Rows((0..length).map(|_| (random.bits() % u64::from(*bound)) as u32).collect())
                 }
+                Fill::Words(x) => Data::Rows(x.clone()),
                 Fill::Fixed(x) => Data::Numbers(x.clone()),
             };
             Tensor { shape: input.shape.clone(), data, stored: input.stored }
@@ -426,14 +429,15 @@ fn resize() -> Vec<Case> {
 }
 
 fn sampler_step() -> Vec<Case> {
+    let fixed = |x: &[f32]| Input { shape: vec![x.len()], fill: Fill::Fixed(x.to_vec()), stored: None };
+    let words =
+        |shape: &[usize], x: &[u32]| Input { shape: shape.to_vec(), fill: Fill::Words(x.to_vec()), stored: None };
     let row = [0.6, 0.8, 0.25, 0.7, 0.3, (0.02f32).ln(), (0.013f32).ln(), 1.0];
-    let case = |what: String, positions: usize, op: SamplerStep| {
-        let (b, channels) = (2, 3);
-        let wide = if op.variance == Variance::LearnedRange { 2 * channels } else { channels };
-        let doubled = if op.guidance.is_some() { 2 * b } else { b };
-        let coefficients = Input { shape: vec![8], fill: Fill::Fixed(row.to_vec()), stored: None };
-        let shape = [b, positions, channels];
-        let inputs = vec![x(&[doubled, positions, wide]), x(&shape), x(&shape), coefficients];
+    let case = |what: &str, shape: &[usize], op: SamplerStep, row: &[f32], noise: Vec<Input>| {
+        let mut output = shape.to_vec();
+        output[0] *= if op.guidance.is_some() { 2 } else { 1 };
+        output[shape.len() - 1] *= if op.variance == Variance::LearnedRange { 2 } else { 1 };
+        let inputs = [vec![x(&output), x(shape), fixed(row)], noise].concat();
         Case::new(format!("sampler_step/{what}"), op, inputs)
     };
     let mut cases = Vec::new();
@@ -441,18 +445,44 @@ fn sampler_step() -> Vec<Case> {
         for (v, variance) in [("fixed", Variance::FixedSmallLog), ("learned", Variance::LearnedRange)] {
             for (g, guidance) in [("plain", None), ("guided", Some(4.0))] {
                 for (c, clip) in [("free", None), ("clipped", Some(1.5))] {
-                    let op = SamplerStep { prediction, variance, clip, guidance };
-                    cases.push(case(format!("{p}-{v}-{g}-{c}"), 5 * 7, op));
+                    let shape = [2, 5 * 7, 3];
+                    let op = SamplerStep { prediction, variance, clip, guidance, noise: Noise::Given };
+                    cases.push(case(&format!("{p}-{v}-{g}-{c}"), &shape, op, &row, vec![x(&shape)]));
                 }
             }
         }
     }
-    let op = SamplerStep {
+    let plain = SamplerStep {
+        prediction: Prediction::Sample,
+        variance: Variance::FixedSmallLog,
+        clip: None,
+        guidance: None,
+        noise: Noise::Philox,
+    };
+    let whole = SamplerStep {
         prediction: Prediction::Epsilon,
         variance: Variance::LearnedRange,
-        clip: Some(1.0),
+        clip: Some(1.5),
         guidance: Some(4.0),
+        noise: Noise::Philox,
     };
-    cases.push(case("decoder-64px".to_owned(), 64 * 64, op).heavy());
+    let decoder = SamplerStep { clip: Some(1.0), noise: Noise::Given, ..whole };
+    let any = |pictures: usize| vec![rows(&[pictures, 4], u32::MAX), rows(&[1], 25)];
+    // The number of a draw takes more than a word from its third step on.
+    let carried =
+        |step: u32| vec![words(&[2, 4], &[7, 0, u32::MAX - 2, 0, 7, 9, u32::MAX - 2, 5]), words(&[1], &[step])];
+    let last = [&row[..7], &[0.0]].concat();
+    cases.extend([
+        case("philox-whole", &[2, 5, 7, 3], whole, &row, any(2)),
+        case("philox-picture", &[3, 101, 103, 3], plain, &row, any(3)),
+        case("philox-one-channel", &[2, 29, 1], whole, &row, any(2)),
+        case("philox-vectors", &[3, 77], plain, &row, any(3)),
+        case("philox-one-position", &[2, 1, 5], whole, &row, any(2)),
+        case("philox-before-the-carry", &[2, 35, 3], plain, &row, carried(2)),
+        case("philox-after-the-carry", &[2, 35, 3], plain, &row, carried(3)),
+        case("philox-last", &[2, 35, 3], whole, &last, any(2)),
+        case("decoder-64px", &[2, 64 * 64, 3], decoder, &row, vec![x(&[2, 64 * 64, 3])]).heavy(),
+        case("philox-256px", &[1, 256, 256, 3], plain, &row, any(1)).heavy(),
+    ]);
     cases
 }

@@ -12,7 +12,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::ops::{Prediction, SamplerStep, Variance};
+use crate::ops::{Noise, Prediction, SamplerStep, Variance};
 use crate::{Error, Result};
 
 /// Upper bound of `num_train_timesteps`: beyond some 600 000, `1 - beta_0` rounds to 1 and the first step divides
@@ -126,8 +126,8 @@ impl SchedulerConfig {
     }
 
     /// The sampler step of this stage, with a guidance scale if the batch holds both halves.
-    pub fn step(&self, guidance: Option<f32>) -> SamplerStep {
-        SamplerStep { prediction: self.prediction, variance: self.variance, clip: self.clip, guidance }
+    pub fn step(&self, guidance: Option<f32>, noise: Noise) -> SamplerStep {
+        SamplerStep { prediction: self.prediction, variance: self.variance, clip: self.clip, guidance, noise }
     }
 }
 

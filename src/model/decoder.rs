@@ -9,9 +9,9 @@ use crate::plan::{Graph, Plan, WeightSource};
 
 /// Records the decoder with its sampling step; `tokens` counts the image and text tokens of the context.
 ///
-/// Inputs: `context [G, T, cross]`, `added [G, E]`, `mask [G, T]`, `time [S, W]`, `noise [S, B, H, W, C]`,
-/// `coefficients [S, 8]`, and per step `x_t [B, H, W, C]`, fed back. Outputs: `model_output [G, H, W, C or 2C]` before
-/// guidance and `x [B, H, W, C]` after the step.
+/// Inputs: `context [G, T, cross]`, `added [G, E]`, `mask [G, T]`, `time [S, W]`, `coefficients [S, 8]`,
+/// `noise [S, B, H, W, C]` or `seeds [B, 4]`, and per step `x_t [B, H, W, C]`, fed back. Outputs:
+/// `model_output [G, H, W, C or 2C]` before guidance and `x [B, H, W, C]` after the step.
 ///
 /// # Errors
 /// A configuration that is not implemented, or a tensor that is missing or of another shape.
@@ -34,17 +34,12 @@ pub fn plan(config: &Config, source: &dyn WeightSource, run: &Run, tokens: usize
     let added = graph.input("added", &[rows, config.time_embedding()]);
     let mask = graph.input("mask", &[rows, tokens]);
     let time = graph.input("time", &[run.steps, config.time_features()]);
-    let noise = graph.input("noise", &[run.steps, pictures, size, size, c]);
-    let coefficients = graph.input("coefficients", &[run.steps, 8]);
     let x_t = graph.step_input("x_t", &[pictures, size, size, c]);
     let step = graph.step_number();
 
     let conditions = Conditions { time, step, added: Some(added), context: Some((context, mask)) };
     let predicted = forward(&graph.weights(), config, x_t.repeat(rows / pictures), &conditions);
-    let x = predicted.sampler_step(run.rule, x_t, noise.row(step), coefficients.row(step));
-    graph.output("model_output", predicted);
-    graph.output("x", x);
-    graph.feed(x, x_t);
+    run.sample(&graph, predicted, x_t, step);
     graph.finish()
 }
 

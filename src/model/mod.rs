@@ -17,6 +17,8 @@ pub mod text_proj;
 pub mod unet;
 
 use crate::error::{Error, Result};
+use crate::ops::Noise;
+use crate::plan::{Graph, Tensor};
 use std::fmt::Display;
 use std::path::Path;
 
@@ -35,6 +37,28 @@ impl Run {
     /// `G`, rows that the model sees at once.
     pub fn rows(&self) -> usize {
         self.pictures * if self.rule.guidance.is_some() { 2 } else { 1 }
+    }
+
+    /// Records what every sampling network ends in: the step from `x_t [B, ..]` with what the network `predicted`, fed
+    /// back. Inputs: `coefficients [S, 8]`, and `noise [S, B, ..]` or, where the kernel draws, `seeds [B, 4]`. Outputs:
+    /// `model_output`, before guidance, and `x [B, ..]`, after the step, which is returned.
+    #[track_caller]
+    fn sample<'g>(&self, graph: &'g Graph<'_>, predicted: Tensor<'g>, x_t: Tensor<'g>, step: Tensor<'g>) -> Tensor<'g> {
+        let coefficients = graph.input("coefficients", &[self.steps, 8]).row(step);
+        let x = match self.rule.noise {
+            Noise::Given => {
+                let noise = graph.input("noise", &[&[self.steps], &x_t.shape()[..]].concat()).row(step);
+                predicted.sampler_step(self.rule, x_t, coefficients, &[noise])
+            }
+            Noise::Philox => {
+                let seeds = graph.rows("seeds", &[self.pictures, 4]);
+                predicted.sampler_step(self.rule, x_t, coefficients, &[seeds, step])
+            }
+        };
+        graph.output("model_output", predicted);
+        graph.output("x", x);
+        graph.feed(x, x_t);
+        x
     }
 }
 

@@ -86,8 +86,8 @@ impl Config {
 /// Records the prior with its sampling step.
 ///
 /// Inputs: `text_embeds [G, D]`, `hidden [G, T, D]`, `mask [G, T]` (1 for bos, text and eos), `time [S, inner]`
-/// (sinusoidal features of the timesteps), `noise [S, B, D]`, `coefficients [S, 8]`, and per step `x_t [B, D]`, fed
-/// back from step to step. Outputs: `model_output [G, D]` before guidance, `x [B, D]` after the step, and
+/// (sinusoidal features of the timesteps), `coefficients [S, 8]`, `noise [S, B, D]` or `seeds [B, 4]`, and per step
+/// `x_t [B, D]`, fed back from step to step. Outputs: `model_output [G, D]` before guidance, `x [B, D]` after the step, and
 /// `image_embeds [B, D]`, the same in the space of the image encoder, to be read after the last step.
 ///
 /// # Errors
@@ -101,8 +101,6 @@ pub fn plan(config: &Config, source: &dyn WeightSource, run: &Run) -> Result<Pla
     let hidden = graph.input("hidden", &[rows, tokens, dim]);
     let mask = graph.input("mask", &[rows, tokens]);
     let time = graph.input("time", &[run.steps, inner]);
-    let noise = graph.input("noise", &[run.steps, pictures, dim]);
-    let coefficients = graph.input("coefficients", &[run.steps, 8]);
     let x_t = graph.step_input("x_t", &[pictures, dim]);
     let step = graph.step_number();
 
@@ -137,12 +135,9 @@ pub fn plan(config: &Config, source: &dyn WeightSource, run: &Run) -> Result<Pla
     }
     let late = late.reshape(&[rows, inner]).layer_norm(w.at("norm_out"), 1e-5);
     let predicted = late.linear(w.at("proj_to_clip_embeddings"), dim);
-    let x = predicted.sampler_step(run.rule, x_t, noise.row(step), coefficients.row(step));
+    let x = run.sample(&graph, predicted, x_t, step);
     let [mean, std] = ["clip_mean", "clip_std"].map(|name| w.tensor(name, &[1, dim]).reshape(&[dim]));
-    graph.output("model_output", predicted);
-    graph.output("x", x);
     graph.output("image_embeds", x.multiply(std) + mean);
-    graph.feed(x, x_t);
     graph.finish()
 }
 

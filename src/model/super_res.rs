@@ -12,8 +12,8 @@ use crate::plan::{Graph, Plan, Tensor, WeightSource};
 /// Records one of the two networks with its sampling step. `small` is the decoder's side, `size` the side of the
 /// result: the second network's own configuration leaves it out.
 ///
-/// Inputs: `small [B, h, w, C]`, `time [S, W]`, `noise [S, B, H, W, C]`, `coefficients [S, 8]`, and per step
-/// `x_t [B, H, W, C]`, fed back. Outputs: `upscaled [B, H, W, C]`, `model_output [B, H, W, C]`, `x [B, H, W, C]`.
+/// Inputs: `small [B, h, w, C]`, `time [S, W]`, `coefficients [S, 8]`, `noise [S, B, H, W, C]` or `seeds [B, 4]`, and per
+/// step `x_t [B, H, W, C]`, fed back. Outputs: `upscaled [B, H, W, C]`, `model_output [B, H, W, C]`, `x [B, H, W, C]`.
 ///
 /// # Errors
 /// A configuration that is not implemented, or a tensor that is missing or of another shape.
@@ -36,18 +36,13 @@ pub fn plan(
     let graph = Graph::new(name, source);
     let small = graph.input("small", &[pictures, small, small, c]);
     let time = graph.input("time", &[run.steps, config.time_features()]);
-    let noise = graph.input("noise", &[run.steps, pictures, size, size, c]);
-    let coefficients = graph.input("coefficients", &[run.steps, 8]);
     let x_t = graph.step_input("x_t", &[pictures, size, size, c]);
     let step = graph.step_number();
 
     let upscaled = small.bicubic(size, size);
     let conditions = Conditions { time, step, added: None, context: None };
     let predicted = forward(&graph.weights(), config, Tensor::concat(&[x_t, upscaled], 3), &conditions);
-    let x = predicted.sampler_step(run.rule, x_t, noise.row(step), coefficients.row(step));
     graph.output("upscaled", upscaled);
-    graph.output("model_output", predicted);
-    graph.output("x", x);
-    graph.feed(x, x_t);
+    run.sample(&graph, predicted, x_t, step);
     graph.finish()
 }

@@ -33,7 +33,7 @@ pub use linear::Linear;
 pub use pointwise::{Activation, Pointwise};
 pub use product::Factors;
 pub use resize::{Resize, cubic_taps};
-pub use sampler_step::{Element, Prediction, SamplerStep, Variance, element};
+pub use sampler_step::{Element, Noise, Prediction, SamplerStep, Variance, element};
 pub use slice::Slice;
 
 /// What every operation can say about itself without running.

@@ -10,7 +10,9 @@
 //! `UnCLIPScheduler` does it: at t = 999 the factor `1 / sqrt(alpha_bar)` is about 20 000, and another order of
 //! the same formula would show in the picture.
 
+use super::launch::optional;
 use super::{Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require};
+use crate::noise::NoiseKind;
 
 /// What the model predicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,12 +32,35 @@ pub enum Variance {
     LearnedRange,
 }
 
+/// Where the numbers of a step's noise come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Noise {
+    /// They are an input.
+    Given,
+    /// Each is drawn where it is added, by [`Philox`](crate::noise::Philox).
+    Philox,
+}
+
+impl From<NoiseKind> for Noise {
+    /// torch's numbers are one sequence, which only the host can make.
+    fn from(kind: NoiseKind) -> Noise {
+        match kind {
+            NoiseKind::Torch => Noise::Given,
+            NoiseKind::Philox => Noise::Philox,
+        }
+    }
+}
+
 /// One step of ancestral sampling.
 ///
 /// # Shapes
-/// `output [2B | B, P, C * (1 | 2)]`, `x_t [B, P, C]`, `noise [B, P, C]`, `coefficients [8]` -> `x_{t-1} [B, P, C]`,
-/// channels last. The output has the doubled batch with guidance, and the doubled channels with a learned
-/// variance; the second half of the channels is then the variance.
+/// `output [2B | B, P, C * (1 | 2)]`, `x_t [B, P, C]`, `coefficients [8]`, and either `noise [B, P, C]` or
+/// `seeds [B, 4]`, `step [1]` -> `x_{t-1} [B, P, C]`, channels last. The output has the doubled batch with guidance, and
+/// the doubled channels with a learned variance; the second half of the channels is then the variance.
+///
+/// A row of `seeds` is a picture's seed and the number of the draw that belongs to step 0, each in two words, the low one
+/// first; the present draw is `step` further. Draws are in the order of `[C, P]`: channel `c` of position `p` is their
+/// element `c P + p`.
 ///
 /// # Formula
 /// ```text
@@ -47,7 +72,7 @@ pub enum Variance {
 /// ```
 /// `v` is the conditional half's variance output and is not guided. The row of coefficients holds, in order,
 /// `sqrt(1 - alpha_bar)`, `sqrt(alpha_bar)`, `a`, `b`, `sigma` of the fixed variance, `ln(beta)`, `ln(posterior)`,
-/// `on` (1, or 0 in the last step, whose noise must still be finite).
+/// `on` (1, or 0 in the last step: none is drawn there, and what is given must still be finite).
 ///
 /// # Source
 /// Ho et al. 2020 (DDPM), eq. 7 and 15; Nichol & Dhariwal 2021, eq. 15; Ho & Salimans 2022, eq. 6. The
@@ -62,6 +87,8 @@ pub struct SamplerStep {
     pub clip: Option<f32>,
     /// Guidance scale `s`. With one, the model's output holds the unconditional half of the batch first.
     pub guidance: Option<f32>,
+    /// Where the noise comes from.
+    pub noise: Noise,
 }
 
 impl Operation for SamplerStep {
@@ -70,19 +97,28 @@ impl Operation for SamplerStep {
     }
 
     fn shape(&self, inputs: &[&[usize]]) -> Result<Vec<usize>, String> {
-        count(inputs, 4)?;
-        let (output, x_t, noise, row) = (inputs[0], inputs[1], inputs[2], inputs[3]);
+        let drawn = self.noise == Noise::Philox;
+        count(inputs, if drawn { 5 } else { 4 })?;
+        let (output, x_t, row, noise) = (inputs[0], inputs[1], inputs[2], &inputs[3..]);
+        require(x_t.len() >= 2, || format!("sampler_step: x_t {x_t:?}"))?;
         let mut wanted = x_t.to_vec();
         wanted[0] *= if self.guidance.is_some() { 2 } else { 1 };
         wanted[x_t.len() - 1] *= if self.variance == Variance::LearnedRange { 2 } else { 1 };
-        require(output == wanted && noise == x_t && row == [8], || {
-            format!("sampler_step: output {output:?}, noise {noise:?}, coefficients {row:?} for x_t {x_t:?}")
+        let fits = if drawn { noise[0] == [x_t[0], 4] && noise[1] == [1] } else { noise[0] == x_t };
+        require(output == wanted && fits && row == [8], || {
+            let noise_name = if drawn { "seeds and step" } else { "noise" };
+            format!("sampler_step: output {output:?}, {noise_name} {noise:?}, coefficients {row:?} for x_t {x_t:?}")
         })?;
         Ok(x_t.to_vec())
     }
 
     fn flops(&self, _: &[&[usize]], output: &[usize]) -> u64 {
-        12 * elements(output) as u64
+        let each = match self.noise {
+            Noise::Given => 12,
+            // A logarithm, a root, a sine or cosine.
+            Noise::Philox => 12 + 50,
+        };
+        each * elements(output) as u64
     }
 
     fn keep(&self, _: Operand) -> Keep {
@@ -91,19 +127,24 @@ impl Operation for SamplerStep {
 
     fn wgsl(&self, inputs: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {
         let channels = output[output.len() - 1];
+        let positions = elements(&output[1..output.len() - 1]);
         let wide = inputs[0][inputs[0].len() - 1];
+        let drawn = self.noise == Noise::Philox;
         // With guidance the conditional half follows the unconditional one.
         let conditional = if self.guidance.is_some() { elements(inputs[0]) / 2 } else { 0 };
-        let mut scalars: Vec<Scalar> = [channels, wide, conditional].map(Scalar::from).to_vec();
+        let mut scalars: Vec<Scalar> = [channels, positions, wide, conditional].map(Scalar::from).to_vec();
         scalars.extend([
             Scalar::from(self.guidance.is_some()),
             (self.prediction == Prediction::Epsilon).into(),
             (self.variance == Variance::LearnedRange).into(),
             self.clip.is_some().into(),
+            drawn.into(),
             self.guidance.unwrap_or(1.0).into(),
             self.clip.unwrap_or(0.0).into(),
         ]);
-        let mut tensors: Vec<Operand> = (0..4).map(Operand::Input).collect();
+        let mut tensors: Vec<Operand> = (0..3).map(Operand::Input).collect();
+        let mut next = 3;
+        tensors.extend([!drawn, drawn, drawn].map(|present| optional(present, &mut next)));
         tensors.push(Operand::Output);
         vec![Launch::each("sampler_step", elements(output), tensors, scalars)]
     }
@@ -167,8 +208,13 @@ pub fn element(
 mod tests {
     use super::*;
 
-    const PLAIN: SamplerStep =
-        SamplerStep { prediction: Prediction::Sample, variance: Variance::FixedSmallLog, clip: None, guidance: None };
+    const PLAIN: SamplerStep = SamplerStep {
+        prediction: Prediction::Sample,
+        variance: Variance::FixedSmallLog,
+        clip: None,
+        guidance: None,
+        noise: Noise::Given,
+    };
     const ROW: [f32; 8] = [0.6, 0.8, 0.25, 0.5, 2.0, 0.0, -2.0, 1.0];
 
     #[test]

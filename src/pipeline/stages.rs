@@ -11,7 +11,7 @@ use crate::image::Image;
 use crate::model::text_encoder::Tokens;
 use crate::model::{Run, decoder, prior, super_res, text_encoder, text_proj, unet};
 use crate::noise::NoiseSource;
-use crate::ops::{SamplerStep, elements};
+use crate::ops::{Noise, SamplerStep, elements};
 use crate::plan::{Plan, assign};
 use crate::weights::Component;
 use std::ops::Range;
@@ -205,7 +205,7 @@ impl Session<'_, '_> {
         let dim = config.embedding_dim;
         let steps = self.settings.prior_steps;
         let sampling = Loop::new("prior", &configs.prior_scheduler, "prior steps", steps, vec![dim])?;
-        let rule = configs.prior_scheduler.step(text.guided().then_some(self.settings.prior_guidance));
+        let rule = configs.prior_scheduler.step(text.guided().then_some(self.settings.prior_guidance), Noise::Given);
         let groups_of = |pictures| Run { pictures, steps, rule };
         let mut open = self.open(Stage::Prior, steps)?;
         let groups = self.groups(|n| prior::plan(config, &open.component, &groups_of(n)))?;
@@ -300,7 +300,8 @@ impl Session<'_, '_> {
         let shape = vec![size, size, config.in_channels];
         let steps = self.settings.decoder_steps;
         let sampling = Loop::new("decoder", &configs.decoder_scheduler, "decoder steps", steps, shape)?;
-        let rule = configs.decoder_scheduler.step(conditions.guided().then_some(self.settings.decoder_guidance));
+        let rule =
+            configs.decoder_scheduler.step(conditions.guided().then_some(self.settings.decoder_guidance), Noise::Given);
         let run = |pictures| Run { pictures, steps, rule };
         let tokens = configs.prior.num_embeddings + configs.text_proj.clip_extra_context_tokens;
         let mut open = self.open(Stage::Decoder, steps)?;
@@ -339,7 +340,7 @@ impl Session<'_, '_> {
         let shape = vec![size, size, configs.super_res_first.out_channels];
         let steps = self.settings.super_res_steps;
         let sampling = Loop::new("super_res", &configs.super_res_scheduler, "super-resolution steps", steps, shape)?;
-        let rule = configs.super_res_scheduler.step(None);
+        let rule = configs.super_res_scheduler.step(None, Noise::Given);
         let mut drawn: Vec<Draws> = Vec::new();
         let mut groups = Vec::new();
         let parts = [
@@ -411,7 +412,7 @@ pub fn plan(pipeline: &Pipeline, stage: Stage, pictures: usize, guided: bool) ->
     let guidance = |scale: f32| guided.then_some(scale);
     let tokens = configs.prior.num_embeddings;
     let super_res = |config: &unet::Config, steps| {
-        let rule = configs.super_res_scheduler.step(None);
+        let rule = configs.super_res_scheduler.step(None, Noise::Given);
         let small = configs.decoder.sample_size.unwrap_or(0);
         let run = Run { pictures, steps, rule };
         super_res::plan(stage.name(), config, &component, &run, small, configs.super_res_first.sample_size)
@@ -421,12 +422,12 @@ pub fn plan(pipeline: &Pipeline, stage: Stage, pictures: usize, guided: bool) ->
             text_encoder::plan(&configs.text_encoder, &component, if guided { pictures + 1 } else { pictures })
         }
         Stage::Prior => {
-            let rule = configs.prior_scheduler.step(guidance(defaults.prior_guidance));
+            let rule = configs.prior_scheduler.step(guidance(defaults.prior_guidance), Noise::Given);
             prior::plan(&configs.prior, &component, &Run { pictures, steps: defaults.prior_steps, rule })
         }
         Stage::TextProj => text_proj::plan(&configs.text_proj, &component, pictures, tokens, guided),
         Stage::Decoder => {
-            let rule = configs.decoder_scheduler.step(guidance(defaults.decoder_guidance));
+            let rule = configs.decoder_scheduler.step(guidance(defaults.decoder_guidance), Noise::Given);
             let run = Run { pictures, steps: defaults.decoder_steps, rule };
             decoder::plan(&configs.decoder, &component, &run, tokens + configs.text_proj.clip_extra_context_tokens)
         }

@@ -8,8 +8,8 @@
 use super::{Element, Origin, Plan, Step, Value, ValueId, WeightSource};
 use crate::error::{Error, Result};
 use crate::ops::{
-    Activation, Attention, Concat, Conv2d, Embed, GroupNorm, LayerNorm, Linear, Op, Operation, Pointwise, Resize,
-    SamplerStep, Slice,
+    Activation, Attention, Concat, Conv2d, Embed, GroupNorm, LayerNorm, Linear, Noise, Op, Operation, Pointwise,
+    Resize, SamplerStep, Slice,
 };
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -77,7 +77,7 @@ impl<'w> Graph<'w> {
         self.add_input(name, shape, Element::F32, true)
     }
 
-    /// Row numbers that the caller writes once per picture.
+    /// Whole numbers that the caller writes once per picture.
     pub fn rows<'g>(&'g self, name: &str, shape: &[usize]) -> Tensor<'g>
     where
         'w: 'g,
@@ -215,10 +215,15 @@ impl<'w> Graph<'w> {
     }
 }
 
-/// Row numbers only choose rows, and only row numbers do.
+/// Whole numbers choose rows and draws, and nothing else does.
 fn check_elements(op: &Op, inputs: impl Iterator<Item = Element>) -> std::result::Result<(), String> {
     for (i, found) in inputs.enumerate() {
-        let wanted = if matches!(op, Op::Embed(_)) && i == 1 { Element::U32 } else { Element::F32 };
+        let whole = match op {
+            Op::Embed(_) => i == 1,
+            Op::SamplerStep(step) => step.noise == Noise::Philox && i >= 3,
+            _ => false,
+        };
+        let wanted = if whole { Element::U32 } else { Element::F32 };
         if found != wanted {
             return Err(format!("{}: input {i} holds {found:?} where {wanted:?} is needed", op.name()));
         }
@@ -478,16 +483,17 @@ impl<'g> Tensor<'g> {
         self.graph.record(Embed::Row, &[self, step], line())
     }
 
-    /// One step of the diffusion process with `self` as the model's output; see [`SamplerStep`].
+    /// One step of the diffusion process with `self` as the model's output and, last, what its noise comes from; see
+    /// [`SamplerStep`].
     #[track_caller]
     pub fn sampler_step(
         self,
         rule: SamplerStep,
         x_t: Tensor<'g>,
-        noise: Tensor<'g>,
         coefficients: Tensor<'g>,
+        noise: &[Tensor<'g>],
     ) -> Tensor<'g> {
-        self.graph.record(rule, &[self, x_t, noise, coefficients], line())
+        self.graph.record(rule, &[&[self, x_t, coefficients], noise].concat(), line())
     }
 }
 

@@ -43,7 +43,7 @@ pub enum Element {
     F16,
     /// Numbers in half the memory with the range of single precision.
     Bf16,
-    /// Row numbers: token ids, positions, the step.
+    /// Whole numbers: token ids, positions, the step, seeds.
     U32,
 }
 

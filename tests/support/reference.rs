@@ -2,8 +2,8 @@
 
 use super::{Data, Problem};
 use unclip::ops::{
-    Activation, Attention, Concat, Conv2d, Embed, GroupNorm, Linear, Op, Operation, Pointwise, Prediction, Resize,
-    SamplerStep, Slice, Variance,
+    Activation, Attention, Concat, Conv2d, Embed, GroupNorm, Linear, Noise, Op, Operation, Pointwise, Prediction,
+    Resize, SamplerStep, Slice, Variance,
 };
 
 /// A tensor in double precision.
@@ -351,8 +351,12 @@ fn embed(op: &Embed, inputs: &[Wide]) -> Vec<f64> {
 }
 
 fn sampler_step(op: &SamplerStep, inputs: &[Wide]) -> Vec<f64> {
-    let (output, x_t, noise, row) = (&inputs[0], &inputs[1].x, &inputs[2].x, &inputs[3].x);
+    let (output, x_t, row) = (&inputs[0], &inputs[1].x, &inputs[2].x);
     let c = inputs[1].width();
+    let noise = match op.noise {
+        Noise::Given => inputs[3].x.clone(),
+        Noise::Philox => drawn(&inputs[3].x, inputs[4].x[0], x_t.len() / inputs[1].shape[0] / c, c),
+    };
     let wide = output.width();
     let conditional_at = if op.guidance.is_some() { output.x.len() / 2 } else { 0 };
     (0..x_t.len())
@@ -377,4 +381,29 @@ fn sampler_step(op: &SamplerStep, inputs: &[Wide]) -> Vec<f64> {
             row[2] * x0 + row[3] * x_t[i] + row[7] * sigma * noise[i]
         })
         .collect()
+}
+
+const WORD: u64 = 1 << 32;
+
+/// Noise by seed, draw and element: the words of Salmon et al. 2011, their uniforms by Box & Muller 1958.
+fn drawn(seeds: &[f64], step: f64, positions: usize, c: usize) -> Vec<f64> {
+    let element = |seed: &[f64], i: usize| {
+        let number = (u128::from(seed[2] as u64) + (u128::from(seed[3] as u64) << 32) + step as u128) as u64;
+        let counter = [(i / 4) as u64, 0, number % WORD, number / WORD];
+        let words = philox(counter, [seed[0] as u64, seed[1] as u64]);
+        let pair = &words[i % 4 / 2 * 2..];
+        let (u1, u2) = ((pair[0] / 256 + 1) as f64 / 2f64.powi(24), (pair[1] / 256) as f64 / 2f64.powi(24));
+        let angle = std::f64::consts::TAU * u2;
+        (-2.0 * u1.ln()).sqrt() * if i.is_multiple_of(2) { angle.cos() } else { angle.sin() }
+    };
+    let of_picture = |seed| (0..positions * c).map(move |at| element(seed, at % c * positions + at / c));
+    seeds.chunks_exact(4).flat_map(of_picture).collect()
+}
+
+fn philox(counter: [u64; 4], key: [u64; 2]) -> [u64; 4] {
+    (0..10).fold(counter, |[a, b, c, d], round| {
+        let (p, q) = (a * 0xd251_1f53, c * 0xcd9e_8d57);
+        let [k0, k1] = [(key[0] + round * 0x9e37_79b9) % WORD, (key[1] + round * 0xbb67_ae85) % WORD];
+        [(q / WORD) ^ b ^ k0, q % WORD, (p / WORD) ^ d ^ k1, p % WORD]
+    })
 }
