@@ -6,7 +6,7 @@
 mod support;
 
 use support::golden::MODEL;
-use support::pictures::{Steps, TRAINED, agree, decibels, run, run_on_cpu};
+use support::pictures::{PROMPTS, Steps, TRAINED, agree, agree_with_philox, decibels, run, run_on_cpu};
 use unclip::backend::Backend;
 use unclip::backend::cuda::{Cuda, Precision};
 use unclip::pipeline::Trace;
@@ -19,11 +19,24 @@ fn every_stage_agrees_with_the_cpu_on_the_emulator() {
     agree(MODEL, Box::new(Cuda::emulator()), STEPS);
 }
 
+#[test]
+fn pictures_agree_with_the_cpu_where_the_kernel_draws_the_noise() {
+    agree_with_philox(MODEL, Box::new(Cuda::emulator()), &PROMPTS[..1], [Some(3), Some(2), Some(3)]);
+}
+
 #[cfg(feature = "cuda")]
 #[test]
 fn every_stage_agrees_with_the_cpu_on_a_gpu() {
     if let Some(gpu) = support::every::available("cuda", Cuda::new(0)) {
         agree(MODEL, Box::new(gpu), STEPS);
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn pictures_agree_with_the_cpu_where_a_gpu_draws_the_noise() {
+    if let Some(gpu) = support::every::available("cuda", Cuda::new(0)) {
+        agree_with_philox(MODEL, Box::new(gpu), &PROMPTS, STEPS);
     }
 }
 

@@ -9,8 +9,11 @@ use std::ops::ControlFlow;
 use support::golden::{MODEL, Recording};
 use unclip::Error;
 use unclip::backend::cpu::Cpu;
+use unclip::diffusion::sampler::coefficients;
+use unclip::diffusion::{Schedule, SchedulerConfig};
 use unclip::image::Image;
-use unclip::noise::NoiseKind;
+use unclip::noise::{NoiseKind, NoiseSource};
+use unclip::ops::{Noise, element};
 use unclip::pipeline::{Event, Pipeline, Prompt, Request, Stage, Trace};
 use unclip::weights::{Checkpoint, LoadOptions};
 
@@ -97,7 +100,10 @@ fn each_picture_of_a_run_can_be_made_again_alone() {
 fn little_memory_changes_no_picture() {
     let mut request = recorded_request();
     request.pictures_per_prompt = 3;
-    assert_eq!(run(&pipeline(2).memory_limit(1), &request), run(&pipeline(2), &request));
+    for noise in [NoiseKind::Torch, NoiseKind::Philox] {
+        request.noise = noise;
+        assert_eq!(run(&pipeline(2).memory_limit(1), &request), run(&pipeline(2), &request));
+    }
 }
 
 #[test]
@@ -125,6 +131,49 @@ fn prompt_negative_seed_and_generator_each_make_a_difference() {
     }
     // diffusers' unconditional text is the empty one.
     assert_eq!(run(&pipeline, &Request { negative: Some("".into()), ..request }), plain);
+}
+
+/// The steps' noise as the sequence of draws has it, and the samples that each step made of noise of its own.
+#[test]
+fn noise_that_the_steps_draw_is_the_one_sequence_of_each_picture() {
+    let loops = [("prior", 4), ("decoder", 3), ("super_res", 4)];
+    let [prior_steps, decoder_steps, super_res_steps] = loops.map(|(_, steps)| Some(steps));
+    let own = Request { noise: NoiseKind::Philox, seed: u64::MAX, ..recorded_request() };
+    let request = Request { prior_steps, decoder_steps, super_res_steps, ..own };
+    let mut trace = Trace::on();
+    pipeline(2).run_traced(&request, &mut |_| ControlFlow::Continue(()), &mut trace).unwrap();
+    let mut sources = [u64::MAX, 0].map(|seed| NoiseSource::new(NoiseKind::Philox, seed));
+    for (name, steps) in loops {
+        let file = format!("{MODEL}/{name}_scheduler/scheduler_config.json");
+        let config = SchedulerConfig::from_json(file.as_ref(), &std::fs::read(&file).unwrap()).unwrap();
+        let schedule = Schedule::new(&config);
+        let rows = coefficients(&schedule, &schedule.timesteps("steps", steps).unwrap());
+        // Guidance is in what the trace calls guided.
+        let rule = config.step(None, Noise::Given);
+        let mut draw = |recorded: Vec<f32>, what: &str| {
+            let size = recorded.len() / sources.len();
+            for (source, got) in sources.iter_mut().zip(recorded.chunks_exact(size)) {
+                let mut want = vec![0.0; size];
+                source.fill_normal(&mut want);
+                assert_eq!(got, want, "{what} of {name}");
+            }
+            recorded
+        };
+        let mut x_t = draw(trace.get(&format!("{name}/initial_latents")).unwrap().1, "latents");
+        let image = x_t.len() / 2;
+        for (step, row) in rows.iter().enumerate() {
+            let tensor = |what: &str| trace.get(&format!("{name}/step_{step:02}/{what}")).unwrap().1;
+            let noise = if step + 1 < steps { draw(tensor("noise"), "noise") } else { vec![0.0; x_t.len()] };
+            let (guided, next) = (tensor("guided"), tensor("latents"));
+            for i in 0..x_t.len() {
+                let at = i / image * (guided.len() / 2) + i % image;
+                let variance = guided.get(at + image).copied().unwrap_or(0.0);
+                let want = element(&rule, row, 0.0, guided[at], variance, x_t[i], noise[i]).next;
+                assert_eq!(next[i], want, "{name}, step {step}, element {i}");
+            }
+            x_t = next;
+        }
+    }
 }
 
 #[test]

@@ -115,7 +115,7 @@ pub struct RunArguments {
     /// Guidance scale of the decoder [default: the checkpoint's, or 8]; at most 1 for both turns guidance off
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
     pub decoder_guidance: Option<f32>,
-    /// What turns the seed into noise: torch gives the pictures of diffusers, philox can be made in any order
+    /// What turns the seed into noise: torch gives the pictures of diffusers, philox is drawn on the device
     #[arg(long, value_enum, default_value_t = Noise::Torch)]
     pub noise: Noise,
     #[command(flatten)]

@@ -136,7 +136,8 @@ impl Pipeline {
         self.configs.check_steps(&settings)?;
         let pictures = request.pictures();
         let noise = (0..pictures as u64).map(|k| NoiseSource::new(request.noise, request.seed.wrapping_add(k)));
-        let mut session = stages::Session { pipeline: self, settings, observer, trace, noise: noise.collect() };
+        let (noise, drawn) = (noise.collect(), request.noise.into());
+        let mut session = stages::Session { pipeline: self, settings, observer, trace, noise, drawn };
         let text = session.text(request)?;
         let image_embeds = session.prior(&text)?;
         let conditions = session.text_proj(&text, &image_embeds)?;

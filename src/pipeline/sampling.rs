@@ -6,7 +6,7 @@ use crate::backend::Executable;
 use crate::diffusion::sampler::coefficients;
 use crate::diffusion::{Schedule, SchedulerConfig};
 use crate::error::{Error, Result};
-use crate::noise::NoiseSource;
+use crate::noise::{NoiseSource, Philox};
 use crate::ops::{SamplerStep, Variance, element, elements};
 
 /// One stage's schedule and the shape of what it samples.
@@ -22,12 +22,19 @@ pub struct Loop {
 }
 
 /// Latents and noise of some pictures, channels last.
-#[derive(Clone)]
 pub struct Draws {
     /// `[B, ..]`: what the loop starts from, and after each step what it has come to.
     pub latents: Vec<f32>,
-    /// `[S, B, ..]`; zeros in the last step, which has no noise.
-    pub noise: Vec<f32>,
+    /// What its steps add.
+    pub noise: StepNoise,
+}
+
+/// The noise of all steps of a loop.
+pub enum StepNoise {
+    /// Numbers, `[S, B, ..]`; zeros in the last step, which has no noise.
+    Given(Vec<f32>),
+    /// Of each picture the seed and the number of the first step's draw, for kernels that draw by themselves.
+    Philox(Vec<(u64, u64)>),
 }
 
 impl Loop {
@@ -58,22 +65,46 @@ impl Loop {
     }
 
     /// Draws latents, then the noise of every step but the last, each picture from its own source in the order in
-    /// which diffusers draws them: `[C, H, W]`, brought to channels last.
+    /// which diffusers draws them: `[C, H, W]`, brought to channels last. Sources that can leave the noise to kernels.
     pub fn draw(&self, sources: &mut [NoiseSource]) -> Draws {
         let (size, c) = (elements(&self.shape), self.shape[self.shape.len() - 1]);
         let pictures = sources.len();
-        let mut latents = vec![0.0; pictures * size];
-        let mut noise = vec![0.0; self.steps() * pictures * size];
         let mut drawn = vec![0.0; size];
+        let mut next = |source: &mut NoiseSource, target: &mut [f32]| {
+            source.fill_normal(&mut drawn);
+            target.copy_from_slice(&channels_last(&drawn, size / c, c));
+        };
+        let mut latents = vec![0.0; pictures * size];
+        for (source, target) in sources.iter_mut().zip(latents.chunks_exact_mut(size)) {
+            next(source, target);
+        }
+        // All pictures of a request have the same kind of source.
+        let left = sources.iter_mut().map(|source| source.leave(self.steps() as u64 - 1)).collect();
+        if let Some(seeds) = left {
+            return Draws { latents, noise: StepNoise::Philox(seeds) };
+        }
+        let mut noise = vec![0.0; self.steps() * pictures * size];
         for (k, source) in sources.iter_mut().enumerate() {
-            for step in 0..self.steps() {
-                source.fill_normal(&mut drawn);
-                let target =
-                    if step == 0 { &mut latents[k * size..] } else { &mut noise[((step - 1) * pictures + k) * size..] };
-                target[..size].copy_from_slice(&channels_last(&drawn, size / c, c));
+            for step in 0..self.steps() - 1 {
+                next(source, &mut noise[(step * pictures + k) * size..][..size]);
             }
         }
-        Draws { latents, noise }
+        Draws { latents, noise: StepNoise::Given(noise) }
+    }
+
+    /// The noise of one step, `[B, ..]`, channels last, whoever draws it in the end.
+    fn noise_of(&self, draws: &Draws, step: usize) -> Vec<f32> {
+        let (size, c) = (elements(&self.shape), self.shape[self.shape.len() - 1]);
+        match &draws.noise {
+            StepNoise::Given(noise) => noise[step * draws.latents.len()..][..draws.latents.len()].to_vec(),
+            StepNoise::Philox(seeds) => {
+                let mut drawn = vec![0.0; seeds.len() * size];
+                for (&(seed, first), out) in seeds.iter().zip(drawn.chunks_exact_mut(size)) {
+                    Philox::new(seed).fill_normal(first + step as u64, 0, out);
+                }
+                channels_last(&drawn, size / c, c)
+            }
+        }
     }
 
     /// Runs steps `range` with an executable whose inputs are all written, starting from the latents and leaving the
@@ -127,7 +158,7 @@ impl Loop {
         let rows = pictures * if rule.guidance.is_some() { 2 } else { 1 };
         let wide = output.len() / (rows * elements(&self.shape)) * c;
 
-        let noise = &draws.noise[step * draws.latents.len()..][..draws.latents.len()];
+        let noise = self.noise_of(draws, step);
         let half = output.len() / rows * (rows - pictures);
         let (mut guided, mut original) = (Vec::new(), Vec::new());
         for (position, x_t) in draws.latents.chunks_exact(c).enumerate() {
@@ -158,7 +189,7 @@ impl Loop {
         trace.put_pictures(key("guided"), &shaped(pictures, wide), &guided);
         trace.put_pictures(key("pred_original"), &shaped(pictures, c), &original);
         if self.timesteps[step] > 0 {
-            trace.put_pictures(key("noise"), &shaped(pictures, c), noise);
+            trace.put_pictures(key("noise"), &shaped(pictures, c), &noise);
         }
         trace.put_pictures(key("latents"), &shaped(pictures, c), &next);
         draws.latents = next;

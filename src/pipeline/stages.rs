@@ -2,7 +2,7 @@
 
 use super::Pipeline;
 use super::request::{Defaults, Event, Observer, Prompt, Request, Stage, report};
-use super::sampling::{Draws, Loop};
+use super::sampling::{Draws, Loop, StepNoise};
 use super::trace::Trace;
 use crate::backend::Executable;
 use crate::diffusion::sampler::time_features;
@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::image::Image;
 use crate::model::text_encoder::Tokens;
 use crate::model::{Run, decoder, prior, super_res, text_encoder, text_proj, unet};
-use crate::noise::NoiseSource;
+use crate::noise::{NoiseKind, NoiseSource};
 use crate::ops::{Noise, SamplerStep, elements};
 use crate::plan::{Plan, assign};
 use crate::weights::Component;
@@ -28,6 +28,8 @@ pub struct Session<'a, 'o> {
     pub trace: &'a mut Trace,
     /// One source for each picture.
     pub noise: Vec<NoiseSource>,
+    /// Who draws the noise of the sampling steps.
+    pub drawn: Noise,
 }
 
 /// Encoded prompts.
@@ -205,7 +207,7 @@ impl Session<'_, '_> {
         let dim = config.embedding_dim;
         let steps = self.settings.prior_steps;
         let sampling = Loop::new("prior", &configs.prior_scheduler, "prior steps", steps, vec![dim])?;
-        let rule = configs.prior_scheduler.step(text.guided().then_some(self.settings.prior_guidance), Noise::Given);
+        let rule = configs.prior_scheduler.step(text.guided().then_some(self.settings.prior_guidance), self.drawn);
         let groups_of = |pictures| Run { pictures, steps, rule };
         let mut open = self.open(Stage::Prior, steps)?;
         let groups = self.groups(|n| prior::plan(config, &open.component, &groups_of(n)))?;
@@ -246,7 +248,17 @@ impl Session<'_, '_> {
         let per_step = |table: &[f32], steps: usize| table.len() / steps;
         let table = sampling.table();
         let all = sampling.steps();
-        for (name, data) in [("time", time), ("noise", &draws.noise[..]), ("coefficients", &table[..])] {
+        let mut tables = vec![("time", time), ("coefficients", &table[..])];
+        match &draws.noise {
+            StepNoise::Given(noise) => tables.push(("noise", noise)),
+            StepNoise::Philox(seeds) => {
+                // The executable counts its steps from 0.
+                let numbers = seeds.iter().flat_map(|&(seed, first)| [seed, first + range.start as u64]);
+                let words: Vec<u32> = numbers.flat_map(|n| [n as u32, (n >> 32) as u32]).collect();
+                executable.write_rows("seeds", &words)?;
+            }
+        }
+        for (name, data) in tables {
             let row = per_step(data, all);
             executable.write(name, &data[range.start * row..range.end * row])?;
         }
@@ -301,7 +313,7 @@ impl Session<'_, '_> {
         let steps = self.settings.decoder_steps;
         let sampling = Loop::new("decoder", &configs.decoder_scheduler, "decoder steps", steps, shape)?;
         let rule =
-            configs.decoder_scheduler.step(conditions.guided().then_some(self.settings.decoder_guidance), Noise::Given);
+            configs.decoder_scheduler.step(conditions.guided().then_some(self.settings.decoder_guidance), self.drawn);
         let run = |pictures| Run { pictures, steps, rule };
         let tokens = configs.prior.num_embeddings + configs.text_proj.clip_extra_context_tokens;
         let mut open = self.open(Stage::Decoder, steps)?;
@@ -340,7 +352,7 @@ impl Session<'_, '_> {
         let shape = vec![size, size, configs.super_res_first.out_channels];
         let steps = self.settings.super_res_steps;
         let sampling = Loop::new("super_res", &configs.super_res_scheduler, "super-resolution steps", steps, shape)?;
-        let rule = configs.super_res_scheduler.step(None, Noise::Given);
+        let rule = configs.super_res_scheduler.step(None, self.drawn);
         let mut drawn: Vec<Draws> = Vec::new();
         let mut groups = Vec::new();
         let parts = [
@@ -410,9 +422,10 @@ pub fn plan(pipeline: &Pipeline, stage: Stage, pictures: usize, guided: bool) ->
     let (configs, defaults) = (&pipeline.configs, &pipeline.defaults);
     let component = pipeline.checkpoint.component(stage.name())?;
     let guidance = |scale: f32| guided.then_some(scale);
+    let noise = NoiseKind::default().into();
     let tokens = configs.prior.num_embeddings;
     let super_res = |config: &unet::Config, steps| {
-        let rule = configs.super_res_scheduler.step(None, Noise::Given);
+        let rule = configs.super_res_scheduler.step(None, noise);
         let small = configs.decoder.sample_size.unwrap_or(0);
         let run = Run { pictures, steps, rule };
         super_res::plan(stage.name(), config, &component, &run, small, configs.super_res_first.sample_size)
@@ -422,12 +435,12 @@ pub fn plan(pipeline: &Pipeline, stage: Stage, pictures: usize, guided: bool) ->
             text_encoder::plan(&configs.text_encoder, &component, if guided { pictures + 1 } else { pictures })
         }
         Stage::Prior => {
-            let rule = configs.prior_scheduler.step(guidance(defaults.prior_guidance), Noise::Given);
+            let rule = configs.prior_scheduler.step(guidance(defaults.prior_guidance), noise);
             prior::plan(&configs.prior, &component, &Run { pictures, steps: defaults.prior_steps, rule })
         }
         Stage::TextProj => text_proj::plan(&configs.text_proj, &component, pictures, tokens, guided),
         Stage::Decoder => {
-            let rule = configs.decoder_scheduler.step(guidance(defaults.decoder_guidance), Noise::Given);
+            let rule = configs.decoder_scheduler.step(guidance(defaults.decoder_guidance), noise);
             let run = Run { pictures, steps: defaults.decoder_steps, rule };
             decoder::plan(&configs.decoder, &component, &run, tokens + configs.text_proj.clip_extra_context_tokens)
         }
