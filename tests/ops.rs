@@ -30,14 +30,19 @@ fn isas() -> &'static [Isa] {
 
 /// Runs all cases of a stem on all instruction sets, with one and with two threads.
 fn check(stem: &str) {
-    let backends: Vec<(Cpu, Cpu)> = isas().iter().map(|&isa| (cpu(1, isa), cpu(2, isa))).collect();
+    let backends = isas().iter().map(|&isa| (cpu(1, isa), cpu(2, isa))).collect();
+    check_on(stem, backends, Element::F32);
+}
+
+/// Runs all cases of a stem on pairs of back ends, which must give the same bits.
+fn check_on(stem: &str, backends: Vec<(Cpu, Cpu)>, precision: Element) {
     let mut failures = Vec::new();
     for case in every::cases_of(stem) {
         let problem = case.problem();
         let want = reference::run(&problem);
         for (one, two) in &backends {
             let got = problem.run(one).expect("the device works");
-            if let Err(reason) = close(&got, &want, Element::F32, reference::reduction(&problem)) {
+            if let Err(reason) = close(&got, &want, precision, reference::reduction(&problem)) {
                 failures.push(format!("{} on {}: {reason}", case.name, one.name()));
             }
             if bits(&got) != bits(&problem.run(two).expect("the device works")) {
@@ -55,6 +60,14 @@ fn bits(x: &[f32]) -> Vec<u32> {
 #[test]
 fn linear_matches_the_reference_with_any_number_of_threads() {
     check("linear");
+}
+
+#[test]
+fn products_of_bf16_match_the_reference() {
+    for stem in ["linear", "conv2d"] {
+        let backends = isas().iter().map(|&isa| (cpu(1, isa).with_bf16(), cpu(2, isa).with_bf16())).collect();
+        check_on(stem, backends, Element::Bf16);
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod support;
 use safetensors::Dtype;
 use std::ops::ControlFlow;
 use support::golden::{MODEL, Recording};
+use support::pictures::{self, TRAINED, decibels, run_on_cpu};
 use unclip::Error;
 use unclip::backend::cpu::Cpu;
 use unclip::diffusion::sampler::coefficients;
@@ -257,4 +258,17 @@ fn settings_out_of_range_are_refused_before_anything_is_loaded() {
 
 fn run_error(request: &Request) -> Error {
     pipeline(1).run(request, &mut |_| ControlFlow::Continue(())).unwrap_err()
+}
+
+#[test]
+fn pictures_from_products_of_bf16_are_within_35_db_of_single_precision() {
+    let prompts = ["a red apple", "a lighthouse at night", "a yellow duck on a lake"];
+    let steps = [None; 3];
+    let (images, _) = pictures::run(TRAINED, Box::new(Cpu::new(2).unwrap().with_bf16()), &prompts, steps);
+    for (image, want) in images.iter().zip(run_on_cpu(TRAINED, &prompts, steps).0) {
+        let found = decibels(image, &want);
+        println!("{found:.1} dB");
+        assert!(found > 35.0, "{found} dB");
+        assert_ne!(image.pixels, want.pixels, "bf16 was not used");
+    }
 }

@@ -1,42 +1,49 @@
-//! Times single steps of one stage on demand, for a comparison that alternates with another program.
+//! Does one piece of work on demand, for a comparison that alternates with another program.
 //!
-//! `cargo run --release --example one_step -- MODEL STAGE PICTURES [THREADS]` loads one stage of a checkpoint, then runs one step for
-//! every line that it reads from its standard input and answers with the seconds that it took.
-//! `benches/peers/compare_steps.py` drives it beside PyTorch. After a line `profile` it ends with the time of every
-//! kind of operation.
+//! `cargo run --release --example one_step -- MODEL STAGE PICTURES [THREADS] [DTYPE]` loads one stage of a checkpoint, then
+//! runs one step for every line that it reads from its standard input and answers with the seconds that it took; the
+//! stage `picture` is a whole picture. `benches/peers/compare.py` drives it beside PyTorch. After a line `profile` it
+//! ends with the time of every kind of operation.
 
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::BufRead;
+use std::ops::ControlFlow;
 use std::time::Instant;
 use unclip::backend::Backend;
 use unclip::backend::cpu::Cpu;
 use unclip::cases::models::fill;
 use unclip::ops::Operation;
-use unclip::pipeline::{Pipeline, Stage};
+use unclip::pipeline::{Pipeline, Request, Stage};
 use unclip::plan::Plan;
 use unclip::weights::{Checkpoint, LoadOptions};
 
+const USAGE: &str = "usage: one_step MODEL STAGE PICTURES [THREADS] [f32 | bf16]";
+
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [model, stage, pictures, rest @ ..] = &arguments[..] else {
-        eprintln!("usage: cargo run --release --example one_step -- MODEL STAGE PICTURES [THREADS]");
-        return Ok(());
+    let [model, stage, pictures, rest @ ..] = &arguments[..] else { return Err(USAGE.into()) };
+    let cpu = Cpu::new(rest.first().map_or(Ok(0), |t| t.parse())?)?;
+    let cpu = match rest.get(1).map_or("f32", String::as_str) {
+        "f32" => cpu,
+        "bf16" => cpu.with_bf16(),
+        _ => return Err(USAGE.into()),
     };
-    let threads = rest.first().map_or(Ok(0), |t| t.parse())?;
-    let stage = Stage::ALL.into_iter().find(|s| s.name() == stage).ok_or("no stage of that name")?;
+    eprintln!("{}", cpu.name());
     let checkpoint = Checkpoint::open(model, LoadOptions::default())?;
+    if stage == "picture" {
+        return whole_pictures(Pipeline::open(checkpoint, Box::new(cpu))?, pictures.parse()?);
+    }
+    let stage = Stage::ALL.into_iter().find(|s| s.name() == stage).ok_or("no stage of that name")?;
     let component = checkpoint.component(stage.name())?;
-    let pipeline = Pipeline::open(checkpoint, Box::new(Cpu::new(threads)?))?;
+    let pipeline = Pipeline::open(checkpoint, Box::new(Cpu::new(1)?))?;
     let guided = !matches!(stage, Stage::SuperResFirst | Stage::SuperResLast);
     let plan = pipeline.plan(stage, pictures.parse()?, guided)?;
     let (once, each) = plan.parts();
     eprintln!("once {}; every step {}", plan.cost(once), plan.cost(each));
 
     let started = Instant::now();
-    let cpu = Cpu::new(threads)?.profiled();
-    eprintln!("{}", cpu.name());
-    let mut executable = cpu.compile(plan, &component)?;
+    let mut executable = cpu.profiled().compile(plan, &component)?;
     drop(component);
     eprintln!("loaded in {:.2} s", started.elapsed().as_secs_f64());
     fill(executable.as_mut())?;
@@ -44,20 +51,35 @@ fn main() -> Result<(), Box<dyn Error>> {
     executable.run_once()?;
     println!("once {:.6}", started.elapsed().as_secs_f64());
 
-    let (mut profiled, mut total) = (false, 0.0);
-    for line in std::io::stdin().lock().lines() {
-        profiled |= line? == "profile";
-        let started = Instant::now();
-        executable.run_step(0)?;
-        let elapsed = started.elapsed().as_secs_f64();
-        total += elapsed;
-        println!("step {elapsed:.6}");
-    }
+    let (total, profiled) = on_demand(|| Ok(executable.run_step(0)?))?;
     if profiled {
         let inside: f64 = executable.profile().unwrap_or_default()[executable.plan().once..].iter().sum();
         println!("outside of operations {:.3} %", 100.0 * (1.0 - inside / total));
         print_profile(executable.plan(), executable.profile().unwrap_or_default());
     }
+    Ok(())
+}
+
+/// Does the work for every line of standard input. Returns the seconds of all, and whether a line asked for a profile.
+fn on_demand(mut work: impl FnMut() -> Result<(), Box<dyn Error>>) -> Result<(f64, bool), Box<dyn Error>> {
+    let (mut total, mut profiled) = (0.0, false);
+    for line in std::io::stdin().lock().lines() {
+        profiled |= line? == "profile";
+        let started = Instant::now();
+        work()?;
+        let elapsed = started.elapsed().as_secs_f64();
+        total += elapsed;
+        println!("step {elapsed:.6}");
+    }
+    Ok((total, profiled))
+}
+
+fn whole_pictures(pipeline: Pipeline, pictures: usize) -> Result<(), Box<dyn Error>> {
+    let request = Request { pictures_per_prompt: pictures, ..Request::new("a red apple") };
+    on_demand(|| {
+        pipeline.run(&request, &mut |_| ControlFlow::Continue(()))?;
+        Ok(())
+    })?;
     Ok(())
 }
 

@@ -213,7 +213,7 @@ pub enum Dtype {
     Tf32,
     /// Half precision, on GPUs
     F16,
-    /// Half precision with the range of single precision, on CUDA
+    /// Half precision with the range of single precision, on CUDA; on the CPU only for the factors of products
     Bf16,
 }
 

@@ -79,9 +79,8 @@ pub fn open(arguments: &DeviceArguments) -> Result<Chosen> {
 fn cpu(arguments: &DeviceArguments) -> Result<Box<dyn Backend>> {
     match arguments.dtype {
         Dtype::F32 => Ok(Box::new(Cpu::new(arguments.threads)?)),
-        _ => {
-            Err(Error::request("--dtype", "the CPU computes in f32; f16 is for GPUs, bf16 and tf32 for --device cuda"))
-        }
+        Dtype::Bf16 => Ok(Box::new(Cpu::new(arguments.threads)?.with_bf16())),
+        _ => Err(Error::request("--dtype", "the CPU computes in f32 or bf16; f16 is for GPUs, tf32 for --device cuda")),
     }
 }
 

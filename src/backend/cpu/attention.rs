@@ -167,6 +167,7 @@ impl Problem<'_> {
                     ldc: columns,
                     height: MR.min(height - row),
                     accumulate: false,
+                    pairs: false,
                 };
                 // SAFETY: each row pointer is good for the head's width; each panel has that many rows; the scores
                 // have QUERIES rows of `columns`, a multiple of NR.
@@ -212,6 +213,7 @@ impl Problem<'_> {
                         ldc: width,
                         height: MR.min(height - row),
                         accumulate: from > 0,
+                        pairs: false,
                     };
                     // SAFETY: each row has `columns >= keys` scores; each panel has `keys` rows; the output has QUERIES
                     // rows of `width`, a multiple of NR.

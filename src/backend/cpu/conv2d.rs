@@ -5,7 +5,7 @@
 
 use super::Machine;
 use super::panels::Panels;
-use super::product::{Dense, Epilogue, Rows, product};
+use super::product::{Dense, Epilogue, Rows, product, with_operand};
 use super::winograd;
 use crate::ops::{Conv2d, elements};
 
@@ -70,20 +70,23 @@ pub fn run(
         residual: op.residual.then(|| optional.next()).flatten(),
     };
     let m = shape[0] * positions;
-    if elements(&weight[2..]) == 1 && op.stride == 1 && op.padding == 0 {
-        product(machine, m, &Dense { data: inputs[0], channels: x[3] }, panels, &epilogue, out);
-    } else if winograd::suits(op, x, weight) {
-        winograd::run(machine, inputs[0], x, panels, &epilogue, out);
-    } else {
+    if winograd::suits(op, x, weight) {
+        return winograd::run(machine, inputs[0], x, panels, &epilogue, out);
+    }
+    with_operand(machine, panels, inputs[0], |data| {
+        let channels = panels.channels;
+        if elements(&weight[2..]) == 1 && op.stride == 1 && op.padding == 0 {
+            return product(machine, m, &Dense { data, channels }, panels, &epilogue, out);
+        }
         let windows = Windows {
-            x: inputs[0],
-            picture: [x[1], x[2], x[3]],
+            x: data,
+            picture: [x[1], x[2], channels],
             output: [shape[1], shape[2]],
             window: [weight[2], weight[3]],
             stride: op.stride,
             padding: op.padding,
-            zeros: vec![0.0; x[3]],
+            zeros: vec![0.0; channels],
         };
         product(machine, m, &windows, panels, &epilogue, out);
-    }
+    });
 }

@@ -2,11 +2,10 @@
 
 use super::Machine;
 use super::panels::Panels;
-use super::product::{Dense, Epilogue, product};
+use super::product::{Dense, Epilogue, product, with_operand};
 use crate::ops::Linear;
 
 pub fn run(machine: &Machine, op: &Linear, inputs: &[&[f32]], panels: &Panels, out: &mut [f32]) {
-    let rows = Dense { data: inputs[0], channels: panels.channels };
     let mut optional = inputs[2..].iter().copied();
     let epilogue = Epilogue {
         bias: op.bias.then(|| optional.next()).flatten(),
@@ -14,5 +13,8 @@ pub fn run(machine: &Machine, op: &Linear, inputs: &[&[f32]], panels: &Panels, o
         residual: op.residual.then(|| optional.next()).flatten(),
         shift: None,
     };
-    product(machine, inputs[0].len() / panels.channels, &rows, panels, &epilogue, out);
+    with_operand(machine, panels, inputs[0], |data| {
+        let rows = Dense { data, channels: panels.channels };
+        product(machine, data.len() / panels.channels, &rows, panels, &epilogue, out);
+    });
 }

@@ -34,7 +34,7 @@ use crate::error::{Error, Result};
 use crate::ops::{Op, elements};
 use crate::plan::{Element, Origin, Plan, Slots, Step, ValueId, WeightSource, assign};
 use lanes::Aligned;
-use panels::Panels;
+use panels::{Form, Panels};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -54,6 +54,19 @@ pub struct Machine {
     pub isa: Isa,
     /// How many threads share the work.
     pub threads: usize,
+    /// What the factors of products are.
+    pub factors: Factors,
+}
+
+/// What the factors of products are; everything else, sums included, is in single precision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Factors {
+    /// Numbers in single precision, and weights as the checkpoint stores them.
+    Single,
+    /// Weights rounded to bf16.
+    Half,
+    /// The same; and where weights are not transformed, the other side is rounded as well and multiplied in pairs.
+    Pairs,
 }
 
 impl Cpu {
@@ -78,7 +91,15 @@ impl Cpu {
         let threads = if threads == 0 { available() } else { threads };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("cpu-{i}")).build();
         let pool = pool.map_err(|e| failed(format!("cannot start {threads} threads: {e}")))?;
-        Ok(Cpu { pool: Arc::new(pool), machine: Machine { isa, threads }, profile: false })
+        Ok(Cpu { pool: Arc::new(pool), machine: Machine { isa, threads, factors: Factors::Single }, profile: false })
+    }
+
+    /// Products of bf16: their weights take half the memory of single precision. On AMD processors that multiply pairs of
+    /// bf16, linear layers and convolutions of 1x1 do so, at twice the rate; elsewhere the weights are widened again.
+    pub fn with_bf16(mut self) -> Cpu {
+        let pairs = self.machine.isa == Isa::Avx512 && tile::pairs_are_fast();
+        self.machine.factors = if pairs { Factors::Pairs } else { Factors::Half };
+        self
     }
 
     /// Makes executables that measure each step; see [`Executable::profile`].
@@ -95,12 +116,17 @@ impl Cpu {
 
 impl Backend for Cpu {
     fn name(&self) -> String {
-        format!("cpu ({}, {} threads)", self.machine.isa.name(), self.machine.threads)
+        let factors = match self.machine.factors {
+            Factors::Single => "",
+            Factors::Half => ", weights in bf16",
+            Factors::Pairs => ", products of bf16",
+        };
+        format!("cpu ({}, {} threads{factors})", self.machine.isa.name(), self.machine.threads)
     }
 
     fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>> {
         let slots = assign(&plan);
-        let (panels, constants) = self.pool.install(|| load(&plan, weights))?;
+        let (panels, constants) = self.pool.install(|| load(&plan, weights, self.machine.factors))?;
         let memory = slots.words.iter().map(|&n| Aligned::zeros(n)).collect();
         let seconds = self.profile.then(|| vec![0.0; plan.steps.len()]);
         let (pool, machine) = (self.pool.clone(), self.machine);
@@ -108,7 +134,7 @@ impl Backend for Cpu {
     }
 
     fn roofline(&self) -> Option<Roofline> {
-        let Machine { isa, threads } = self.machine;
+        let Machine { isa, threads, .. } = self.machine;
         Some(Roofline { flops: roofline::peak_flops(isa, threads), bytes: roofline::stream_bytes(threads) })
     }
 }
@@ -117,15 +143,21 @@ impl Backend for Cpu {
 type Loaded = (HashMap<ValueId, Panels>, HashMap<ValueId, Vec<f32>>);
 
 /// Reads all weights, those of products straight into panels.
-fn load(plan: &Plan, source: &dyn WeightSource) -> Result<Loaded> {
-    let mut packed: HashMap<ValueId, ()> = HashMap::new();
+fn load(plan: &Plan, source: &dyn WeightSource, factors: Factors) -> Result<Loaded> {
+    let mut packed: HashMap<ValueId, Form> = HashMap::new();
     let mut plain: HashMap<ValueId, ()> = HashMap::new();
     for step in &plan.steps {
         let is_product = matches!(step.op, Op::Linear(_) | Op::Conv2d(_));
         for (i, &input) in step.inputs.iter().enumerate() {
             let root = plan.root(input);
             if matches!(plan.values[root.0].origin, Origin::Weight(_)) {
-                if is_product && i == 1 { &mut packed } else { &mut plain }.insert(root, ());
+                if is_product && i == 1 {
+                    let form = form(plan, step, factors);
+                    // A weight that two steps want in different forms has the one that serves both.
+                    packed.entry(root).and_modify(|f| *f = if *f == form { form } else { Form::Half }).or_insert(form);
+                } else {
+                    plain.insert(root, ());
+                }
             }
         }
     }
@@ -136,11 +168,11 @@ fn load(plan: &Plan, source: &dyn WeightSource) -> Result<Loaded> {
     let wanted: Vec<(&str, ValueId)> = plan.weights().collect();
     let panels = wanted
         .par_iter()
-        .filter(|(_, id)| packed.contains_key(id))
-        .map(|&(name, id)| {
+        .filter_map(|&(name, id)| Some((name, id, *packed.get(&id)?)))
+        .map(|(name, id, form)| {
             let shape = plan.shape(id);
             let taps = elements(&shape[2..]);
-            Ok((id, Panels::pack(&source.load(name)?, shape[0], shape[1], taps)))
+            Ok((id, Panels::pack(&source.load(name)?, shape[0], shape[1], taps, form)))
         })
         .collect::<Result<_>>()?;
     let constants = wanted
@@ -149,6 +181,17 @@ fn load(plan: &Plan, source: &dyn WeightSource) -> Result<Loaded> {
         .map(|&(name, id)| Ok((id, source.load(name)?.to_f32())))
         .collect::<Result<_>>()?;
     Ok((panels, constants))
+}
+
+/// What the panels of a product's weight are made of.
+fn form(plan: &Plan, step: &Step, factors: Factors) -> Form {
+    let [x, weight] = [0, 1].map(|i| plan.shape(step.inputs[i]));
+    let transformed = matches!(&step.op, Op::Conv2d(op) if winograd::suits(op, x, weight));
+    match factors {
+        Factors::Single => Form::Stored,
+        Factors::Pairs if !transformed && weight[1].is_multiple_of(2) => Form::Pairs,
+        Factors::Half | Factors::Pairs => Form::Half,
+    }
 }
 
 struct Compiled {

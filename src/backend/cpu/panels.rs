@@ -3,7 +3,8 @@
 //! A weight `[N, C, taps]` (a linear layer has one tap) becomes `N / 16` panels, each holding for every tap and
 //! input channel the weights of sixteen outputs side by side. Elements stay in the type in which the checkpoint
 //! stores them: half-precision files need half the memory and half the bandwidth, and a block is widened just
-//! before it is used for many rows.
+//! before it is used for many rows. In bf16 the panels are rounded to it, whatever the file has; where the machine has
+//! an instruction for pairs of them ([`Form::Pairs`]), two neighbouring channels of an output are one element.
 #![allow(unsafe_code)]
 
 use super::lanes::{Aligned, widen_f16};
@@ -17,14 +18,29 @@ use rayon::prelude::*;
 pub struct Panels {
     /// Columns of the product.
     pub outputs: usize,
-    /// Input channels of each tap.
+    /// Input channels of each tap, or half as many in pairs.
     pub channels: usize,
     /// Positions of the window; 1 for a linear layer.
     pub taps: usize,
+    /// Whether the elements are pairs.
+    pub pairs: bool,
     data: Data,
 }
 
+/// What the elements of panels are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// What the checkpoint stores.
+    Stored,
+    /// bf16.
+    Half,
+    /// Two channels in bf16, which take the place of one number: for [`super::tile::Tile::pairs`]. The number of channels
+    /// must be even.
+    Pairs,
+}
+
 enum Data {
+    /// Pairs are kept here as well: none of these numbers is ever computed with as one.
     F32(Aligned),
     F16(Vec<f16>),
     BF16(Vec<bf16>),
@@ -32,27 +48,24 @@ enum Data {
 
 impl Panels {
     /// Packs a stored weight `[outputs, channels, taps]`.
-    pub fn pack(weight: &Stored<'_>, outputs: usize, channels: usize, taps: usize) -> Panels {
+    pub fn pack(weight: &Stored<'_>, outputs: usize, channels: usize, taps: usize, form: Form) -> Panels {
         let shape = (outputs, channels, taps);
-        let length = packed(shape);
-        let data = match weight {
-            Stored::F32(w) => {
-                let mut data = Aligned::zeros(length);
-                interleave(w, shape, &mut data);
+        let channels = if form == Form::Pairs { channels / 2 } else { channels };
+        let data = match (weight, form) {
+            (Stored::F32(w), Form::Stored) => {
+                let mut data = Aligned::zeros(packed(shape));
+                interleave(w, shape, &mut data, |x| x);
                 Data::F32(data)
             }
-            Stored::F16(w) => {
-                let mut data = vec![f16::ZERO; length];
-                interleave(w, shape, &mut data);
-                Data::F16(data)
-            }
-            Stored::BF16(w) => {
-                let mut data = vec![bf16::ZERO; length];
-                interleave(w, shape, &mut data);
-                Data::BF16(data)
-            }
+            (Stored::F16(w), Form::Stored) => Data::F16(interleaved(w, shape, |x| x)),
+            (Stored::BF16(w), Form::Stored | Form::Half) => Data::BF16(interleaved(w, shape, |x| x)),
+            (Stored::F32(w), Form::Half) => Data::BF16(interleaved(w, shape, bf16::from_f32)),
+            (Stored::F16(w), Form::Half) => Data::BF16(interleaved(w, shape, |x| bf16::from_f32(x.to_f32()))),
+            (Stored::F32(w), Form::Pairs) => Data::F32(in_pairs(w, shape, bf16::from_f32)),
+            (Stored::F16(w), Form::Pairs) => Data::F32(in_pairs(w, shape, |x| bf16::from_f32(x.to_f32()))),
+            (Stored::BF16(w), Form::Pairs) => Data::F32(in_pairs(w, shape, |x| x)),
         };
-        Panels { outputs, channels, taps, data }
+        Panels { outputs, channels, taps, pairs: form == Form::Pairs, data }
     }
 
     /// Number of panels.
@@ -123,18 +136,56 @@ impl Panels {
 }
 
 /// `w [outputs, channels, taps]` to `[outputs / 16][taps][channels][16]`, missing outputs left as they are.
-fn interleave<T: Copy + Send + Sync>(w: &[T], (outputs, channels, taps): (usize, usize, usize), packed: &mut [T]) {
+fn interleave<T: Copy + Sync, U: Send>(
+    w: &[T],
+    (outputs, channels, taps): (usize, usize, usize),
+    packed: &mut [U],
+    convert: impl Fn(T) -> U + Sync,
+) {
     let per_output = channels * taps;
     packed.par_chunks_mut(per_output * NR).enumerate().for_each(|(panel, out)| {
         for j in 0..NR.min(outputs - panel * NR) {
             let row = &w[(panel * NR + j) * per_output..][..per_output];
             for tap in 0..taps {
                 for c in 0..channels {
-                    out[(tap * channels + c) * NR + j] = row[c * taps + tap];
+                    out[(tap * channels + c) * NR + j] = convert(row[c * taps + tap]);
                 }
             }
         }
     });
+}
+
+/// The same into new memory, zeros for missing outputs.
+fn interleaved<T: Copy + Sync, U: Default + Clone + Send>(
+    w: &[T],
+    shape: (usize, usize, usize),
+    convert: impl Fn(T) -> U + Sync,
+) -> Vec<U> {
+    let mut data = vec![U::default(); packed(shape)];
+    interleave(w, shape, &mut data, convert);
+    data
+}
+
+/// The same with two neighbouring channels in the place of one number, the first in its lower half.
+fn in_pairs<T: Copy + Sync>(
+    w: &[T],
+    (outputs, channels, taps): (usize, usize, usize),
+    convert: impl Fn(T) -> bf16 + Sync,
+) -> Aligned {
+    let pairs = channels / 2;
+    let mut data = Aligned::zeros(packed((outputs, pairs, taps)));
+    data.par_chunks_mut(pairs * taps * NR).enumerate().for_each(|(panel, out)| {
+        for j in 0..NR.min(outputs - panel * NR) {
+            let row = &w[(panel * NR + j) * channels * taps..][..channels * taps];
+            for tap in 0..taps {
+                for c in 0..pairs {
+                    let [low, high] = [2 * c, 2 * c + 1].map(|c| u32::from(convert(row[c * taps + tap]).to_bits()));
+                    out[(tap * pairs + c) * NR + j] = f32::from_bits(high << 16 | low);
+                }
+            }
+        }
+    });
+    data
 }
 
 /// Number of elements of the panels.
@@ -151,7 +202,7 @@ mod tests {
     fn panels_hold_sixteen_outputs_side_by_side_and_zeros_beyond_the_last() {
         let (outputs, channels, taps) = (18, 3, 2);
         let w: Vec<f32> = (0..outputs * channels * taps).map(|i| i as f32 + 1.0).collect();
-        let panels = Panels::pack(&Stored::F32(Cow::Borrowed(&w)), outputs, channels, taps);
+        let panels = Panels::pack(&Stored::F32(Cow::Borrowed(&w)), outputs, channels, taps, Form::Stored);
         let mut scratch = Aligned::default();
         let (output, channel, tap) = (17, 2, 1);
         let (block, _) = panels.block(1, 1, tap * channels + channel, 1, Isa::detect(), &mut scratch);
@@ -163,8 +214,8 @@ mod tests {
     fn half_precision_panels_widen_to_the_same_numbers() {
         let w: Vec<f16> = (0..32 * 5).map(|i| f16::from_f32(i as f32 * 0.25 - 9.0)).collect();
         let wide: Vec<f32> = w.iter().map(|x| x.to_f32()).collect();
-        let narrow = Panels::pack(&Stored::F16(Cow::Borrowed(&w)), 32, 5, 1);
-        let single = Panels::pack(&Stored::F32(Cow::Borrowed(&wide)), 32, 5, 1);
+        let narrow = Panels::pack(&Stored::F16(Cow::Borrowed(&w)), 32, 5, 1, Form::Stored);
+        let single = Panels::pack(&Stored::F32(Cow::Borrowed(&wide)), 32, 5, 1, Form::Stored);
         let (mut a, mut b) = (Aligned::default(), Aligned::default());
         assert_eq!(
             narrow.block(1, 1, 1, 4, Isa::detect(), &mut a).0,
@@ -177,8 +228,8 @@ mod tests {
         let (outputs, channels, taps) = (19, 5, 3);
         let w: Vec<bf16> = (0..outputs * channels * taps).map(|i| bf16::from_f32(i as f32 * 0.37 - 20.0)).collect();
         let wide: Vec<f32> = w.iter().map(|x| x.to_f32()).collect();
-        let narrow = Panels::pack(&Stored::BF16(Cow::Borrowed(&w)), outputs, channels, taps);
-        let single = Panels::pack(&Stored::F32(Cow::Borrowed(&wide)), outputs, channels, taps);
+        let narrow = Panels::pack(&Stored::BF16(Cow::Borrowed(&w)), outputs, channels, taps, Form::Stored);
+        let single = Panels::pack(&Stored::F32(Cow::Borrowed(&wide)), outputs, channels, taps, Form::Stored);
         let (mut a, mut b) = (Aligned::default(), Aligned::default());
         // Long parts before short ones: what an earlier part left in the scratch must not show.
         for (panel, count, from, rows) in [(0, 2, 0, 15), (1, 1, 0, 15), (0, 2, 7, 8), (0, 1, 14, 1)] {
@@ -189,5 +240,33 @@ mod tests {
                 assert_eq!(narrow[..rows * NR], single[..rows * NR]);
             }
         }
+    }
+
+    #[test]
+    fn pairs_hold_two_channels_of_an_output_rounded_to_bf16() {
+        let (outputs, channels, taps) = (18, 4, 2);
+        let w: Vec<f32> = (0..outputs * channels * taps).map(|i| i as f32 * 0.37 - 20.0).collect();
+        let panels = Panels::pack(&Stored::F32(Cow::Borrowed(&w)), outputs, channels, taps, Form::Pairs);
+        assert_eq!((panels.channels, panels.pairs), (2, true));
+        let mut scratch = Aligned::default();
+        let (output, channel, tap) = (17, 2, 1);
+        let (block, _) = panels.block(1, 1, tap * 2 + channel / 2, 1, Isa::detect(), &mut scratch);
+        let weight = |channel: usize| bf16::from_f32(w[(output * channels + channel) * taps + tap]).to_bits();
+        assert_eq!(block[1].to_bits(), u32::from(weight(channel + 1)) << 16 | u32::from(weight(channel)));
+        assert_eq!(block[2..], [0.0; 14]);
+    }
+
+    #[test]
+    fn panels_in_bf16_hold_the_nearest_numbers_whatever_the_file_has() {
+        let w: Vec<f16> = (0..32 * 5).map(|i| f16::from_f32(i as f32 * 0.37 - 9.0)).collect();
+        let wide: Vec<f32> = w.iter().map(|x| x.to_f32()).collect();
+        let nearest: Vec<bf16> = wide.iter().map(|&x| bf16::from_f32(x)).collect();
+        let sources = [Stored::F16(Cow::Borrowed(&w)), Stored::F32(Cow::Borrowed(&wide)), Stored::BF16(nearest.into())];
+        let block = |weight: &Stored<'_>| {
+            let mut scratch = Aligned::default();
+            Panels::pack(weight, 32, 5, 1, Form::Half).block(1, 1, 1, 4, Isa::detect(), &mut scratch).0.to_vec()
+        };
+        assert_eq!(block(&sources[0]), block(&sources[1]));
+        assert_eq!(block(&sources[1]), block(&sources[2]));
     }
 }

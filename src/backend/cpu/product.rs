@@ -8,13 +8,14 @@
 //! whole, and promises no order of summation; PERFORMANCE.md compares the speed.
 #![allow(unsafe_code)]
 
-use super::Machine;
 use super::lanes::{Aligned, sum};
 use super::panels::Panels;
 use super::simd;
 use super::tile::{Isa, MR, NR, PANELS, Tile};
+use super::{Machine, for_rows};
 use crate::ops::Activation;
 use rayon::prelude::*;
+use std::cell::Cell;
 
 /// Rows of a task: enough to use a block of weights many times, few enough to stay in the second-level cache.
 const TASK_ROWS: usize = 96;
@@ -186,12 +187,34 @@ fn multiply(
                 ldc: count * NR,
                 height: MR.min(height - row),
                 accumulate: number > 0,
+                pairs: panels.pairs,
             };
             // SAFETY: the table holds `height` pointers per tap, each good for all channels (`Rows`); each panel's
             // block has `taps * channels` rows; `c` has `height` rows of `count * NR`.
             unsafe { tile.run(machine.isa) };
         }
     }
+}
+
+thread_local! {
+    /// Kept from call to call; taken out while in use.
+    static ROUNDED: Cell<Aligned> = Cell::default();
+}
+
+/// Gives `with` the left side of a product as its panels want it: `x` itself, or rounded to bf16, two numbers in the place
+/// of one.
+pub fn with_operand(machine: &Machine, panels: &Panels, x: &[f32], with: impl FnOnce(&[f32])) {
+    if !panels.pairs {
+        return with(x);
+    }
+    let mut rounded = ROUNDED.take();
+    rounded.reserve(x.len() / 2);
+    for_rows(&mut rounded, 1, |first, part| {
+        let from = &x[2 * first..][..2 * part.len()];
+        simd::narrow_bf16(machine.isa, from, bytemuck::cast_slice_mut(part));
+    });
+    with(&rounded);
+    ROUNDED.set(rounded);
 }
 
 /// Epilogue of some columns, `c [rows, columns]` from row `first` and `column` on, then out to memory.
@@ -233,6 +256,7 @@ unsafe fn finish(
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Factors, panels::Form};
     use super::*;
     use crate::plan::Stored;
     use std::borrow::Cow;
@@ -245,7 +269,8 @@ mod tests {
     fn blocks_cover_every_row_of_a_panel_once_and_in_order() {
         let sizes = [(1, 1), (3, 9), (28, 9), (29, 9), (100, 9), (256, 9), (257, 9), (1027, 1), (2560, 4)];
         for ((channels, taps), most) in sizes.into_iter().flat_map(|size| [(size, 128), (size, 256)]) {
-            let panels = Panels::pack(&Stored::F32(Cow::Owned(vec![0.0; channels * taps])), 1, channels, taps);
+            let panels =
+                Panels::pack(&Stored::F32(Cow::Owned(vec![0.0; channels * taps])), 1, channels, taps, Form::Stored);
             let mut next = 0;
             for block in blocks(&panels, most) {
                 assert_eq!(block.tap * channels + block.channel, next, "{channels} channels, {taps} taps");
@@ -261,8 +286,8 @@ mod tests {
     fn a_product_does_not_touch_what_lies_beyond_its_last_column() {
         let (m, n, k) = (7, 19, 5);
         let (x, w) = (numbers(m * k), numbers(n * k));
-        let panels = Panels::pack(&Stored::F32(Cow::Borrowed(&w)), n, k, 1);
-        let machine = Machine { isa: Isa::detect(), threads: 1 };
+        let panels = Panels::pack(&Stored::F32(Cow::Borrowed(&w)), n, k, 1, Form::Stored);
+        let machine = Machine { isa: Isa::detect(), threads: 1, factors: Factors::Single };
         let mut out = vec![f32::NAN; m * n];
         product(&machine, m, &Dense { data: &x, channels: k }, &panels, &Epilogue::default(), &mut out);
         for (i, y) in out.iter().enumerate() {

@@ -123,6 +123,17 @@ per_isa! {
 }
 
 per_isa! {
+    /// Numbers to the nearest of bf16, of two equally near ones to the even; NaN stays NaN.
+    pub fn narrow_bf16(from: &[f32], to: &mut [u16]) {
+        for (to, x) in to.iter_mut().zip(from) {
+            let bits = x.to_bits();
+            let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+            *to = if x.is_nan() { 0x7fc0 } else { (rounded >> 16) as u16 };
+        }
+    }
+}
+
+per_isa! {
     /// Widens numbers that are the upper halves of single precision.
     pub fn widen_bf16(narrow: &[half::bf16], wide: &mut [f32]) {
         for (y, x) in wide.iter_mut().zip(narrow) {

@@ -68,6 +68,32 @@ impl Isa {
     }
 }
 
+/// Whether this machine multiplies pairs of bf16 in AVX-512.
+pub fn pairs_available() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        Isa::Avx512.available() && is_x86_feature_detected!("avx512bf16")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
+/// Whether that is faster than single precision. AMD's processors start as many such instructions as multiply-adds, each
+/// with twice the products; Intel's start half as many, so that nothing would be won.
+pub fn pairs_are_fast() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let vendor = std::arch::x86_64::__cpuid(0);
+        pairs_available() && [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
 /// One tile's operands: for the panel `p` and its column `j`,
 /// `c[r][p * NR + j] (+)= sum over segments s, k < depth of rows[s * stride + r][k] * panel[p][s * depth + k][j]`.
 #[derive(Clone, Copy)]
@@ -96,6 +122,52 @@ pub struct Tile {
     pub height: usize,
     /// Whether to add to `c` instead of replacing it.
     pub accumulate: bool,
+    /// Whether an element of `rows` and of the panels is two numbers in bf16, whose products are both added. Only for
+    /// machines with [`pairs_available`], in [`Isa::Avx512`].
+    pub pairs: bool,
+}
+
+/// Defines the loop of AVX-512 with one of its ways to multiply.
+#[cfg(target_arch = "x86_64")]
+macro_rules! avx512_loop {
+    ($name:ident, $features:literal, |$a:ident, $b:ident, $acc:ident| $multiply_add:expr) => {
+        #[target_feature(enable = $features)]
+        unsafe fn $name<const R: usize, const P: usize>(&self) {
+            use std::arch::x86_64::{_mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps};
+            let mut acc = [[_mm512_setzero_ps(); P]; R];
+            // SAFETY: all offsets stay within what `run` was promised.
+            unsafe {
+                if self.accumulate {
+                    for (r, row) in acc.iter_mut().enumerate() {
+                        for (p, vector) in row.iter_mut().enumerate() {
+                            *vector = _mm512_loadu_ps(self.c.add(r * self.ldc + p * NR));
+                        }
+                    }
+                }
+                let mut panel = self.panel;
+                for s in 0..self.segments {
+                    let rows: [*const f32; R] =
+                        std::array::from_fn(|r| (*self.rows.add(s * self.stride + r)).add(self.offset));
+                    for k in 0..self.depth {
+                        let b: [_; P] = std::array::from_fn(|p| _mm512_loadu_ps(panel.add(p * self.panel_stride)));
+                        for r in 0..R {
+                            let $a = _mm512_set1_ps(*rows[r].add(k));
+                            for p in 0..P {
+                                let ($b, $acc) = (b[p], acc[r][p]);
+                                acc[r][p] = $multiply_add;
+                            }
+                        }
+                        panel = panel.add(NR);
+                    }
+                }
+                for (r, row) in acc.iter().enumerate() {
+                    for (p, vector) in row.iter().enumerate() {
+                        _mm512_storeu_ps(self.c.add(r * self.ldc + p * NR), *vector);
+                    }
+                }
+            }
+        }
+    };
 }
 
 impl Tile {
@@ -123,15 +195,24 @@ impl Tile {
     unsafe fn run_rows<const R: usize>(&self, isa: Isa) {
         // SAFETY: as for `run`; single panels lie within what was promised for all.
         unsafe {
-            match (isa, self.panels) {
+            match (isa, self.pairs, self.panels) {
                 #[cfg(target_arch = "x86_64")]
-                (Isa::Avx512, 1) => self.avx512::<R, 1>(),
+                (Isa::Avx512, false, 1) => self.avx512::<R, 1>(),
                 #[cfg(target_arch = "x86_64")]
-                (Isa::Avx512, 2) => self.avx512::<R, 2>(),
+                (Isa::Avx512, false, 2) => self.avx512::<R, 2>(),
                 #[cfg(target_arch = "x86_64")]
-                (Isa::Avx512, 3) => self.avx512::<R, 3>(),
+                (Isa::Avx512, false, 3) => self.avx512::<R, 3>(),
                 #[cfg(target_arch = "x86_64")]
-                (Isa::Avx512, _) => self.avx512::<R, PANELS>(),
+                (Isa::Avx512, false, _) => self.avx512::<R, PANELS>(),
+                #[cfg(target_arch = "x86_64")]
+                (Isa::Avx512, true, 1) => self.avx512_pairs::<R, 1>(),
+                #[cfg(target_arch = "x86_64")]
+                (Isa::Avx512, true, 2) => self.avx512_pairs::<R, 2>(),
+                #[cfg(target_arch = "x86_64")]
+                (Isa::Avx512, true, 3) => self.avx512_pairs::<R, 3>(),
+                #[cfg(target_arch = "x86_64")]
+                (Isa::Avx512, true, _) => self.avx512_pairs::<R, PANELS>(),
+                (_, true, _) => unreachable!("panels in pairs are only packed for AVX-512"),
                 _ => {
                     for p in 0..self.panels {
                         let (panel, c) = (self.panel.add(p * self.panel_stride), self.c.add(p * NR));
@@ -215,43 +296,13 @@ impl Tile {
     }
 
     #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn avx512<const R: usize, const P: usize>(&self) {
-        use std::arch::x86_64::{
-            _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
-        };
-        let mut acc = [[_mm512_setzero_ps(); P]; R];
-        // SAFETY: all offsets stay within what `run` was promised.
-        unsafe {
-            if self.accumulate {
-                for (r, row) in acc.iter_mut().enumerate() {
-                    for (p, vector) in row.iter_mut().enumerate() {
-                        *vector = _mm512_loadu_ps(self.c.add(r * self.ldc + p * NR));
-                    }
-                }
-            }
-            let mut panel = self.panel;
-            for s in 0..self.segments {
-                let rows: [*const f32; R] =
-                    std::array::from_fn(|r| (*self.rows.add(s * self.stride + r)).add(self.offset));
-                for k in 0..self.depth {
-                    let b: [_; P] = std::array::from_fn(|p| _mm512_loadu_ps(panel.add(p * self.panel_stride)));
-                    for r in 0..R {
-                        let a = _mm512_set1_ps(*rows[r].add(k));
-                        for p in 0..P {
-                            acc[r][p] = _mm512_fmadd_ps(a, b[p], acc[r][p]);
-                        }
-                    }
-                    panel = panel.add(NR);
-                }
-            }
-            for (r, row) in acc.iter().enumerate() {
-                for (p, vector) in row.iter().enumerate() {
-                    _mm512_storeu_ps(self.c.add(r * self.ldc + p * NR), *vector);
-                }
-            }
-        }
-    }
+    avx512_loop!(avx512, "avx512f", |a, b, acc| std::arch::x86_64::_mm512_fmadd_ps(a, b, acc));
+
+    // SAFETY of the transmutations: vectors of the same size, for which every pattern of bits is a value.
+    #[cfg(target_arch = "x86_64")]
+    avx512_loop!(avx512_pairs, "avx512f,avx512bf16", |a, b, acc| {
+        std::arch::x86_64::_mm512_dpbf16_ps(acc, std::mem::transmute(a), std::mem::transmute(b))
+    });
 }
 
 #[cfg(test)]
@@ -267,14 +318,31 @@ mod tests {
     fn every_height_and_width_gives_the_exact_sums_and_leaves_other_rows_alone() {
         let (segments, stride, depth, offset, ldc) = (3, MR, 5, 2, PANELS * NR + 3);
         let panel_stride = segments * depth * NR + 7;
-        let x = numbers(segments * stride * (offset + depth), 7);
-        let panel = numbers(PANELS * panel_stride, 13);
-        let table: Vec<*const f32> = x.chunks_exact(offset + depth).map(<[f32]>::as_ptr).collect();
+        let single = |length, step| numbers(length, step);
+        let pair = |length, step| {
+            let halves = numbers(length, step).into_iter().zip(numbers(length, step + 4));
+            halves.map(|(low, high)| f32::from_bits(high.to_bits() | low.to_bits() >> 16)).collect()
+        };
         let sizes = (1..=MR).flat_map(|height| (1..=PANELS).map(move |panels| (height, panels)));
         let ways = sizes.flat_map(|(height, panels)| [(height, panels, false), (height, panels, true)]);
-        for (isa, (height, panels, accumulate)) in
-            Isa::ALL.into_iter().filter(|isa| isa.available()).flat_map(|isa| ways.clone().map(move |way| (isa, way)))
+        let mut isas: Vec<(Isa, bool)> =
+            Isa::ALL.into_iter().filter(|isa| isa.available()).map(|isa| (isa, false)).collect();
+        isas.extend(pairs_available().then_some((Isa::Avx512, true)));
+        for ((isa, pairs), (height, panels, accumulate)) in
+            isas.into_iter().flat_map(|isa| ways.clone().map(move |way| (isa, way)))
         {
+            let elements: &dyn Fn(usize, usize) -> Vec<f32> = if pairs { &pair } else { &single };
+            let x = elements(segments * stride * (offset + depth), 7);
+            let panel = elements(PANELS * panel_stride, 13);
+            let table: Vec<*const f32> = x.chunks_exact(offset + depth).map(<[f32]>::as_ptr).collect();
+            let halves = |x: f32| [x.to_bits() << 16, x.to_bits() & 0xffff_0000].map(f32::from_bits);
+            let times = |a: f32, b: f32| {
+                if !pairs {
+                    return a * b;
+                }
+                let (a, b) = (halves(a), halves(b));
+                a[0] * b[0] + a[1] * b[1]
+            };
             let before = numbers(MR * ldc, 3);
             let mut c = before.clone();
             let tile = Tile {
@@ -290,6 +358,7 @@ mod tests {
                 ldc,
                 height,
                 accumulate,
+                pairs,
             };
             // SAFETY: the table holds `segments * stride` rows of `offset + depth` numbers, each panel
             // `segments * depth` rows of NR, `c` MR rows of `ldc`; the instructions are available.
@@ -298,13 +367,13 @@ mod tests {
                 let (r, j) = (i / ldc, i % ldc);
                 let row = |s: usize| &x[(s * stride + r) * (offset + depth) + offset..][..depth];
                 let weight = |k: usize| panel[j / NR * panel_stride + k * NR + j % NR];
-                let term = |s: usize| (0..depth).map(|k| row(s)[k] * weight(s * depth + k)).sum::<f32>();
+                let term = |s: usize| (0..depth).map(|k| times(row(s)[k], weight(s * depth + k))).sum::<f32>();
                 let want = match (r < height && j < panels * NR, accumulate) {
                     (false, _) => *old,
                     (true, false) => (0..segments).map(term).sum(),
                     (true, true) => old + (0..segments).map(term).sum::<f32>(),
                 };
-                assert_eq!(*got, want, "{isa:?}, height {height}, panels {panels}, row {r}, column {j}");
+                assert_eq!(*got, want, "{isa:?}, pairs {pairs}, height {height}, panels {panels}, row {r}, column {j}");
             }
         }
     }

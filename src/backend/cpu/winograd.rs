@@ -196,6 +196,7 @@ impl Problem<'_> {
                         ldc: columns,
                         height,
                         accumulate: from > 0,
+                        pairs: false,
                     };
                     // SAFETY: rows of `depth` numbers, `count` panels of `depth` rows, sums of `columns`.
                     unsafe { tile.run(isa) };

@@ -1,0 +1,215 @@
+"""Times this engine and PyTorch alternately on one machine, and prints the ratios.
+
+    cargo build --release && cargo build --release --example one_step
+    pip install -r benches/peers/requirements.txt
+    python benches/peers/compare.py --model CHECKPOINT decoder super_res_first prior
+    python benches/peers/compare.py --model CHECKPOINT --dtype bf16 decoder
+    python benches/peers/compare.py --model models/default picture
+
+A stage is one step of its network: both sides load the same component of a checkpoint in the layout of diffusers and get
+tensors of the same shapes, a guided pair for prior and decoder, one picture for super-resolution. Rounds alternate, one
+step of each, so that whatever else the machine does meets both. PyTorch runs what diffusers' pipeline calls at every
+step, without the sampler's arithmetic, which this engine's step includes.
+
+`picture` is a whole picture with the checkpoint's own numbers of steps: once in a process that stays, and once as a
+process of its own, from its start to the file, with its peak memory.
+
+The median of the rounds' ratios is reported with the smallest and largest; a ratio above one means that this engine
+is faster. `--json FILE` keeps the numbers of all rounds; `--table FILE` writes the table between the marks
+`<!-- compare.py: NAME -->` and `<!-- end -->` of a text, where `--name` says which.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+# Waiting threads of a parallel region must sleep, or they would take time from the other side's turn.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch  # noqa: E402
+from diffusers import PriorTransformer, UNet2DConditionModel, UNet2DModel  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+PROMPT = "a red apple"
+PIPE = subprocess.PIPE
+
+
+class Engine:
+    """The example `one_step` as a process that does the work once for every line it is given."""
+
+    def __init__(self, options, stage):
+        command = [ROOT / "target/release/examples/one_step", options.model, stage, options.pictures, options.threads]
+        command = [str(part) for part in [*command, options.dtype]]
+        self.process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    def step(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("step "):
+                return float(line.split()[1])
+        raise SystemExit("the example one_step ended early; run it by hand to see why")
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def torch_step(model, stage, pictures, dtype):
+    """A function that runs the stage's network once, on bounded random tensors."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    path = os.path.join(model, stage)
+    if stage == "prior":
+        net = PriorTransformer.from_pretrained(path, torch_dtype=dtype).eval()
+        c, rows = net.config, 2 * pictures
+        text = {
+            "proj_embedding": draw(rows, c.embedding_dim),
+            "encoder_hidden_states": draw(rows, c.num_embeddings, c.embedding_dim),
+            "attention_mask": torch.ones(rows, c.num_embeddings, dtype=torch.bool),
+        }
+        x = draw(rows, c.embedding_dim)
+        return lambda: net(x, timestep=torch.tensor(500), **text)
+    if stage == "decoder":
+        net = UNet2DConditionModel.from_pretrained(path, torch_dtype=dtype).eval()
+        c, rows = net.config, 2 * pictures
+        text = {
+            "encoder_hidden_states": draw(rows, 81, c.cross_attention_dim),
+            "class_labels": draw(rows, 4 * c.block_out_channels[0]),
+            "attention_mask": torch.ones(rows, 81, dtype=torch.bool),
+        }
+        x = draw(rows, c.in_channels, c.sample_size, c.sample_size)
+        return lambda: net(x, timestep=torch.tensor(500), **text)
+    net = UNet2DModel.from_pretrained(path, torch_dtype=dtype).eval()
+    x = draw(pictures, net.config.in_channels, net.config.sample_size, net.config.sample_size)
+    return lambda: net(x, timestep=torch.tensor(500))
+
+
+def torch_picture(model, dtype):
+    """A function that makes a whole picture as the engine does by default."""
+    sys.path.insert(0, str(ROOT / "tests/golden"))
+    from make import load_pipeline
+
+    pipe = load_pipeline(Path(model)).to(dtype)
+    pipe.set_progress_bar_config(disable=True)
+    defaults = json.loads((Path(model) / "model_index.json").read_text()).get("_engine_defaults", {})
+    names = {
+        "prior_num_inference_steps": ("prior_steps", 25),
+        "decoder_num_inference_steps": ("decoder_steps", 25),
+        "super_res_num_inference_steps": ("super_res_steps", 7),
+        "prior_guidance_scale": ("prior_guidance", 4.0),
+        "decoder_guidance_scale": ("decoder_guidance", 8.0),
+    }
+    settings = {theirs: defaults.get(ours, value) for theirs, (ours, value) in names.items()}
+    return lambda: pipe(PROMPT, generator=torch.Generator().manual_seed(0), **settings).images[0]
+
+
+def timed(work):
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def process(command):
+    """Seconds and peak MiB of a process."""
+    started = time.perf_counter()
+    child = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"{command[0]} failed; run it by hand to see why")
+    return time.perf_counter() - started, usage.ru_maxrss / 1024
+
+
+def report(what, rounds, unit="s"):
+    """A row of the table; `rounds` holds pairs of ours and theirs."""
+    ratios = [theirs / ours for ours, theirs in rounds]
+    ours, theirs = (statistics.median(side) for side in zip(*rounds))
+    digits = 3 if unit == "s" else 0
+    line = f"| {what} | {ours:.{digits}f} {unit} | {theirs:.{digits}f} {unit} "
+    line += f"| {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
+    print(line, flush=True)
+    return {"what": what, "unit": unit, "rounds": rounds, "ratio": statistics.median(ratios), "line": line}
+
+
+def compare_step(options, stage, dtype):
+    engine = Engine(options, stage)
+    peer = torch_step(options.model, stage, options.pictures, dtype)
+    with torch.inference_mode():
+        engine.step(), peer()
+        rounds = [(engine.step(), timed(peer)) for _ in range(options.rounds)]
+    engine.close()
+    return [report(f"{stage} step, {options.dtype}", rounds)]
+
+
+def compare_picture(options, dtype):
+    engine, peer = Engine(options, "picture"), torch_picture(options.model, dtype)
+    with torch.inference_mode():
+        engine.step(), peer()
+        rounds = [(engine.step(), timed(peer)) for _ in range(options.rounds)]
+    engine.close()
+    results = [report(f"picture once loaded, {options.dtype}", rounds)]
+    with tempfile.TemporaryDirectory() as folder:
+        run = [ROOT / "target/release/engine", "run", "-m", options.model, "-p", PROMPT, "--device", "cpu", "-q"]
+        run += ["--threads", options.threads, "--dtype", options.dtype, "-o", f"{folder}/a.png"]
+        own = [sys.executable, __file__, "--model", options.model, "--dtype", options.dtype]
+        own += ["--threads", options.threads, "--alone", f"{folder}/b.png"]
+        pairs = [(process(run), process(own)) for _ in range(options.rounds)]
+    results.append(report("picture from the process's start", [(a[0], b[0]) for a, b in pairs]))
+    results.append(report("peak memory of that process", [(a[1], b[1]) for a, b in pairs], "MiB"))
+    return results
+
+
+def write_table(path, name, lines):
+    """Puts the table between its marks, and leaves the rest of the text alone."""
+    text = Path(path).read_text()
+    begin, end = f"<!-- compare.py: {name} -->\n", "<!-- end -->"
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"{path}: expected a line {begin.strip()} and after it a line {end}")
+    Path(path).write_text(pattern.sub(lambda _: begin + "\n".join(lines) + "\n" + end, text, count=1))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="checkpoint folder")
+    parser.add_argument("--pictures", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="what both sides compute in")
+    parser.add_argument("--json", help="file to write")
+    parser.add_argument("--table", help="text whose table is replaced")
+    parser.add_argument("--name", help="which table of the text")
+    parser.add_argument("--alone", help=argparse.SUPPRESS)
+    stages = ["prior", "decoder", "super_res_first", "super_res_last", "picture"]
+    parser.add_argument("what", nargs="*", choices=stages)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
+    if options.alone:
+        with torch.inference_mode():
+            return torch_picture(options.model, dtype)().save(options.alone)
+
+    results = []
+    head = f"torch {torch.__version__.split('+')[0]}, {options.threads} threads, median of {options.rounds} rounds"
+    lines = [f"| {head} | this engine | PyTorch | ratio (spread) |", "|---|---|---|---|"]
+    print("\n".join(lines), flush=True)
+    for what in options.what:
+        results += compare_picture(options, dtype) if what == "picture" else compare_step(options, what, dtype)
+    if options.json:
+        Path(options.json).write_text(json.dumps(results, indent=1))
+    if options.table:
+        write_table(options.table, options.name, lines + [result["line"] for result in results])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
