@@ -22,17 +22,12 @@ fn check(stem: &str) -> [f64; PRECISIONS.len()] {
     PRECISIONS.map(|(precision, rounding)| check_in(stem, precision, rounding))
 }
 
-/// All cases of a stem, on the emulator and on a GPU if there is one; returns how many bytes the kernels moved on the
-/// emulator for each byte that has to be moved. What the kernels did is printed beside the least that they can do.
+/// All cases of a stem on the emulator; returns how many bytes the kernels moved for each byte that has to be moved. What
+/// the kernels did is printed beside the least that they can do.
 fn check_in(stem: &str, precision: Precision, rounding: Element) -> f64 {
     let backend = Cuda::emulator().with_precision(precision);
-    let all = |backend| Subject { backend, precision: rounding, most_flops: u64::MAX };
-    #[cfg(feature = "cuda")]
-    let gpu = every::available("cuda", Cuda::new(0).map(|gpu| gpu.with_precision(precision)));
-    #[cfg(not(feature = "cuda"))]
-    let gpu: Option<Cuda> = None;
-    let subjects: Vec<Subject<'_>> = [Some(&backend), gpu.as_ref()].into_iter().flatten().map(|b| all(b)).collect();
-    let failures = every::mismatches(stem, &subjects);
+    let subject = Subject { backend: &backend, precision: rounding, most_flops: u64::MAX };
+    let failures = every::mismatches(stem, &[subject]);
     let mut least = Cost::default();
     for case in every::cases_of(stem) {
         let plan = case.problem().plan();
@@ -129,6 +124,59 @@ fn resize_matches_the_reference() {
 #[test]
 fn sampler_step_matches_the_reference() {
     check("sampler_step");
+}
+
+/// The same cases on a GPU, if there is one: `cargo test --all-features --test cuda on_a_gpu`.
+#[cfg(feature = "cuda")]
+mod on_a_gpu {
+    use super::support::every::{self, Subject};
+    use super::{Cuda, PRECISIONS};
+
+    fn check(stem: &str) {
+        for (precision, rounding) in PRECISIONS {
+            let opened = Cuda::new(0).map(|gpu| gpu.with_precision(precision));
+            let Some(gpu) = every::available("cuda", opened) else { return };
+            let subject = Subject { backend: &gpu, precision: rounding, most_flops: u64::MAX };
+            let failures = every::mismatches(stem, &[subject]);
+            assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+        }
+    }
+
+    #[test]
+    fn linear_matches_the_reference() {
+        check("linear");
+    }
+
+    #[test]
+    fn conv2d_matches_the_reference() {
+        check("conv2d");
+    }
+
+    #[test]
+    fn attention_matches_the_reference() {
+        check("attention");
+    }
+
+    #[test]
+    fn norms_match_the_reference() {
+        check("group_norm");
+        check("layer_norm");
+    }
+
+    #[test]
+    fn pointwise_matches_the_reference() {
+        check("pointwise");
+    }
+
+    #[test]
+    fn moving_operations_match_the_reference() {
+        ["concat", "slice", "embed", "resize"].map(check);
+    }
+
+    #[test]
+    fn sampler_step_matches_the_reference() {
+        check("sampler_step");
+    }
 }
 
 /// The tests need no GPU; where there is one, it must open, and where there is none, that is an error like any other.

@@ -110,7 +110,8 @@ impl Problem {
     pub fn plan(&self) -> Plan {
         let origin = |i: usize, t: &Tensor| match t.stored {
             Some(_) => Origin::Weight(format!("in{i}")),
-            None => Origin::Input { name: format!("in{i}"), varies: true },
+            // Brought to the storage type once, so that a step is the operation alone.
+            None => Origin::Input { name: format!("in{i}"), varies: false },
         };
         let element = |t: &Tensor| if matches!(t.data, Data::Rows(_)) { Element::U32 } else { Element::F32 };
         let mut values: Vec<Value> = self

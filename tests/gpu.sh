@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# Everything that only a real NVIDIA card can tell, in a few minutes, with binaries that were built elsewhere.
+#
+#   tests/gpu.sh build BINARIES            on a machine with Rust: builds, and puts what is needed into that folder
+#   tests/gpu.sh run BINARIES [REPORT]     on a machine with a card: checks and times, prints a table, writes it to REPORT
+#
+# `run` wants the repository's files beside it, NVIDIA's driver, and a Python with PyTorch, diffusers and safetensors, which
+# the variable PYTHON may name. compute-sanitizer of the CUDA toolkit is used where it is found. Without a card it ends with
+# one line and exit code 4, as the engine does. SECONDS_A_CASE, 0.2 if not set, is how long each case is timed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+readonly PYTHON="${PYTHON:-python3}" SECONDS_A_CASE="${SECONDS_A_CASE:-0.2}"
+readonly TYPES=(f16 bf16 tf32 f32)
+readonly PEERS=benches/peers/compare_cases.py
+
+usage() {
+    sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0" >&2
+    exit 2
+}
+
+# The file that cargo built for the target of a name, from cargo's messages.
+built() {
+    "$PYTHON" -c '
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    if message.get("executable") and message["target"]["name"] == sys.argv[1]:
+        print(message["executable"])' "$1" | tail -n 1
+}
+
+build() {
+    local folder=$1 messages
+    local features=(--release --no-default-features --features cli,cuda,cuda-emulator --message-format=json)
+    mkdir -p "$folder"
+    messages=$(cargo test --no-run --test cuda "${features[@]}")
+    cp "$(built cuda <<<"$messages")" "$folder/cuda"
+    messages=$(cargo build --bin engine "${features[@]}")
+    cp "$(built engine <<<"$messages")" "$folder/engine"
+    echo "$folder: engine, cuda"
+}
+
+# Runs a check, keeps its output, and adds a line to the report. Whatever it finds, the rest is still run.
+failed=0
+check() {
+    local name=$1 log=$2 started=$SECONDS status=0
+    shift 2
+    "$@" >"$log" 2>&1 || status=$?
+    case $status in
+    0) echo "- $name: passed in $((SECONDS - started)) s" ;;
+    124) echo "- $name: not finished in time" ;;
+    *) echo "- $name: **failed** with exit code $status, see $log" && failed=1 ;;
+    esac >>"$report"
+    tail -n 1 "$report"
+}
+
+# The tiny checkpoint's whole way to a picture, on the CPU and on the card, tensor by tensor.
+trace() {
+    local device
+    for device in cpu cuda; do
+        "$engine" run -q -m tests/golden/tiny -p "a red frog on a green leaf" --prior-steps 5 --decoder-steps 4 \
+            --super-res-steps 3 --device "$device" -o "$work/$device.png" --trace "$work/$device.safetensors"
+    done
+    "$PYTHON" "$PEERS" --trace "$work/cpu.safetensors" "$work/cuda.safetensors"
+}
+
+# What the engine takes for each case that PyTorch is timed with; the networks, whose weights take a while to draw, only
+# in the type that pictures are made in.
+bench() {
+    local filters=() name
+    while read -r name; do
+        [[ $1 != f16 && $name == */karlo ]] || filters+=(--filter "$name")
+    done < <("$PYTHON" "$PEERS" --cases)
+    "$engine" bench --device cuda --dtype "$1" --seconds "$SECONDS_A_CASE" --json "${filters[@]}" >"$work/$1.json"
+}
+
+run() {
+    local binaries=$1 cases type
+    report=${2:-gpu-report.md}
+    if ! nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
+        echo "gpu.sh: nvidia-smi finds no NVIDIA card on this machine" >&2
+        exit 4
+    fi
+    engine=$(realpath "$binaries/engine") cases=$(realpath "$binaries/cuda") work=$(mktemp -d)
+    export REQUIRE_BACKENDS=cuda # a test that cannot run there has failed
+    {
+        echo "## $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1), $(date +%F)"
+        echo
+    } >"$report"
+    check "all cases against loops in f64" "$work/cases.log" "$cases" on_a_gpu
+    check "the tiny checkpoint against the CPU" "$work/trace.log" trace
+    if command -v compute-sanitizer >/dev/null; then
+        for tool in memcheck racecheck; do
+            check "all cases under compute-sanitizer's $tool" "$work/$tool.log" \
+                timeout 120 compute-sanitizer --tool "$tool" --error-exitcode 9 "$cases" on_a_gpu --test-threads 1
+        done
+    else
+        echo "- no compute-sanitizer on this machine" | tee -a "$report"
+    fi
+    for type in "${TYPES[@]}"; do
+        check "timings in $type" "$work/bench-$type.log" bench "$type"
+    done
+    echo >>"$report"
+    for type in "${TYPES[@]}"; do
+        if [[ -s $work/$type.json ]]; then
+            "$PYTHON" "$PEERS" --device cuda --compile --seconds "$SECONDS_A_CASE" "$work/$type.json" >>"$report" || failed=1
+        fi
+    done
+    cat "$report"
+    exit "$failed"
+}
+
+case "${1:-} $#" in
+"build 2") build "$2" ;;
+"run 2" | "run 3") run "${@:2}" ;;
+*) usage ;;
+esac
