@@ -27,7 +27,7 @@ const PRODUCTS: [&str; 6] = [
     "attention/decoder-8px",
 ];
 /// Operations that have nothing to do but move memory.
-const MOVES: [&str; 19] = [
+const MOVES: [&str; 20] = [
     "group_norm/karlo-320",
     "group_norm/karlo-1280",
     "group_norm/decoder-64px",
@@ -47,6 +47,7 @@ const MOVES: [&str; 19] = [
     "resize/halve",
     "resize/bicubic-picture",
     "sampler_step/decoder-64px",
+    "sampler_step/philox-256px",
 ];
 
 /// A line of the table.
