@@ -16,6 +16,7 @@ use support::close::close;
 use support::{Data, Problem, cases};
 use unclip::backend::wgpu::{Kind, Options, Wgpu};
 use unclip::ops::{Conv2d, Linear, Op, Operation};
+use unclip::plan::Element;
 
 /// Seconds that each side is given for a case, after its first runs.
 const SECONDS: f64 = 0.4;
