@@ -170,7 +170,9 @@ mod on_a_gpu {
 
     #[test]
     fn moving_operations_match_the_reference() {
-        ["concat", "slice", "embed", "resize"].map(check);
+        for stem in ["concat", "slice", "embed", "resize"] {
+            check(stem);
+        }
     }
 
     #[test]

@@ -31,6 +31,7 @@ pub fn cpu(isa: Isa) -> Subject {
 /// The GPUs that are present, each with a line that names it or says why not: wgpu's best adapter, or the one whose number
 /// is in the variable `UNCLIP_ADAPTER`, on its own clock where it has one; and the first card of CUDA.
 pub fn gpus() -> Vec<Subject> {
+    #[cfg_attr(not(any(feature = "wgpu", feature = "cuda")), allow(unused_mut))]
     let mut found = Vec::new();
     #[cfg(feature = "wgpu")]
     {

@@ -298,10 +298,12 @@ impl Tile {
     #[cfg(target_arch = "x86_64")]
     avx512_loop!(avx512, "avx512f", |a, b, acc| std::arch::x86_64::_mm512_fmadd_ps(a, b, acc));
 
-    // SAFETY of the transmutations: vectors of the same size, for which every pattern of bits is a value.
     #[cfg(target_arch = "x86_64")]
     avx512_loop!(avx512_pairs, "avx512f,avx512bf16", |a, b, acc| {
-        std::arch::x86_64::_mm512_dpbf16_ps(acc, std::mem::transmute(a), std::mem::transmute(b))
+        use std::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps};
+        // Vectors of the same size, for which every pattern of bits is a value.
+        let [a, b] = [a, b].map(|x| std::mem::transmute::<__m512, __m512bh>(x));
+        _mm512_dpbf16_ps(acc, a, b)
     });
 }
 
