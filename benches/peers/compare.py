@@ -44,8 +44,8 @@ PIPE = subprocess.PIPE
 class Engine:
     """The example `one_step` as a process that does the work once for every line it is given."""
 
-    def __init__(self, options, stage):
-        command = [ROOT / "target/release/examples/one_step", options.model, stage, options.pictures, options.threads]
+    def __init__(self, options, stage, threads):
+        command = [ROOT / "target/release/examples/one_step", options.model, stage, options.pictures, threads]
         command = [str(part) for part in [*command, options.dtype]]
         self.process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=subprocess.DEVNULL, text=True)
 
@@ -120,14 +120,23 @@ def timed(work):
     return time.perf_counter() - started
 
 
+# A process inherits the peak of the one that it is forked from, so a small one stands between.
+MEASURE = """
+import os, sys, time
+started = time.perf_counter()
+null = [(os.POSIX_SPAWN_OPEN, n, os.devnull, os.O_WRONLY, 0) for n in (1, 2)]
+_, status, usage = os.wait4(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=null), 0)
+print(time.perf_counter() - started, usage.ru_maxrss / 1024 if status == 0 else sys.exit(1))
+"""
+
+
 def process(command):
     """Seconds and peak MiB of a process."""
-    started = time.perf_counter()
-    child = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    if status:
-        raise SystemExit(f"{command[0]} failed; run it by hand to see why")
-    return time.perf_counter() - started, usage.ru_maxrss / 1024
+    command = [sys.executable, "-c", MEASURE, *map(str, command)]
+    done = subprocess.run(command, stdout=PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"{command[3]} failed; run it by hand to see why")
+    return tuple(float(number) for number in done.stdout.split())
 
 
 def report(what, rounds, unit="s"):
@@ -142,17 +151,25 @@ def report(what, rounds, unit="s"):
 
 
 def compare_step(options, stage, dtype):
-    engine = Engine(options, stage)
-    peer = torch_step(options.model, stage, options.pictures, dtype)
+    engine = Engine(options, stage, options.threads)
+    if options.one_thread:
+        alone = Engine(options, stage, 1)
+        peer = alone.step
+    else:
+        network = torch_step(options.model, stage, options.pictures, dtype)
+
+        def peer():
+            return timed(network)
+
     with torch.inference_mode():
         engine.step(), peer()
-        rounds = [(engine.step(), timed(peer)) for _ in range(options.rounds)]
+        rounds = [(engine.step(), peer()) for _ in range(options.rounds)]
     engine.close()
     return [report(f"{stage} step, {options.dtype}", rounds)]
 
 
 def compare_picture(options, dtype):
-    engine, peer = Engine(options, "picture"), torch_picture(options.model, dtype)
+    engine, peer = Engine(options, "picture", options.threads), torch_picture(options.model, dtype)
     with torch.inference_mode():
         engine.step(), peer()
         rounds = [(engine.step(), timed(peer)) for _ in range(options.rounds)]
@@ -162,7 +179,7 @@ def compare_picture(options, dtype):
         run = [ROOT / "target/release/engine", "run", "-m", options.model, "-p", PROMPT, "--device", "cpu", "-q"]
         run += ["--threads", options.threads, "--dtype", options.dtype, "-o", f"{folder}/a.png"]
         own = [sys.executable, __file__, "--model", options.model, "--dtype", options.dtype]
-        own += ["--threads", options.threads, "--alone", f"{folder}/b.png"]
+        own += ["--threads", options.threads, "--alone", f"{folder}/b.png", "picture"]
         pairs = [(process(run), process(own)) for _ in range(options.rounds)]
     results.append(report("picture from the process's start", [(a[0], b[0]) for a, b in pairs]))
     results.append(report("peak memory of that process", [(a[1], b[1]) for a, b in pairs], "MiB"))
@@ -186,12 +203,13 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="what both sides compute in")
+    parser.add_argument("--one-thread", action="store_true", help="steps beside this engine with one thread")
     parser.add_argument("--json", help="file to write")
     parser.add_argument("--table", help="text whose table is replaced")
     parser.add_argument("--name", help="which table of the text")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     stages = ["prior", "decoder", "super_res_first", "super_res_last", "picture"]
-    parser.add_argument("what", nargs="*", choices=stages)
+    parser.add_argument("what", nargs="+", choices=stages)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
@@ -200,8 +218,11 @@ def main():
             return torch_picture(options.model, dtype)().save(options.alone)
 
     results = []
-    head = f"torch {torch.__version__.split('+')[0]}, {options.threads} threads, median of {options.rounds} rounds"
-    lines = [f"| {head} | this engine | PyTorch | ratio (spread) |", "|---|---|---|---|"]
+    peer, column = f"torch {torch.__version__.split('+')[0]}, ", "PyTorch"
+    if options.one_thread:
+        peer, column = "", "one thread"
+    head = f"{peer}{options.threads} threads, median of {options.rounds} rounds"
+    lines = [f"| {head} | this engine | {column} | ratio (spread) |", "|---|---|---|---|"]
     print("\n".join(lines), flush=True)
     for what in options.what:
         results += compare_picture(options, dtype) if what == "picture" else compare_step(options, what, dtype)
