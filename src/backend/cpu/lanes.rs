@@ -117,6 +117,56 @@ impl Lanes for [f32; LANES] {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use super::{LANES, Lanes};
+    use std::arch::aarch64::*;
+
+    /// NEON: four vectors.
+    impl Lanes for [float32x4_t; 4] {
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: the caller's promise.
+            std::array::from_fn(|i| unsafe { vld1q_f32(from.add(4 * i)) })
+        }
+        #[inline(always)]
+        unsafe fn load_f16(from: *const half::f16) -> Self {
+            // SAFETY: the caller's promise; sixteen numbers are on the stack.
+            unsafe { Self::load(<[f32; LANES]>::load_f16(from).as_ptr()) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: the caller's promise.
+            self.into_iter().enumerate().for_each(|(i, x)| unsafe { vst1q_f32(to.add(4 * i), x) });
+        }
+        #[inline(always)]
+        fn splat(x: f32) -> Self {
+            // SAFETY: every processor of this kind has NEON, here and below.
+            unsafe { [vdupq_n_f32(x); 4] }
+        }
+        #[inline(always)]
+        fn add(self, other: Self) -> Self {
+            // SAFETY: as for `splat`.
+            std::array::from_fn(|i| unsafe { vaddq_f32(self[i], other[i]) })
+        }
+        #[inline(always)]
+        fn sub(self, other: Self) -> Self {
+            // SAFETY: as for `splat`.
+            std::array::from_fn(|i| unsafe { vsubq_f32(self[i], other[i]) })
+        }
+        #[inline(always)]
+        fn mul_add(self, x: f32, other: Self) -> Self {
+            // SAFETY: as for `splat`.
+            std::array::from_fn(|i| unsafe { vfmaq_n_f32(other[i], self[i], x) })
+        }
+        #[inline(always)]
+        fn mul(self, x: f32) -> Self {
+            // SAFETY: as for `splat`.
+            self.map(|v| unsafe { vmulq_n_f32(v, x) })
+        }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::Lanes;
@@ -249,6 +299,8 @@ macro_rules! on_lanes {
                     Isa::Avx2 => avx2($($arg),*),
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx512 => avx512($($arg),*),
+                    #[cfg(target_arch = "aarch64")]
+                    Isa::Neon => $body::<[std::arch::aarch64::float32x4_t; 4]>($($arg),*),
                     _ => $body::<[f32; $crate::backend::cpu::lanes::LANES]>($($arg),*),
                 }
             }

@@ -1,7 +1,7 @@
 //! Loops over elements, compiled once for the baseline, for AVX2 and for AVX-512.
 //!
-//! The compiler vectorises them; the only unsafe act is to enter a copy for certain instructions, which the [`Isa`]
-//! vouches for.
+//! The compiler vectorises them; the baseline of 64-bit ARM has NEON. The only unsafe act is to enter a copy for certain
+//! instructions, which the [`Isa`] vouches for.
 #![allow(unsafe_code)]
 
 use super::tile::Isa;

@@ -22,6 +22,8 @@ pub const PANELS: usize = 4;
 pub enum Isa {
     /// Plain Rust, vectorised by the compiler for the target's baseline.
     Portable,
+    /// 128-bit vectors with fused multiply-add, which every 64-bit ARM processor has.
+    Neon,
     /// 256-bit vectors with fused multiply-add.
     Avx2,
     /// 512-bit vectors.
@@ -30,7 +32,7 @@ pub enum Isa {
 
 impl Isa {
     /// All of them, the best last.
-    pub const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Neon, Isa::Avx2, Isa::Avx512];
 
     /// The best one that this machine has.
     pub fn detect() -> Isa {
@@ -48,6 +50,7 @@ impl Isa {
         let (avx2, avx512) = (false, false);
         match self {
             Isa::Portable => true,
+            Isa::Neon => cfg!(target_arch = "aarch64"),
             Isa::Avx2 => avx2,
             Isa::Avx512 => avx512,
         }
@@ -62,6 +65,7 @@ impl Isa {
     pub fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
+            Isa::Neon => "neon",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
         }
@@ -84,14 +88,13 @@ pub fn pairs_available() -> bool {
 /// with twice the products; Intel's start half as many, so that nothing would be won.
 pub fn pairs_are_fast() -> bool {
     #[cfg(target_arch = "x86_64")]
-    {
+    let amd = {
         let vendor = std::arch::x86_64::__cpuid(0);
-        pairs_available() && [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
-    }
+        [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
+    };
     #[cfg(not(target_arch = "x86_64"))]
-    {
-        false
-    }
+    let amd = false;
+    amd && pairs_available()
 }
 
 /// One tile's operands: for the panel `p` and its column `j`,
@@ -220,6 +223,8 @@ impl Tile {
                         match isa {
                             #[cfg(target_arch = "x86_64")]
                             Isa::Avx2 => one.avx2::<R>(),
+                            #[cfg(target_arch = "aarch64")]
+                            Isa::Neon => one.neon::<R>(),
                             _ => one.portable::<R>(),
                         }
                     }
@@ -254,6 +259,42 @@ impl Tile {
             }
             for (r, row) in acc.iter().enumerate() {
                 std::ptr::copy_nonoverlapping(row.as_ptr(), self.c.add(r * self.ldc), NR);
+            }
+        }
+    }
+
+    /// Four vectors a row: 24 accumulators of 32 registers.
+    #[cfg(target_arch = "aarch64")]
+    #[target_feature(enable = "neon")]
+    unsafe fn neon<const R: usize>(&self) {
+        use std::arch::aarch64::{vdupq_n_f32, vfmaq_n_f32, vld1q_f32, vst1q_f32};
+        let mut acc = [[vdupq_n_f32(0.0); 4]; R];
+        // SAFETY: all offsets stay within what `run` was promised.
+        unsafe {
+            if self.accumulate {
+                for (r, row) in acc.iter_mut().enumerate() {
+                    *row = std::array::from_fn(|v| vld1q_f32(self.c.add(r * self.ldc + 4 * v)));
+                }
+            }
+            let mut panel = self.panel;
+            for s in 0..self.segments {
+                let rows: [*const f32; R] =
+                    std::array::from_fn(|r| (*self.rows.add(s * self.stride + r)).add(self.offset));
+                for k in 0..self.depth {
+                    let b: [_; 4] = std::array::from_fn(|v| vld1q_f32(panel.add(4 * v)));
+                    for r in 0..R {
+                        let a = *rows[r].add(k);
+                        for v in 0..4 {
+                            acc[r][v] = vfmaq_n_f32(acc[r][v], b[v], a);
+                        }
+                    }
+                    panel = panel.add(NR);
+                }
+            }
+            for (r, row) in acc.iter().enumerate() {
+                for (v, vector) in row.iter().enumerate() {
+                    vst1q_f32(self.c.add(r * self.ldc + 4 * v), *vector);
+                }
             }
         }
     }
