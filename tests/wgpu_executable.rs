@@ -10,6 +10,7 @@ use unclip::Error;
 use unclip::backend::cpu::Cpu;
 use unclip::backend::wgpu::{Choice, Options, Wgpu, adapters};
 use unclip::backend::{Backend, Executable};
+use unclip::cases::models::{Drawn, ModelCase, Network, Size};
 use unclip::model::{Run, decoder};
 use unclip::ops::{Noise, Prediction, SamplerStep, Tiles, Variance};
 use unclip::plan::{Element, Graph, Plan, assign, narrow};
@@ -84,6 +85,22 @@ fn slots_take_the_memory_that_the_plan_states_and_half_precision_nearly_halves_i
     println!("slots and weights in f32 and f16: {bytes:?}");
     assert!(bytes[1].1 < bytes[0].1 * 6 / 10, "{bytes:?}");
     assert!(bytes[1].0 < bytes[0].0 * 3 / 4, "{bytes:?}");
+}
+
+/// At the size that the figures are about; the weights are made up.
+#[test]
+fn karlos_decoder_for_two_pictures_takes_the_memory_that_its_plan_states() {
+    let Some(backend) = open(Element::F16) else { return };
+    let case = ModelCase { network: Network::Decoder, size: Size::Karlo };
+    let weights = Drawn::new(Element::F16);
+    let plan = case.plan(2, &weights).unwrap();
+    let stated = assign(&narrow(plan.clone(), Element::F16)).bytes();
+    let executable = backend.compile(plan, &weights).unwrap();
+    let traffic = backend.traffic();
+    println!("slots {} bytes, weights {} bytes", traffic.slot_bytes, traffic.weight_bytes);
+    assert_eq!(traffic.slot_bytes, stated);
+    assert!((50 << 20..200 << 20).contains(&stated), "{stated}");
+    drop(executable);
 }
 
 #[test]
