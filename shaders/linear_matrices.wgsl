@@ -43,13 +43,6 @@ fn linear_matrices(
             }
             workgroupBarrier();
         }
-        for (var index = 0u; index < COUNT * COUNT; index++) {
-            if square < SQUARES {
-                coopStoreT(sums[index], &sum_tile[square * MATRIX], SIDE);
-            }
-            workgroupBarrier();
-            store_matrix(group, first, min(first + subgroups, SQUARES), index, lane);
-            workgroupBarrier();
-        }
+        store_squares(group, first, subgroups, square, &sums, lane);
     }
 }

@@ -60,6 +60,18 @@ fn share_weight(group: u32, start: u32, depth: u32, columns: u32, lane: u32) {
     }
 }
 
+// Stores the squares that this turn has, one matrix of each at a time. All invocations come here and meet at the barriers.
+fn store_squares(group: vec3u, first: u32, subgroups: u32, square: u32, sums: ptr<function, Sums>, lane: u32) {
+    for (var index = 0u; index < COUNT * COUNT; index++) {
+        if square < SQUARES {
+            coopStoreT((*sums)[index], &sum_tile[square * MATRIX], SIDE);
+        }
+        workgroupBarrier();
+        store_matrix(group, first, min(first + subgroups, SQUARES), index, lane);
+        workgroupBarrier();
+    }
+}
+
 // Stores the matrix `index` of those squares that this turn has, which are in sum_tile.
 fn store_matrix(group: vec3u, first: u32, after: u32, index: u32, lane: u32) {
     const QUADS_OF_MATRIX = MATRIX / 4u;

@@ -137,6 +137,9 @@ pub struct Divisible {
 }
 
 impl Divisible {
+    /// The weight of a product, whose outputs are its rows.
+    pub(super) const OF_PRODUCT: Divisible = Divisible { input: 1, first: "first_column", columns: true };
+
     /// All parts but the last have a multiple of so many rows: tiles of every kernel end where parts do.
     pub const MULTIPLE: usize = 64;
 
@@ -223,7 +226,7 @@ mod tests {
 
     #[test]
     fn parts_of_a_product_need_the_workgroups_of_the_whole_between_them() {
-        let weight = Divisible { input: 1, first: "first_column", columns: true };
+        let weight = Divisible::OF_PRODUCT;
         for tiles in [Tiles::Registers, Tiles::Lanes, Tiles::Shared, Tiles::Matrices] {
             let whole = super::super::product::product([["linear"; 2]; 4], tiles, 7, 4 * Divisible::MULTIPLE + 5);
             let rows = [Divisible::MULTIPLE, 3 * Divisible::MULTIPLE, 5];

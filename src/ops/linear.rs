@@ -69,7 +69,7 @@ impl Operation for Linear {
     }
 
     fn divisible(&self) -> Option<Divisible> {
-        Some(Divisible { input: 1, first: "first_column", columns: true })
+        Some(Divisible::OF_PRODUCT)
     }
 
     fn ptx(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Vec<Launch> {
