@@ -2,6 +2,9 @@
 #![cfg(feature = "cuda-emulator")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod support;
+
+use support::ptx;
 use unclip::backend::cuda::emulator::{Arguments, Check, Fault, Machine, Range, parse};
 use unclip::backend::cuda::kernels::KERNELS;
 
@@ -16,8 +19,7 @@ fn text() -> &'static str {
 /// The kernel with something in the place of a line that it has.
 #[track_caller]
 fn planted(line: &str, instead: &str) -> String {
-    assert!(text().contains(line), "{line}");
-    text().replacen(line, instead, 1)
+    ptx::planted(text(), line, instead)
 }
 
 /// Runs it with a style and without an activation.

@@ -22,7 +22,7 @@ fn check(stem: &str) {
     let Some(any) = open(Options::default()) else { return };
     let is_software = any.adapter().kind == Kind::Software;
     let mut backends = Vec::new();
-    for (storage, precision) in [(Element::F32, Element::F32), (Element::F16, Element::F16)] {
+    for storage in [Element::F32, Element::F16] {
         if storage == Element::F16 && !any.adapter().f16 {
             println!("skipped: the adapter lacks f16");
             continue;
@@ -38,7 +38,7 @@ fn check(stem: &str) {
             let barriers = matches!(tiles, Tiles::Shared | Tiles::Matrices);
             let most_flops = if is_software && barriers { BARRIERS_MOST_FLOPS } else { u64::MAX };
             let options = Options { storage, tiles: Some(tiles), subgroups, ..Options::default() };
-            backends.extend(open(options).map(|backend| (backend, precision, most_flops)));
+            backends.extend(open(options).map(|backend| (backend, storage, most_flops)));
         }
     }
     let subjects: Vec<Subject<'_>> = backends
@@ -49,42 +49,4 @@ fn check(stem: &str) {
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
 }
 
-#[test]
-fn linear_matches_the_reference() {
-    check("linear");
-}
-
-#[test]
-fn conv2d_matches_the_reference() {
-    check("conv2d");
-}
-
-#[test]
-fn attention_matches_the_reference() {
-    check("attention");
-}
-
-#[test]
-fn norms_match_the_reference() {
-    ["group_norm", "layer_norm"].into_iter().for_each(check);
-}
-
-#[test]
-fn pointwise_matches_the_reference() {
-    check("pointwise");
-}
-
-#[test]
-fn moving_operations_match_the_reference() {
-    ["concat", "slice", "embed"].into_iter().for_each(check);
-}
-
-#[test]
-fn resize_matches_the_reference() {
-    check("resize");
-}
-
-#[test]
-fn sampler_step_matches_the_reference() {
-    check("sampler_step");
-}
+every::every_operation_matches_the_reference!(check);

@@ -42,6 +42,54 @@ pub fn mismatches(stem: &str, subjects: &[Subject<'_>]) -> Vec<String> {
     failures
 }
 
+/// Tests of all operations by a function that takes a stem and fails if one of its cases is off.
+#[allow(unused_macros, reason = "not every test has back ends")]
+macro_rules! every_operation_matches_the_reference {
+    ($check:path) => {
+        #[test]
+        fn linear_matches_the_reference() {
+            $check("linear");
+        }
+
+        #[test]
+        fn conv2d_matches_the_reference() {
+            $check("conv2d");
+        }
+
+        #[test]
+        fn attention_matches_the_reference() {
+            $check("attention");
+        }
+
+        #[test]
+        fn norms_match_the_reference() {
+            ["group_norm", "layer_norm"].into_iter().for_each($check);
+        }
+
+        #[test]
+        fn pointwise_matches_the_reference() {
+            $check("pointwise");
+        }
+
+        #[test]
+        fn moving_operations_match_the_reference() {
+            ["concat", "slice", "embed"].into_iter().for_each($check);
+        }
+
+        #[test]
+        fn resize_matches_the_reference() {
+            $check("resize");
+        }
+
+        #[test]
+        fn sampler_step_matches_the_reference() {
+            $check("sampler_step");
+        }
+    };
+}
+#[allow(unused_imports, reason = "not every test has back ends")]
+pub(crate) use every_operation_matches_the_reference;
+
 /// A back end, or `None` with a line that says why not. The variable `REQUIRE_BACKENDS`, names with commas between,
 /// lists those whose absence is a failure.
 pub fn available<B>(name: &str, opened: unclip::Result<B>) -> Option<B> {

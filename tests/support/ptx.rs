@@ -30,6 +30,13 @@ pub fn module(threads: u32, shared_bytes: u32, body: &str) -> String {
     )
 }
 
+/// A text with something in the place of the first of some lines, which it must have.
+#[track_caller]
+pub fn planted(text: &str, line: &str, instead: &str) -> String {
+    assert!(text.contains(line), "{line}");
+    text.replacen(line, instead, 1)
+}
+
 /// The only entry of a text.
 pub fn kernel(text: &str) -> Kernel {
     parse(text).unwrap_or_else(|e| panic!("{e}\n{text}")).remove(0)
