@@ -25,7 +25,7 @@ fn main() {
             // The shapes are enough to know what a case costs; its numbers are drawn if the filter lets it run.
             let plan = case.plan();
             let mut group = criterion.benchmark_group(&case.name);
-            table.bench(&mut group, (&case.name, subject), &plan.cost(&plan.steps), |b| case.problem().prepare(b));
+            table.bench(&mut group, (&case.name, subject), plan.cost(&plan.steps), |b| case.problem().prepare(b));
             group.finish();
         }
         table.print(subject);

@@ -22,7 +22,7 @@ fn main() {
             let plan = case.plan(1, &Drawn::new(Element::F32)).expect("the networks are known");
             let mut group = criterion.benchmark_group(&name);
             let cost = plan.cost(plan.parts().1);
-            table.bench(&mut group, (&name, subject), &cost, |b| case.prepare(1, Element::F32, b));
+            table.bench(&mut group, (&name, subject), cost, |b| case.prepare(1, Element::F32, b));
             group.finish();
         }
         table.print(subject);

@@ -152,8 +152,8 @@ def report(what, rounds, unit="s"):
 
 def compare_step(options, stage, dtype):
     engine = Engine(options, stage, options.threads)
-    if options.one_thread:
-        alone = Engine(options, stage, 1)
+    alone = Engine(options, stage, 1) if options.one_thread else None
+    if alone:
         peer = alone.step
     else:
         network = torch_step(options.model, stage, options.pictures, dtype)
@@ -165,6 +165,8 @@ def compare_step(options, stage, dtype):
         engine.step(), peer()
         rounds = [(engine.step(), peer()) for _ in range(options.rounds)]
     engine.close()
+    if alone:
+        alone.close()
     return [report(f"{stage} step, {options.dtype}", rounds)]
 
 

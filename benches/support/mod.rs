@@ -4,7 +4,7 @@ use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 use std::time::Duration;
 use unclip::backend::cpu::{Cpu, Isa};
 use unclip::backend::{Backend, Executable, Roofline};
-use unclip::cases::{cost, rounds};
+use unclip::cases::rounds;
 use unclip::plan::Cost;
 
 /// A back end and the name that its results go by.
@@ -80,13 +80,13 @@ impl Table {
         &mut self,
         group: &mut BenchmarkGroup<'_, WallTime>,
         (case, subject): (&str, &Subject),
-        plan: &Cost,
+        cost: Cost,
         prepare: impl Fn(&dyn Backend) -> unclip::Result<Box<dyn Executable>>,
     ) {
         // Criterion prints operations as elements: `Gelem/s` reads as GFLOP/s.
-        group.throughput(match plan.flops {
-            0 => Throughput::Bytes(plan.bytes),
-            flops => Throughput::ElementsAndBytes { elements: flops, bytes: plan.bytes },
+        group.throughput(match cost.flops {
+            0 => Throughput::Bytes(cost.bytes),
+            flops => Throughput::ElementsAndBytes { elements: flops, bytes: cost.bytes },
         });
         let (mut executable, mut best) = (None, f64::INFINITY);
         group.bench_function(&subject.name, |bencher| {
@@ -99,8 +99,8 @@ impl Table {
                 Duration::from_secs_f64(seconds)
             });
         });
-        if let Some(executable) = executable {
-            self.0.push((case.to_owned(), cost(executable.as_ref()), best));
+        if executable.is_some() {
+            self.0.push((case.to_owned(), cost, best));
         }
     }
 

@@ -93,11 +93,13 @@ impl ModelCase {
     /// A weight has another shape than the network asks for.
     pub fn plan(&self, pictures: usize, weights: &dyn WeightSource) -> Result<Plan> {
         let run = Run { pictures, steps: STEPS, rule: self.rule() };
-        let text = self.config("prior", |config: prior::Config| Ok(config.num_embeddings))?;
-        let unet = |name| self.config(name, |config: unet::Config| Ok(config));
+        let unet = |component| self.config::<unet::Config>(component);
         match self.network {
-            Network::Prior => self.config("prior", |config| prior::plan(&config, weights, &run)),
-            Network::Decoder => decoder::plan(&unet("decoder")?, weights, &run, text + EXTRA_TOKENS),
+            Network::Prior => prior::plan(&self.config("prior")?, weights, &run),
+            Network::Decoder => {
+                let text = self.config::<prior::Config>("prior")?.num_embeddings;
+                decoder::plan(&unet("decoder")?, weights, &run, text + EXTRA_TOKENS)
+            }
             Network::SuperRes => {
                 let small = unet("decoder")?.sample_size.unwrap_or(0);
                 let config = unet("super_res_first")?;
@@ -128,8 +130,8 @@ impl ModelCase {
         SamplerStep { prediction, variance, clip: Some(clip), guidance, noise: Noise::Given }
     }
 
-    /// Does something with a component's configuration.
-    fn config<C: DeserializeOwned, T>(&self, component: &str, with: impl FnOnce(C) -> Result<T>) -> Result<T> {
+    /// A component's configuration.
+    fn config<C: DeserializeOwned>(&self, component: &str) -> Result<C> {
         let text = match (self.size, component) {
             (Size::Tiny, "prior") => include_str!("../../tests/golden/tiny/prior/config.json"),
             (Size::Tiny, "decoder") => include_str!("../../tests/golden/tiny/decoder/config.json"),
@@ -141,8 +143,8 @@ impl ModelCase {
             (Size::Karlo, "decoder") => include_str!("karlo/decoder.json"),
             (Size::Karlo, _) => include_str!("karlo/super_res_first.json"),
         };
-        let parsed = serde_json::from_str(text);
-        with(parsed.map_err(|e| Error::config(format!("{}/{component}", self.size.name()), e.to_string()))?)
+        serde_json::from_str(text)
+            .map_err(|e| Error::config(format!("{}/{component}", self.size.name()), e.to_string()))
     }
 }
 
