@@ -20,7 +20,7 @@ const NO_OPERATION: &str = "advance";
 /// What several operations lower to.
 const SHARED: [&str; 3] = ["product_mma", "product_sm90", "product_sum"];
 /// What an operation lowers to where its own kernel cannot hold what it needs.
-const PARTS: [&str; 2] = ["group_norm_apply", "group_norm_sums"];
+const PARTS: [&str; 3] = ["group_norm_apply", "group_norm_factors", "group_norm_sums"];
 
 fn header(kernel: &Text) -> Header {
     let Text { stem, text, .. } = kernel;
@@ -110,7 +110,7 @@ fn launches() -> Vec<(String, Launch)> {
         let shapes: Vec<&[usize]> = case.inputs.iter().map(|i| i.shape.as_slice()).collect();
         let output = case.op.shape(&shapes).unwrap();
         for factors in [Factors::Single, Factors::Tensor, Factors::Half, Factors::Warpgroup] {
-            all.extend(case.op.ptx(&shapes, &output, factors).into_iter().map(|l| (case.name.clone(), l)));
+            all.extend(case.op.ptx(&shapes, &output, &factors.into()).into_iter().map(|l| (case.name.clone(), l)));
         }
     }
     all
@@ -130,7 +130,7 @@ fn launches_give_kernels_what_their_headers_ask_for() {
         if let Some(tiling) = &launch.tiling {
             assert_eq!(f64::from(tiling.shared_bytes) / 1024.0, entry.shared_kib, "{case}");
         }
-        assert!(matches!(launch.tensors.last(), Some(Operand::Output | Operand::Scratch(_))), "{case}");
+        assert!(matches!(launch.tensors.last(), Some(Operand::Output | Operand::Scratch { .. })), "{case}");
         let kinds = launch.scalars.iter().map(|s| if matches!(s, Scalar::U32(_)) { "u32" } else { "f32" });
         assert!(kinds.eq(header.scalars.iter().map(|p| p.kind.as_str())), "{case}");
         assert!(launch.grid[1..].iter().all(|&n| (1..=65_535).contains(&n)), "{case}: {:?}", launch.grid);

@@ -5,15 +5,15 @@ use crate::ops::{Launch, Op, Operand};
 use crate::plan::{Element, Origin, Plan, Stored, ValueId};
 
 /// All launches of a plan, each with the step that it belongs to, and how many of them run once; `lower` gives those of
-/// one operation from its inputs' shapes and its output's.
+/// a step, whose number it is told, from its operation, its inputs' shapes and its output's.
 pub(super) fn lower(
     plan: &Plan,
-    lower: impl Fn(&Op, &[&[usize]], &[usize]) -> Vec<Launch>,
+    lower: impl Fn(usize, &Op, &[&[usize]], &[usize]) -> Vec<Launch>,
 ) -> (Vec<(usize, Launch)>, usize) {
     let (mut all, mut once) = (Vec::new(), 0);
     for (i, step) in plan.steps.iter().enumerate() {
-        let inputs: Vec<&[usize]> = step.inputs.iter().map(|&id| plan.shape(id)).collect();
-        all.extend(lower(&step.op, &inputs, plan.shape(step.output)).into_iter().map(|launch| (i, launch)));
+        let launches = lower(i, &step.op, &plan.input_shapes(step), plan.shape(step.output));
+        all.extend(launches.into_iter().map(|launch| (i, launch)));
         if i < plan.once {
             once = all.len();
         }
@@ -42,7 +42,7 @@ pub(super) fn weights<O: Copy + PartialEq>(
             match *tensor {
                 Operand::Input(i) => want(inputs[i], stored),
                 Operand::Packed(i) => want(inputs[i], packed(plan.shape(inputs[i]))),
-                Operand::Output | Operand::Scratch(_) => {}
+                Operand::Output | Operand::Scratch { .. } | Operand::Left { .. } => {}
             }
         }
     }

@@ -1,5 +1,5 @@
 use super::launch::{grid, optional};
-use super::{Factors, Keep, Launch, Operand, Operation, Scalar, Tiles, Tiling, Walk, count, require};
+use super::{Factors, Keep, Launch, Lowering, Operand, Operation, Scalar, Tiles, Tiling, Walk, count, require};
 
 /// Multi-head attention with one joint softmax over extra keys and the sequence's own keys.
 ///
@@ -90,7 +90,7 @@ impl Operation for Attention {
         vec![Launch { stem: "attention", entry: "attention", threads: 64, grid, tensors, scalars, tiling: None }]
     }
 
-    fn ptx(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Vec<Launch> {
+    fn ptx(&self, inputs: &[&[usize]], output: &[usize], lowering: &Lowering) -> Vec<Launch> {
         /// Queries that a block of `attention_mma` owns.
         const QUERIES: usize = 64;
         let mut launches = self.wgsl(inputs, output, Tiles::Shared);
@@ -102,7 +102,7 @@ impl Operation for Attention {
             33..=64 => "attention_mma_64",
             _ => return launches,
         };
-        let (kernel, threads, rows, tiling) = match factors {
+        let (kernel, threads, rows, tiling) = match lowering.factors {
             Factors::Single | Factors::Tensor => return launches,
             // Columns of a head are whole pieces of 16 bytes; few queries leave most of a block empty.
             Factors::Warpgroup if d_head.is_multiple_of(8) && queries > QUERIES / 2 => {

@@ -1,7 +1,8 @@
 use super::launch::{optional, rows};
 use super::product::{TensorProduct, product};
 use super::{
-    Activation, Divisible, Factors, Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require,
+    Activation, Divisible, Factors, Keep, Launch, Lowering, Operand, Operation, Patch, Scalar, Tiles, count, elements,
+    require,
 };
 
 /// Two-dimensional convolution over channels-last images, zeros beyond the border.
@@ -71,7 +72,7 @@ impl Operation for Conv2d {
             Operand::Input(_) => Keep::Output,
             // A network's last product can hand the sampler its sums as they are.
             Operand::Output => Keep::Any,
-            Operand::Scratch(_) => Keep::Single,
+            Operand::Scratch { .. } | Operand::Left { .. } => Keep::Single,
         }
     }
 
@@ -92,14 +93,27 @@ impl Operation for Conv2d {
         Some(Divisible::OF_PRODUCT)
     }
 
-    fn ptx(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Vec<Launch> {
-        if factors == Factors::Single {
+    fn ptx(&self, inputs: &[&[usize]], output: &[usize], lowering: &Lowering) -> Vec<Launch> {
+        if lowering.factors == Factors::Single {
             return self.wgsl(inputs, output, Tiles::Shared);
         }
+        self.on_tensor_cores(inputs, output).launches(lowering)
+    }
+
+    fn patch(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Option<Patch> {
+        if factors == Factors::Single {
+            return None;
+        }
+        self.on_tensor_cores(inputs, output).patch(output, factors)
+    }
+}
+
+impl Conv2d {
+    fn on_tensor_cores(&self, inputs: &[&[usize]], output: &[usize]) -> TensorProduct {
         let (x, w) = (inputs[0], inputs[1]);
         let mut next = 2;
         let added = [self.bias, self.shift, self.residual].map(|present| present.then(|| optional(true, &mut next)));
         let sizes = [rows(output), x[1], x[2], x[3], output[1], output[2], w[0], w[2], w[3], self.stride, self.padding];
-        TensorProduct { sizes, added, activation: Activation::code(None) }.launches(factors)
+        TensorProduct { sizes, added, activation: Activation::code(None) }
     }
 }

@@ -1,6 +1,7 @@
 use super::launch::{grid, optional};
 use super::{
-    Activation, Factors, Keep, Launch, Operand, Operation, Scalar, Tiles, Tiling, count, elements, require, width,
+    Activation, Factors, Keep, Launch, Lowering, Moments, Operand, Operation, Scalar, Tiles, Tiling, count, elements,
+    require, width,
 };
 
 /// Normalises each group of channels of each image over all positions, then scales and shifts.
@@ -38,10 +39,16 @@ const CHIPS: [Chip; 2] = [
     Chip { entries: ["group_norm_512x1", "group_norm_512x2"], threads: 512, shared_bytes: 48 << 10 },
     Chip { entries: ["group_norm_1024x1", "group_norm_1024x2"], threads: 1024, shared_bytes: 96 << 10 },
 ];
-/// The block of the kernel that computes means and squares of parts.
+/// The block of the kernel that computes moments of parts.
 const SUMS: Chip =
     Chip { entries: ["group_norm_sums_512x1", "group_norm_sums_512x2"], threads: 512, shared_bytes: 48 << 10 };
-const APPLY: [&str; 2] = ["group_norm_apply_512x1", "group_norm_apply_512x2"];
+/// Entry points of the kernel that reads all elements again, and how many channels a thread owns there.
+const APPLY: [(&str, usize); 2] = [("group_norm_apply_512x1", 1), ("group_norm_apply_512x4", 4)];
+const APPLY_THREADS: usize = 512;
+/// Positions that a thread of it owns, and the fewest of a block, which reads two numbers for each of its channels first.
+const APPLY_POSITIONS: [usize; 2] = [4, 32];
+/// Numbers that end where vectors may begin.
+const ALIGNMENT: usize = 64;
 
 impl Chip {
     /// Bytes behind the sums of the block's warps, twice.
@@ -66,13 +73,20 @@ struct Group {
 }
 
 impl Group {
-    /// Divides it for [`SUMS`]: positions and channels of a part, and the number of parts. All but the last are alike, and
-    /// no larger than they have to be.
+    /// The block that holds it.
+    fn chip(&self) -> Option<&'static Chip> {
+        let bytes = self.positions * self.members * self.size;
+        CHIPS.iter().find(|chip| chip.holds(self.members, bytes))
+    }
+
+    /// Divides it for [`SUMS`]: positions and channels of a part, and the parts of all positions. All but the last are
+    /// alike, and no larger than they have to be.
     fn parts(&self) -> [usize; 3] {
-        let span = self.members.min(SUMS.threads);
+        let fits = |span: &usize| self.members.is_multiple_of(*span) && (!self.pairs || span.is_multiple_of(2));
+        let span = (1..=self.members.min(SUMS.threads)).rev().find(fits).unwrap_or(1);
         let parts = self.positions.div_ceil(SUMS.behind_sums() / (span * self.size));
         let part = self.positions.div_ceil(parts);
-        [part, span, self.positions.div_ceil(part) * self.members.div_ceil(span)]
+        [part, span, self.positions.div_ceil(part)]
     }
 }
 
@@ -116,41 +130,89 @@ impl Operation for GroupNorm {
         vec![Launch { stem: "group_norm", entry: "group_norm", threads: 256, grid, tensors, scalars, tiling: None }]
     }
 
-    /// One launch where a group fits into a block's shared memory, so that it is read once; otherwise one for means and
-    /// squares of parts and one that reads all elements again.
-    fn ptx(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Vec<Launch> {
+    /// One launch where a group fits into a block's shared memory, so that it is read once. Otherwise one that makes of
+    /// moments what each channel is multiplied by and what is added to it, and one that does so; before them, where no
+    /// other step has left the moments, one that computes them, for which all elements are read once more.
+    fn ptx(&self, inputs: &[&[usize]], output: &[usize], lowering: &Lowering) -> Vec<Launch> {
         let (images, c) = (output[0], width(output));
-        let (members, positions) = (c / self.groups, elements(inputs[0]) / (images * c));
-        let pairs = members.is_multiple_of(2);
-        let group = Group { members, positions, pairs, size: if pairs { factors.size_bytes() } else { 4 } };
+        let group = self.group(output, lowering.factors);
+        let Group { members, positions, .. } = group;
         let plain = self.wgsl(inputs, output, Tiles::Shared).remove(0);
         let on_chip = |chip: &Chip| Some(Tiling { walks: Vec::new(), shared_bytes: chip.shared_bytes });
-        if let Some(chip) = CHIPS.iter().find(|chip| chip.holds(members, positions * members * group.size)) {
+        if let Some(chip) = group.chip() {
             let entry = chip.entries[usize::from(group.pairs)];
             return vec![Launch { entry, threads: chip.threads as u32, tiling: on_chip(chip), ..plain }];
         }
-        let [part, span, parts] = group.parts();
-        let sums = Operand::Scratch(3 * images * self.groups * parts);
-        let sizes = [positions, c, self.groups, part, span].map(Scalar::from);
-        let launch = Launch {
-            stem: "group_norm_sums",
-            entry: SUMS.entries[usize::from(group.pairs)],
-            threads: SUMS.threads as u32,
-            grid: [grid(self.groups), grid(parts), grid(images)],
-            tensors: vec![Operand::Input(0), sums],
-            scalars: sizes.to_vec(),
-            tiling: on_chip(&SUMS),
-        };
         let [x, gamma, beta, style, y] = plain.tensors[..] else { unreachable!("so many tensors has the kernel") };
-        let apply = Launch {
-            stem: "group_norm_apply",
-            entry: APPLY[usize::from(group.pairs)],
-            tensors: vec![x, gamma, beta, style, sums, y],
-            scalars: sizes.into_iter().chain(plain.scalars[3..].iter().copied()).collect(),
-            tiling: None,
-            ..launch.clone()
+        let mut launches = Vec::new();
+        let mut scratch = 0;
+        let moments: Vec<(Operand, Moments)> = if lowering.finds.is_empty() {
+            let [part, span, parts] = group.parts();
+            let own = Moments { images, parts, channels: c, unit: span, first: 0 };
+            scratch = own.numbers().next_multiple_of(ALIGNMENT);
+            let sums = Operand::Scratch { first: 0, count: own.numbers() };
+            launches.push(Launch {
+                stem: "group_norm_sums",
+                entry: SUMS.entries[usize::from(group.pairs)],
+                threads: SUMS.threads as u32,
+                grid: [grid(self.groups), grid(parts * members / span), grid(images)],
+                tensors: vec![x, sums],
+                scalars: [positions, c, self.groups, part, span].map(Scalar::from).to_vec(),
+                tiling: on_chip(&SUMS),
+            });
+            vec![(sums, own)]
+        } else {
+            lowering.finds.iter().map(|moments| (moments.operand(), *moments)).collect()
         };
-        vec![launch, apply]
+        let factors = Operand::Scratch { first: scratch, count: 2 * images * c };
+        let (first, second) = (moments[0], moments.get(1));
+        let sizes = |moments: Option<&(Operand, Moments)>| {
+            moments.map_or([0, 0, 1], |(_, m)| [m.parts, m.channels, m.unit]).map(Scalar::from)
+        };
+        launches.push(Launch {
+            stem: "group_norm_factors",
+            entry: "group_norm_factors",
+            tensors: vec![style, gamma, beta, first.0, second.map_or(x, |second| second.0), factors],
+            scalars: [positions * members, c, self.groups]
+                .map(Scalar::from)
+                .into_iter()
+                .chain(sizes(Some(&first)))
+                .chain(sizes(second))
+                .chain([self.style.into(), self.eps.into()])
+                .collect(),
+            ..plain.clone()
+        });
+        let (entry, wide) = APPLY[usize::from(c.is_multiple_of(APPLY[1].1))];
+        let span = c.min(APPLY_THREADS * wide);
+        let part = (APPLY_POSITIONS[0] * (APPLY_THREADS / (span / wide))).max(APPLY_POSITIONS[1]);
+        launches.push(Launch {
+            stem: "group_norm_apply",
+            entry,
+            threads: APPLY_THREADS as u32,
+            grid: [grid(c.div_ceil(span)), grid(positions.div_ceil(part)), grid(images)],
+            tensors: vec![x, factors, y],
+            scalars: [positions, c, part, span]
+                .map(Scalar::from)
+                .into_iter()
+                .chain([Activation::code(self.activation)])
+                .collect(),
+            tiling: None,
+        });
+        launches
+    }
+
+    fn seeks(&self, _: &[&[usize]], output: &[usize], factors: Factors) -> Option<usize> {
+        let group = self.group(output, factors);
+        group.chip().is_none().then_some(group.members)
+    }
+}
+
+impl GroupNorm {
+    fn group(&self, output: &[usize], factors: Factors) -> Group {
+        let c = width(output);
+        let (members, positions) = (c / self.groups, elements(output) / (output[0] * c));
+        let pairs = members.is_multiple_of(2);
+        Group { members, positions, pairs, size: if pairs { factors.size_bytes() } else { 4 } }
     }
 }
 
@@ -166,8 +228,8 @@ mod tests {
             let group = Group { members, positions, size, pairs: members % 2 == 0 };
             let [part, span, parts] = group.parts();
             assert!(part * span * size <= SUMS.behind_sums(), "{members} {positions}");
-            assert_eq!(positions.div_ceil(part) * members.div_ceil(span), parts);
-            assert!(span <= SUMS.threads && (!group.pairs || span % 2 == 0));
+            assert_eq!(positions.div_ceil(part), parts);
+            assert!(span <= SUMS.threads && members % span == 0 && (!group.pairs || span % 2 == 0));
         }
     }
 }

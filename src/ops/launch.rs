@@ -58,8 +58,20 @@ pub enum Operand {
     Packed(usize),
     /// The output of the step.
     Output,
-    /// So many numbers in single precision, for what one launch of a step leaves to the next.
-    Scratch(usize),
+    /// Numbers in single precision that one launch of a step leaves to the next.
+    Scratch {
+        /// The first of them among those of the step.
+        first: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// Numbers in single precision that one step leaves to a later one.
+    Left {
+        /// The first of them among those of the plan.
+        first: usize,
+        /// How many there are.
+        count: usize,
+    },
 }
 
 /// A number that is fixed when a plan is recorded.

@@ -1,5 +1,5 @@
 use super::launch::{rows, spread};
-use super::{Factors, Keep, Launch, Operand, Operation, Tiles, count, elements, require, width};
+use super::{Keep, Launch, Lowering, Operand, Operation, Tiles, count, elements, require, width};
 
 /// Normalises each row over its features, then scales and shifts.
 ///
@@ -43,7 +43,7 @@ impl Operation for LayerNorm {
         vec![Launch { stem: "layer_norm", entry: "layer_norm", threads: 256, grid, tensors, scalars, tiling: None }]
     }
 
-    fn ptx(&self, inputs: &[&[usize]], output: &[usize], _: Factors) -> Vec<Launch> {
+    fn ptx(&self, inputs: &[&[usize]], output: &[usize], _: &Lowering) -> Vec<Launch> {
         let mut launches = self.wgsl(inputs, output, Tiles::Shared);
         // Features are read four at a time where all rows begin at a multiple of four.
         launches[0].entry = if width(output).is_multiple_of(4) { "layer_norm_4" } else { "layer_norm_1" };

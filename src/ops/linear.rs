@@ -1,7 +1,8 @@
 use super::launch::{optional, rows};
 use super::product::{TensorProduct, product};
 use super::{
-    Activation, Divisible, Factors, Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require, width,
+    Activation, Divisible, Factors, Keep, Launch, Lowering, Operand, Operation, Patch, Scalar, Tiles, count, elements,
+    require, width,
 };
 
 /// Matrix product with a stored weight: every row of `x` times `W` transposed.
@@ -52,7 +53,7 @@ impl Operation for Linear {
             Operand::Input(_) => Keep::Output,
             // A network's last product can hand the sampler its sums as they are.
             Operand::Output => Keep::Any,
-            Operand::Scratch(_) => Keep::Single,
+            Operand::Scratch { .. } | Operand::Left { .. } => Keep::Single,
         }
     }
 
@@ -72,15 +73,27 @@ impl Operation for Linear {
         Some(Divisible::OF_PRODUCT)
     }
 
-    fn ptx(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Vec<Launch> {
-        if factors == Factors::Single {
+    fn ptx(&self, inputs: &[&[usize]], output: &[usize], lowering: &Lowering) -> Vec<Launch> {
+        if lowering.factors == Factors::Single {
             return self.wgsl(inputs, output, Tiles::Shared);
         }
+        self.on_tensor_cores(inputs, output).launches(lowering)
+    }
+
+    fn patch(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Option<Patch> {
+        if factors == Factors::Single {
+            return None;
+        }
+        self.on_tensor_cores(inputs, output).patch(output, factors)
+    }
+}
+
+impl Linear {
+    fn on_tensor_cores(&self, inputs: &[&[usize]], output: &[usize]) -> TensorProduct {
         let (m, k, n) = (rows(output), width(inputs[0]), width(output));
         let mut next = 2;
         let [bias, residual] = [self.bias, self.residual].map(|present| present.then(|| optional(true, &mut next)));
         let sizes = [m, m, 1, k, m, 1, n, 1, 1, 1, 0];
-        let activation = Activation::code(self.activation);
-        TensorProduct { sizes, added: [bias, None, residual], activation }.launches(factors)
+        TensorProduct { sizes, added: [bias, None, residual], activation: Activation::code(self.activation) }
     }
 }

@@ -16,6 +16,7 @@ mod group_norm;
 mod launch;
 mod layer_norm;
 mod linear;
+mod moments;
 mod pointwise;
 mod product;
 mod resize;
@@ -30,6 +31,7 @@ pub use group_norm::GroupNorm;
 pub use launch::{Divisible, Keep, Launch, Operand, Scalar, Tiles, Tiling, Walk};
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
+pub use moments::{Lowering, Moments, Patch};
 pub use pointwise::{Activation, Pointwise};
 pub use product::Factors;
 pub use resize::{Resize, cubic_taps};
@@ -65,8 +67,18 @@ pub trait Operation {
 
     /// The PTX kernels that compute it: the same launches, operands by way of shared memory, unless an operation says
     /// otherwise.
-    fn ptx(&self, inputs: &[&[usize]], output: &[usize], _: Factors) -> Vec<Launch> {
+    fn ptx(&self, inputs: &[&[usize]], output: &[usize], _: &Lowering) -> Vec<Launch> {
         self.wgsl(inputs, output, Tiles::Shared)
+    }
+
+    /// What a block of its PTX kernel can leave moments of.
+    fn patch(&self, _inputs: &[&[usize]], _output: &[usize], _: Factors) -> Option<Patch> {
+        None
+    }
+
+    /// The channels of a group whose moments it would have to read its input once more for, if no other step left them.
+    fn seeks(&self, _inputs: &[&[usize]], _output: &[usize], _: Factors) -> Option<usize> {
+        None
     }
 }
 
@@ -103,8 +115,14 @@ macro_rules! operations {
             fn divisible(&self) -> Option<Divisible> {
                 match self { $(Op::$variant(op) => op.divisible(),)* }
             }
-            fn ptx(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Vec<Launch> {
-                match self { $(Op::$variant(op) => op.ptx(inputs, output, factors),)* }
+            fn ptx(&self, inputs: &[&[usize]], output: &[usize], lowering: &Lowering) -> Vec<Launch> {
+                match self { $(Op::$variant(op) => op.ptx(inputs, output, lowering),)* }
+            }
+            fn patch(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Option<Patch> {
+                match self { $(Op::$variant(op) => op.patch(inputs, output, factors),)* }
+            }
+            fn seeks(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Option<usize> {
+                match self { $(Op::$variant(op) => op.seeks(inputs, output, factors),)* }
             }
         }
     };

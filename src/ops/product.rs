@@ -1,7 +1,7 @@
 //! How matrix products, convolutions among them, become launches: which kernel, which tiles, how many parts.
 
 use super::launch::{grid, spread};
-use super::{Launch, Operand, Scalar, Tiles, Tiling, Walk};
+use super::{Launch, Lowering, Operand, Patch, Scalar, Tiles, Tiling, Walk, elements, width};
 
 /// What a GPU's products multiply, where it has a choice; their sums are in single precision always.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -118,6 +118,12 @@ impl Boxes {
         });
         boxes.min_by_key(|boxes| boxes.count).expect("there is more than one division")
     }
+
+    /// Whether each lies within one picture of that size.
+    fn divide(&self, height: usize, width: usize) -> bool {
+        let whole = |length: usize, bits: u32| length.is_multiple_of(1 << bits);
+        self.wide + self.high == BOX_BITS && whole(width, self.wide) && whole(height, self.high)
+    }
 }
 
 /// One of the kernels for a product: what it is launched with but for its tensors, and in how many steps it goes through
@@ -127,34 +133,56 @@ struct Way {
     steps: usize,
     /// Fewer steps than this are not worth a launch that adds up their parts.
     least: usize,
+    /// Positions and columns of a block, where its positions are as many as that in every block.
+    patch: Option<Patch>,
+}
+
+impl Way {
+    /// Parts of the depth, and the steps of each but the last.
+    fn parts(&self) -> [usize; 2] {
+        let blocks = self.launch.grid.iter().map(|&n| n as usize).product::<usize>();
+        let parts = (MULTIPROCESSORS / blocks.max(1)).clamp(1, (self.steps / self.least).max(1));
+        let steps_of_part = self.steps.div_ceil(parts);
+        [self.steps.div_ceil(steps_of_part), steps_of_part]
+    }
 }
 
 impl TensorProduct {
+    fn way(&self, factors: Factors) -> Way {
+        let by_warpgroups = if factors == Factors::Warpgroup { self.by_warpgroups() } else { None };
+        by_warpgroups.unwrap_or_else(|| self.by_warps(factors))
+    }
+
+    /// What a block leaves moments of, where blocks divide each image's positions evenly and none adds up only a part.
+    pub fn patch(&self, output: &[usize], factors: Factors) -> Option<Patch> {
+        let way = self.way(factors);
+        let positions = elements(output) / (output[0] * width(output));
+        way.patch.filter(|patch| way.parts()[0] == 1 && positions.is_multiple_of(patch.positions))
+    }
+
     /// The launches: one, or where tiles are fewer than multiprocessors one that makes sums over parts of the depth and
     /// one that adds these up.
-    pub fn launches(self, factors: Factors) -> Vec<Launch> {
+    pub fn launches(self, lowering: &Lowering) -> Vec<Launch> {
         let [rows, _, _, _, out_height, out_width, outputs, ..] = self.sizes;
-        let by_warpgroups = if factors == Factors::Warpgroup { self.by_warpgroups() } else { None };
-        let Way { launch, steps, least } = by_warpgroups.unwrap_or_else(|| self.by_warps(factors));
-        let blocks = launch.grid.iter().map(|&n| n as usize).product::<usize>();
-        let parts = (MULTIPROCESSORS / blocks.max(1)).clamp(1, (steps / least).max(1));
-        let steps_of_part = steps.div_ceil(parts);
-        let parts = steps.div_ceil(steps_of_part);
+        let way = self.way(lowering.factors);
+        let [parts, steps_of_part] = way.parts();
+        let launch = way.launch;
 
         let absent = Operand::Input(0);
         let operands = self.added.map(|operand| operand.unwrap_or(absent));
         let present = self.added.map(|operand| Scalar::from(operand.is_some()));
         let behind = [self.activation, present[0], present[1], present[2]];
+        let (moments, unit) = lowering.leaves.map_or((absent, 0), |moments| (moments.operand(), moments.unit));
         let product = |added: [Operand; 3], to: Operand, behind: [Scalar; 4]| Launch {
             grid: [launch.grid[0], launch.grid[1], grid(parts)],
-            tensors: [&[Operand::Input(0), Operand::Packed(1)], &added[..], &[to]].concat(),
-            scalars: [&launch.scalars[..], &behind, &[steps_of_part.into()]].concat(),
+            tensors: [&[Operand::Input(0), Operand::Packed(1)], &added[..], &[moments, to]].concat(),
+            scalars: [&launch.scalars[..], &behind, &[steps_of_part.into(), unit.into()]].concat(),
             ..launch.clone()
         };
         if parts == 1 {
             return vec![product(operands, Operand::Output, behind)];
         }
-        let scratch = Operand::Scratch(parts * rows * outputs);
+        let scratch = Operand::Scratch { first: 0, count: parts * rows * outputs };
         let count = rows * outputs;
         let sum = Launch {
             stem: "product_sum",
@@ -188,7 +216,9 @@ impl TensorProduct {
             scalars: self.sizes.map(Scalar::from).to_vec(),
             tiling: None,
         };
-        Way { launch, steps: (window_height * window_width * channels).div_ceil(step), least: LEAST_STEPS }
+        let patch = Some(Patch { positions: tile.rows, columns: tile.columns });
+        let steps = (window_height * window_width * channels).div_ceil(step);
+        Way { launch, steps, least: LEAST_STEPS, patch: patch.filter(|_| tile.rows > FLAT.rows) }
     }
 
     /// By `product_sm90`, if the tensors can be copied in its tiles: pixels are whole pieces of 16 bytes, and a row of
@@ -214,7 +244,7 @@ impl TensorProduct {
         let boxes = Boxes::of(images, out_height, out_width);
         let step = stride as u32;
         let extent = |bits: u32| ((1 << bits) - 1) * step + 1;
-        let depth = window_height * window_width * channels;
+        let taps = window_height * window_width;
         let x = Walk {
             dims: vec![channels, width, height, images],
             strides: vec![channels, width * channels, height * width * channels],
@@ -227,10 +257,10 @@ impl TensorProduct {
             steps: vec![1, step, step, 1],
         };
         let weight = Walk {
-            dims: vec![depth, outputs],
-            strides: vec![depth.next_multiple_of(8)],
-            tile: vec![BOX_CHANNELS as u32, BOX_COLUMNS as u32],
-            steps: vec![1, 1],
+            dims: vec![channels, taps, outputs],
+            strides: vec![channels, taps * channels],
+            tile: vec![BOX_CHANNELS as u32, 1, BOX_COLUMNS as u32],
+            steps: vec![1, 1, 1],
         };
         let sizes = [images, out_height, out_width, channels, outputs, window_height, window_width, stride, padding];
         let bits = [boxes.wide, boxes.high].map(Scalar::U32);
@@ -243,9 +273,11 @@ impl TensorProduct {
             scalars: sizes.map(Scalar::from).into_iter().chain(bits).collect(),
             tiling: Some(Tiling { walks: vec![x, weight], shared_bytes: BOX_SHARED_BYTES }),
         };
-        let steps = window_height * window_width * channels.div_ceil(BOX_CHANNELS);
+        let steps = taps * channels.div_ceil(BOX_CHANNELS);
+        let patch = Patch { positions: 1 << BOX_BITS, columns: BOX_COLUMNS };
+        let patch = Some(patch).filter(|_| boxes.divide(out_height, out_width));
         // As many bytes of the depth as for the other kernel, whose steps are half as deep.
-        Some(Way { launch, steps, least: LEAST_STEPS / 2 })
+        Some(Way { launch, steps, least: LEAST_STEPS / 2, patch })
     }
 }
 
@@ -255,7 +287,7 @@ mod tests {
 
     fn launches(rows: usize, depth: usize, outputs: usize) -> Vec<Launch> {
         let sizes = [rows, rows, 1, depth, rows, 1, outputs, 1, 1, 1, 0];
-        TensorProduct { sizes, added: [None; 3], activation: Scalar::U32(0) }.launches(Factors::Half)
+        TensorProduct { sizes, added: [None; 3], activation: Scalar::U32(0) }.launches(&Factors::Half.into())
     }
 
     #[test]
@@ -267,7 +299,9 @@ mod tests {
             let blocks: u32 = launches[0].grid.iter().product();
             let steps = depth.div_ceil(32);
             assert!(blocks as usize >= MULTIPROCESSORS / 2 || steps < 2 * LEAST_STEPS, "{rows} {outputs}: {blocks}");
-            let Some(Scalar::U32(of_part)) = launches[0].scalars.last() else { panic!("steps come last") };
+            let [.., Scalar::U32(of_part), Scalar::U32(0)] = launches[0].scalars[..] else {
+                panic!("steps, no moments")
+            };
             let parts = launches[0].grid[2];
             assert!(of_part * parts >= steps as u32 && of_part * (parts - 1) < steps as u32, "{rows} {outputs}");
             assert_eq!(launches.len(), if parts == 1 { 1 } else { 2 });
@@ -278,7 +312,7 @@ mod tests {
         let out = side.map(|n| n.div_ceil(stride));
         let rows = images * out[0] * out[1];
         let sizes = [rows, side[0], side[1], channels, out[0], out[1], 320, 3, 3, stride, 1];
-        TensorProduct { sizes, added: [None; 3], activation: Scalar::U32(0) }.launches(Factors::Warpgroup)
+        TensorProduct { sizes, added: [None; 3], activation: Scalar::U32(0) }.launches(&Factors::Warpgroup.into())
     }
 
     #[test]

@@ -1,4 +1,4 @@
-use super::{Factors, Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require};
+use super::{Keep, Launch, Lowering, Operand, Operation, Scalar, Tiles, count, elements, require};
 
 /// Changes the height and width of channels-last images. *Shapes* `[N, H, W, C]` gives `[N, H', W', C]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,7 +62,7 @@ impl Operation for Resize {
         vec![Launch::each("resize", elements(output), vec![Operand::Input(0), Operand::Output], scalars)]
     }
 
-    fn ptx(&self, inputs: &[&[usize]], output: &[usize], _: Factors) -> Vec<Launch> {
+    fn ptx(&self, inputs: &[&[usize]], output: &[usize], _: &Lowering) -> Vec<Launch> {
         let plain = self.wgsl(inputs, output, Tiles::Shared).remove(0);
         if *self != Resize::NearestDouble {
             return vec![plain];

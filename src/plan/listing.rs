@@ -56,7 +56,7 @@ impl Plan {
     }
 
     fn write_step(&self, f: &mut fmt::Formatter<'_>, step: &Step, slots: &super::Slots) -> fmt::Result {
-        let shapes: Vec<&[usize]> = step.inputs.iter().map(|&i| self.shape(i)).collect();
+        let shapes = self.input_shapes(step);
         let output = self.shape(step.output);
         let flops = step.op.flops(&shapes, output);
         write!(f, "  {:<12} {:<44}", step.op.name(), step.label)?;

@@ -17,11 +17,13 @@
 mod fuse;
 mod graph;
 mod listing;
+mod moments;
 mod narrow;
 mod slots;
 
 pub use fuse::fuse;
 pub use graph::{Graph, Tensor, Weights};
+pub use moments::{Lowerings, lowerings};
 pub use narrow::narrow;
 pub use slots::{Slots, assign};
 
@@ -158,6 +160,11 @@ impl Plan {
         &self.values[id.0].shape
     }
 
+    /// The shapes of what a step reads.
+    pub fn input_shapes(&self, step: &Step) -> Vec<&[usize]> {
+        step.inputs.iter().map(|&id| self.shape(id)).collect()
+    }
+
     /// The input of that name, with its value.
     pub fn input(&self, name: &str) -> Option<ValueId> {
         let position = self.values.iter().position(|v| matches!(&v.origin, Origin::Input { name: n, .. } if n == name));
@@ -191,9 +198,8 @@ impl Plan {
     pub fn cost(&self, steps: &[Step]) -> Cost {
         let mut cost = Cost { steps: steps.len(), ..Cost::default() };
         for step in steps {
-            let inputs: Vec<&[usize]> = step.inputs.iter().map(|&i| self.shape(i)).collect();
             let output = self.shape(step.output);
-            cost.flops += step.op.flops(&inputs, output);
+            cost.flops += step.op.flops(&self.input_shapes(step), output);
             let written = self.values[step.output.0].size_bytes();
             let mut moved = written;
             for (i, input) in step.inputs.iter().enumerate() {

@@ -237,7 +237,7 @@ impl Compiled {
 
     fn run(&self, step: &Step, out: &mut [f32]) {
         let inputs: Vec<&[f32]> = step.inputs.iter().map(|&i| self.data(i)).collect();
-        let shapes: Vec<&[usize]> = step.inputs.iter().map(|&i| self.plan.shape(i)).collect();
+        let shapes = self.plan.input_shapes(step);
         let shape = self.plan.shape(step.output);
         let panels = |i: usize| &self.panels[&self.plan.root(step.inputs[i])];
         let machine = &self.machine;

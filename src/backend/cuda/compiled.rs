@@ -6,8 +6,8 @@ use super::tensor_map::TensorMap;
 use super::weights::{Order, send};
 use crate::backend::{Executable, launches};
 use crate::error::{Error, Result};
-use crate::ops::{Factors, Launch, Operand, Operation, elements};
-use crate::plan::{Element, Origin, Plan, Slots, Step, ValueId, WeightSource, assign};
+use crate::ops::{Factors, Launch, Op, Operand, Operation, elements};
+use crate::plan::{Element, Lowerings, Origin, Plan, Slots, Step, ValueId, WeightSource, assign, lowerings};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -23,10 +23,10 @@ struct Dispatch {
     fresh: Vec<Range>,
 }
 
-/// What a launch leaves to the next of its step.
-fn scratch_bytes(launch: &Launch) -> u64 {
-    let bytes = |tensor: &Operand| if let Operand::Scratch(count) = tensor { 4 * *count as u64 } else { 0 };
-    launch.tensors.iter().map(bytes).max().unwrap_or(0)
+/// What launches leave to each other within a step.
+fn scratch_bytes<'a>(launches: impl Iterator<Item = &'a Launch>) -> u64 {
+    let end = |tensor: &Operand| if let Operand::Scratch { first, count } = tensor { first + count } else { 0 };
+    4 * launches.flat_map(|launch| &launch.tensors).map(end).max().unwrap_or(0) as u64
 }
 
 pub(super) struct Compiled {
@@ -38,6 +38,8 @@ pub(super) struct Compiled {
     offsets: Vec<u64>,
     /// What launches of one step leave to each other, behind the slots.
     scratch: u64,
+    /// What one step leaves to another, behind that.
+    left: u64,
     factors: Factors,
     weights: HashMap<(ValueId, Order), Range>,
     weight_memory: Option<u64>,
@@ -61,9 +63,13 @@ impl Compiled {
             offsets.push(end);
             end += (4 * words as u64).next_multiple_of(ALIGNMENT);
         }
-        let (launches, once) = launches::lower(&plan, |op, inputs, output| op.ptx(inputs, output, factors));
+        let Lowerings { steps, numbers } = lowerings(&plan, factors);
+        let lower = |i: usize, op: &Op, inputs: &[&[usize]], output: &[usize]| op.ptx(inputs, output, &steps[i]);
+        let (launches, once) = launches::lower(&plan, lower);
         let scratch = end;
-        end += launches.iter().map(|(_, launch)| scratch_bytes(launch)).max().unwrap_or(0);
+        end += scratch_bytes(launches.iter().map(|(_, launch)| launch)).next_multiple_of(ALIGNMENT);
+        let left = end;
+        end += 4 * numbers as u64;
         let memory = driver.allocate(end.max(ALIGNMENT))?;
         // From here on the destructor gives back what was reserved.
         let mut compiled = Compiled {
@@ -73,6 +79,7 @@ impl Compiled {
             memory,
             offsets,
             scratch: memory + scratch,
+            left: memory + left,
             factors,
             weights: HashMap::new(),
             weight_memory: None,
@@ -144,7 +151,8 @@ impl Compiled {
             let scalars = launch.scalars.iter().map(|s| s.bits()).collect();
             // Concatenation writes its output with several launches, and a product in parts reads what another wrote.
             let first = previous != Some(*number);
-            let scratch = Range { address: self.scratch, bytes: scratch_bytes(launch), written: true };
+            let of_step = launches.iter().filter(|(other, _)| other == number).map(|(_, launch)| launch);
+            let scratch = Range { address: self.scratch, bytes: scratch_bytes(of_step), written: true };
             let mut fresh = if first { vec![output, scratch] } else { Vec::new() };
             fresh.retain(|range| range.bytes > 0);
             previous = Some(*number);
@@ -180,7 +188,7 @@ impl Compiled {
         match tensor {
             Operand::Input(i) | Operand::Packed(i) => self.plan.values[step.inputs[i].0].element,
             Operand::Output => self.plan.values[step.output.0].element,
-            Operand::Scratch(_) => Element::F32,
+            Operand::Scratch { .. } | Operand::Left { .. } => Element::F32,
         }
     }
 
@@ -194,11 +202,17 @@ impl Compiled {
 
     /// The memory of a launch's tensor.
     fn tensor(&self, step: &Step, tensor: Operand) -> Range {
+        let numbers = |address: u64, first: usize, count: usize| Range {
+            address: address + 4 * first as u64,
+            bytes: 4 * count as u64,
+            written: true,
+        };
         match tensor {
             Operand::Packed(i) => self.weights[&(self.plan.root(step.inputs[i]), Order::of(self.factors))],
             Operand::Input(i) => self.range(step.inputs[i], false),
             Operand::Output => self.range(step.output, true),
-            Operand::Scratch(count) => Range { address: self.scratch, bytes: 4 * count as u64, written: true },
+            Operand::Scratch { first, count } => numbers(self.scratch, first, count),
+            Operand::Left { first, count } => numbers(self.left, first, count),
         }
     }
 

@@ -65,6 +65,8 @@ pub(super) struct Kernels {
     pub profile: bool,
 }
 
+const NOTHING_LEFT: &str = "no WGSL kernel leaves anything to another";
+
 impl Compiled {
     pub fn new(device: Arc<Device>, plan: Plan, source: &dyn WeightSource, kernels: Kernels) -> Result<Compiled> {
         let slots = assign(&plan);
@@ -74,7 +76,7 @@ impl Compiled {
             memory.push(device.buffer(&|| tenant(&plan, &slots, slot), bytes)?);
             device.counters.slot_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
-        let (launches, _) = launches::lower(&plan, |op, inputs, output| op.wgsl(inputs, output, kernels.tiles));
+        let (launches, _) = launches::lower(&plan, |_, op, inputs, output| op.wgsl(inputs, output, kernels.tiles));
         let weights = Weights::upload(&device, &plan, &launches, source)?;
         let mut compiled = Compiled {
             slots,
@@ -136,7 +138,8 @@ impl Compiled {
             }
             let leading = match launch.tensors[0] {
                 Operand::Input(i) | Operand::Packed(i) => step.inputs[i],
-                Operand::Output | Operand::Scratch(_) => step.output,
+                Operand::Output => step.output,
+                Operand::Scratch { .. } | Operand::Left { .. } => unreachable!("{NOTHING_LEFT}"),
             };
             let element = |id: ValueId| self.plan.values[id.0].element;
             let variant = self.device.variant(element(leading), element(step.output), subgroups);
@@ -173,7 +176,7 @@ impl Compiled {
             Operand::Input(i) if self.is_weight(step.inputs[i]) => weight(step.inputs[i], Order::Stored),
             Operand::Input(i) => self.memory_of(step.inputs[i]),
             Operand::Output => self.memory_of(step.output),
-            Operand::Scratch(_) => unreachable!("no WGSL kernel leaves anything to another"),
+            Operand::Scratch { .. } | Operand::Left { .. } => unreachable!("{NOTHING_LEFT}"),
         };
         // Tensors of a few elements bind what the smallest element of a kernel's array needs.
         wgpu::BufferBinding { buffer, offset: 0, size: wgpu::BufferSize::new(bytes.max(16)) }

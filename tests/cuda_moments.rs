@@ -1,0 +1,260 @@
+//! Moments that products leave to the norms behind them, on the emulator: the same results as on the CPU, every number
+//! read once, and none of Karlo's norms left without.
+#![cfg(feature = "cuda-emulator")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use support::cases::models::{Drawn, ModelCase, Network, Size};
+use support::close::close;
+use support::{Random, Tensors};
+use unclip::backend::Backend;
+use unclip::backend::cpu::{Cpu, Isa};
+use unclip::backend::cuda::{Cuda, Precision};
+use unclip::ops::{Factors, Op, Operation, elements};
+use unclip::plan::{Element, Graph, Plan, Tensor, lowerings, narrow};
+
+/// All ways to multiply.
+fn backends() -> [Cuda; 6] {
+    let plain = |precision| Cuda::emulator().with_precision(precision);
+    [
+        plain(Precision::F32),
+        plain(Precision::Tf32),
+        plain(Precision::F16),
+        plain(Precision::Bf16),
+        Cuda::hopper_emulator().with_precision(Precision::F16),
+        Cuda::hopper_emulator().with_precision(Precision::Bf16),
+    ]
+}
+
+/// Eighths, which every type holds, and whose products single precision adds up without rounding.
+fn eighths(length: usize, name: &str) -> Vec<f32> {
+    let mut random = Random::named(name);
+    (0..length).map(|_| ((random.bits() >> 40) % 33) as f32 / 8.0 - 1.5).collect()
+}
+
+/// A plan of one output, its weights, and its input's values.
+struct Model {
+    plan: Plan,
+    weights: Tensors,
+    x: Vec<f32>,
+}
+
+impl Model {
+    fn new(
+        input: &[usize],
+        tensors: &[(&str, &[usize])],
+        model: impl for<'g> Fn(&'g Graph<'g>, Tensor<'g>) -> Tensor<'g>,
+    ) -> Model {
+        let mut weights = Tensors::default();
+        for &(name, shape) in tensors {
+            weights.insert(name, shape, eighths(elements(shape), name), Element::F32);
+        }
+        let graph = Graph::new("moments", &weights);
+        // What does not vary is brought to the storage type once.
+        let y = model(&graph, graph.input("x", input));
+        graph.output("y", y);
+        let plan = graph.finish().unwrap();
+        Model { plan, x: eighths(elements(input), "x"), weights }
+    }
+
+    fn run(&self, backend: &dyn Backend) -> Vec<f32> {
+        let mut executable = backend.compile(self.plan.clone(), &self.weights).unwrap();
+        executable.write("x", &self.x).unwrap();
+        executable.run_once().unwrap();
+        executable.read("y").unwrap()
+    }
+}
+
+fn on_the_cpu(model: &Model) -> Vec<f64> {
+    model.run(&Cpu::with_isa(2, Isa::detect()).unwrap()).into_iter().map(f64::from).collect()
+}
+
+/// Which kernels of that stem have run on the emulator.
+fn ran(backend: &Cuda, stem: &str) -> bool {
+    backend.counters().iter().any(|(entry, ..)| entry.starts_with(stem))
+}
+
+/// The norm of a convolution's output. The inputs are exact in every type, and only the output is rounded.
+fn norm_of_conv(side: [usize; 2], images: usize, channels: usize, groups: usize) -> Model {
+    let shape = [images, side[0], side[1], 8];
+    let (weight, vector) = ([channels, 8, 3, 3], [channels]);
+    let tensors: [(&str, &[usize]); 4] =
+        [("conv.weight", &weight), ("conv.bias", &vector), ("norm.weight", &vector), ("norm.bias", &vector)];
+    Model::new(&shape, &tensors, |graph, x| {
+        let w = graph.weights();
+        x.conv3x3(w.at("conv"), channels).group_norm(w.at("norm"), groups, 1e-5).silu()
+    })
+}
+
+/// What a back end stores tensors in.
+fn storage(backend: &Cuda) -> Element {
+    match backend.name() {
+        name if name.contains("bf16") => Element::Bf16,
+        name if name.contains("f16") => Element::F16,
+        _ => Element::F32,
+    }
+}
+
+#[test]
+fn norms_find_the_moments_that_products_leave() {
+    // For tiles of 64 rows by 80 columns, of 128 by 160, of boxes of pixels; units of 16, 10 and 4 channels.
+    for (side, images, channels, groups) in [([48, 64], 1, 64, 2), ([128, 64], 2, 40, 4), ([64, 96], 3, 168, 6)] {
+        let model = norm_of_conv(side, images, channels, groups);
+        let want = on_the_cpu(&model);
+        for backend in backends() {
+            let (got, name) = (model.run(&backend), backend.name());
+            close(&got, &want, storage(&backend), 72).unwrap_or_else(|e| panic!("{name} of {side:?}: {e}"));
+            assert!(ran(&backend, "group_norm_apply"), "{name}: the groups fit on a chip");
+            // Products on plain cores leave none, and a product in parts has no sums to make moments of.
+            let without = name.ends_with("(sm_80)") || (name.contains("sm_90") && images == 1);
+            assert_eq!(ran(&backend, "group_norm_sums"), without, "{name} of {side:?}");
+        }
+    }
+}
+
+/// Two products side by side, in groups of which one has channels of both, and one of them with a norm of its own.
+#[test]
+fn norms_of_joined_channels_find_the_moments_of_both_parts() {
+    let tensors: [(&str, &[usize]); 8] = [
+        ("a.weight", &[40, 8]),
+        ("a.bias", &[40]),
+        ("b.weight", &[32, 8]),
+        ("b.bias", &[32]),
+        ("norm_a.weight", &[40]),
+        ("norm_a.bias", &[40]),
+        ("norm.weight", &[72]),
+        ("norm.bias", &[72]),
+    ];
+    let model = Model::new(&[2, 8192, 8], &tensors, |graph, x| {
+        let w = graph.weights();
+        let (a, b) = (x.linear(w.at("a"), 40), x.linear(w.at("b"), 32));
+        let joined = Tensor::concat(&[a, b], 2).group_norm(w.at("norm"), 3, 1e-5);
+        Tensor::concat(&[a.group_norm(w.at("norm_a"), 4, 1e-5), joined], 2)
+    });
+    let want = on_the_cpu(&model);
+    for backend in backends() {
+        let (got, name) = (model.run(&backend), backend.name());
+        close(&got, &want, storage(&backend), 8).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(ran(&backend, "group_norm_sums"), name.ends_with("(sm_80)"), "{name}");
+    }
+}
+
+/// Numbers around a thousand whose spread is a thousandth of that: squares of the numbers themselves would lose it.
+#[test]
+fn moments_keep_a_spread_that_is_small_beside_the_mean() {
+    let tensors: [(&str, &[usize]); 4] =
+        [("a.weight", &[40, 8]), ("a.bias", &[40]), ("norm.weight", &[40]), ("norm.bias", &[40])];
+    let mut model = Model::new(&[2, 8192, 8], &tensors, |graph, x| {
+        x.linear(graph.weights().at("a"), 40).group_norm(graph.weights().at("norm"), 4, 1e-5)
+    });
+    model.weights.insert("a.bias", &[40], vec![1000.0; 40], Element::F32);
+    let want = on_the_cpu(&model);
+    let backend = Cuda::emulator().with_precision(Precision::Tf32);
+    // The mean is in the summand: of what single precision keeps of it, a thousandth of the result's digits are left.
+    let worst = model.run(&backend).iter().zip(&want).map(|(&y, want)| (f64::from(y) - want).abs()).fold(0.0, f64::max);
+    assert!(!ran(&backend, "group_norm_sums") && worst < 1e-3, "off by {worst}");
+}
+
+#[test]
+fn all_of_karlos_norms_find_moments_or_fit_on_a_chip() {
+    for (network, element, factors) in [
+        (Network::Decoder, Element::F32, Factors::Tensor),
+        (Network::Decoder, Element::F16, Factors::Half),
+        (Network::Decoder, Element::F16, Factors::Warpgroup),
+        (Network::SuperRes, Element::F32, Factors::Tensor),
+        (Network::SuperRes, Element::F16, Factors::Half),
+        (Network::SuperRes, Element::F16, Factors::Warpgroup),
+    ] {
+        let case = ModelCase { network, size: Size::Karlo };
+        let plan = narrow(case.plan(1, &Drawn::new(element)).unwrap(), element);
+        let lowerings = lowerings(&plan, factors);
+        let (mut chip, mut found, mut without) = (0, 0, Vec::new());
+        for (step, lowering) in plan.steps.iter().zip(&lowerings.steps) {
+            let seeks = step.op.seeks(&plan.input_shapes(step), plan.shape(step.output), factors).is_some();
+            match (&step.op, seeks) {
+                (Op::GroupNorm(_), false) => chip += 1,
+                (_, true) if lowering.finds.is_empty() => without.push(step.label.clone()),
+                (_, true) => found += 1,
+                _ => {}
+            }
+        }
+        let kib = lowerings.numbers / 256;
+        println!("{} with {factors:?}: {chip} norms on a chip, {found} find moments, {kib} KiB of them", case.name());
+        // Products of 32x32 pixels are made in two parts there, and nobody has all of their sums.
+        let in_parts = match (network, factors) {
+            (Network::Decoder, Factors::Warpgroup) => vec!["up_blocks.2.resnets.0.norm1"],
+            (Network::SuperRes, Factors::Warpgroup) => vec![
+                "up_blocks.0.resnets.0.norm1",
+                "up_blocks.0.resnets.1.norm1",
+                "up_blocks.0.resnets.2.norm1",
+                "up_blocks.0.resnets.3.norm1",
+            ],
+            _ => Vec::new(),
+        };
+        assert_eq!(without, in_parts, "{} with {factors:?}", case.name());
+        assert!(found > 0, "{}", case.name());
+    }
+}
+
+/// A norm behind its product moves no more than its input and its output, but for the moments.
+#[test]
+fn norms_that_find_moments_read_their_input_once() {
+    println!("| case | kernels | least KiB | moved KiB | ratio | sectors a request |\n|---|---|---|---|---|---|");
+    for (backend, channels) in [
+        (Cuda::emulator().with_precision(Precision::Tf32), 320),
+        (Cuda::emulator().with_precision(Precision::F16), 640),
+        (Cuda::hopper_emulator().with_precision(Precision::F16), 640),
+    ] {
+        let [weight, vector] = [vec![channels, 8], vec![channels]];
+        let tensors: [(&str, &[usize]); 4] =
+            [("a.weight", &weight), ("a.bias", &vector), ("norm.weight", &vector), ("norm.bias", &vector)];
+        let model = Model::new(&[2, 4096, 8], &tensors, |graph, x| {
+            x.linear(graph.weights().at("a"), channels).group_norm(graph.weights().at("norm"), 32, 1e-5)
+        });
+        model.run(&backend);
+        let size = storage(&backend).size_bytes();
+        let (shape, bytes) = ([2, 4096, channels], 2 * 4096 * channels * size);
+        let plan = narrow(model.plan.clone(), storage(&backend));
+        let of_product = lowerings(&plan, if size == 4 { Factors::Tensor } else { Factors::Half }).numbers * 4;
+        let norm: Vec<_> =
+            backend.counters().into_iter().filter(|(entry, ..)| entry.starts_with("group_norm")).collect();
+        // What the product writes for the norm counts, too.
+        let moved = norm.iter().map(|(.., counted)| counted.moved_bytes()).sum::<u64>() as usize + of_product;
+        let least = 2 * bytes + 8 * channels;
+        let ratio = moved as f64 / least as f64;
+        let kernels: Vec<&str> = norm.iter().map(|(entry, ..)| entry.as_str()).collect();
+        let apply = norm.iter().find(|(entry, ..)| entry.starts_with("group_norm_apply")).unwrap();
+        println!(
+            "| group_norm of {shape:?} behind its product, {} | {} | {} | {} | {ratio:.2} | {:.1} |",
+            backend.name(),
+            kernels.join(", "),
+            least / 1024,
+            moved / 1024,
+            apply.2.sectors_per_request()
+        );
+        assert!(ratio < 1.1 && kernels.len() == 2, "{kernels:?}: {ratio:.2}");
+    }
+}
+
+/// Channels that do not fill a step of `product_sm90`: what is beyond them must be no weight of the next tap.
+#[test]
+fn an_infinite_weight_reaches_its_own_products_only() {
+    let tensors: [(&str, &[usize]); 2] = [("conv.weight", &[16, 72, 3, 3]), ("conv.bias", &[16])];
+    let mut model = Model::new(&[1, 16, 16, 72], &tensors, |graph, x| x.conv3x3(graph.weights().at("conv"), 16));
+    let mut weight = eighths(16 * 72 * 9, "conv.weight");
+    // The middle of the window, which is inside everywhere, of channel 3 to output 5.
+    weight[(5 * 72 + 3) * 9 + 4] = f32::INFINITY;
+    model.weights.insert("conv.weight", &[16, 72, 3, 3], weight, Element::F32);
+    // No zero, whose product with it is no number.
+    model.x = model.x.iter().map(|&x| if x == 0.0 { 1.0 } else { x }).collect();
+    for precision in [Precision::F16, Precision::Bf16] {
+        for backend in [Cuda::emulator(), Cuda::hopper_emulator()] {
+            let backend = backend.with_precision(precision);
+            for (i, y) in model.run(&backend).into_iter().enumerate() {
+                assert_eq!(y.is_infinite(), i % 16 == 5, "{}: {y} at {i}", backend.name());
+                assert!(!y.is_nan(), "{}: {i}", backend.name());
+            }
+        }
+    }
+}
