@@ -1,6 +1,6 @@
 //! How matrix products, convolutions among them, become launches: which kernel, which tiles, how many parts.
 
-use super::launch::{grid, spread};
+use super::launch::grid;
 use super::{Launch, Lowering, Operand, Patch, Scalar, Tiles, Tiling, Walk, elements, width};
 
 /// What a GPU's products multiply, where it has a choice; their sums are in single precision always.
@@ -71,6 +71,8 @@ const FLAT: Tile = Tile { entries: ["linear_mma_16x64", "conv2d_mma_16x64"], row
 const MULTIPROCESSORS: usize = 128;
 /// Fewer steps of `product_mma` than this are not worth a launch that adds up their parts.
 const LEAST_STEPS: usize = 8;
+/// What a block of `product_sum` owns at most, and where it leaves moments.
+const SUM: Patch = Patch { positions: 32, columns: 160 };
 /// Bytes of a row that a step brings in.
 const STEP_BYTES: usize = 64;
 
@@ -153,11 +155,12 @@ impl TensorProduct {
         by_warpgroups.unwrap_or_else(|| self.by_warps(factors))
     }
 
-    /// What a block leaves moments of, where blocks divide each image's positions evenly and none adds up only a part.
+    /// What a block that has whole sums leaves moments of, where such blocks divide each image's positions evenly.
     pub fn patch(&self, output: &[usize], factors: Factors) -> Option<Patch> {
         let way = self.way(factors);
         let positions = elements(output) / (output[0] * width(output));
-        way.patch.filter(|patch| way.parts()[0] == 1 && positions.is_multiple_of(patch.positions))
+        let patch = if way.parts()[0] == 1 { way.patch } else { Some(SUM) };
+        patch.filter(|patch| positions.is_multiple_of(patch.positions))
     }
 
     /// The launches: one, or where tiles are fewer than multiprocessors one that makes sums over parts of the depth and
@@ -168,36 +171,39 @@ impl TensorProduct {
         let [parts, steps_of_part] = way.parts();
         let launch = way.launch;
 
+        // Behind the sums come bias, shift, residual and moments, each read or written if its scalar says so.
         let absent = Operand::Input(0);
-        let operands = self.added.map(|operand| operand.unwrap_or(absent));
+        let [bias, shift, residual] = self.added;
+        let operands = [bias, shift, residual, lowering.leaves.map(|moments| moments.operand())];
+        let operands = operands.map(|operand| operand.unwrap_or(absent));
         let present = self.added.map(|operand| Scalar::from(operand.is_some()));
-        let behind = [self.activation, present[0], present[1], present[2]];
-        let (moments, unit) = lowering.leaves.map_or((absent, 0), |moments| (moments.operand(), moments.unit));
-        let product = |added: [Operand; 3], to: Operand, behind: [Scalar; 4]| Launch {
+        let unit = Scalar::from(lowering.leaves.map_or(0, |moments| moments.unit));
+        let behind = [self.activation, present[0], present[1], present[2], unit];
+        let product = |operands: [Operand; 4], to: Operand, behind: [Scalar; 5]| Launch {
             grid: [launch.grid[0], launch.grid[1], grid(parts)],
-            tensors: [&[Operand::Input(0), Operand::Packed(1)], &added[..], &[moments, to]].concat(),
-            scalars: [&launch.scalars[..], &behind, &[steps_of_part.into(), unit.into()]].concat(),
+            tensors: [&[Operand::Input(0), Operand::Packed(1)], &operands[..], &[to]].concat(),
+            scalars: [&launch.scalars[..], &[steps_of_part.into()], &behind].concat(),
             ..launch.clone()
         };
         if parts == 1 {
             return vec![product(operands, Operand::Output, behind)];
         }
         let scratch = Operand::Scratch { first: 0, count: parts * rows * outputs };
-        let count = rows * outputs;
+        let across = outputs.div_ceil(SUM.columns);
+        // Fewer rows to a block where that keeps more multiprocessors busy, unless their moments are wanted.
+        let few = (rows * across / (4 * MULTIPROCESSORS)).next_multiple_of(2).clamp(2, SUM.positions);
+        let part = if lowering.leaves.is_some() { SUM.positions } else { few };
+        let sizes = [rows, parts, outputs, out_height * out_width, part].map(Scalar::from);
         let sum = Launch {
             stem: "product_sum",
             entry: "product_sum",
-            threads: 256,
-            grid: spread(count.div_ceil(256)),
+            threads: 2 * SUM.columns as u32,
+            grid: [grid(across), grid(rows.div_ceil(part)), 1],
             tensors: [&[scratch], &operands[..], &[Operand::Output]].concat(),
-            scalars: [count, parts, outputs, out_height * out_width]
-                .map(Scalar::from)
-                .into_iter()
-                .chain(behind)
-                .collect(),
+            scalars: [&sizes[..], &behind].concat(),
             tiling: None,
         };
-        vec![product([absent; 3], scratch, [Scalar::U32(0); 4]), sum]
+        vec![product([absent; 4], scratch, [Scalar::U32(0); 5]), sum]
     }
 
     /// By `product_mma`.
@@ -299,7 +305,7 @@ mod tests {
             let blocks: u32 = launches[0].grid.iter().product();
             let steps = depth.div_ceil(32);
             assert!(blocks as usize >= MULTIPROCESSORS / 2 || steps < 2 * LEAST_STEPS, "{rows} {outputs}: {blocks}");
-            let [.., Scalar::U32(of_part), Scalar::U32(0)] = launches[0].scalars[..] else {
+            let [.., Scalar::U32(of_part), _, _, _, _, Scalar::U32(0)] = launches[0].scalars[..] else {
                 panic!("steps, no moments")
             };
             let parts = launches[0].grid[2];
