@@ -125,3 +125,10 @@ fn a_tile_that_is_not_waited_for_is_named() {
     let wait = "mbarrier.try_wait.parity.shared.b64 %done, [%full], %parity;\n    @!%done bra wait_tile;";
     caught(&planted(wait, ""), Check::MissingWait);
 }
+
+#[test]
+fn a_wait_that_does_not_ask_again_is_named() {
+    for wait in ["wait_tile", "wait_queries", "wait_free"] {
+        caught(&planted(&format!("@!%done bra {wait};"), ""), Check::MissingWait);
+    }
+}

@@ -189,7 +189,7 @@ impl<'a> Block<'a> {
                 let others = self.warps.iter().filter(|w| w.waits.is_some() && w.index != waiting);
                 let others: Vec<String> = others.map(|w| format!("warp {} waits at {}", w.index, place(w))).collect();
                 let others = if others.is_empty() { "nobody else waits".to_owned() } else { others.join(", ") };
-                (check, format!("{detail}; {others}"), self.kernel.code[warp.place as usize].line)
+                (check, format!("{detail}; {others}"), self.kernel.code[warp.place as usize - 1].line)
             }
             _ => {
                 let id = if let Some(Wait::Barrier(id)) = warp.waits { id } else { 0 };
@@ -312,8 +312,7 @@ impl Run<'_> {
                     }
                     self.operate(w, lanes, instruction)?;
                 }
-                // Who waits for a phase asks again once it is over.
-                w.place += u32::from(!matches!(w.waits, Some(Wait::Phase { .. })));
+                w.place += 1;
             }
         }
         Ok(())

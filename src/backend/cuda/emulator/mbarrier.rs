@@ -172,7 +172,9 @@ fn invalidate(shared: &mut Shared, clock: &Clock, counter: &mut Counter, thread:
     Ok(())
 }
 
-/// Runs an instruction of the family for each lane; a wait that is not over leaves the warp at its place.
+/// Runs an instruction of the family for each lane. Hardware lets a thread that waits go on after a while whatever has
+/// become of the phase, so `try_wait` says no once and the warp goes on when the phase is over: who does not ask again is
+/// found out.
 pub(super) fn operate(w: &mut Warp, reach: &mut Reach<'_>, mask: u32, what: Mbarrier, at: Address) -> Outcome {
     let at = addresses(w, mask, at)?;
     let mut tokens = [0; LANES];
@@ -206,22 +208,19 @@ pub(super) fn operate(w: &mut Warp, reach: &mut Reach<'_>, mask: u32, what: Mbar
                 let number = number(w, reach, lane)?;
                 reach.mbarriers.all[number].bytes += i64::from(w.small(bytes, mask)?[lane]);
             }
-            Mbarrier::Wait { phase, .. } => {
+            Mbarrier::Wait { phase, suspends, .. } => {
                 let number = number(w, reach, lane)?;
                 let value = match phase {
                     Phase::Parity(reg) => u64::from(w.small(reg, mask)?[lane]),
                     Phase::Token(reg) => w.wide(reg, mask)?[lane],
                 };
                 let is_over = reach.mbarriers.is_over(number, phase, value);
-                if let (false, Mbarrier::Wait { suspends: true, .. }) = (is_over, what) {
-                    w.waits = Some(Wait::Phase { mbarrier: number, phase, value });
-                    return Ok(());
-                }
                 if is_over {
                     over |= 1 << lane;
                     reach.clock.adopt(w.index, &reach.mbarriers.all[number].completed);
                 } else {
-                    w.waits = Some(Wait::Turn);
+                    let phase = Wait::Phase { mbarrier: number, phase, value };
+                    w.waits = Some(if suspends { phase } else { Wait::Turn });
                 }
             }
         }

@@ -24,7 +24,7 @@ pub(super) struct Copy {
 pub(super) enum Wait {
     /// A barrier, by its number.
     Barrier(u32),
-    /// The end of a phase; the instruction runs again after it.
+    /// The end of a phase, after which it is asked for again.
     Phase { mbarrier: usize, phase: Phase, value: u64 },
     /// That others have had their turn.
     Turn,
