@@ -192,7 +192,8 @@ fn named_barriers_hold_the_warps_that_they_are_for() {
     others:
         st.shared.u32 [sm], tid;
         bar.sync 2, 64;
-        xor.b32 a1, sm, 128;
+        xor.b32 a1, tid, 32;
+        mad.lo.u32 a1, a1, 4, at;
         ld.shared.u32 d0, [a1];
     done:
         st.global.u32 [py], d0;";

@@ -68,6 +68,11 @@ fn the_product_without_a_fault_runs() {
 }
 
 #[test]
+fn more_bytes_than_an_mbarrier_counts_are_named() {
+    caught(&planted("[bar], 16384;", "[bar], 1048576;"), Check::Mbarrier, "1048576 bytes are announced");
+}
+
+#[test]
 fn sums_that_are_read_before_their_group_is_waited_for_are_named() {
     for instead in ["", "wgmma.wait_group.sync.aligned 1;"] {
         let body = planted("wgmma.wait_group.sync.aligned 0;", instead).replace("add.f32 s3, s3", "add.f32 s4, s3");

@@ -132,3 +132,8 @@ fn a_wait_that_does_not_ask_again_is_named() {
         caught(&planted(&format!("@!%done bra {wait};"), ""), Check::MissingWait);
     }
 }
+
+#[test]
+fn a_ring_that_is_aligned_to_less_than_its_swizzle_is_named() {
+    caught(&planted(".align 1024 .b8 ring[]", ".align 512 .b8 ring[]"), Check::Descriptor);
+}

@@ -3,7 +3,6 @@
 use super::access::{self, Reach};
 use super::bulk::{self, Flight};
 use super::clock::Clock;
-use super::decode::SHARED_BASE;
 use super::fault::{Check, Counters, Fault, Outcome, Stop, stop};
 use super::global::{Global, Tensors};
 use super::mbarrier::Mbarriers;
@@ -51,7 +50,7 @@ impl<'a> Block<'a> {
             kernel,
             tensors,
             parameters,
-            shared: Shared::new(SHARED_BASE, parameters.shared_bytes, warps, kernel.asynchronous),
+            shared: Shared::new(kernel.shared_base, parameters.shared_bytes, warps, kernel.asynchronous),
             warps: (0..warps).map(|i| Warp::new(kernel, i)).collect(),
             mbarriers: Mbarriers::default(),
             flights: Vec::new(),

@@ -6,8 +6,10 @@ use super::syntax::{Declaration, Entry, Operand, Result, Statement, error};
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-/// Shared memory does not begin at zero, so that a kernel that forgets to add a symbol's address is caught.
-pub(super) const SHARED_BASE: u32 = 1024;
+/// Where shared memory begins. Not at zero, so that a kernel that forgets to add a symbol's address is caught, and for a
+/// kernel that asks for less than this at an odd multiple of the alignment that it does ask for, which is all that a device
+/// promises.
+const SHARED_BASE: u32 = 1024;
 
 /// The file that a register is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +41,7 @@ pub(super) struct Decoder {
     small: HashMap<Preset, Reg>,
     wide: HashMap<u64, Reg>,
     shared: HashMap<String, u32>,
+    shared_base: u32,
     shared_bytes: u32,
     parameters: Vec<Parameter>,
     labels: HashMap<String, u32>,
@@ -64,6 +67,7 @@ pub(super) fn decode(entry: &Entry) -> Result<Kernel> {
         small: HashMap::new(),
         wide: HashMap::new(),
         shared: HashMap::new(),
+        shared_base: 0,
         shared_bytes: 0,
         parameters: Vec::new(),
         labels: HashMap::new(),
@@ -71,6 +75,10 @@ pub(super) fn decode(entry: &Entry) -> Result<Kernel> {
     };
     entry.parameters.iter().try_for_each(|d| decoder.parameter(d))?;
     entry.registers.iter().try_for_each(|d| decoder.registers(d))?;
+    let declared = entry.shared.iter().chain(&entry.dynamic);
+    let aligned = declared.map(|d| Ok(d.align.max(Decoder::size(d)?.0))).collect::<Result<Vec<u32>>>()?;
+    let aligned = aligned.into_iter().max().unwrap_or(SHARED_BASE);
+    decoder.shared_base = if aligned < SHARED_BASE { SHARED_BASE + aligned } else { aligned };
     entry.shared.iter().try_for_each(|d| decoder.share(d))?;
     let fixed = decoder.shared_bytes;
     entry.dynamic.iter().try_for_each(|d| decoder.share(d))?;
@@ -109,6 +117,7 @@ pub(super) fn decode(entry: &Entry) -> Result<Kernel> {
         name: entry.name.clone(),
         threads,
         parameters: decoder.parameters,
+        shared_base: decoder.shared_base,
         shared_bytes: fixed,
         dynamic,
         asynchronous: code.iter().any(|i| i.op.is_asynchronous()),
@@ -160,7 +169,7 @@ impl Decoder {
     fn share(&mut self, d: &Declaration) -> Result<()> {
         let (bytes, _) = Self::size(d)?;
         let from = self.shared_bytes.next_multiple_of(d.align.max(bytes));
-        self.shared.insert(d.name.clone(), SHARED_BASE + from);
+        self.shared.insert(d.name.clone(), self.shared_base + from);
         self.shared_bytes = from + bytes * d.count.unwrap_or(1);
         Ok(())
     }

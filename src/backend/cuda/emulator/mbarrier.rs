@@ -13,6 +13,8 @@ use super::warp::{LANES, Wait, Warp, lanes};
 
 /// Most threads that a phase can wait for.
 const MOST_ARRIVALS: u32 = (1 << 20) - 1;
+/// Most bytes that can be announced and not yet have come.
+const MOST_BYTES: i64 = (1 << 20) - 1;
 
 struct Counter {
     address: u32,
@@ -128,6 +130,17 @@ impl Counter {
         Ok(())
     }
 
+    /// Announces bytes.
+    fn expect(&mut self, number: usize, bytes: u32, lane: usize) -> Outcome {
+        self.bytes += i64::from(bytes);
+        if self.bytes > MOST_BYTES {
+            let detail =
+                format!("{} bytes are announced at mbarrier number {number}, which counts 2^20 - 1", self.bytes);
+            return stop(lane, Check::Mbarrier, detail);
+        }
+        Ok(())
+    }
+
     /// Ends the phase if nothing is missing.
     fn advance(&mut self) {
         if self.pending == 0 && self.bytes == 0 {
@@ -200,13 +213,13 @@ pub(super) fn operate(w: &mut Warp, reach: &mut Reach<'_>, mask: u32, what: Mbar
                 let (count, bytes) = (operand(w, count, lane, 1)?, operand(w, bytes, lane, 0)?);
                 let counter = &mut reach.mbarriers.all[number];
                 tokens[lane] = u64::from(counter.phase);
-                counter.bytes += i64::from(bytes);
+                counter.expect(number, bytes, lane)?;
                 reach.clock.publish(w.index, &mut counter.arriving);
                 counter.arrive(number, count, lane)?;
             }
             Mbarrier::Expect { bytes } => {
                 let number = number(w, reach, lane)?;
-                reach.mbarriers.all[number].bytes += i64::from(w.small(bytes, mask)?[lane]);
+                reach.mbarriers.all[number].expect(number, w.small(bytes, mask)?[lane], lane)?;
             }
             Mbarrier::Wait { phase, suspends, .. } => {
                 let number = number(w, reach, lane)?;

@@ -492,6 +492,8 @@ pub struct Kernel {
     pub(super) name: String,
     pub(super) threads: [u32; 3],
     pub(super) parameters: Vec<Parameter>,
+    /// The address at which its shared memory begins.
+    pub(super) shared_base: u32,
     pub(super) shared_bytes: u32,
     /// Where shared memory begins whose length a launch says.
     pub(super) dynamic: Option<u32>,

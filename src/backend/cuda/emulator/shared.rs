@@ -82,8 +82,8 @@ impl Shared {
             let detail = format!("{bytes} bytes at byte {} of {} shared bytes", at as i32, self.bytes);
             return stop(lane, Check::OutOfBounds, detail);
         }
-        if !at.is_multiple_of(aligned) {
-            return stop(lane, Check::Misaligned, format!("{bytes} bytes at shared byte {at}"));
+        if !address.is_multiple_of(aligned) {
+            return stop(lane, Check::Misaligned, format!("{bytes} bytes at shared byte {at}, address {address}"));
         }
         Ok(((at / 4) as usize, at % 4))
     }
