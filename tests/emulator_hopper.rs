@@ -139,7 +139,7 @@ fn images_come_in_shifted_and_strided_boxes() {
             element: Element::F16,
             dims: vec![8, 5, 6, 2],
             strides: vec![16, 80, 480],
-            tile: vec![8, 5, 7, 1],
+            tile: vec![8, 6, 8, 1],
             steps: vec![1, 2, 2, 1],
             swizzle: Swizzle::None,
         };

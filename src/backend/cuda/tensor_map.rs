@@ -60,7 +60,8 @@ impl TensorMap {
             element,
             dims: walk.dims.iter().map(|&n| n as u64).collect(),
             strides: walk.strides.iter().map(|&n| n as u64 * size).collect(),
-            tile: walk.tile.clone(),
+            // Up to the next step, which takes the same elements: see the rule below.
+            tile: walk.tile.iter().zip(&walk.steps).map(|(tile, step)| tile.next_multiple_of(*step)).collect(),
             steps: walk.steps.clone(),
             swizzle: Swizzle::Bytes128,
         }
@@ -95,6 +96,9 @@ impl TensorMap {
         require(dims.iter().all(|d| (1..=1 << 32).contains(d)), "dimensions from 1 to 2^32")?;
         require(tile.iter().all(|t| (1..=256).contains(t)), "tiles from 1 to 256")?;
         require(steps.iter().all(|s| (1..=8).contains(s)), "steps from 1 to 8")?;
+        // The documentation rounds up what a tile has of a dimension that is no multiple of its step; the size that the
+        // driver writes down, by which `mbarrier`s count, was seen to be rounded down.
+        require(tile.iter().zip(steps).all(|(tile, step)| tile.is_multiple_of(*step)), "tiles are multiples of steps")?;
         let row = u64::from(self.counts()[0]) * size;
         require(row.is_multiple_of(16), "rows of a tile are multiples of 16 bytes")?;
         // The hardware allows shorter rows; then they no longer fill their span, and no kernel here asks for that.
