@@ -5,6 +5,8 @@
 
 use super::tensor_map::TensorMap;
 use crate::error::Result;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 
 /// A tensor of a launch: its memory, and whether the kernel writes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +47,34 @@ pub(super) struct Call {
     pub shared_bytes: u32,
     /// Kernel and step, for messages.
     pub label: String,
+}
+
+/// Whose calls a device takes. A device that captures keeps whatever call comes, so those of other threads wait for the
+/// end of it.
+#[derive(Default)]
+pub(super) struct Turns {
+    turn: Mutex<()>,
+    capturer: Mutex<Option<ThreadId>>,
+}
+
+impl Turns {
+    fn capturer(&self) -> MutexGuard<'_, Option<ThreadId>> {
+        self.capturer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the turn of a call. Calls within a capture have that of the capture.
+    pub fn take(&self) -> Option<MutexGuard<'_, ()>> {
+        let captures = *self.capturer() == Some(thread::current().id());
+        if captures { None } else { Some(self.turn.lock().unwrap_or_else(PoisonError::into_inner)) }
+    }
+
+    /// Makes the calls that are captured, within a turn.
+    pub fn capture(&self, record: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        *self.capturer() = Some(thread::current().id());
+        let recorded = record();
+        *self.capturer() = None;
+        recorded
+    }
 }
 
 /// A device. Calls are made in order and may return before the device has done them; [`Driver::read`] waits.

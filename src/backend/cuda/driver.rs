@@ -1,22 +1,27 @@
 //! NVIDIA's driver as a device: the only place that calls it, by way of cudarc, which opens the library at run time.
 //!
 //! One stream carries everything, so that calls happen in the order in which they were made and memory needs no other
-//! protection. Whether there is a driver at all is asked first, because the binding panics where the library is missing.
+//! protection; while it captures one thread's calls, those of others wait. Whether there is a driver at all is asked first,
+//! because the binding panics where the library is missing.
 
 #![allow(unsafe_code, reason = "calls of a C library")]
 
-use super::device::{Call, Captured, Driver, Loaded};
-use super::kernels;
+use super::device::{Call, Captured, Driver, Loaded, Turns};
 use super::tensor_map::{Swizzle, TensorMap};
+use super::{HOPPER, kernels};
 use crate::error::{Error, Result};
 use crate::plan::Element;
 use cudarc::driver::result::{self as cu, DriverError};
 use cudarc::driver::sys;
-use std::ffi::{CString, c_void};
+use std::ffi::{CStr, CString, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The oldest version of the driver's interface that has all functions that are called here, as it counts: 11.4.
 const OLDEST: i32 = 11_040;
+/// The same for a GPU with warpgroups: tensor maps, and the version 8.0 of PTX that their kernels are written in.
+const OLDEST_FOR_WARPGROUPS: i32 = 12_000;
+/// Most of what the assembler says about a kernel that it does not take.
+const LOG_BYTES: usize = 4096;
 /// The oldest compute capability that the kernels are written for.
 const CAPABILITY: (i32, i32) = (8, 0);
 
@@ -40,6 +45,7 @@ pub(super) struct Gpu {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    turns: Turns,
     state: Mutex<State>,
 }
 
@@ -74,14 +80,12 @@ impl Gpu {
         let mut version = 0;
         // SAFETY: writes one integer to a place that outlives the call.
         unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(check("asking for the driver's version"))?;
-        if version < OLDEST {
+        let require = |oldest: i32| {
             let show = |v: i32| format!("{}.{}", v / 1000, v % 1000 / 10);
-            return Err(refuse(format!(
-                "the driver knows CUDA {}, at least {} is needed",
-                show(version),
-                show(OLDEST)
-            )));
-        }
+            let reason = format!("the driver knows CUDA {}, at least {} is needed", show(version), show(oldest));
+            if version < oldest { Err(refuse(reason)) } else { Ok(()) }
+        };
+        require(OLDEST)?;
         let count = cu::device::get_count().map_err(check("counting GPUs"))?;
         let number = i32::try_from(ordinal).ok().filter(|&n| n < count);
         let number = number.ok_or_else(|| refuse(format!("there is no such GPU, the driver sees {count}")))?;
@@ -98,6 +102,10 @@ impl Gpu {
                 format!("{model} has compute capability {major}.{minor}, the kernels need 8.0 (Ampere) or newer");
             return Err(refuse(reason));
         }
+        let capability = (major.unsigned_abs(), minor.unsigned_abs());
+        if capability == HOPPER {
+            require(OLDEST_FOR_WARPGROUPS)?;
+        }
         // SAFETY: `device` was returned by the driver; the context is released once, when the `Gpu` is dropped.
         let context = unsafe { cu::primary_ctx::retain(device) }.map_err(check("opening a context"))?;
         // SAFETY: `context` is retained.
@@ -112,18 +120,20 @@ impl Gpu {
             }
         };
         let name = format!("{backend} ({model}, sm_{major}{minor})");
-        let capability = (major.unsigned_abs(), minor.unsigned_abs());
-        Ok(Gpu { name, capability, device, context, stream, state: Mutex::default() })
+        Ok(Gpu { name, capability, device, context, stream, turns: Turns::default(), state: Mutex::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the context the calling thread's.
-    fn enter(&self) -> Result<()> {
+    /// Waits for a call's turn and makes the context the calling thread's.
+    fn enter(&self) -> Result<Option<MutexGuard<'_, ()>>> {
+        let turn = self.turns.take();
         // SAFETY: the context is retained as long as `self` lives.
-        unsafe { cu::ctx::set_current(self.context) }.map_err(|e| failed(&self.name, "entering the context", e))
+        let entered = unsafe { cu::ctx::set_current(self.context) };
+        entered.map_err(|e| failed(&self.name, "entering the context", e))?;
+        Ok(turn)
     }
 
     fn wait(&self, doing: &str) -> Result<()> {
@@ -171,6 +181,28 @@ impl Gpu {
         }
     }
 
+    /// Loads a module of PTX. The error says what the driver's assembler has against it.
+    fn assemble(&self, text: &CStr, doing: &str) -> Result<sys::CUmodule> {
+        let mut log = vec![0; LOG_BYTES];
+        let mut options =
+            [sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER, sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+        // A number is handed over as a pointer of that value.
+        let mut values = [log.as_mut_ptr().cast::<c_void>(), std::ptr::without_provenance_mut(LOG_BYTES)];
+        let mut module = std::mem::MaybeUninit::uninit();
+        // SAFETY: the text ends in a zero; it, the lists of two and the log, as long as the second option says, outlive the
+        // call. The module is written if the call succeeds.
+        unsafe {
+            let (options, values) = (options.as_mut_ptr(), values.as_mut_ptr());
+            let done = sys::cuModuleLoadDataEx(module.as_mut_ptr(), text.as_ptr().cast(), 2, options, values).result();
+            if let Err(error) = done {
+                let said = CStr::from_bytes_until_nul(&log).unwrap_or_default().to_string_lossy();
+                let doing = [doing, said.trim()].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>();
+                return Err(failed(&self.name, &doing.join(": "), error));
+            }
+            Ok(module.assume_init())
+        }
+    }
+
     fn check<T>(&self, doing: &str, done: std::result::Result<T, DriverError>) -> Result<T> {
         done.map_err(|e| failed(&self.name, doing, e))
     }
@@ -186,7 +218,7 @@ impl Driver for Gpu {
     }
 
     fn allocate(&self, bytes: u64) -> Result<u64> {
-        self.enter()?;
+        let _turn = self.enter()?;
         // SAFETY: the contents are unset; nothing reads them before a kernel or a copy has written them, which the
         // emulator checks for every plan that tests run.
         let allocated = unsafe { cu::malloc_sync(bytes as usize) };
@@ -200,14 +232,15 @@ impl Driver for Gpu {
 
     fn free(&self, address: u64) {
         // A device that is lost has no memory to give back either.
-        if self.enter().is_ok() && self.wait("waiting").is_ok() {
+        let Ok(_turn) = self.enter() else { return };
+        if self.wait("waiting").is_ok() {
             // SAFETY: the address came from `allocate`, its owner gives it back once, and the stream is idle.
             _ = unsafe { cu::free_sync(address) };
         }
     }
 
     fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
-        self.enter()?;
+        let _turn = self.enter()?;
         // SAFETY: the owner of the allocation keeps `address .. address + bytes.len()` inside of it, and `bytes` outlives
         // the copy, which is waited for.
         let copied = unsafe { cu::memcpy_htod_async(address, bytes, self.stream) };
@@ -216,7 +249,7 @@ impl Driver for Gpu {
     }
 
     fn read(&self, address: u64, bytes: usize) -> Result<Vec<u8>> {
-        self.enter()?;
+        let _turn = self.enter()?;
         let mut out = vec![0; bytes];
         // SAFETY: as for `write`; `out` outlives the copy, which is waited for.
         let copied = unsafe { cu::memcpy_dtoh_async(&mut out, address, self.stream) };
@@ -226,7 +259,7 @@ impl Driver for Gpu {
     }
 
     fn copy(&self, from: u64, to: u64, bytes: u64) -> Result<()> {
-        self.enter()?;
+        let _turn = self.enter()?;
         // SAFETY: the owner of the allocations keeps both ranges inside of them, and the stream orders the copy behind
         // whatever writes `from` and before whatever reads `to`.
         let copied = unsafe { cu::memcpy_dtod_async(to, from, bytes as usize, self.stream) };
@@ -234,7 +267,7 @@ impl Driver for Gpu {
     }
 
     fn load(&self, text: &'static str, entry: &'static str) -> Result<Loaded> {
-        self.enter()?;
+        let _turn = self.enter()?;
         let mut state = self.state();
         if let Some(known) = state.functions.iter().find(|f| f.entry == entry) {
             return Ok(known.loaded);
@@ -244,8 +277,7 @@ impl Driver for Gpu {
         let name = CString::new(entry).map_err(|_| refuse("the entry's name has a zero in it"))?;
         let threads = kernels::threads(text, entry).ok_or_else(|| refuse("the kernel does not say its block size"))?;
         let doing = format!("loading the kernel {entry}");
-        // SAFETY: `image` is text that ends in a zero and outlives the call.
-        let module = self.check(&doing, unsafe { cu::module::load_data(image.as_ptr().cast::<c_void>()) })?;
+        let module = self.assemble(&image, &doing)?;
         state.modules.push(module);
         // SAFETY: the module was loaded just now and stays loaded as long as `self` lives.
         let handle = self.check(&doing, unsafe { cu::module::get_function(module, name) })?;
@@ -255,7 +287,7 @@ impl Driver for Gpu {
     }
 
     fn launch(&self, call: &Call) -> Result<()> {
-        self.enter()?;
+        let _turn = self.enter()?;
         let handle = self.state().functions[call.kernel.number].handle;
         let maps = call.maps.iter().map(|map| self.encode(map, &call.label)).collect::<Result<Vec<_>>>()?;
         let maps = maps.iter().map(|map| std::ptr::from_ref(map).cast::<c_void>().cast_mut());
@@ -283,42 +315,48 @@ impl Driver for Gpu {
     }
 
     fn capture(&self, record: &mut dyn FnMut() -> Result<()>) -> Result<Captured> {
-        self.enter()?;
+        let _turn = self.enter()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives as long as `self`.
         self.check("capturing", unsafe { cu::stream::begin_capture(self.stream, mode) })?;
-        let recorded = record();
+        let recorded = self.turns.capture(record);
         // SAFETY: the capture was begun above, and ends whatever became of the calls in it.
         let graph = unsafe { cu::stream::end_capture(self.stream) };
-        recorded?;
-        let graph = self.check("capturing", graph)?;
         // SAFETY: `graph` is valid, and is not needed once it has been instantiated.
-        let executable = unsafe {
-            let made = cu::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
-            _ = cu::graph::destroy(graph);
-            made
+        let executable = match (recorded, graph) {
+            (Ok(()), Ok(graph)) => unsafe {
+                let made = cu::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+                _ = cu::graph::destroy(graph);
+                self.check("preparing the captured steps", made)?
+            },
+            (Ok(()), Err(error)) => return self.check("capturing", Err(error)),
+            (Err(error), graph) => {
+                // SAFETY: as above.
+                _ = graph.map(|graph| unsafe { cu::graph::destroy(graph) });
+                return Err(error);
+            }
         };
-        let executable = self.check("preparing the captured steps", executable)?;
         let mut state = self.state();
         state.graphs.push(Some(executable));
         Ok(Captured(state.graphs.len() - 1))
     }
 
     fn replay(&self, captured: Captured) -> Result<()> {
-        self.enter()?;
+        let _turn = self.enter()?;
         let Some(graph) = self.state().graphs[captured.0] else { return Ok(()) };
         // SAFETY: the graph is valid until `release`, after which its number is not used again.
         self.check("replaying a step", unsafe { cu::graph::launch(graph, self.stream) })
     }
 
     fn finish(&self) -> Result<()> {
-        self.enter()?;
+        let _turn = self.enter()?;
         self.wait("waiting for the steps")
     }
 
     fn release(&self, captured: Captured) {
         let graph = self.state().graphs[captured.0].take();
-        if let (Some(graph), true) = (graph, self.enter().is_ok() && self.wait("waiting").is_ok()) {
+        let Ok(_turn) = self.enter() else { return };
+        if let (Some(graph), true) = (graph, self.wait("waiting").is_ok()) {
             // SAFETY: taken out above, so it is destroyed once, and the stream is idle.
             _ = unsafe { cu::graph::exec_destroy(graph) };
         }

@@ -1,7 +1,7 @@
 //! The emulator as a device of the back end.
 
 use super::{Arguments, Counters, Fault, Kernel, Machine, parse};
-use crate::backend::cuda::device::{Call, Captured, Driver, Loaded};
+use crate::backend::cuda::device::{Call, Captured, Driver, Loaded, Turns};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -27,6 +27,7 @@ struct State {
 /// The emulator as a device.
 pub struct Emulator {
     capability: (u32, u32),
+    turns: Turns,
     state: Mutex<State>,
 }
 
@@ -82,7 +83,7 @@ impl Emulator {
 
     /// One that says it has this compute capability, by which kernels are chosen.
     pub(in crate::backend::cuda) fn new(capability: (u32, u32)) -> Emulator {
-        Emulator { capability, state: Mutex::default() }
+        Emulator { capability, turns: Turns::default(), state: Mutex::default() }
     }
 
     /// What each kernel has done so far.
@@ -118,10 +119,12 @@ impl Driver for Emulator {
     }
 
     fn copy(&self, from: u64, to: u64, bytes: u64) -> Result<()> {
+        let _turn = self.turns.take();
         self.state().take(Command::Copy(from, to, bytes))
     }
 
     fn forget(&self, address: u64, bytes: u64) -> Result<()> {
+        let _turn = self.turns.take();
         self.state().take(Command::Forget(address, bytes))
     }
 
@@ -137,12 +140,14 @@ impl Driver for Emulator {
     }
 
     fn launch(&self, call: &Call) -> Result<()> {
+        let _turn = self.turns.take();
         self.state().take(Command::Launch(call.clone()))
     }
 
     fn capture(&self, record: &mut dyn FnMut() -> Result<()>) -> Result<Captured> {
+        let _turn = self.turns.take();
         self.state().capturing = Some(Vec::new());
-        let recorded = record();
+        let recorded = self.turns.capture(record);
         let mut state = self.state();
         let list = state.capturing.take();
         recorded?;
@@ -166,5 +171,30 @@ impl Driver for Emulator {
 
     fn release(&self, captured: Captured) {
         self.state().lists[captured.0] = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+    use std::time::Duration;
+
+    #[test]
+    fn a_capture_keeps_no_calls_of_other_threads() {
+        let emulator = Emulator::new((8, 0));
+        let [from, to] = [4, 4].map(|bytes| emulator.allocate(bytes).unwrap());
+        emulator.write(from, &[1, 2, 3, 4]).unwrap();
+        thread::scope(|scope| {
+            let record = &mut || {
+                scope.spawn(|| emulator.copy(from, to, 4).unwrap());
+                // Long enough for the copy to come, were it not for the capture.
+                thread::sleep(Duration::from_millis(50));
+                Ok(())
+            };
+            emulator.capture(record).unwrap();
+        });
+        assert_eq!(emulator.state().lists[0].as_ref().map(Vec::len), Some(0));
+        assert_eq!(emulator.read(to, 4).unwrap(), [1, 2, 3, 4]);
     }
 }
