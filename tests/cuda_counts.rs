@@ -6,16 +6,13 @@
 use unclip::backend::cuda::emulator::Counters;
 use unclip::backend::cuda::{Cuda, Precision};
 use unclip::cases;
-use unclip::ops::{Factors, Op, Operand, Operation, Resize};
+use unclip::ops::{Factors, Op, Operand, Operation};
 use unclip::plan::{Cost, Element, narrow};
 
 /// Most bytes that a kernel may move for each byte that must be.
 const MOST: f64 = 1.1;
 /// Group norms that do not fit on a chip are read a second time: three bytes for two, and the sums of their parts.
 const MOST_READ_TWICE: f64 = 1.55;
-/// Bicubic pictures: four by four taps in single precision for each element, which may be written in half precision. A
-/// picture before super-resolution is 48 KiB and fits into the caches that this count knows nothing of.
-const MOST_TAPS: f64 = 30.0;
 
 /// Products, whose time is arithmetic.
 const PRODUCTS: [&str; 6] = [
@@ -99,7 +96,6 @@ fn count(name: &str, backend: Cuda, precision: Precision, storage: Element) -> R
 fn most(name: &str, kernels: &[String]) -> f64 {
     match cases::named(name).op {
         Op::GroupNorm(_) if kernels.len() > 1 => MOST_READ_TWICE,
-        Op::Resize(Resize::Bicubic { .. }) => MOST_TAPS,
         _ => MOST,
     }
 }

@@ -19,8 +19,8 @@ use unclip::ops::{Factors, Launch, Operand, Operation, Scalar};
 const NO_OPERATION: &str = "advance";
 /// What several operations lower to.
 const SHARED: [&str; 3] = ["product_mma", "product_sm90", "product_sum"];
-/// What an operation lowers to where its own kernel cannot hold what it needs.
-const PARTS: [&str; 3] = ["group_norm_apply", "group_norm_factors", "group_norm_sums"];
+/// What an operation lowers to where its own kernel cannot hold what it needs, or reads more than it must.
+const PARTS: [&str; 4] = ["group_norm_apply", "group_norm_factors", "group_norm_sums", "resize_bicubic"];
 
 fn header(kernel: &Text) -> Header {
     let Text { stem, text, .. } = kernel;

@@ -424,6 +424,8 @@ fn resize() -> Vec<Case> {
         case("bicubic-same", &[1, 5, 7, 4], bicubic(5, 7)),
         case("bicubic-one-pixel", &[1, 1, 1, 3], bicubic(4, 5)),
         case("bicubic-to-one-pixel", &[1, 9, 6, 3], bicubic(1, 1)),
+        case("bicubic-tiles", &[2, 23, 31, 4], bicubic(67, 71)),
+        case("bicubic-beyond-a-tile", &[1, 4, 45, 3], bicubic(2, 2)),
         case("bicubic-picture", &[1, 64, 64, 3], bicubic(256, 256)).heavy(),
     ]
 }

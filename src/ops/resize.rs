@@ -1,3 +1,4 @@
+use super::launch::grid;
 use super::{Keep, Launch, Lowering, Operand, Operation, Scalar, Tiles, count, elements, require};
 
 /// Changes the height and width of channels-last images. *Shapes* `[N, H, W, C]` gives `[N, H', W', C]`.
@@ -63,14 +64,71 @@ impl Operation for Resize {
     }
 
     fn ptx(&self, inputs: &[&[usize]], output: &[usize], _: &Lowering) -> Vec<Launch> {
+        let x = inputs[0];
         let plain = self.wgsl(inputs, output, Tiles::Shared).remove(0);
-        if *self != Resize::NearestDouble {
-            return vec![plain];
+        match self {
+            // What a thread reads goes to four places.
+            Resize::NearestDouble => {
+                let sizes = plain.scalars[1..].iter().copied();
+                vec![Launch::each("resize", elements(x), plain.tensors, sizes)]
+            }
+            Resize::MeanHalve => vec![plain],
+            Resize::Bicubic { .. } => {
+                let down = Side { inputs: x[1], outputs: output[1] };
+                let across = Side { inputs: x[2], outputs: output[2] };
+                let Some([rows, columns]) = tile(down, across, x[3]) else { return vec![plain] };
+                let sizes = plain.scalars[2..].iter().copied();
+                let own = [rows, columns, down.quads(), across.quads()].map(Scalar::from);
+                let grid = [grid(output[2].div_ceil(columns)), grid(output[1].div_ceil(rows)), grid(output[0])];
+                let (stem, threads) = ("resize_bicubic", THREADS as u32);
+                let scalars = sizes.chain(own).collect();
+                vec![Launch { stem, entry: stem, threads, grid, tensors: plain.tensors, scalars, tiling: None }]
+            }
         }
-        // What a thread reads goes to four places.
-        let sizes = plain.scalars[1..].iter().copied();
-        vec![Launch::each("resize", elements(inputs[0]), plain.tensors, sizes)]
     }
+}
+
+/// Threads of a block of the PTX kernel for bicubic pictures.
+const THREADS: usize = 256;
+/// What it declares of shared memory, and how much of that holds the first taps of a tile's rows and columns.
+const SHARED_BYTES: usize = 24 << 10;
+const FIRST_TAPS: usize = 96;
+/// Rows and columns of its tiles, largest first: the fewer tiles, the less of x is read twice.
+const TILES: [[usize; 2]; 6] = [[32, 64], [16, 32], [8, 16], [4, 8], [2, 4], [1, 1]];
+
+/// Rows or columns of pictures that are resized.
+#[derive(Clone, Copy)]
+struct Side {
+    inputs: usize,
+    outputs: usize,
+}
+
+impl Side {
+    /// Taps of an output, in fours: what is less than two pixels away, stretched where the picture shrinks.
+    fn quads(self) -> usize {
+        self.inputs.max(self.outputs).div_ceil(self.outputs)
+    }
+
+    /// Outputs of a tile if all tiles are as even as they can be, none with more than `most`.
+    fn own(self, most: usize) -> usize {
+        self.outputs.div_ceil(self.outputs.div_ceil(most))
+    }
+
+    /// Most inputs that so many outputs in a row take.
+    fn patch(self, own: usize) -> usize {
+        ((own - 1) * self.inputs).div_ceil(self.outputs) + 4 * self.quads()
+    }
+}
+
+/// Rows and columns of the largest tile whose taps, inputs and inputs filtered down fit on chip, with a thread for each
+/// channel of a row.
+fn tile(down: Side, across: Side, channels: usize) -> Option<[usize; 2]> {
+    TILES.into_iter().map(|[rows, columns]| [down.own(rows), across.own(columns)]).find(|&[rows, columns]| {
+        let span = across.patch(columns) * channels;
+        let taps = 4 * (rows * down.quads() + columns * across.quads());
+        let numbers = FIRST_TAPS + taps + span * (down.patch(rows) | 1) + rows * span;
+        span.max(columns * channels) <= THREADS && 4 * numbers <= SHARED_BYTES
+    })
 }
 
 /// Weights of the bicubic resize along one side: for each output index, the first input index and the weights of
@@ -100,5 +158,41 @@ fn keys_cubic(x: f64) -> f64 {
         ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
     } else {
         0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_of_bicubic_pictures_are_as_large_as_shared_memory_allows() {
+        let square = |inputs, outputs, channels| {
+            let side = Side { inputs, outputs };
+            tile(side, side, channels)
+        };
+        assert_eq!(square(64, 256, 3), Some([32, 64]));
+        assert_eq!(square(5, 17, 3), Some([17, 17]));
+        // The more pixels of x an output takes, the smaller is the tile.
+        assert_eq!(square(512, 256, 3), Some([8, 16]));
+        assert_eq!(square(1024, 256, 3), Some([4, 8]));
+        assert_eq!(square(640, 64, 3), Some([1, 1]));
+        assert_eq!(square(704, 64, 3), None);
+        assert_eq!(square(256, 256, 64), Some([1, 1]));
+        assert_eq!(square(256, 256, 65), None);
+    }
+
+    #[test]
+    fn a_patch_holds_all_taps_of_a_tile() {
+        for (inputs, outputs) in [(64, 256), (37, 14), (7, 17), (5, 5), (1, 4), (300, 7), (23, 67), (100, 99)] {
+            let (side, taps) = (Side { inputs, outputs }, cubic_taps(inputs, outputs));
+            for most in [1, 2, 8, 32] {
+                let own = side.own(most);
+                for tile in taps.chunks(own) {
+                    let end = tile.iter().map(|(first, weights)| first + weights.len()).max().expect("it has outputs");
+                    assert!(end - tile[0].0 <= side.patch(own), "{inputs} to {outputs}, {own} at a time");
+                }
+            }
+        }
     }
 }
