@@ -106,8 +106,7 @@ fn norms_find_the_moments_that_products_leave() {
             let (got, name) = (model.run(&backend), backend.name());
             close(&got, &want, storage(&backend), 72).unwrap_or_else(|e| panic!("{name} of {side:?}: {e}"));
             assert!(ran(&backend, "group_norm_apply"), "{name}: the groups fit on a chip");
-            // Products on plain cores leave none.
-            assert_eq!(ran(&backend, "group_norm_sums"), name.ends_with("(sm_80)"), "{name} of {side:?}");
+            assert!(!ran(&backend, "group_norm_sums"), "{name} of {side:?}");
             // Whole sums are those of another kernel where the product was made in parts.
             let in_parts = name.contains("sm_90") && images == 1;
             assert_eq!(ran(&backend, "product_sum"), in_parts, "{name} of {side:?}");
@@ -138,7 +137,7 @@ fn norms_of_joined_channels_find_the_moments_of_both_parts() {
     for backend in backends() {
         let (got, name) = (model.run(&backend), backend.name());
         close(&got, &want, storage(&backend), 8).unwrap_or_else(|e| panic!("{name}: {e}"));
-        assert_eq!(ran(&backend, "group_norm_sums"), name.ends_with("(sm_80)"), "{name}");
+        assert!(!ran(&backend, "group_norm_sums"), "{name}");
     }
 }
 
@@ -152,18 +151,23 @@ fn moments_keep_a_spread_that_is_small_beside_the_mean() {
     });
     model.weights.insert("a.bias", &[40], vec![1000.0; 40], Element::F32);
     let want = on_the_cpu(&model);
-    let backend = Cuda::emulator().with_precision(Precision::Tf32);
-    // The mean is in the summand: of what single precision keeps of it, a thousandth of the result's digits are left.
-    let worst = model.run(&backend).iter().zip(&want).map(|(&y, want)| (f64::from(y) - want).abs()).fold(0.0, f64::max);
-    assert!(!ran(&backend, "group_norm_sums") && worst < 1e-3, "off by {worst}");
+    for precision in [Precision::F32, Precision::Tf32] {
+        let backend = Cuda::emulator().with_precision(precision);
+        let y = model.run(&backend);
+        // The mean is in the summand: a thousandth of what single precision keeps of it is left for the result.
+        let worst = y.iter().zip(&want).map(|(&y, want)| (f64::from(y) - want).abs()).fold(0.0, f64::max);
+        assert!(!ran(&backend, "group_norm_sums") && worst < 1e-3, "off by {worst}");
+    }
 }
 
 #[test]
 fn all_of_karlos_norms_find_moments_or_fit_on_a_chip() {
     for (network, element, factors) in [
+        (Network::Decoder, Element::F32, Factors::Single),
         (Network::Decoder, Element::F32, Factors::Tensor),
         (Network::Decoder, Element::F16, Factors::Half),
         (Network::Decoder, Element::F16, Factors::Warpgroup),
+        (Network::SuperRes, Element::F32, Factors::Single),
         (Network::SuperRes, Element::F32, Factors::Tensor),
         (Network::SuperRes, Element::F16, Factors::Half),
         (Network::SuperRes, Element::F16, Factors::Warpgroup),
@@ -188,11 +192,35 @@ fn all_of_karlos_norms_find_moments_or_fit_on_a_chip() {
     }
 }
 
+/// Moments share memory, but never with others that are needed at the same time.
+#[test]
+fn moments_that_are_needed_at_one_time_are_apart() {
+    let case = ModelCase { network: Network::SuperRes, size: Size::Karlo };
+    let plan = case.plan(1, &Drawn::new(Element::F32)).unwrap();
+    let lowerings = lowerings(&plan, Factors::Tensor);
+    let mut owners: Vec<Option<usize>> = vec![None; lowerings.numbers];
+    let mut all = 0;
+    for (i, lowering) in lowerings.steps.iter().enumerate() {
+        for found in &lowering.finds {
+            let owner = owners[found.first];
+            assert!(owners[found.first..][..found.numbers()].iter().all(|other| *other == owner), "step {i}");
+            assert_eq!(owner.and_then(|owner| lowerings.steps[owner].leaves), Some(*found), "step {i}");
+        }
+        if let Some(left) = lowering.leaves {
+            owners[left.first..][..left.numbers()].fill(Some(i));
+            all += left.numbers();
+        }
+    }
+    println!("{} of {all} numbers", lowerings.numbers);
+    assert!(3 * lowerings.numbers < all);
+}
+
 /// A norm behind its product moves no more than its input and its output, but for the moments.
 #[test]
 fn norms_that_find_moments_read_their_input_once() {
     println!("| case | kernels | least KiB | moved KiB | ratio | sectors a request |\n|---|---|---|---|---|---|");
     for (backend, channels) in [
+        (Cuda::emulator(), 320),
         (Cuda::emulator().with_precision(Precision::Tf32), 320),
         (Cuda::emulator().with_precision(Precision::F16), 640),
         (Cuda::hopper_emulator().with_precision(Precision::F16), 640),
@@ -207,7 +235,13 @@ fn norms_that_find_moments_read_their_input_once() {
         let size = storage(&backend).size_bytes();
         let (shape, bytes) = ([2, 4096, channels], 2 * 4096 * channels * size);
         let plan = narrow(model.plan.clone(), storage(&backend));
-        let of_product = lowerings(&plan, if size == 4 { Factors::Tensor } else { Factors::Half }).numbers * 4;
+        let factors = match backend.name() {
+            name if name.ends_with("(sm_80)") => Factors::Single,
+            name if name.contains("tf32") => Factors::Tensor,
+            _ => Factors::Half,
+        };
+        let left = lowerings(&plan, factors).steps.into_iter().filter_map(|lowering| lowering.leaves);
+        let of_product = left.map(|moments| 4 * moments.numbers()).sum::<usize>();
         let norm: Vec<_> =
             backend.counters().into_iter().filter(|(entry, ..)| entry.starts_with("group_norm")).collect();
         // What the product writes for the norm counts, too.

@@ -1,5 +1,5 @@
 use super::launch::{optional, rows};
-use super::product::{TensorProduct, product};
+use super::product::{TensorProduct, on_plain_cores, plain_patch, product};
 use super::{
     Activation, Divisible, Factors, Keep, Launch, Lowering, Operand, Operation, Patch, Scalar, Tiles, count, elements,
     require, width,
@@ -75,14 +75,14 @@ impl Operation for Linear {
 
     fn ptx(&self, inputs: &[&[usize]], output: &[usize], lowering: &Lowering) -> Vec<Launch> {
         if lowering.factors == Factors::Single {
-            return self.wgsl(inputs, output, Tiles::Shared);
+            return on_plain_cores(self.wgsl(inputs, output, Tiles::Shared), lowering);
         }
         self.on_tensor_cores(inputs, output).launches(lowering)
     }
 
     fn patch(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Option<Patch> {
         if factors == Factors::Single {
-            return None;
+            return plain_patch(output);
         }
         self.on_tensor_cores(inputs, output).patch(output, factors)
     }

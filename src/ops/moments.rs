@@ -54,7 +54,7 @@ impl Moments {
     }
 
     /// As a tensor of a launch.
-    pub(super) fn operand(&self) -> Operand {
+    pub fn operand(&self) -> Operand {
         Operand::Left { first: self.first, count: self.numbers() }
     }
 }

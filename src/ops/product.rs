@@ -40,6 +40,29 @@ pub(super) fn product(kernels: [[&'static str; 2]; 4], tiles: Tiles, rows: usize
     Launch { stem, entry, threads, grid, tensors: Vec::new(), scalars: Vec::new(), tiling: None }
 }
 
+/// What a block of `linear_tiled` and of `conv2d_tiled` owns.
+const PLAIN: Patch = Patch { positions: 64, columns: 64 };
+
+/// A product on plain cores: its launch for WGSL, whose twin in PTX can leave moments before its output.
+pub(super) fn on_plain_cores(mut launches: Vec<Launch>, lowering: &Lowering) -> Vec<Launch> {
+    for launch in &mut launches {
+        let moments = lowering.leaves.map_or(Operand::Input(0), |moments| moments.operand());
+        launch.tensors.insert(launch.tensors.len() - 1, moments);
+        launch.scalars.push(lowering.leaves.map_or(0, |moments| moments.unit).into());
+    }
+    launches
+}
+
+/// What its blocks leave moments of, where they divide each image's positions evenly.
+pub(super) fn plain_patch(output: &[usize]) -> Option<Patch> {
+    Some(PLAIN).filter(|patch| positions(output).is_multiple_of(patch.positions))
+}
+
+/// Positions of an image.
+fn positions(output: &[usize]) -> usize {
+    elements(output) / (output[0] * width(output))
+}
+
 /// What a product on tensor cores reads, and what is done to its sums.
 pub(super) struct TensorProduct {
     /// As the header of `product_mma.ptx` lists them: rows, height, width, channels, out_height, out_width, outputs,
@@ -158,9 +181,8 @@ impl TensorProduct {
     /// What a block that has whole sums leaves moments of, where such blocks divide each image's positions evenly.
     pub fn patch(&self, output: &[usize], factors: Factors) -> Option<Patch> {
         let way = self.way(factors);
-        let positions = elements(output) / (output[0] * width(output));
         let patch = if way.parts()[0] == 1 { way.patch } else { Some(SUM) };
-        patch.filter(|patch| positions.is_multiple_of(patch.positions))
+        patch.filter(|patch| positions(output).is_multiple_of(patch.positions))
     }
 
     /// The launches: one, or where tiles are fewer than multiprocessors one that makes sums over parts of the depth and

@@ -47,15 +47,40 @@ pub fn lowerings(plan: &Plan, factors: Factors) -> Lowerings {
         }
     }
     let mut steps = vec![Lowering::from(factors); plan.steps.len()];
-    let mut numbers = 0;
-    for (product, step) in steps.iter_mut().enumerate() {
-        step.leaves = units.get(&product).map(|moments| Moments { first: numbers, ..*moments });
-        numbers += step.leaves.map_or(0, |moments| moments.numbers());
+    let numbers = place(plan, &mut units, &finds);
+    for (&product, moments) in &units {
+        steps[product].leaves = Some(*moments);
     }
     for (norm, products) in finds {
-        steps[norm].finds = products.iter().filter_map(|&product| steps[product].leaves).collect();
+        steps[norm].finds = products.iter().map(|product| units[product]).collect();
     }
     Lowerings { steps, numbers }
+}
+
+/// Gives all moments memory, the same to those that are never needed at one time; returns how many numbers it has.
+fn place(plan: &Plan, units: &mut HashMap<usize, Moments>, finds: &[(usize, Vec<usize>)]) -> usize {
+    /// Numbers that end where the next may begin.
+    const ALIGNMENT: usize = 64;
+    let last = |product: usize| {
+        let norms = finds.iter().filter(|(_, products)| products.contains(&product)).map(|(norm, _)| *norm);
+        let last = norms.max().unwrap_or(product);
+        // What the first part leaves to the second is read in every step.
+        if product < plan.once && last >= plan.once { usize::MAX } else { last }
+    };
+    let mut order: Vec<usize> = units.keys().copied().collect();
+    order.sort_unstable();
+    // Of each that has its place: its last step, its first number and the one behind its last.
+    let mut placed: Vec<(usize, usize, usize)> = Vec::new();
+    for product in order {
+        let Some(moments) = units.get_mut(&product) else { continue };
+        let numbers = moments.numbers().next_multiple_of(ALIGNMENT);
+        let needed = placed.iter().filter(|(last, ..)| *last >= product);
+        let free = |first: usize| needed.clone().all(|&(_, from, to)| first + numbers <= from || to <= first);
+        let ends = needed.clone().map(|&(.., to)| to);
+        moments.first = ends.chain([0]).filter(|&first| free(first)).min().unwrap_or(0);
+        placed.push((last(product), moments.first, moments.first + numbers));
+    }
+    placed.into_iter().map(|(.., to)| to).max().unwrap_or(0)
 }
 
 /// The steps that write a norm's input: one, or two that are put side by side; none if it is no step's output, or more are.

@@ -6,7 +6,7 @@ use super::tensor_map::TensorMap;
 use super::weights::{Order, send};
 use crate::backend::{Executable, launches};
 use crate::error::{Error, Result};
-use crate::ops::{Factors, Launch, Op, Operand, Operation, elements};
+use crate::ops::{Factors, Launch, Lowering, Op, Operand, Operation, elements};
 use crate::plan::{Element, Lowerings, Origin, Plan, Slots, Step, ValueId, WeightSource, assign, lowerings};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -90,7 +90,7 @@ impl Compiled {
             shown: None,
         };
         compiled.upload(&launches, source)?;
-        compiled.bind(&launches)?;
+        compiled.bind(&launches, &steps)?;
         Ok(compiled)
     }
 
@@ -122,7 +122,7 @@ impl Compiled {
     }
 
     /// Kernels and arguments of all launches.
-    fn bind(&mut self, launches: &[(usize, Launch)]) -> Result<()> {
+    fn bind(&mut self, launches: &[(usize, Launch)], steps: &[Lowering]) -> Result<()> {
         let mut previous = None;
         for (number, launch) in launches {
             let step = &self.plan.steps[*number];
@@ -153,7 +153,8 @@ impl Compiled {
             let first = previous != Some(*number);
             let of_step = launches.iter().filter(|(other, _)| other == number).map(|(_, launch)| launch);
             let scratch = Range { address: self.scratch, bytes: scratch_bytes(of_step), written: true };
-            let mut fresh = if first { vec![output, scratch] } else { Vec::new() };
+            let left = steps[*number].leaves.map(|moments| self.tensor(step, moments.operand()));
+            let mut fresh = if first { [output, scratch].into_iter().chain(left).collect() } else { Vec::new() };
             fresh.retain(|range| range.bytes > 0);
             previous = Some(*number);
             let call = Call { kernel, grid: launch.grid, maps, tensors, scalars, shared_bytes, label };
