@@ -172,6 +172,12 @@ fn a_missing_wait_is_named() {
 }
 
 #[test]
+fn a_copy_of_more_bytes_than_its_place_has_is_named() {
+    let body = "mov.u32 sm, tile; mov.u32 a0, 8; cp.async.ca.shared.global [sm], [px], 4, a0;";
+    caught(body, Check::OutOfBounds, "8 bytes to a place of 4");
+}
+
+#[test]
 fn a_wait_for_too_few_groups_is_named() {
     let body = format!("{COPY} cp.async.wait_group 1; ld.shared.u32 a0, [sm];");
     caught(&body, Check::MissingWait, "still being copied");

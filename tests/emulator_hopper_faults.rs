@@ -5,7 +5,7 @@
 mod support;
 
 use support::ptx::{self, hopper, rows, run_tiles};
-use unclip::backend::cuda::emulator::{Check, Fault, Swizzle};
+use unclip::backend::cuda::emulator::{Check, Fault, Swizzle, TensorMap};
 
 /// A product of one step: thread 0 makes an `mbarrier`, brings both operands, all wait and multiply. Faults are planted by
 /// leaving out or changing one line.
@@ -254,6 +254,21 @@ fn work_under_way_at_the_end_is_named() {
     caught(end, Check::MissingWait, "a bulk copy is under way at the end");
     let end = PRODUCT.split("wgmma.wait_group").next().unwrap();
     caught(end, Check::MissingWait, "a wgmma or bulk store is under way at the end");
+}
+
+#[test]
+fn boxes_that_end_within_a_step_or_leave_elements_of_a_row_out_are_refused() {
+    let x = vec![0u8; 16384];
+    for (tile, steps, rule) in
+        [([64, 127], [1, 2], "tiles are multiples of steps"), ([128, 64], [2, 1], "steps from 1 to 8, and 1 in a row")]
+    {
+        let maps = |x, _| {
+            let whole = rows(x, [64, 128], [64, 64], Swizzle::Bytes128);
+            [TensorMap { tile: tile.to_vec(), steps: steps.to_vec(), ..whole.clone() }, whole]
+        };
+        let fault = run_tiles(&hopper(128, 20480, PRODUCT), [1; 3], &x, 128, maps).expect_err("refused");
+        assert!(fault.detail.contains(rule), "{fault}");
+    }
 }
 
 #[test]

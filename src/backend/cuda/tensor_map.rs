@@ -95,7 +95,7 @@ impl TensorMap {
         require(strides.iter().all(|s| s.is_multiple_of(16) && *s < 1 << 40), "strides are multiples of 16 bytes")?;
         require(dims.iter().all(|d| (1..=1 << 32).contains(d)), "dimensions from 1 to 2^32")?;
         require(tile.iter().all(|t| (1..=256).contains(t)), "tiles from 1 to 256")?;
-        require(steps.iter().all(|s| (1..=8).contains(s)), "steps from 1 to 8")?;
+        require(steps[0] == 1 && steps.iter().all(|s| (1..=8).contains(s)), "steps from 1 to 8, and 1 in a row")?;
         // The documentation rounds up what a tile has of a dimension that is no multiple of its step; the size that the
         // driver writes down, by which `mbarrier`s count, was seen to be rounded down.
         require(tile.iter().zip(steps).all(|(tile, step)| tile.is_multiple_of(*step)), "tiles are multiples of steps")?;

@@ -272,7 +272,10 @@ pub(super) fn copy(
     for lane in lanes(mask) {
         reach.shared.await_copy(to[lane] as u32, bytes, first + lane as u16, reach.clock)?;
         // Zeros take the place of what is not to be read.
-        let wanted = filled[lane].min(bytes);
+        let wanted = filled[lane];
+        if wanted > bytes {
+            return stop(lane, Check::OutOfBounds, format!("cp.async of {wanted} bytes to a place of {bytes}"));
+        }
         let mut words = [0; 4];
         if !from[lane].is_multiple_of(u64::from(bytes)) && wanted > 0 {
             return stop(lane, Check::Misaligned, format!("cp.async of {bytes} bytes at {:#x}", from[lane]));
