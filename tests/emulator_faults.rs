@@ -172,6 +172,15 @@ fn a_missing_wait_is_named() {
 }
 
 #[test]
+fn more_shared_memory_than_every_device_has_is_refused() {
+    let fault = |text: &str| run(text, [1; 3], &[1; 64], 64, 64).err();
+    let small = fault(&module(64, 100 << 10, "")).expect("refused");
+    assert!(small.detail.contains("102400 shared bytes, a block has 101376 at most"), "{small}");
+    let large = |kib: u32| module(64, kib << 10, "").replace("sm_80", "sm_90a");
+    assert!(fault(&large(227)).is_none() && fault(&large(228)).is_some());
+}
+
+#[test]
 fn a_copy_of_more_bytes_than_its_place_has_is_named() {
     let body = "mov.u32 sm, tile; mov.u32 a0, 8; cp.async.ca.shared.global [sm], [px], 4, a0;";
     caught(body, Check::OutOfBounds, "8 bytes to a place of 4");

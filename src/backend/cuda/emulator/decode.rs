@@ -11,6 +11,11 @@ use std::collections::HashMap;
 /// promises.
 const SHARED_BASE: u32 = 1024;
 
+/// Most shared memory of a block: 99 KiB on the smallest devices that run code for sm_80, which have capability 8.6, 8.9
+/// or 12.0; 227 KiB on Hopper.
+const MOST_SHARED: u32 = 99 << 10;
+const MOST_SHARED_HOPPER: u32 = 227 << 10;
+
 /// The file that a register is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum File {
@@ -117,6 +122,7 @@ pub(super) fn decode(entry: &Entry) -> Result<Kernel> {
         name: entry.name.clone(),
         threads,
         parameters: decoder.parameters,
+        most_shared: if entry.target.starts_with("sm_90") { MOST_SHARED_HOPPER } else { MOST_SHARED },
         shared_base: decoder.shared_base,
         shared_bytes: fixed,
         dynamic,

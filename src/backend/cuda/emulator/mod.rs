@@ -148,9 +148,6 @@ impl Machine {
     }
 }
 
-/// Most shared memory of a block, on Hopper: 227 KiB.
-const MOST_SHARED: u32 = 227 << 10;
-
 /// What a launch gives each block.
 struct Parameters {
     bytes: Vec<u8>,
@@ -172,8 +169,8 @@ impl Parameters {
             None if shared_bytes == 0 => kernel.shared_bytes,
             None => return Err("shared memory is asked for that the kernel does not know".to_owned()),
         };
-        if shared_bytes > MOST_SHARED {
-            return Err(format!("{shared_bytes} shared bytes, a block has {MOST_SHARED} at most"));
+        if shared_bytes > kernel.most_shared {
+            return Err(format!("{shared_bytes} shared bytes, a block has {} at most", kernel.most_shared));
         }
         let mut all = Parameters { bytes: Vec::new(), maps: Vec::new(), shared_bytes };
         for (i, parameter) in kernel.parameters.iter().enumerate() {

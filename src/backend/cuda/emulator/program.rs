@@ -492,6 +492,8 @@ pub struct Kernel {
     pub(super) name: String,
     pub(super) threads: [u32; 3],
     pub(super) parameters: Vec<Parameter>,
+    /// Most shared memory of a block on any device that runs it.
+    pub(super) most_shared: u32,
     /// The address at which its shared memory begins.
     pub(super) shared_base: u32,
     pub(super) shared_bytes: u32,

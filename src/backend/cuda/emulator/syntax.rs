@@ -72,6 +72,8 @@ pub(super) struct Declaration {
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub name: String,
+    /// The architecture that the module is for.
+    pub target: String,
     pub threads: Option<[u32; 3]>,
     pub parameters: Vec<Declaration>,
     pub registers: Vec<Declaration>,
@@ -136,12 +138,15 @@ fn tokens(text: &str) -> Result<Vec<Token>> {
 
 /// Parses a module.
 pub(super) fn parse(text: &str) -> Result<Text> {
-    let mut parser = Parser { tokens: tokens(text)?, at: 0, line: 1, dynamic: Vec::new() };
+    let mut parser = Parser { tokens: tokens(text)?, at: 0, line: 1, target: String::new(), dynamic: Vec::new() };
     let mut entries = Vec::new();
     while let Some(word) = parser.try_next() {
         match word.as_str() {
             ".version" | ".target" | ".address_size" => {
-                parser.next()?;
+                let what = parser.next()?;
+                if word == ".target" {
+                    parser.target = what;
+                }
                 while parser.take(",") {
                     parser.next()?;
                 }
@@ -164,6 +169,7 @@ struct Parser {
     tokens: Vec<Token>,
     at: usize,
     line: u32,
+    target: String,
     dynamic: Vec<Declaration>,
 }
 
@@ -212,6 +218,7 @@ impl Parser {
             parameters: Vec::new(),
             registers: Vec::new(),
             shared: Vec::new(),
+            target: self.target.clone(),
             dynamic: self.dynamic.clone(),
             body: Vec::new(),
         };
