@@ -29,6 +29,8 @@ struct Function {
     entry: &'static str,
     handle: sys::CUfunction,
     loaded: Loaded,
+    /// Most shared memory that a launch has asked for, which the function is allowed.
+    shared_bytes: u32,
 }
 
 #[derive(Default)]
@@ -282,13 +284,12 @@ impl Driver for Gpu {
         // SAFETY: the module was loaded just now and stays loaded as long as `self` lives.
         let handle = self.check(&doing, unsafe { cu::module::get_function(module, name) })?;
         let loaded = Loaded { number: state.functions.len(), threads };
-        state.functions.push(Function { entry, handle, loaded });
+        state.functions.push(Function { entry, handle, loaded, shared_bytes: 0 });
         Ok(loaded)
     }
 
     fn launch(&self, call: &Call) -> Result<()> {
         let _turn = self.enter()?;
-        let handle = self.state().functions[call.kernel.number].handle;
         let maps = call.maps.iter().map(|map| self.encode(map, &call.label)).collect::<Result<Vec<_>>>()?;
         let maps = maps.iter().map(|map| std::ptr::from_ref(map).cast::<c_void>().cast_mut());
         let mut pointers: Vec<u64> = call.tensors.iter().map(|t| t.address).collect();
@@ -298,12 +299,18 @@ impl Driver for Gpu {
         let mut parameters: Vec<*mut c_void> = maps.chain(pointers).chain(scalars).collect();
         let [x, y, z] = call.grid;
         let shared = call.shared_bytes;
-        if shared > 0 {
+        let mut state = self.state();
+        let function = &mut state.functions[call.kernel.number];
+        let handle = function.handle;
+        // Never less again, for captured launches may have asked for more.
+        if shared > function.shared_bytes {
             let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function belongs to a loaded module.
             let set = unsafe { sys::cuFuncSetAttribute(handle, most, shared.cast_signed()) };
             self.check(&call.label, set.result())?;
+            function.shared_bytes = shared;
         }
+        drop(state);
         // SAFETY: the function belongs to a loaded module; its parameters are tensor maps, pointers of 64 bits, and
         // numbers of 32 bits in the order of the call, which the driver copies before it returns. That number, order and
         // sizes are those of the kernel, and that it stays inside the tensors, is what the emulator checks for the same
@@ -322,8 +329,8 @@ impl Driver for Gpu {
         let recorded = self.turns.capture(record);
         // SAFETY: the capture was begun above, and ends whatever became of the calls in it.
         let graph = unsafe { cu::stream::end_capture(self.stream) };
-        // SAFETY: `graph` is valid, and is not needed once it has been instantiated.
         let executable = match (recorded, graph) {
+            // SAFETY: `graph` is valid, and is not needed once it has been instantiated.
             (Ok(()), Ok(graph)) => unsafe {
                 let made = cu::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
                 _ = cu::graph::destroy(graph);
