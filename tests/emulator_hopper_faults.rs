@@ -243,6 +243,7 @@ fn tiles_and_descriptors_that_are_not_aligned_to_their_swizzle_are_named() {
     let detail = "a matrix descriptor";
     caught(&planted("add.u64 e1, e0, 512;", "add.u64 e1, e0, 520;"), Check::Descriptor, detail);
     caught(&planted("0x4000004000010000", "0x4000002000010000"), Check::Descriptor, detail);
+    caught(&planted("0x4000004000010000", "0x4010004000010000"), Check::Descriptor, "bits that belong to no field");
     caught(&planted("[at+8192], [m0", "[at+8320], [m0"), Check::Descriptor, "no multiple of the 1024");
     caught(&planted("[m0, {0, 64}]", "[x0, {0, 64}]"), Check::Descriptor, "there is no tensor map at");
     caught(&planted("tensor.2d", "tensor.3d").replacen("{0, 0}", "{0, 0, 0}", 1), Check::Descriptor, "3 coordinates");

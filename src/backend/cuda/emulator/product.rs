@@ -135,10 +135,17 @@ struct Operand {
     transposed: bool,
 }
 
+/// The bits of a descriptor that say something: start, leading and stride, base offset, swizzle.
+const FIELDS: u64 = 0x3fff | 0x3fff << 16 | 0x3fff << 32 | 7 << 49 | 3 << 62;
+
 impl Operand {
     fn new(bits: u64, transposed: bool) -> Outcome<Operand> {
         let field = |from: u32| (bits >> from & 0x3fff) as u32 * 16;
         let swizzle = [Swizzle::None, Swizzle::Bytes128, Swizzle::Bytes64, Swizzle::Bytes32][(bits >> 62) as usize];
+        if bits & !FIELDS != 0 {
+            let detail = format!("a matrix descriptor {bits:#x} with bits that belong to no field");
+            return stop(0, Check::Descriptor, detail);
+        }
         let operand = Operand { start: field(0), leading: field(16), stride: field(32), swizzle, transposed };
         let span = swizzle.span();
         // Eight lines form a pattern that repeats; only the first line's pieces are where a product may begin.
