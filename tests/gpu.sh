@@ -8,13 +8,19 @@
 # the variable PYTHON may name. compute-sanitizer of the CUDA toolkit is used where it is found. Without a card it ends with
 # one line and exit code 4, as the engine does. SECONDS_A_CASE, 0.2 if not set, is how long each case is timed.
 set -euo pipefail
+# Folders and files are named from where the caller is, everything of the repository from its root.
+paths=()
+for path in "${@:2}"; do
+    paths+=("$(realpath -m -- "$path")")
+done
+set -- "${1:-}" "${paths[@]}"
 cd "$(dirname "$0")/.."
 readonly PYTHON="${PYTHON:-python3}" SECONDS_A_CASE="${SECONDS_A_CASE:-0.2}"
 readonly TYPES=(f16 bf16 tf32 f32)
 readonly PEERS=benches/peers/compare_cases.py
 
 usage() {
-    sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0" >&2
+    sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' tests/gpu.sh >&2
     exit 2
 }
 
