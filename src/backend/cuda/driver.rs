@@ -330,12 +330,13 @@ impl Driver for Gpu {
         // SAFETY: the capture was begun above, and ends whatever became of the calls in it.
         let graph = unsafe { cu::stream::end_capture(self.stream) };
         let executable = match (recorded, graph) {
-            // SAFETY: `graph` is valid, and is not needed once it has been instantiated.
-            (Ok(()), Ok(graph)) => unsafe {
-                let made = cu::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
-                _ = cu::graph::destroy(graph);
+            (Ok(()), Ok(graph)) => {
+                // SAFETY: the graph is valid.
+                let made = unsafe { cu::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) };
+                // SAFETY: the graph is not needed any more: what was made of it stands by itself.
+                _ = unsafe { cu::graph::destroy(graph) };
                 self.check("preparing the captured steps", made)?
-            },
+            }
             (Ok(()), Err(error)) => return self.check("capturing", Err(error)),
             (Err(error), graph) => {
                 // SAFETY: as above.
