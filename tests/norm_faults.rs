@@ -1,4 +1,5 @@
-//! Faults planted in the text of group_norm, which keeps a group in shared memory: each is caught by a named check.
+//! Faults planted in the texts of group_norm, which keeps a group in shared memory, and of product_sum, which leaves
+//! moments to a norm: each is caught by a named check.
 #![cfg(feature = "cuda-emulator")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -8,89 +9,149 @@ use support::ptx;
 use unclip::backend::cuda::emulator::{Arguments, Check, Fault, Machine, Range, parse};
 use unclip::backend::cuda::kernels::KERNELS;
 
-const ENTRY: &str = "group_norm_512x2_f32";
+const NORM: &str = "group_norm_512x2_f32";
 /// An image of 15 by 20 positions, which is more than a block takes at a time, 24 channels, three groups.
 const SIZES: [u32; 3] = [300, 24, 3];
+const SUM: &str = "product_sum_f32_f32";
 
-fn text() -> &'static str {
-    KERNELS.iter().find(|kernel| kernel.entries().any(|entry| entry == ENTRY)).unwrap().text
+fn text(entry: &str) -> &'static str {
+    KERNELS.iter().find(|kernel| kernel.entries().any(|own| own == entry)).unwrap().text
 }
 
-/// The kernel with something in the place of a line that it has.
-#[track_caller]
-fn planted(line: &str, instead: &str) -> String {
-    ptx::planted(text(), line, instead)
+/// Memory of so many bytes: small numbers, or to be written.
+fn tensor(machine: &mut Machine, bytes: u64, written: bool) -> Range {
+    let address = machine.allocate(bytes);
+    if !written {
+        let numbers: Vec<u8> = (0..bytes / 4).flat_map(|i| ((i % 13) as f32 - 5.5).to_le_bytes()).collect();
+        machine.write(address, &numbers).unwrap();
+    }
+    Range { address, bytes, written }
 }
 
-/// Runs it with a style and without an activation.
-fn run(text: &str) -> Result<(), Fault> {
+/// Runs a text of group_norm with a style and without an activation.
+fn run_norm(text: &str) -> Result<(), Fault> {
     let [positions, channels, groups] = SIZES;
     let (elements_bytes, channels_bytes) = (4 * u64::from(positions * channels), 4 * u64::from(channels));
     let mut machine = Machine::default();
-    let mut tensor = |bytes: u64, written: bool| {
-        let address = machine.allocate(bytes);
-        if !written {
-            let numbers: Vec<u8> = (0..bytes / 4).flat_map(|i| ((i % 13) as f32 - 5.5).to_le_bytes()).collect();
-            machine.write(address, &numbers).unwrap();
-        }
-        Range { address, bytes, written }
-    };
     let inputs = [elements_bytes, channels_bytes, channels_bytes, 2 * channels_bytes];
-    let [x, gamma, beta, style] = inputs.map(|bytes| tensor(bytes, false));
-    let y = tensor(elements_bytes, true);
+    let [x, gamma, beta, style] = inputs.map(|bytes| tensor(&mut machine, bytes, false));
+    let y = tensor(&mut machine, elements_bytes, true);
     let kernels = parse(text).unwrap_or_else(|e| panic!("{e}"));
-    let kernel = kernels.iter().find(|kernel| kernel.name() == ENTRY).unwrap();
+    let kernel = kernels.iter().find(|kernel| kernel.name() == NORM).unwrap();
     let scalars = [positions, channels, groups, 1, 0, 1e-5f32.to_bits()];
     let arguments =
         Arguments { maps: &[], tensors: &[x, gamma, beta, style, y], scalars: &scalars, shared_bytes: 48 << 10 };
     machine.launch(kernel, [groups, 1, 1], arguments).map(|_| ())
 }
 
+/// Runs a text of product_sum: two parts of 64 rows by 30 columns, the moments of 10 columns at a time, nothing added.
+fn run_sum(text: &str) -> Result<(), Fault> {
+    const ROWS: u32 = 64;
+    const OUTPUTS: u32 = 30;
+    const UNIT: u32 = 10;
+    let bytes = 4 * u64::from(ROWS * OUTPUTS);
+    let mut machine = Machine::default();
+    let x = tensor(&mut machine, 2 * bytes, false);
+    let moments = tensor(&mut machine, 12 * u64::from(ROWS / 32 * OUTPUTS / UNIT), true);
+    let y = tensor(&mut machine, bytes, true);
+    let kernels = parse(text).unwrap_or_else(|e| panic!("{e}"));
+    let kernel = kernels.iter().find(|kernel| kernel.name() == SUM).unwrap();
+    let scalars = [ROWS, 2, OUTPUTS, ROWS, 32, 0, 0, 0, 0, UNIT];
+    let arguments = Arguments { maps: &[], tensors: &[x, x, x, x, moments, y], scalars: &scalars, shared_bytes: 0 };
+    machine.launch(kernel, [1, ROWS / 32, 1], arguments).map(|_| ())
+}
+
+/// An entry, and what runs a text of it.
+struct Subject {
+    entry: &'static str,
+    run: fn(&str) -> Result<(), Fault>,
+}
+
+const NORM_KERNEL: Subject = Subject { entry: NORM, run: run_norm };
+const SUM_KERNEL: Subject = Subject { entry: SUM, run: run_sum };
+
+/// Puts something in the place of a line that the kernel has, and sees what is found.
 #[track_caller]
-fn caught(text: &str, check: Check) {
-    let fault = run(text).expect_err("nothing was found");
+fn caught(Subject { entry, run }: Subject, line: &str, instead: &str, check: Check) {
+    let fault = run(&ptx::planted(text(entry), line, instead)).expect_err("nothing was found");
     assert_eq!(fault.check, check, "{fault}");
 }
 
 #[test]
-fn the_kernel_without_a_fault_runs() {
-    run(text()).unwrap_or_else(|fault| panic!("{fault}"));
+fn the_kernels_without_a_fault_run() {
+    for Subject { entry, run } in [NORM_KERNEL, SUM_KERNEL] {
+        run(text(entry)).unwrap_or_else(|fault| panic!("{fault}"));
+    }
 }
 
 #[test]
 fn elements_that_are_not_waited_for_are_named() {
-    caught(&planted("cp.async.wait_all;", ""), Check::MissingWait);
+    caught(NORM_KERNEL, "cp.async.wait_all;", "", Check::MissingWait);
 }
 
 #[test]
 fn sums_of_warps_that_are_read_before_they_are_written_are_named() {
-    caught(&planted("bar.sync 0;", ""), Check::UnwrittenMemory);
+    caught(NORM_KERNEL, "bar.sync 0;", "", Check::UnwrittenMemory);
 }
 
 #[test]
 fn two_sums_in_one_place_are_named() {
-    caught(&planted("st.shared.f32 [%warp_sum+64], %own;", "st.shared.f32 [%warp_sum+0], %own;"), Check::SharedRace);
+    caught(NORM_KERNEL, "st.shared.f32 [%warp_sum+64], %own;", "st.shared.f32 [%warp_sum+0], %own;", Check::SharedRace);
 }
 
 #[test]
 fn a_position_too_many_is_named() {
-    caught(&planted("sub.u32 %at, %at, 1;\n    div.u32 %count", "div.u32 %count"), Check::OutOfBounds);
+    caught(NORM_KERNEL, "sub.u32 %at, %at, 1;\n    div.u32 %count", "div.u32 %count", Check::OutOfBounds);
 }
 
 #[test]
 fn channels_without_factors_are_named() {
-    caught(&planted("st.shared.v2.f32 [%put+8], {%g, %b};", ""), Check::UnwrittenMemory);
+    caught(NORM_KERNEL, "st.shared.v2.f32 [%put+8], {%g, %b};", "", Check::UnwrittenMemory);
 }
 
 #[test]
 fn elements_in_the_place_of_the_sums_are_named() {
-    caught(&planted("add.u32 %cell, %cell, 4224;", "add.u32 %cell, %cell, 4096;"), Check::SharedRace);
+    caught(NORM_KERNEL, "add.u32 %cell, %cell, 4224;", "add.u32 %cell, %cell, 4096;", Check::SharedRace);
 }
 
 #[test]
 fn pairs_that_begin_at_an_odd_channel_are_named() {
     caught(
-        &planted("mad.lo.u32 %first, %column, 2, %first;", "mad.lo.u32 %first, %column, 1, %first;"),
+        NORM_KERNEL,
+        "mad.lo.u32 %first, %column, 2, %first;",
+        "mad.lo.u32 %first, %column, 1, %first;",
         Check::Misaligned,
     );
+}
+
+#[test]
+fn moments_that_are_merged_before_all_are_there_are_named() {
+    caught(SUM_KERNEL, "bar.sync 0;", "", Check::UnwrittenMemory);
+}
+
+#[test]
+fn merged_columns_that_are_not_waited_for_are_named() {
+    let wait =
+        "columns_merged:\n    // the first row is merged, and read by others than those who wrote it\n    bar.sync 0;";
+    caught(SUM_KERNEL, wait, "columns_merged:", Check::SharedRace);
+}
+
+#[test]
+fn sums_that_nobody_cleared_are_named() {
+    caught(SUM_KERNEL, "mov.f32 %over, 0f00000000;", "", Check::UnwrittenRegister);
+}
+
+#[test]
+fn moments_too_far_apart_are_named() {
+    caught(
+        SUM_KERNEL,
+        "mad.wide.u32 %from, %at, 12, %from;",
+        "mad.wide.u32 %from, %at, 16, %from;",
+        Check::OutOfBounds,
+    );
+}
+
+#[test]
+fn a_part_of_the_depth_too_many_is_named() {
+    caught(SUM_KERNEL, "setp.ne.u32 %more, %parts, 0;", "setp.ge.s32 %more, %parts, 0;", Check::OutOfBounds);
 }
