@@ -271,7 +271,8 @@ impl TensorProduct {
         let images = rows / (out_height * out_width);
         let boxes = Boxes::of(images, out_height, out_width);
         let step = stride as u32;
-        let extent = |bits: u32| ((1 << bits) - 1) * step + 1;
+        // To load n elements of a strided dimension the driver wants n steps.
+        let extent = |bits: u32| step << bits;
         let taps = window_height * window_width;
         let x = Walk {
             dims: vec![channels, width, height, images],
