@@ -6,8 +6,9 @@
 mod support;
 
 use support::golden::MODEL;
-use support::pictures::{PROMPTS, Steps, TRAINED, agree, agree_with_philox, decibels, run, run_on_cpu};
+use support::pictures::{PROMPTS, Steps, TRAINED, agree, agree_with_philox, decibels, run, run_on_cpu, run_unguided};
 use unclip::backend::Backend;
+use unclip::backend::cpu::Cpu;
 use unclip::backend::cuda::{Cuda, Precision};
 use unclip::pipeline::Trace;
 
@@ -79,6 +80,23 @@ fn networks_of_narrow_numbers_put_out_what_the_cpu_does() {
             assert!(units < 4.0, "{device}: {name} deviates by {units:.2} times the type's rounding");
         }
         println!("{device}: picture {:.1} dB", decibels(&images[0], &want_images[0]));
+    }
+}
+
+/// The more steps super-resolution takes, the smaller is the first one's part in the picture, and without guidance nothing
+/// multiplies what two halves of a batch differ by. `tests/golden/precision.py` has diffusers beside this.
+#[test]
+fn pictures_of_random_weights_in_bf16_are_within_40_db_of_the_cpu_without_guidance() {
+    let prompt = ["a red frog on a green leaf"];
+    let steps = [Some(5), Some(5), Some(14)];
+    let (want, _) = run_unguided(MODEL, Box::new(Cpu::new(2).unwrap()), &prompt, steps);
+    for backend in [Cuda::emulator(), Cuda::hopper_emulator()] {
+        let backend = backend.with_precision(Precision::Bf16);
+        let device = backend.name();
+        let (images, _) = run_unguided(MODEL, Box::new(backend), &prompt, steps);
+        let decibels = decibels(&images[0], &want[0]);
+        println!("{device}: picture without guidance {decibels:.1} dB");
+        assert!(decibels > 40.0, "{device}: {decibels:.1} dB");
     }
 }
 

@@ -21,12 +21,18 @@ pub type Steps = [Option<usize>; 3];
 
 /// Pictures and all tensors on the way to them, from the noise of torch.
 pub fn run(model: &str, backend: Box<dyn Backend>, prompts: &[&str], steps: Steps) -> (Vec<Image>, Trace) {
-    run_from(NoiseKind::Torch, model, backend, prompts, steps)
+    run_as(Request::new(prompts[0]), model, backend, prompts, steps)
 }
 
-/// The same from either noise.
-fn run_from(
-    noise: NoiseKind,
+/// The same without guidance.
+pub fn run_unguided(model: &str, backend: Box<dyn Backend>, prompts: &[&str], steps: Steps) -> (Vec<Image>, Trace) {
+    let request = Request { prior_guidance: Some(1.0), decoder_guidance: Some(1.0), ..Request::new(prompts[0]) };
+    run_as(request, model, backend, prompts, steps)
+}
+
+/// The same with whatever else a request says.
+fn run_as(
+    mut request: Request,
     model: &str,
     backend: Box<dyn Backend>,
     prompts: &[&str],
@@ -34,7 +40,6 @@ fn run_from(
 ) -> (Vec<Image>, Trace) {
     let checkpoint = Checkpoint::open(model, LoadOptions::default()).unwrap();
     let pipeline = Pipeline::open(checkpoint, backend).unwrap();
-    let mut request = Request { noise, ..Request::new(prompts[0]) };
     request.prompts = prompts.iter().map(|p| (*p).into()).collect();
     [request.prior_steps, request.decoder_steps, request.super_res_steps] = steps;
     let mut trace = Trace::on();
@@ -80,8 +85,9 @@ pub fn agree(model: &str, backend: Box<dyn Backend>, steps: Steps) {
 /// compared: a first step divides by the smallest signal, and where that is not clipped depends on the seed.
 pub fn agree_with_philox(model: &str, backend: Box<dyn Backend>, prompts: &[&str], steps: Steps) {
     let name = backend.name();
-    let (want, _) = run_from(NoiseKind::Philox, model, Box::new(Cpu::new(2).unwrap()), prompts, steps);
-    let (got, _) = run_from(NoiseKind::Philox, model, backend, prompts, steps);
+    let request = || Request { noise: NoiseKind::Philox, ..Request::new(prompts[0]) };
+    let (want, _) = run_as(request(), model, Box::new(Cpu::new(2).unwrap()), prompts, steps);
+    let (got, _) = run_as(request(), model, backend, prompts, steps);
     same_pictures(&name, &got, &want);
 }
 
