@@ -10,7 +10,7 @@
 // Memory    none shared
 // Numerics  f32; tap distances from integers, so that they are as exact far from the origin as near it
 // Variants  source: f32 f16; elem: f32 f16
-// Limits    none
+// Limits    2 H H' and 2 W W' below 2^32
 
 struct Scalars {
     // Elements of y.
@@ -35,40 +35,42 @@ fn pixel(n: u32, i: u32, j: u32, c: u32) -> f32 {
     return f32(x[((n * scalars.height + i) * scalars.width + j) * scalars.channels + c]);
 }
 
+// 1.5 d^3 - 2.5 d^2 + 1 below one and -0.5 d^3 + 2.5 d^2 - 4 d + 2 below two, as products of what vanishes at their ends:
+// the sums would lose all digits there.
 fn keys_cubic(distance: f32) -> f32 {
     let d = abs(distance);
     if d < 1.0 {
-        return (1.5 * d - 2.5) * d * d + 1.0;
+        return (1.0 - d) * (1.0 + d - 1.5 * d * d);
     }
     if d < 2.0 {
-        return ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0;
+        return 0.5 * (1.0 - d) * (2.0 - d) * (2.0 - d);
     }
     return 0.0;
 }
 
-// The taps of one output index along one side. Input index `whole + k` lies `k + before` pixels after the centre.
+// The taps of one output index along one side. The middle of input `at` lies step * at - centre behind that of the output,
+// in units of which an input is `step` apart from the next and two stretched ones are `reach`.
 struct Taps {
     low: u32,
     high: u32,
-    whole: u32,
-    before: f32,
-    stretch: f32,
+    step: u32,
+    centre: u32,
+    reach: u32,
 }
 
 fn taps(index: u32, input: u32, output: u32) -> Taps {
-    // The centre is (index + 1/2) * input / output, split into whole pixels and a fraction.
-    let numerator = (2u * index + 1u) * input;
-    let whole = numerator / (2u * output);
-    let fraction = f32(numerator % (2u * output)) / f32(2u * output);
-    let stretch = max(f32(input) / f32(output), 1.0);
-    let reach = i32(ceil(2.0 * stretch)) + 1;
-    let low = u32(max(i32(whole) - reach, 0));
-    let high = min(whole + u32(reach) + 1u, input);
-    return Taps(low, high, whole, 0.5 - fraction, stretch);
+    let step = 2u * output;
+    let centre = (2u * index + 1u) * input - output;
+    // The filter is stretched where the picture shrinks.
+    let reach = 4u * max(input, output);
+    // Those within reach: the first beyond centre - reach, without a sign, and up to the last before centre + reach.
+    let low = (max(centre + step, reach) - reach) / step;
+    let high = min((centre + reach - 1u) / step + 1u, input);
+    return Taps(low, high, step, centre, reach);
 }
 
 fn tap_weight(t: Taps, at: u32) -> f32 {
-    return keys_cubic((f32(i32(at) - i32(t.whole)) + t.before) / t.stretch);
+    return keys_cubic(f32(i32(t.step * at - t.centre)) / f32(t.reach / 2u));
 }
 
 fn bicubic(n: u32, i: u32, j: u32, c: u32) -> f32 {
