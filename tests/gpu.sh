@@ -6,7 +6,8 @@
 #
 # `run` wants the repository's files beside it, NVIDIA's driver, and a Python with PyTorch, diffusers and safetensors, which
 # the variable PYTHON may name. compute-sanitizer of the CUDA toolkit is used where it is found. Without a card it ends with
-# one line and exit code 4, as the engine does. SECONDS_A_CASE, 0.2 if not set, is how long each case is timed.
+# one line and exit code 4, as the engine does. Where the driver brings Vulkan, the WGSL kernels are checked and timed as well.
+# SECONDS_A_CASE, 0.2 if not set, is how long each case is timed.
 set -euo pipefail
 # Folders and files are named from where the caller is, everything of the repository from its root.
 paths=()
@@ -36,13 +37,14 @@ for line in sys.stdin:
 
 build() {
     local folder=$1 messages
-    local features=(--release --no-default-features --features cli,cuda,cuda-emulator --message-format=json)
+    local features=(--release --no-default-features --features cli,wgpu,cuda,cuda-emulator --message-format=json)
     mkdir -p "$folder"
-    messages=$(cargo test --no-run --test cuda "${features[@]}")
+    messages=$(cargo test --no-run --test cuda --test wgpu "${features[@]}")
     cp "$(built cuda <<<"$messages")" "$folder/cuda"
+    cp "$(built wgpu <<<"$messages")" "$folder/wgpu"
     messages=$(cargo build --bin engine "${features[@]}")
     cp "$(built engine <<<"$messages")" "$folder/engine"
-    echo "$folder: engine, cuda"
+    echo "$folder: engine, cuda, wgpu"
 }
 
 # Runs a check, keeps its output, and adds a line to the report. Whatever it finds, the rest is still run.
@@ -69,25 +71,26 @@ trace() {
     "$PYTHON" "$PEERS" --trace "$work/cpu.safetensors" "$work/cuda.safetensors"
 }
 
-# What the engine takes for each case that PyTorch is timed with; the networks, whose weights take a while to draw, only
-# in the type that pictures are made in.
+# What the engine takes on a device, in a type, for each case that PyTorch is timed with; the networks, whose weights take a
+# while to draw, only in the type that pictures are made in.
 bench() {
     local filters=() name
     while read -r name; do
-        [[ $1 != f16 && $name == */karlo ]] || filters+=(--filter "$name")
+        [[ $2 != f16 && $name == */karlo ]] || filters+=(--filter "$name")
     done < <("$PYTHON" "$PEERS" --cases)
-    "$engine" bench --device cuda --dtype "$1" --seconds "$SECONDS_A_CASE" --json "${filters[@]}" >"$work/$1.json"
+    "$engine" bench --device "$1" --dtype "$2" --seconds "$SECONDS_A_CASE" --json "${filters[@]}" >"$work/$1-$2.json"
 }
 
 run() {
-    local binaries=$1 cases type
+    local binaries=$1 cases shaders adapter type name timed=()
     report=${2:-gpu-report.md}
     if ! nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
         echo "gpu.sh: nvidia-smi finds no NVIDIA card on this machine" >&2
         exit 4
     fi
-    engine=$(realpath "$binaries/engine") cases=$(realpath "$binaries/cuda") work=$(mktemp -d)
-    export REQUIRE_BACKENDS=cuda # a test that cannot run there has failed
+    engine=$(realpath "$binaries/engine") cases=$(realpath "$binaries/cuda") shaders=$(realpath "$binaries/wgpu")
+    work=$(mktemp -d)
+    export REQUIRE_BACKENDS=cuda,wgpu # a test that cannot run there has failed
     {
         echo "## $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1), $(date +%F)"
         echo
@@ -103,12 +106,24 @@ run() {
         echo "- no compute-sanitizer on this machine" | tee -a "$report"
     fi
     for type in "${TYPES[@]}"; do
-        check "timings in $type" "$work/bench-$type.log" bench "$type"
+        check "timings in $type" "$work/bench-$type.log" bench cuda "$type"
+        timed+=("cuda-$type")
     done
+    # The first adapter is the one that the tests take; a software adapter says nothing of the card.
+    adapter=$("$engine" devices 2>/dev/null | grep '^wgpu:0 ' || true)
+    if [[ $adapter == *"(discrete"* ]]; then
+        check "all cases in WGSL against loops in f64" "$work/shaders.log" "$shaders" matches_the_reference
+        for type in f16 f32; do
+            check "timings in WGSL, $type" "$work/bench-wgpu-$type.log" bench wgpu "$type"
+            timed+=("wgpu-$type")
+        done
+    else
+        echo "- no Vulkan driver for the card on this machine" | tee -a "$report"
+    fi
     echo >>"$report"
-    for type in "${TYPES[@]}"; do
-        if [[ -s $work/$type.json ]]; then
-            "$PYTHON" "$PEERS" --device cuda --compile --seconds "$SECONDS_A_CASE" "$work/$type.json" >>"$report" || failed=1
+    for name in "${timed[@]}"; do
+        if [[ -s $work/$name.json ]]; then
+            "$PYTHON" "$PEERS" --device cuda --compile --seconds "$SECONDS_A_CASE" "$work/$name.json" >>"$report" || failed=1
         fi
     done
     cat "$report"
