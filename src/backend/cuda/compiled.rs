@@ -1,7 +1,8 @@
 //! A plan on the device: one allocation for all slots, one for all weights, and the list of calls to replay.
 
-use super::device::{Call, Captured, Driver, Loaded, Range};
+use super::device::{Call, Captured, Driver, Loaded};
 use super::kernels;
+use super::range::Range;
 use super::tensor_map::TensorMap;
 use super::weights::{Order, send};
 use crate::backend::{Executable, launches};

@@ -3,21 +3,11 @@
 //! Launch geometry, argument order, offsets of slots and the captured loop are above this line and the same for both,
 //! so that tests without a GPU cover them.
 
+use super::range::Range;
 use super::tensor_map::TensorMap;
 use crate::error::Result;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
-
-/// A tensor of a launch: its memory, and whether the kernel writes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
-    /// Where it begins.
-    pub address: u64,
-    /// Its length.
-    pub bytes: u64,
-    /// Whether the launch may write it.
-    pub written: bool,
-}
 
 /// A kernel that a driver has loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,6 +12,7 @@ mod driver;
 #[cfg(feature = "cuda-emulator")]
 pub mod emulator;
 pub mod kernels;
+mod range;
 mod tensor_map;
 mod weights;
 
@@ -21,7 +22,7 @@ use crate::ops::Factors;
 use crate::plan::{Element, Plan, WeightSource, narrow};
 use compiled::Compiled;
 use device::Driver;
-pub use device::Range;
+pub use range::Range;
 use std::sync::Arc;
 pub use tensor_map::{Swizzle, TensorMap};
 

@@ -3,7 +3,7 @@
 //! Each driver makes of it what its kernels take: the real one 128 opaque bytes, the emulator nothing. The rules that
 //! [`TensorMap::check`] holds it to are those of `cuTensorMapEncodeTiled`, so a map that the emulator takes the driver takes.
 
-use super::device::Range;
+use super::range::Range;
 use crate::ops::Walk;
 use crate::plan::Element;
 

@@ -1,6 +1,7 @@
 //! Weights from the checkpoint to one allocation on the device, in the order and type in which kernels read them.
 
-use super::device::{Driver, Range};
+use super::device::Driver;
+use super::range::Range;
 use crate::error::Result;
 use crate::ops::{Factors, elements};
 use crate::plan::{Element, Stored};

@@ -5,7 +5,7 @@
 //! where it belongs to the same allocation.
 
 use super::fault::{Check, Outcome, stop};
-use crate::backend::cuda::device::Range;
+use crate::backend::cuda::range::Range;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 /// Addresses begin here; small numbers are never addresses.
