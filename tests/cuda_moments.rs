@@ -96,10 +96,14 @@ fn storage(backend: &Cuda) -> Element {
     }
 }
 
+/// Side, images, channels and groups for tiles of 64 rows by 80 columns, of 128 by 160, of boxes of pixels; units of 16, 10
+/// and 4 channels.
+const NORMS: [([usize; 2], usize, usize, usize); 3] =
+    [([48, 64], 1, 64, 2), ([128, 64], 2, 40, 4), ([64, 96], 3, 168, 6)];
+
 #[test]
 fn norms_find_the_moments_that_products_leave() {
-    // For tiles of 64 rows by 80 columns, of 128 by 160, of boxes of pixels; units of 16, 10 and 4 channels.
-    for (side, images, channels, groups) in [([48, 64], 1, 64, 2), ([128, 64], 2, 40, 4), ([64, 96], 3, 168, 6)] {
+    for (side, images, channels, groups) in NORMS {
         let model = norm_of_conv(side, images, channels, groups);
         let want = on_the_cpu(&model);
         for backend in backends() {
@@ -115,8 +119,7 @@ fn norms_find_the_moments_that_products_leave() {
 }
 
 /// Two products side by side, in groups of which one has channels of both, and one of them with a norm of its own.
-#[test]
-fn norms_of_joined_channels_find_the_moments_of_both_parts() {
+fn norms_of_joined_channels() -> Model {
     let tensors: [(&str, &[usize]); 8] = [
         ("a.weight", &[40, 8]),
         ("a.bias", &[40]),
@@ -127,17 +130,38 @@ fn norms_of_joined_channels_find_the_moments_of_both_parts() {
         ("norm.weight", &[72]),
         ("norm.bias", &[72]),
     ];
-    let model = Model::new(&[2, 8192, 8], &tensors, |graph, x| {
+    Model::new(&[2, 8192, 8], &tensors, |graph, x| {
         let w = graph.weights();
         let (a, b) = (x.linear(w.at("a"), 40), x.linear(w.at("b"), 32));
         let joined = Tensor::concat(&[a, b], 2).group_norm(w.at("norm"), 3, 1e-5);
         Tensor::concat(&[a.group_norm(w.at("norm_a"), 4, 1e-5), joined], 2)
-    });
+    })
+}
+
+#[test]
+fn norms_of_joined_channels_find_the_moments_of_both_parts() {
+    let model = norms_of_joined_channels();
     let want = on_the_cpu(&model);
     for backend in backends() {
         let (got, name) = (model.run(&backend), backend.name());
         close(&got, &want, storage(&backend), 8).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(!ran(&backend, "group_norm_sums"), "{name}");
+    }
+}
+
+/// The same on a GPU, if there is one.
+#[cfg(feature = "cuda")]
+#[test]
+fn norms_find_the_moments_that_products_leave_on_a_gpu() {
+    let convs = NORMS.map(|(side, images, channels, groups)| norm_of_conv(side, images, channels, groups));
+    for model in convs.into_iter().chain([norms_of_joined_channels()]) {
+        let want = on_the_cpu(&model);
+        for precision in [Precision::F32, Precision::Tf32, Precision::F16, Precision::Bf16] {
+            let opened = Cuda::new(0).map(|gpu| gpu.with_precision(precision));
+            let Some(gpu) = support::every::available("cuda", opened) else { return };
+            let (got, name) = (model.run(&gpu), gpu.name());
+            close(&got, &want, storage(&gpu), 72).unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
     }
 }
 

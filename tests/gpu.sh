@@ -19,6 +19,7 @@ cd "$(dirname "$0")/.."
 readonly PYTHON="${PYTHON:-python3}" SECONDS_A_CASE="${SECONDS_A_CASE:-0.2}"
 readonly TYPES=(f16 bf16 tf32 f32)
 readonly PEERS=benches/peers/compare_cases.py
+readonly LIMIT=(timeout --kill-after 10 150) # a kernel that never ends must not keep the rest from being run
 
 usage() {
     sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' tests/gpu.sh >&2
@@ -36,15 +37,16 @@ for line in sys.stdin:
 }
 
 build() {
-    local folder=$1 messages
+    local folder=$1 messages name
     local features=(--release --no-default-features --features cli,wgpu,cuda,cuda-emulator --message-format=json)
     mkdir -p "$folder"
-    messages=$(cargo test --no-run --test cuda --test wgpu "${features[@]}")
-    cp "$(built cuda <<<"$messages")" "$folder/cuda"
-    cp "$(built wgpu <<<"$messages")" "$folder/wgpu"
+    messages=$(cargo test --no-run --test cuda --test cuda_moments --test wgpu "${features[@]}")
+    for name in cuda cuda_moments wgpu; do
+        cp "$(built "$name" <<<"$messages")" "$folder/$name"
+    done
     messages=$(cargo build --bin engine "${features[@]}")
     cp "$(built engine <<<"$messages")" "$folder/engine"
-    echo "$folder: engine, cuda, wgpu"
+    echo "$folder: engine, cuda, cuda_moments, wgpu"
 }
 
 # Runs a check, keeps its output, and adds a line to the report. Whatever it finds, the rest is still run.
@@ -55,7 +57,7 @@ check() {
     "$@" >"$log" 2>&1 || status=$?
     case $status in
     0) echo "- $name: passed in $((SECONDS - started)) s" ;;
-    124) echo "- $name: not finished in time" ;;
+    124 | 137) echo "- $name: **not finished in time**, see $log" && failed=1 ;;
     *) echo "- $name: **failed** with exit code $status, see $log" && failed=1 ;;
     esac >>"$report"
     tail -n 1 "$report"
@@ -65,7 +67,7 @@ check() {
 trace() {
     local device
     for device in cpu cuda; do
-        "$engine" run -q -m tests/golden/tiny -p "a red frog on a green leaf" --prior-steps 5 --decoder-steps 4 \
+        "${LIMIT[@]}" "$engine" run -q -m tests/golden/tiny -p "a red frog on a green leaf" --prior-steps 5 --decoder-steps 4 \
             --super-res-steps 3 --device "$device" -o "$work/$device.png" --trace "$work/$device.safetensors"
     done
     "$PYTHON" "$PEERS" --trace "$work/cpu.safetensors" "$work/cuda.safetensors"
@@ -78,29 +80,30 @@ bench() {
     while read -r name; do
         [[ $2 != f16 && $name == */karlo ]] || filters+=(--filter "$name")
     done < <("$PYTHON" "$PEERS" --cases)
-    "$engine" bench --device "$1" --dtype "$2" --seconds "$SECONDS_A_CASE" --json "${filters[@]}" >"$work/$1-$2.json"
+    "${LIMIT[@]}" "$engine" bench --device "$1" --dtype "$2" --seconds "$SECONDS_A_CASE" --json "${filters[@]}" >"$work/$1-$2.json"
 }
 
 run() {
-    local binaries=$1 cases shaders adapter type name timed=()
+    local binaries=$1 cases moments shaders adapter type name timed=()
     report=${2:-gpu-report.md}
     if ! nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
         echo "gpu.sh: nvidia-smi finds no NVIDIA card on this machine" >&2
         exit 4
     fi
-    engine=$(realpath "$binaries/engine") cases=$(realpath "$binaries/cuda") shaders=$(realpath "$binaries/wgpu")
-    work=$(mktemp -d)
+    engine=$(realpath "$binaries/engine") cases=$(realpath "$binaries/cuda") work=$(mktemp -d)
+    moments=$(realpath "$binaries/cuda_moments") shaders=$(realpath "$binaries/wgpu")
     export REQUIRE_BACKENDS=cuda,wgpu # a test that cannot run there has failed
     {
         echo "## $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1), $(date +%F)"
         echo
     } >"$report"
-    check "all cases against loops in f64" "$work/cases.log" "$cases" on_a_gpu
+    check "all cases against loops in f64" "$work/cases.log" "${LIMIT[@]}" "$cases" on_a_gpu --test-threads 1
+    check "norms behind products against the CPU" "$work/moments.log" "${LIMIT[@]}" "$moments" on_a_gpu
     check "the tiny checkpoint against the CPU" "$work/trace.log" trace
     if command -v compute-sanitizer >/dev/null; then
         for tool in memcheck racecheck; do
             check "all cases under compute-sanitizer's $tool" "$work/$tool.log" \
-                timeout 120 compute-sanitizer --tool "$tool" --error-exitcode 9 "$cases" on_a_gpu --test-threads 1
+                "${LIMIT[@]}" compute-sanitizer --tool "$tool" --error-exitcode 9 "$cases" on_a_gpu --test-threads 1
         done
     else
         echo "- no compute-sanitizer on this machine" | tee -a "$report"
@@ -112,7 +115,7 @@ run() {
     # The first adapter is the one that the tests take; a software adapter says nothing of the card.
     adapter=$("$engine" devices 2>/dev/null | grep '^wgpu:0 ' || true)
     if [[ $adapter == *"(discrete"* ]]; then
-        check "all cases in WGSL against loops in f64" "$work/shaders.log" "$shaders" matches_the_reference
+        check "all cases in WGSL against loops in f64" "$work/shaders.log" "${LIMIT[@]}" "$shaders" matches_the_reference
         for type in f16 f32; do
             check "timings in WGSL, $type" "$work/bench-wgpu-$type.log" bench wgpu "$type"
             timed+=("wgpu-$type")
