@@ -1,28 +1,6 @@
-//! Pieces that several networks share: CLIP's transformer block, and the residual and attention blocks of the U-Nets.
+//! Pieces that the U-Nets share: residual and attention blocks.
 
-use crate::ops::Activation;
 use crate::plan::{Tensor, Weights};
-
-/// Sizes of a CLIP transformer.
-pub struct Transformer {
-    pub heads: usize,
-    /// Width between the two layers of the perceptron.
-    pub inner: usize,
-    pub eps: f32,
-    pub activation: Activation,
-}
-
-/// One causal CLIP block: attention and perceptron, each on the normalised input and added back.
-pub fn transformer_block<'g>(w: &Weights<'g>, x: Tensor<'g>, shape: &Transformer) -> Tensor<'g> {
-    let width = x.channels();
-    let h = x.layer_norm(w.at("layer_norm1"), shape.eps);
-    let attn = w.at("self_attn");
-    let [q, k, v] = ["q_proj", "k_proj", "v_proj"].map(|name| h.linear(attn.at(name), width));
-    let x = x + q.attend((k, v), None, None, shape.heads, true).linear(attn.at("out_proj"), width);
-    let h = x.layer_norm(w.at("layer_norm2"), shape.eps);
-    let h = h.linear(w.at("mlp.fc1"), shape.inner).activate(shape.activation);
-    x + h.linear(w.at("mlp.fc2"), width)
-}
 
 /// How the time embedding enters a residual block.
 #[derive(Clone, Copy, PartialEq, Eq)]

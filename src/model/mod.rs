@@ -9,6 +9,7 @@
 //! last.
 
 mod blocks;
+mod clip;
 pub mod decoder;
 pub mod prior;
 pub mod super_res;

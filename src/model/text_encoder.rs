@@ -3,10 +3,9 @@
 //! A causal transformer with pre-normalisation (Radford et al. 2021, section 2.4). It is called without a mask: pads
 //! come after the end of the text, where causality hides them from everything that is used.
 
-use super::blocks::{Transformer, transformer_block};
-use super::{legal, sized};
+use super::clip::{self, Transformer};
+use super::sized;
 use crate::error::Result;
-use crate::ops::Activation;
 use crate::plan::{Graph, Plan, WeightSource};
 use serde::Deserialize;
 
@@ -32,9 +31,9 @@ pub struct Config {
     #[serde(default = "context_length")]
     pub max_position_embeddings: usize,
     pub projection_dim: usize,
-    #[serde(default = "quick_gelu")]
+    #[serde(default = "clip::quick_gelu")]
     pub hidden_act: String,
-    #[serde(default = "layer_norm_eps")]
+    #[serde(default = "clip::layer_norm_eps")]
     pub layer_norm_eps: f32,
     pub vocab_size: usize,
     #[serde(default)]
@@ -43,14 +42,6 @@ pub struct Config {
 
 fn context_length() -> usize {
     77
-}
-
-fn quick_gelu() -> String {
-    "quick_gelu".to_owned()
-}
-
-fn layer_norm_eps() -> f32 {
-    1e-5
 }
 
 impl Config {
@@ -82,8 +73,14 @@ pub fn plan(config: &Config, source: &dyn WeightSource, texts: usize) -> Result<
             ("max_position_embeddings", config.max_position_embeddings),
         ],
     )?;
-    legal(path, "hidden_act", &config.hidden_act.as_str(), &["quick_gelu", "gelu"])?;
-    let activation = if config.hidden_act == "gelu" { Activation::Gelu } else { Activation::QuickGelu };
+    let transformer = Transformer {
+        layers: config.num_hidden_layers,
+        heads: config.num_attention_heads,
+        inner: config.intermediate_size,
+        eps: config.layer_norm_eps,
+        activation: clip::activation(path, &config.hidden_act)?,
+        causal: true,
+    };
     let (width, tokens) = (config.hidden_size, config.max_position_embeddings);
     let graph = Graph::new("text_encoder", source);
     let ids = graph.rows("ids", &[texts, tokens]);
@@ -92,16 +89,7 @@ pub fn plan(config: &Config, source: &dyn WeightSource, texts: usize) -> Result<
     let w = graph.weights().at("text_model");
     let table = w.at("embeddings").tensor("token_embedding.weight", &[config.vocab_size, width]);
     let place = w.at("embeddings").tensor("position_embedding.weight", &[tokens, width]);
-    let mut x = table.lookup(ids) + place;
-    let shape = Transformer {
-        heads: config.num_attention_heads,
-        inner: config.intermediate_size,
-        eps: config.layer_norm_eps,
-        activation,
-    };
-    for layer in 0..config.num_hidden_layers {
-        x = transformer_block(&w.at("encoder.layers").at(layer), x, &shape);
-    }
+    let x = transformer.encode(&w, table.lookup(ids) + place);
     let hidden = x.layer_norm(w.at("final_layer_norm"), config.layer_norm_eps);
     let embeds = hidden.token(pooled).project(graph.weights().at("text_projection"), config.projection_dim);
     graph.output("text_embeds", embeds);
