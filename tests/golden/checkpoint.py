@@ -19,11 +19,12 @@ import torch
 from diffusers import PriorTransformer, UNet2DConditionModel, UNet2DModel
 from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
 from safetensors.numpy import save_file
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 F32 = np.float32
 SEED = 0
 CLIP_WIDTH, CONTEXT, TEXT_HEADS, TEXT_LAYERS, TEXT_MLP = 16, 77, 2, 2, 64
+IMAGE_SIZE, PATCH, VISION_WIDTH, VISION_HEADS, VISION_LAYERS, VISION_MLP = 28, 7, 32, 4, 2, 64
 PRIOR_HEADS, PRIOR_HEAD_WIDTH, PRIOR_LAYERS = 4, 12, 2
 CROSS_WIDTH, EXTRA_TOKENS = 40, 4
 DECODER_SIZE, DECODER_WIDTHS, DECODER_HEAD_WIDTH, DECODER_GROUPS = 16, [8, 16, 16, 24], 8, 4
@@ -58,6 +59,29 @@ def text_encoder_config():
         "torch_dtype": "float32",
         "transformers_version": TRANSFORMERS_TAG,
         "vocab_size": VOCABULARY,
+    }
+
+
+def image_encoder_config():
+    return {
+        "architectures": ["CLIPVisionModelWithProjection"],
+        "attention_dropout": 0.0,
+        "dropout": 0.0,
+        "hidden_act": "quick_gelu",
+        "hidden_size": VISION_WIDTH,
+        "image_size": IMAGE_SIZE,
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "intermediate_size": VISION_MLP,
+        "layer_norm_eps": 1e-05,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": VISION_HEADS,
+        "num_channels": 3,
+        "num_hidden_layers": VISION_LAYERS,
+        "patch_size": PATCH,
+        "projection_dim": CLIP_WIDTH,
+        "torch_dtype": "float32",
+        "transformers_version": TRANSFORMERS_TAG,
     }
 
 
@@ -151,8 +175,24 @@ SCHEDULERS = {
     "decoder_scheduler": scheduler_config("epsilon", "learned_range", 1.0),
     "super_res_scheduler": scheduler_config("epsilon", "fixed_small_log", 1.0),
 }
+# For variations of pictures; the rest of the checkpoint is a text-to-image one.
+PREPROCESSOR = {
+    "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_processor_type": "CLIPImageProcessor",
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"shortest_edge": IMAGE_SIZE},
+}
 MODELS = {
     "text_encoder": text_encoder_config(),
+    "image_encoder": image_encoder_config(),
     "prior": prior_config(),
     "text_proj": text_proj_config(),
     "decoder": decoder_config(),
@@ -267,7 +307,11 @@ def shapes_of(config):
     with torch.device("meta"):
         if "model_type" in args:
             skip = {"architectures", "model_type", "torch_dtype", "transformers_version", "dropout"}
-            model = CLIPTextModelWithProjection(CLIPTextConfig(**{k: v for k, v in args.items() if k not in skip}))
+            args = {k: v for k, v in args.items() if k not in skip}
+            if config["model_type"] == "clip_vision_model":
+                model = CLIPVisionModelWithProjection(CLIPVisionConfig(**args))
+            else:
+                model = CLIPTextModelWithProjection(CLIPTextConfig(**args))
         else:
             classes = (PriorTransformer, UnCLIPTextProjModel, UNet2DConditionModel, UNet2DModel)
             model = next(c for c in classes if c.__name__ == config["_class_name"])(**args)
@@ -304,7 +348,7 @@ def random_tensor(component, name, shape, last_shortcut):
         return F32(0.3) + F32(0.1) * np.abs(z)
     if name in ("clip_mean", "positional_embedding", "prd_embedding", "learned_classifier_free_guidance_embeddings"):
         return F32(0.3) * z
-    if "token_embedding" in name or "position_embedding" in name:
+    if name.endswith(("token_embedding.weight", "position_embedding.weight", "class_embedding")):
         return F32(0.5) * z
     if name.endswith("bias"):
         return F32(0.05) * z
@@ -347,10 +391,12 @@ def write_weights(folder, component, config):
     last_shortcut = max(last_up, default=None)
     tensors = {name: random_tensor(component, name, shape, last_shortcut) for name, shape in shapes.items()}
     stem = "diffusion_pytorch_model"
-    if component == "text_encoder":
+    tower = {"text_encoder": ("text", CONTEXT), "image_encoder": ("vision", (IMAGE_SIZE // PATCH) ** 2 + 1)}
+    if component in tower:
         stem = "model"
         # transformers 4.25 saved this integer buffer too, and the published files have it
-        tensors["text_model.embeddings.position_ids"] = np.arange(CONTEXT, dtype=np.int64)[None]
+        name, length = tower[component]
+        tensors[f"{name}_model.embeddings.position_ids"] = np.arange(length, dtype=np.int64)[None]
     save_file(tensors, folder / f"{stem}.safetensors", metadata={"format": "pt"})
 
 
@@ -367,10 +413,11 @@ def write_checkpoint(root: Path):
         return root / name
 
     for name, config in MODELS.items():
-        tag = {} if name == "text_encoder" else {"_diffusers_version": DIFFUSERS_TAG}
+        tag = {"_diffusers_version": DIFFUSERS_TAG} if "_class_name" in config else {}
         write_json(folder(name) / "config.json", config | tag)
         write_weights(folder(name), name, config)
     for name, config in SCHEDULERS.items():
         write_json(folder(name) / "scheduler_config.json", config | {"_diffusers_version": DIFFUSERS_TAG})
+    write_json(folder("feature_extractor") / "preprocessor_config.json", PREPROCESSOR)
     write_tokenizer(folder("tokenizer"))
     write_json(root / "model_index.json", MODEL_INDEX)

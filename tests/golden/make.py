@@ -9,6 +9,8 @@ Written beside this file:
 tiny/                   a random checkpoint, see checkpoint.py
 tiny-run.safetensors    a run of diffusers' UnCLIPPipeline on it: PROMPTS, 25/25/7 steps, guidance 4 and 8,
                         one generator per picture seeded 0, 1
+variation.safetensors   a run of UnCLIPImageVariationPipeline on it: two pictures of one, seeds 7 and 8; pictures as
+                        CLIPImageProcessor prepares them, and PNGs of all kinds as Pillow reads them
 schedule.safetensors    UnCLIPScheduler's tables, timesteps, coefficients and steps; time features
 noise.safetensors       draws of torch's CPU generator
 
@@ -22,6 +24,13 @@ Tensor names of the run (torch layouts: channels first; guidance batches hold th
     STAGE/step_NN/guided                                 what the scheduler receives; absent without guidance
     STAGE/step_NN/pred_original, noise, latents          x0 after clipping, the draw (not in the last), the result
 
+Tensor names of the variation: as above without the prior and with few of the steps, and
+    input                                                the picture, bytes [H, W, 3]
+    image_encoder/pixel_values, image_encoder/image_embeds
+    preprocess/K/image, preprocess/K/pixel_values        other pictures, prepared alike
+    png/DEPTH_COLOUR/file, png/DEPTH_COLOUR/rgb          a file's bytes and its pixels [H, W, 3]; COLOUR as the format
+                                                         numbers it: 0 grey, 2 colours, 3 palette, 4 and 6 with alpha
+
 Tensor names of the schedule, for n = 7, 25 steps
     betas, alphas_cumprod, timesteps/n
     coefficients/n [n, 8]                    each probed from the scheduler by a step on zeros and ones
@@ -31,18 +40,24 @@ Tensor names of the schedule, for n = 7, 25 steps
 Noise: SEED/K_SIZE is the K-th draw under a seed.
 """
 
+import io
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import diffusers.schedulers.scheduling_unclip as scheduling
 import numpy as np
 import torch
 from checkpoint import write_checkpoint
-from diffusers import PriorTransformer, UNet2DConditionModel, UNet2DModel, UnCLIPPipeline, UnCLIPScheduler
+from diffusers import PriorTransformer, UNet2DConditionModel, UNet2DModel
+from diffusers import UnCLIPImageVariationPipeline, UnCLIPPipeline, UnCLIPScheduler
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
+from PIL import Image
 from safetensors.torch import save_file
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPVisionModelWithProjection
 
 HERE = Path(__file__).parent
 PROMPTS = ["a red frog on a green leaf", "An oil painting of Łódź at night, 1999!"]
@@ -52,21 +67,32 @@ KEPT = {stage: (0, count // 2, count - 1) for stage, count in STEPS.items()}
 # ---- the pipeline -------------------------------------------------------------------
 
 
-def load_pipeline(folder):
+def load_pipeline(folder, variation=False):
     """Builds the pipeline from its parts; model_index.json names a module that has moved."""
 
     def part(cls, name):
         return cls.from_pretrained(folder, subfolder=name, local_files_only=True)
 
-    return UnCLIPPipeline(
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-        text_encoder=CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder", local_files_only=True),
-        prior=part(PriorTransformer, "prior"),
+    def whole(cls, name):
+        return cls.from_pretrained(folder / name, local_files_only=True)
+
+    if variation:
+        source = {
+            "image_encoder": whole(CLIPVisionModelWithProjection, "image_encoder"),
+            "feature_extractor": whole(CLIPImageProcessorPil, "feature_extractor"),
+        }
+    else:
+        source = {"prior": part(PriorTransformer, "prior"), "prior_scheduler": part(UnCLIPScheduler, "prior_scheduler")}
+    return (UnCLIPImageVariationPipeline if variation else UnCLIPPipeline)(
+        tokenizer=whole(CLIPTokenizer, "tokenizer"),
+        text_encoder=whole(CLIPTextModelWithProjection, "text_encoder"),
         text_proj=part(UnCLIPTextProjModel, "text_proj"),
         decoder=part(UNet2DConditionModel, "decoder"),
         super_res_first=part(UNet2DModel, "super_res_first"),
         super_res_last=part(UNet2DModel, "super_res_last"),
-        **{f"{stage}_scheduler": part(UnCLIPScheduler, f"{stage}_scheduler") for stage in STEPS},
+        decoder_scheduler=part(UnCLIPScheduler, "decoder_scheduler"),
+        super_res_scheduler=part(UnCLIPScheduler, "super_res_scheduler"),
+        **source,
     )
 
 
@@ -76,9 +102,10 @@ class Recorder:
     def __init__(self, pipe):
         self.tensors, self.step = {}, dict.fromkeys(STEPS, 0)
         self.stage, self.in_step, self.noise, self.texts = None, False, None, ["text", "uncond"]
+        hooks = {"prior": self.on_prior, "image_encoder": self.on_image}
         for module, function in [
+            *((getattr(pipe, name), function) for name, function in hooks.items() if hasattr(pipe, name)),
             (pipe.text_encoder, self.on_text),
-            (pipe.prior, self.on_prior),
             (pipe.text_proj, self.on_text_proj),
             (pipe.decoder, self.on_decoder),
             (pipe.super_res_first, self.on_super_res),
@@ -86,7 +113,8 @@ class Recorder:
         ]:
             module.register_forward_hook(function, with_kwargs=True)
         for stage in STEPS:
-            self.wrap_scheduler(stage, getattr(pipe, f"{stage}_scheduler"))
+            if hasattr(pipe, f"{stage}_scheduler"):
+                self.wrap_scheduler(stage, getattr(pipe, f"{stage}_scheduler"))
         for module in (sys.modules[type(pipe).__module__], scheduling):
             self.wrap_random(module)
 
@@ -100,6 +128,10 @@ class Recorder:
             for name, value in values.items():
                 self.put(f"{stage}/step_{i:02d}/{name}", value)
 
+    def put_pictures(self, images):
+        self.put("image/float", torch.from_numpy(images))
+        self.put("image/u8", torch.from_numpy((images * 255).round().astype(np.uint8)))
+
     def on_text(self, module, args, kwargs, output):
         prefix = self.texts.pop(0)
         self.put(f"{prefix}/input_ids", args[0] if args else kwargs["input_ids"])
@@ -111,6 +143,10 @@ class Recorder:
         self.put("prior/text_embeds", kwargs["proj_embedding"])
         self.put("prior/text_hidden_states", kwargs["encoder_hidden_states"])
         self.put_step("prior", model_input=args[0], model_output=output.predicted_image_embedding)
+
+    def on_image(self, module, args, kwargs, output):
+        self.put("image_encoder/pixel_values", args[0] if args else kwargs["pixel_values"])
+        self.put("image_encoder/image_embeds", output.image_embeds)
 
     def on_text_proj(self, module, args, kwargs, output):
         self.put("image_embeds", kwargs["image_embeddings"])
@@ -177,9 +213,72 @@ def run_tensors(folder):
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in range(len(PROMPTS))],
         output_type="np",
     ).images
-    recorder.put("image/float", torch.from_numpy(images))
-    recorder.put("image/u8", torch.from_numpy((images * 255).round().astype(np.uint8)))
+    recorder.put_pictures(images)
     return recorder.tensors
+
+
+# ---- variations ---------------------------------------------------------------------
+
+
+def drawn(width, height):
+    """A picture with slopes, waves and an edge in all three colours."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    disc = (x - 0.6 * width) ** 2 + (y - 0.45 * height) ** 2 < (0.25 * min(width, height)) ** 2
+    slopes = [255 * x / max(width - 1, 1), 255 * y / max(height - 1, 1), 127.5 * (1 + np.sin(x / 3) * np.cos(y / 5))]
+    return np.stack([np.where(disc, c, slope) for c, slope in zip((240, 0, 60), slopes)], -1).round().astype(np.uint8)
+
+
+def png_file(depth, colour, width=5, height=3):
+    """A PNG of any kind with made-up samples, and three of its possible palette entries unused."""
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    random = np.random.default_rng(10 * depth + colour)
+    samples = random.integers(0, 2 ** min(depth, 3) if colour == 3 else 2**depth, size=(height, width * channels))
+    bits = (samples[..., None] >> np.arange(depth)[::-1]) & 1
+    rows = np.packbits(bits.reshape(height, -1).astype(np.uint8), axis=1)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))]
+    if colour == 3:
+        chunks += [(b"PLTE", random.bytes(3 * 2 ** min(depth, 3))), (b"tRNS", bytes([0, 100]))]
+    chunks += [(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))), (b"IEND", b"")]
+
+    def number(n):
+        return struct.pack(">I", n)
+
+    whole = (number(len(data)) + kind + data + number(zlib.crc32(kind + data)) for kind, data in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(whole)
+
+
+def variation_tensors(folder):
+    pipe = load_pipeline(folder, variation=True)
+    pipe.set_progress_bar_config(disable=True)
+    recorder = Recorder(pipe)
+    picture = drawn(96, 72)
+    images = pipe(
+        Image.fromarray(picture),
+        num_images_per_prompt=2,
+        decoder_num_inference_steps=STEPS["decoder"],
+        super_res_num_inference_steps=STEPS["super_res"],
+        decoder_guidance_scale=8.0,
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in (7, 8)],
+        output_type="np",
+    ).images
+    recorder.put_pictures(images)
+    kept = ("text/", "uncond/", "image", "text_proj/", "decoder/initial", "decoder/step_00/", "decoder/step_24/latents")
+    tensors = {name: tensor for name, tensor in recorder.tensors.items() if name.startswith(kept)}
+    tensors["input"] = torch.from_numpy(picture)
+    # Smaller (the second direction first), larger, as it is, cut alone, a row of pixels, and smaller the other way.
+    for k, (width, height) in enumerate([(40, 133), (20, 17), (28, 28), (28, 91), (61, 1), (72, 96)]):
+        picture = drawn(width, height)
+        tensors[f"preprocess/{k}/image"] = torch.from_numpy(picture)
+        prepared = pipe.feature_extractor(Image.fromarray(picture), return_tensors="pt").pixel_values
+        tensors[f"preprocess/{k}/pixel_values"] = prepared
+    # All kinds but grey of 16 bits, which Pillow cuts off at 255.
+    depths = {0: (1, 2, 4, 8), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+    for depth, colour in [(depth, colour) for colour, all_depths in depths.items() for depth in all_depths]:
+        file = png_file(depth, colour)
+        tensors[f"png/{depth}_{colour}/file"] = torch.frombuffer(bytearray(file), dtype=torch.uint8)
+        rgb = np.array(Image.open(io.BytesIO(file)).convert("RGB"))
+        tensors[f"png/{depth}_{colour}/rgb"] = torch.from_numpy(rgb)
+    return tensors
 
 
 # ---- the scheduler ------------------------------------------------------------------
@@ -273,11 +372,14 @@ def main():
     torch.set_grad_enabled(False)
     write_checkpoint(HERE / "tiny")
     print(f"tiny/: {sum(f.stat().st_size for f in (HERE / 'tiny').rglob('*') if f.is_file()):,} bytes")
-    for name, tensors in [
-        ("noise", noise_tensors()),
-        ("schedule", schedule_tensors()),
-        ("tiny-run", run_tensors(HERE / "tiny")),
+    # Each is written before the next begins, whose random draws the recorder would otherwise see as well.
+    for name, make in [
+        ("noise", noise_tensors),
+        ("schedule", schedule_tensors),
+        ("tiny-run", lambda: run_tensors(HERE / "tiny")),
+        ("variation", lambda: variation_tensors(HERE / "tiny")),
     ]:
+        tensors = make()
         file = HERE / f"{name}.safetensors"
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
         print(f"{file.name}: {len(tensors)} tensors, {file.stat().st_size:,} bytes")
