@@ -1,7 +1,7 @@
 //! Pictures as bytes, and PNG files that are either complete or not there.
 //!
 //! The models give `f32` in [-1, 1], channels last; an [`Image`] holds the `u8` that the original pipeline makes of
-//! them. A PNG carries its settings in text chunks, so that a picture can be made again.
+//! them. A PNG carries its settings in text chunks, so that a picture can be made again; what is read may be any PNG.
 
 #[cfg(feature = "png")]
 use std::path::Path;
@@ -38,6 +38,18 @@ impl Image {
         Ok(Image { width, height, pixels: x.iter().map(byte).collect() })
     }
 
+    /// Refuses a picture without pixels, or with another number of them than its sides say.
+    pub(crate) fn check(&self) -> Result<()> {
+        let (width, height, found) = (self.width, self.height, self.pixels.len());
+        if found > 0 && width.checked_mul(height).and_then(|n| n.checked_mul(3)) == Some(found) {
+            return Ok(());
+        }
+        Err(Error::request(
+            "image",
+            format!("{width}x{height} with {found} bytes; it needs 3 for each pixel, and a pixel"),
+        ))
+    }
+
     /// Pictures of one size on a sheet that is about as wide as it is high, row by row; places left over are white.
     ///
     /// # Errors
@@ -62,6 +74,10 @@ impl Image {
         Ok(Image { width, height, pixels })
     }
 }
+
+#[cfg(feature = "png")]
+/// Most pixels of a picture that is read: as many as Pillow opens before it suspects a bomb.
+const MOST_PIXELS: u64 = 178_956_970;
 
 /// The settings of a picture as image tools expect them, in a text chunk with the keyword `parameters`.
 ///
@@ -100,6 +116,40 @@ impl Parameters {
 
 #[cfg(feature = "png")]
 impl Image {
+    /// Reads a PNG of any kind, interlaced or not.
+    ///
+    /// Colours come out as Pillow's `convert("RGB")` has them: transparency is dropped and not blended with anything,
+    /// a palette is looked up, grey becomes three equal colours, and 16 bits are cut to their upper 8. That holds of
+    /// grey, too, where Pillow makes everything above 255 white.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be read, is no PNG, is damaged, or has more than 179 million pixels.
+    pub fn read_png(path: impl AsRef<Path>) -> Result<Image> {
+        let path = path.as_ref();
+        let refused = |why: String| Error::io(path, "read", std::io::Error::new(std::io::ErrorKind::InvalidData, why));
+        let failed = |e: png::DecodingError| match e {
+            png::DecodingError::IoError(e) if e.kind() != std::io::ErrorKind::UnexpectedEof => {
+                Error::io(path, "read", e)
+            }
+            other => refused(format!("expected a PNG picture: {other}")),
+        };
+        let file = std::fs::File::open(path).map_err(|e| Error::io(path, "open", e))?;
+        let mut decoder = png::Decoder::new(std::io::BufReader::new(file));
+        decoder.set_transformations(png::Transformations::normalize_to_color8());
+        let mut reader = decoder.read_info().map_err(failed)?;
+        let (width, height) = (reader.info().width, reader.info().height);
+        let length = reader.output_buffer_size().filter(|_| u64::from(width) * u64::from(height) <= MOST_PIXELS);
+        let length = length.ok_or_else(|| refused(format!("{width}x{height} is too large for a picture")))?;
+        let mut samples = vec![0; length];
+        let frame = reader.next_frame(&mut samples).map_err(failed)?;
+        let colours = |pixel: &[u8]| match *pixel {
+            [red, green, blue] | [red, green, blue, _] => [red, green, blue],
+            _ => [pixel[0]; 3],
+        };
+        let pixels = samples.chunks_exact(frame.color_type.samples()).flat_map(colours).collect();
+        Ok(Image { width: width as usize, height: height as usize, pixels })
+    }
+
     /// Writes the picture to `path` as a PNG with text chunks of (keyword, text).
     ///
     /// The file is written beside `path`, flushed to the disk, and renamed over it.

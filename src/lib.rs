@@ -1,8 +1,10 @@
-//! Text to image with the unCLIP (DALL-E 2) architecture, from first principles: its own kernels, no framework.
+//! Text to image, and image to variations, with the unCLIP (DALL-E 2) architecture, from first principles: its own
+//! kernels, no framework.
 //!
 //! # From a prompt to pixels
 //! 1. [`tokenizer`] makes 77 numbers of the prompt, [`model::text_encoder`] an embedding and a state per token.
-//! 2. [`model::prior`], a transformer, samples an image embedding that fits the text.
+//! 2. [`model::prior`], a transformer, samples an image embedding that fits the text. For variations of a picture,
+//!    [`model::image_encoder`] makes it of that picture instead, as [`preprocess`] prepares it, and the text is empty.
 //! 3. [`model::text_proj`] mixes both into what the decoder attends to.
 //! 4. [`model::decoder`], a U-Net, samples a picture of 64 x 64 from noise.
 //! 5. [`model::super_res`], two more U-Nets, sample the picture of 256 x 256.
@@ -41,8 +43,8 @@
 //! * A network is recorded once for each stage and number of pictures; the sampling loop replays the list. What does not
 //!   depend on the step is found by the recorder and computed once per picture.
 //! * Shapes are static, tensors contiguous, pictures channels last. A step never writes over what it reads.
-//! * A picture depends on checkpoint, prompt, settings and seed, and on nothing else: not on threads, nor on the
-//!   pictures that it is made together with.
+//! * A picture depends on checkpoint, prompt or given picture, settings and seed, and on nothing else: not on threads,
+//!   nor on the pictures that it is made together with.
 //! * User data never panics. Every error is one [`Error`] that names file, tensor or setting, and what was expected.
 //! * Deliberately absent: training, autograd, dynamic shapes, strided views, pickled weights.
 
@@ -60,6 +62,7 @@ pub mod ops;
 pub mod output;
 pub mod pipeline;
 pub mod plan;
+pub mod preprocess;
 #[cfg(feature = "tokenizer")]
 pub mod tokenizer;
 pub mod weights;

@@ -1,0 +1,81 @@
+//! CLIP's image tower: a picture to one embedding in the space that the prior samples.
+//!
+//! A vision transformer (Dosovitskiy et al. 2021; Radford et al. 2021, section 2.4): patches of the picture and a
+//! learned class token, all of which see one another. The class token's last state, projected, is the embedding.
+
+use super::clip::{self, Transformer};
+use super::{legal, sized};
+use crate::error::Result;
+use crate::plan::{Graph, Plan, Tensor, WeightSource};
+use serde::Deserialize;
+
+/// `image_encoder/config.json`.
+#[derive(Clone, Debug, Deserialize)]
+#[allow(missing_docs)] // the checkpoint's own names
+pub struct Config {
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    #[serde(default = "colours")]
+    pub num_channels: usize,
+    pub image_size: usize,
+    pub patch_size: usize,
+    pub projection_dim: usize,
+    #[serde(default = "clip::quick_gelu")]
+    pub hidden_act: String,
+    #[serde(default = "clip::layer_norm_eps")]
+    pub layer_norm_eps: f32,
+}
+
+fn colours() -> usize {
+    3
+}
+
+/// Records the encoder for this many pictures.
+///
+/// Input: `pixel_values [N, size, size, 3]`, see [`Preprocessor`](crate::preprocess::Preprocessor). Output:
+/// `image_embeds [N, D]`, not normalised, which is how the prior's end is scaled, too.
+///
+/// *Source* transformers' `CLIPVisionModelWithProjection`, of which the first normalisation's name `pre_layrnorm` is.
+///
+/// # Errors
+/// A configuration that is not implemented, or a tensor that is missing or of another shape.
+pub fn plan(config: &Config, source: &dyn WeightSource, pictures: usize) -> Result<Plan> {
+    let path = source.path();
+    let (width, size, patch) = (config.hidden_size, config.image_size, config.patch_size);
+    sized(
+        path,
+        &[
+            ("hidden_size", width),
+            ("num_attention_heads", config.num_attention_heads),
+            ("image_size", size),
+            ("patch_size", patch),
+        ],
+    )?;
+    legal(path, "num_channels", &config.num_channels, &[3])?;
+    let transformer = Transformer {
+        layers: config.num_hidden_layers,
+        heads: config.num_attention_heads,
+        inner: config.intermediate_size,
+        eps: config.layer_norm_eps,
+        activation: clip::activation(path, &config.hidden_act)?,
+        causal: false,
+    };
+    let patches = (size / patch).pow(2);
+    let graph = Graph::new("image_encoder", source);
+    let pixels = graph.input("pixel_values", &[pictures, size, size, config.num_channels]);
+
+    let w = graph.weights().at("vision_model");
+    let embeddings = w.at("embeddings");
+    let x = pixels.conv(embeddings.at("patch_embedding"), width, patch, patch, 0, false);
+    let x = x.reshape(&[pictures, patches, width]);
+    let class = embeddings.tensor("class_embedding", &[width]).reshape(&[1, 1, width]).repeat(pictures);
+    let place = embeddings.tensor("position_embedding.weight", &[patches + 1, width]);
+    let x = Tensor::concat(&[class, x], 1) + place;
+    let x = transformer.encode(&w, x.layer_norm(w.at("pre_layrnorm"), config.layer_norm_eps));
+    let class = x.slice(1, 0, 1).reshape(&[pictures, width]);
+    let class = class.layer_norm(w.at("post_layernorm"), config.layer_norm_eps);
+    graph.output("image_embeds", class.project(graph.weights().at("visual_projection"), config.projection_dim));
+    graph.finish()
+}
