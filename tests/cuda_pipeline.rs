@@ -6,7 +6,9 @@
 mod support;
 
 use support::golden::MODEL;
-use support::pictures::{PROMPTS, Steps, TRAINED, agree, agree_with_philox, decibels, run, run_on_cpu, run_unguided};
+use support::pictures::{
+    PROMPTS, Steps, TRAINED, agree, agree_on_variations, agree_with_philox, decibels, run, run_on_cpu, run_unguided,
+};
 use unclip::backend::Backend;
 use unclip::backend::cpu::Cpu;
 use unclip::backend::cuda::{Cuda, Precision};
@@ -18,6 +20,11 @@ const STEPS: Steps = [Some(5), Some(4), Some(3)];
 #[test]
 fn every_stage_agrees_with_the_cpu_on_the_emulator() {
     agree(MODEL, Box::new(Cuda::emulator()), STEPS);
+}
+
+#[test]
+fn variations_agree_with_the_cpu_on_the_emulator() {
+    agree_on_variations(MODEL, Box::new(Cuda::emulator()), [None, Some(2), Some(2)]);
 }
 
 #[test]

@@ -4,7 +4,6 @@
 
 mod support;
 
-use safetensors::Dtype;
 use std::ops::ControlFlow;
 use support::golden::{MODEL, Recording};
 use support::pictures::{self, TRAINED, decibels, run_on_cpu};
@@ -40,36 +39,7 @@ fn run(pipeline: &Pipeline, request: &Request) -> Vec<Image> {
 fn every_recorded_tensor_of_the_original_run_is_reproduced() {
     let mut trace = Trace::on();
     let images = pipeline(2).run_traced(&recorded_request(), &mut |_| ControlFlow::Continue(()), &mut trace).unwrap();
-    let recording = Recording::read();
-    for (name, view) in recording.tensors().tensors() {
-        let (dtype, shape, bytes) = trace.tensor(&name).unwrap_or_else(|| panic!("{name} is not in the trace"));
-        assert_eq!((dtype, shape), (view.dtype(), view.shape()), "{name}");
-        if view.dtype() != Dtype::F32 {
-            // Pixels are compared below: one may round the other way.
-            assert!(name == "image/u8" || bytes == view.data(), "{name} differs");
-            continue;
-        }
-        let (_, want) = recording.get(&name);
-        let (_, got) = trace.get(&name).unwrap();
-        let size = want.iter().fold(0.0f32, |size, x| size.max(x.abs()));
-        let exact = name.ends_with("/noise") || name.ends_with("initial_latents");
-        for (i, (g, w)) in got.iter().zip(&want).enumerate() {
-            let allowed = if exact { 0.0 } else { TOLERANCE * size };
-            assert!((g - w).abs() <= allowed, "{name}[{i}]: {g} instead of {w}, {allowed} allowed");
-        }
-    }
-    let tensors = recording.tensors();
-    let want = tensors.tensor("image/u8").unwrap().data();
-    let got: Vec<u8> = images.iter().flat_map(|i| &i.pixels).copied().collect();
-    assert_pixels(&got, want);
-}
-
-/// Within 2 of 255 everywhere and 0.1 on average.
-fn assert_pixels(got: &[u8], want: &[u8]) {
-    assert_eq!(got.len(), want.len());
-    let off: Vec<u8> = got.iter().zip(want).map(|(g, w)| g.abs_diff(*w)).collect();
-    let mean = off.iter().map(|&d| f64::from(d)).sum::<f64>() / off.len() as f64;
-    assert!(off.iter().all(|&d| d <= 2) && mean <= 0.1, "off by {:?}, {mean} on average", off.iter().max());
+    support::golden::assert_recorded(&Recording::read(), &trace, &images, TOLERANCE);
 }
 
 #[test]
@@ -194,7 +164,7 @@ fn events_tell_the_stages_in_order_and_any_of_them_can_end_the_run() {
         ControlFlow::Continue(())
     };
     pipeline.run(&request, observe).unwrap();
-    assert_eq!(stages, Stage::ALL);
+    assert_eq!(stages, Stage::ALL.into_iter().filter(|stage| *stage != Stage::ImageEncoder).collect::<Vec<_>>());
     let expected = [
         (Stage::Prior, 1, 2),
         (Stage::Prior, 2, 2),

@@ -7,7 +7,9 @@ mod support;
 
 use support::every;
 use support::golden::MODEL;
-use support::pictures::{PROMPTS, STAGES, Steps, TRAINED, agree, agree_with_philox, decibels, run, run_on_cpu, worst};
+use support::pictures::{
+    PROMPTS, STAGES, Steps, TRAINED, agree, agree_on_variations, agree_with_philox, decibels, run, run_on_cpu, worst,
+};
 use unclip::backend::Backend;
 use unclip::backend::wgpu::{Options, Wgpu};
 use unclip::ops::Tiles;
@@ -34,6 +36,14 @@ const FEW: Steps = [Some(2), Some(2), Some(2)];
 fn every_stage_agrees_with_the_cpu_in_single_precision() {
     let Some(backend) = open(Element::F32, None) else { return };
     agree(MODEL, backend, [None; 3]);
+}
+
+#[test]
+fn variations_agree_with_the_cpu_in_single_precision() {
+    for model in [MODEL, TRAINED] {
+        let Some(backend) = open(Element::F32, None) else { return };
+        agree_on_variations(model, backend, FEW);
+    }
 }
 
 #[test]

@@ -54,7 +54,8 @@ fn check_models(checkpoint: Checkpoint, reports: &mut [ComponentReport]) -> Mode
             return models;
         }
     };
-    for stage in Stage::ALL {
+    // Prior and image encoder may be missing, one of them.
+    for stage in Stage::ALL.into_iter().filter(|stage| pipeline.checkpoint().has(stage.name())) {
         let found = pipeline.unused_tensors(stage);
         let report = reports.iter_mut().find(|r| r.name == stage.name());
         match (found, report) {

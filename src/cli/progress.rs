@@ -154,6 +154,7 @@ fn title(stage: Stage) -> &'static str {
     match stage {
         Stage::TextEncoder => "text encoder",
         Stage::Prior => "prior",
+        Stage::ImageEncoder => "image encoder",
         Stage::TextProj => "text projection",
         Stage::Decoder => "decoder",
         Stage::SuperResFirst => "super-resolution",

@@ -99,6 +99,7 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
 fn request(arguments: &RunArguments) -> Request {
     Request {
         prompts: arguments.prompt.iter().map(|text| Prompt::Text(text.clone())).collect(),
+        images: Vec::new(),
         negative: arguments.negative.clone().map(Prompt::Text),
         pictures_per_prompt: arguments.batch,
         seed: arguments.seed,

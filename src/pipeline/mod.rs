@@ -1,8 +1,9 @@
-//! Text to pictures: which plan runs when, how often, and with what inputs.
+//! Text to pictures, and pictures to variations: which plan runs when, how often, and with what inputs.
 //!
 //! A [`Pipeline`] is a checkpoint, its configurations and a back end. [`Pipeline::run`] takes a [`Request`] through
-//! the stages in order; a stage opens its component's weights, records and compiles its plan, runs it and lets go
-//! of everything before the next stage begins, so that no more than one network is in memory.
+//! the stages in order, from prompts by way of the prior, from given pictures by way of the image encoder; a stage
+//! opens its component's weights, records and compiles its plan, runs it and lets go of everything before the next
+//! stage begins, so that no more than one network is in memory.
 //!
 //! Pictures do not influence one another: each has a noise source of its own (picture `k` of a request has seed
 //! `seed + k`), and back ends compute each row of a batch as if it were alone. So they are worked on in groups as
@@ -13,6 +14,7 @@ mod request;
 mod sampling;
 mod stages;
 mod trace;
+mod vision;
 
 pub use request::{Defaults, Event, Observer, Prompt, Request, Stage};
 pub use trace::Trace;
@@ -28,6 +30,7 @@ use crate::plan::Plan;
 #[cfg(feature = "tokenizer")]
 use crate::tokenizer::Tokenizer;
 use crate::weights::Checkpoint;
+use vision::Vision;
 
 /// Bytes of intermediate values that a group of pictures may need, unless the caller says otherwise.
 const MEMORY: u64 = 2 << 30;
@@ -46,14 +49,20 @@ pub struct Pipeline {
 /// The typed configurations of all components, read and checked before any weight is touched.
 struct Configs {
     text_encoder: text_encoder::Config,
-    prior: prior::Config,
+    /// Checkpoints for variations alone have none.
+    prior: Option<Prior>,
     text_proj: text_proj::Config,
     decoder: unet::Config,
     super_res_first: unet::Config,
     super_res_last: unet::Config,
-    prior_scheduler: SchedulerConfig,
     decoder_scheduler: SchedulerConfig,
     super_res_scheduler: SchedulerConfig,
+}
+
+/// What leads from text to an image embedding.
+struct Prior {
+    config: prior::Config,
+    scheduler: SchedulerConfig,
 }
 
 impl Pipeline {
@@ -62,26 +71,30 @@ impl Pipeline {
     /// # Errors
     /// A component is missing, or a configuration is damaged, not implemented, or contradicts another.
     pub fn open(checkpoint: Checkpoint, backend: Box<dyn Backend>) -> Result<Pipeline> {
-        checkpoint.require(&["text_encoder", "prior", "text_proj", "decoder", "super_res_first", "super_res_last"])?;
+        let always = ["text_encoder", "text_proj", "decoder", "super_res_first", "super_res_last"];
+        let from = if checkpoint.is_for_variations() { &Vision::FOLDERS[..] } else { &["prior"] };
+        checkpoint.require(&[&always, from].concat())?;
         let scheduler = |name: &str| {
             let file = format!("{name}/scheduler_config.json");
             SchedulerConfig::from_json(&checkpoint.path().join(&file), &checkpoint.read(&file)?)
         };
+        let prior = || -> Result<Prior> {
+            Ok(Prior { config: checkpoint.json("prior/config.json")?, scheduler: scheduler("prior_scheduler")? })
+        };
         let configs = Configs {
             text_encoder: checkpoint.json("text_encoder/config.json")?,
-            prior: checkpoint.json("prior/config.json")?,
+            prior: checkpoint.has("prior").then(prior).transpose()?,
             text_proj: checkpoint.json("text_proj/config.json")?,
             decoder: checkpoint.json("decoder/config.json")?,
             super_res_first: checkpoint.json("super_res_first/config.json")?,
             super_res_last: checkpoint.json("super_res_last/config.json")?,
-            prior_scheduler: scheduler("prior_scheduler")?,
             decoder_scheduler: scheduler("decoder_scheduler")?,
             super_res_scheduler: scheduler("super_res_scheduler")?,
         };
         configs.check(&checkpoint)?;
         Ok(Pipeline {
             #[cfg(feature = "tokenizer")]
-            tokenizer: Tokenizer::from_checkpoint(&checkpoint, configs.prior.num_embeddings)?,
+            tokenizer: Tokenizer::from_checkpoint(&checkpoint, configs.tokens())?,
             defaults: Defaults::read(&checkpoint)?,
             checkpoint,
             backend,
@@ -112,7 +125,7 @@ impl Pipeline {
         self.configs.super_res_first.sample_size.unwrap_or(0)
     }
 
-    /// Makes the request's pictures, prompts outer and pictures per prompt inner.
+    /// Makes the request's pictures, prompts or given pictures outer and pictures per prompt inner.
     ///
     /// `observer` is called when stages begin and end and after every step; it can end the run by answering
     /// [`ControlFlow::Break`](std::ops::ControlFlow::Break).
@@ -133,13 +146,21 @@ impl Pipeline {
         request.check()?;
         let settings = request.settings(&self.defaults);
         settings.check()?;
+        let source = match &request.images[..] {
+            [] => Source::Text(self.configs.prior(&self.checkpoint)?),
+            _ => Source::Images(Vision::read(self)?),
+        };
         self.configs.check_steps(&settings)?;
+        let guided = request.guided(&settings);
         let pictures = request.pictures();
         let noise = (0..pictures as u64).map(|k| NoiseSource::new(request.noise, request.seed.wrapping_add(k)));
         let (noise, drawn) = (noise.collect(), request.noise.into());
-        let mut session = stages::Session { pipeline: self, settings, observer, trace, noise, drawn };
+        let mut session = stages::Session { pipeline: self, settings, guided, observer, trace, noise, drawn };
         let text = session.text(request)?;
-        let image_embeds = session.prior(&text)?;
+        let image_embeds = match &source {
+            Source::Text(prior) => session.prior(prior, &text)?,
+            Source::Images(vision) => session.encode_images(vision, &request.images, request.pictures_per_prompt)?,
+        };
         let conditions = session.text_proj(&text, &image_embeds)?;
         let small = session.decoder(&conditions)?;
         session.super_res(&small)
@@ -165,7 +186,7 @@ impl Pipeline {
 
     /// A prompt's tokens, and a warning if a part had to be left out.
     fn tokens(&self, prompt: &Prompt) -> Result<Tokens> {
-        let length = self.configs.prior.num_embeddings;
+        let length = self.configs.tokens();
         let tokens = match prompt {
             #[cfg(feature = "tokenizer")]
             Prompt::Text(text) => self.tokenizer.encode(text)?,
@@ -186,44 +207,48 @@ impl Pipeline {
     }
 }
 
+/// Where a request's image embeddings come from.
+enum Source<'a> {
+    Text(&'a Prior),
+    Images(Vision),
+}
+
 impl Configs {
+    /// Tokens of a prompt.
+    fn tokens(&self) -> usize {
+        self.text_encoder.max_position_embeddings
+    }
+
+    /// The prior, for whoever has prompts.
+    fn prior(&self, checkpoint: &Checkpoint) -> Result<&Prior> {
+        let missing = "missing from the checkpoint: prior; needed for pictures from prompts";
+        self.prior.as_ref().ok_or_else(|| Error::config(checkpoint.path(), missing))
+    }
+
     /// Step counts must fit their schedules; found out before any stage has done its work.
     fn check_steps(&self, settings: &Defaults) -> Result<()> {
+        let prior = self.prior.as_ref().map(|prior| (&prior.scheduler, "prior steps", settings.prior_steps));
         let stages = [
-            (&self.prior_scheduler, "prior steps", settings.prior_steps),
             (&self.decoder_scheduler, "decoder steps", settings.decoder_steps),
             (&self.super_res_scheduler, "super-resolution steps", settings.super_res_steps),
         ];
-        stages.into_iter().try_for_each(|(config, name, steps)| Schedule::new(config).timesteps(name, steps).map(drop))
+        let mut stages = prior.into_iter().chain(stages);
+        stages.try_for_each(|(config, name, steps)| Schedule::new(config).timesteps(name, steps).map(drop))
     }
 
     /// Sizes that two components must agree on.
     fn check(&self, checkpoint: &Checkpoint) -> Result<()> {
-        let dim = self.prior.embedding_dim;
         let agree = |component: &str, key: &str, found: usize, other: &str, wanted: usize| {
-            if found == wanted {
-                return Ok(());
-            }
-            let path = checkpoint.path().join(component).join("config.json");
-            Err(Error::config(path, format!("{key} is {found}, but {other} is {wanted}")))
+            agree(checkpoint, component, key, found, other, wanted)
         };
-        let tokens = self.text_encoder.max_position_embeddings;
-        agree(
-            "prior",
-            "num_embeddings",
-            self.prior.num_embeddings,
-            "the text encoder's max_position_embeddings",
-            tokens,
-        )?;
-        agree("text_encoder", "projection_dim", self.text_encoder.projection_dim, "the prior's embedding_dim", dim)?;
-        agree("text_encoder", "hidden_size", self.text_encoder.hidden_size, "the prior's embedding_dim", dim)?;
-        agree(
-            "text_proj",
-            "clip_embeddings_dim",
-            self.text_proj.clip_embeddings_dim,
-            "the prior's embedding_dim",
-            dim,
-        )?;
+        let (dim, of_dim) = (self.text_proj.clip_embeddings_dim, "the text projection's clip_embeddings_dim");
+        if let Some(Prior { config, .. }) = &self.prior {
+            let of_tokens = "the text encoder's max_position_embeddings";
+            agree("prior", "num_embeddings", config.num_embeddings, of_tokens, self.tokens())?;
+            agree("prior", "embedding_dim", config.embedding_dim, of_dim, dim)?;
+        }
+        agree("text_encoder", "projection_dim", self.text_encoder.projection_dim, of_dim, dim)?;
+        agree("text_encoder", "hidden_size", self.text_encoder.hidden_size, of_dim, dim)?;
         let cross = self.decoder.cross_attention_dim.unwrap_or(0);
         let own = self.text_proj.cross_attention_dim;
         agree("text_proj", "cross_attention_dim", own, "the decoder's cross_attention_dim", cross)?;
@@ -234,4 +259,13 @@ impl Configs {
         agree("super_res_last", "out_channels", self.super_res_last.out_channels, "the number of colours", 3)?;
         agree("decoder", "in_channels", self.decoder.in_channels, "the number of colours", 3)
     }
+}
+
+/// Refuses a component's size that is another than that of what it works with.
+fn agree(checkpoint: &Checkpoint, component: &str, key: &str, found: usize, other: &str, wanted: usize) -> Result<()> {
+    if found == wanted {
+        return Ok(());
+    }
+    let path = checkpoint.path().join(component).join("config.json");
+    Err(Error::config(path, format!("{key} is {found}, but {other} is {wanted}")))
 }

@@ -37,6 +37,14 @@ impl Session<'_, '_> {
         }
     }
 
+    /// Given pictures as the image encoder saw them, and what it made of them.
+    pub(super) fn trace_images(&mut self, pixels: &[f32], size: usize, embeds: &[Vec<f32>]) {
+        let n = embeds.len();
+        self.trace.put_pictures(|| "image_encoder/pixel_values".to_owned(), &[n, size, size, 3], pixels);
+        let embeds = embeds.concat();
+        self.trace.put(|| "image_encoder/image_embeds".to_owned(), &[n, embeds.len() / n], &embeds);
+    }
+
     /// The prior's inputs, as they were written.
     pub(super) fn trace_prior(&mut self, executable: &mut dyn Executable) -> Result<()> {
         if self.trace.is_on() {

@@ -1,6 +1,7 @@
 //! What is asked of a pipeline, and what it reports meanwhile.
 
 use crate::error::{Error, Result};
+use crate::image::Image;
 use crate::model::text_encoder::Tokens;
 use crate::noise::NoiseKind;
 use crate::weights::Checkpoint;
@@ -32,11 +33,14 @@ impl From<&str> for Prompt {
 /// Pictures to be made.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// One or more prompts.
+    /// One or more prompts, or none where there are `images`.
     pub prompts: Vec<Prompt>,
-    /// What the pictures should not be: stands where the empty prompt otherwise does in guidance.
+    /// Pictures of which variations are made, instead of prompts: the image encoder takes the place of the prior.
+    pub images: Vec<Image>,
+    /// What the pictures should not be: stands where the empty prompt otherwise does in guidance. Without a tokenizer
+    /// it has to be given, and is the empty prompt of variations.
     pub negative: Option<Prompt>,
-    /// Pictures for each prompt.
+    /// Pictures for each prompt or each of the `images`.
     pub pictures_per_prompt: usize,
     /// Picture `k` of the request is made from seed `seed + k`.
     pub seed: u64,
@@ -50,15 +54,25 @@ pub struct Request {
     pub super_res_steps: Option<usize>,
     /// Guidance scale of the prior.
     pub prior_guidance: Option<f32>,
-    /// Guidance scale of the decoder. Guidance is off if both scales are at most 1.
+    /// Guidance scale of the decoder. Guidance is off if the scales, of variations this one alone, are at most 1.
     pub decoder_guidance: Option<f32>,
 }
 
 impl Request {
     /// One picture of a prompt with seed 0 and the checkpoint's defaults.
     pub fn new(prompt: impl Into<Prompt>) -> Request {
+        Request { prompts: vec![prompt.into()], ..Request::empty() }
+    }
+
+    /// One variation of a picture with seed 0 and the checkpoint's defaults.
+    pub fn variation(image: Image) -> Request {
+        Request { images: vec![image], ..Request::empty() }
+    }
+
+    fn empty() -> Request {
         Request {
-            prompts: vec![prompt.into()],
+            prompts: Vec::new(),
+            images: Vec::new(),
             negative: None,
             pictures_per_prompt: 1,
             seed: 0,
@@ -73,7 +87,12 @@ impl Request {
 
     /// Number of pictures asked for.
     pub fn pictures(&self) -> usize {
-        self.prompts.len() * self.pictures_per_prompt
+        (self.prompts.len() + self.images.len()) * self.pictures_per_prompt
+    }
+
+    /// Whether the networks see an unconditional half: as in diffusers, for prior and decoder if either asks for it.
+    pub fn guided(&self, settings: &Defaults) -> bool {
+        settings.decoder_guidance > 1.0 || self.images.is_empty() && settings.prior_guidance > 1.0
     }
 
     /// The request's settings, with the defaults where it leaves them open.
@@ -90,15 +109,26 @@ impl Request {
     /// Refuses what no checkpoint could run; a run checks steps and guidance, too, before it loads anything.
     ///
     /// # Errors
-    /// [`Error::Request`] for a request of no pictures or of too many.
+    /// [`Error::Request`] for a request of no pictures or of too many, or of variations and what they have no use for.
     pub fn check(&self) -> Result<()> {
-        if self.prompts.is_empty() {
-            return Err(Error::request("prompt", "there is none; at least one is needed"));
+        if self.prompts.is_empty() && self.images.is_empty() {
+            return Err(Error::request("prompt", "there is none; at least one, or an image, is needed"));
+        }
+        if !self.images.is_empty() {
+            let idle = [
+                ("prompt", !self.prompts.is_empty()),
+                ("prior steps", self.prior_steps.is_some()),
+                ("prior guidance", self.prior_guidance.is_some()),
+            ];
+            if let Some((what, _)) = idle.into_iter().find(|(_, given)| *given) {
+                return Err(Error::request(what, "not with an image; its variations have neither prompt nor prior"));
+            }
         }
         if self.pictures_per_prompt == 0 {
             return Err(Error::request("pictures per prompt", "0; it has to be at least 1"));
         }
-        let pictures = self.prompts.len().checked_mul(self.pictures_per_prompt);
+        self.images.iter().try_for_each(Image::check)?;
+        let pictures = (self.prompts.len() + self.images.len()).checked_mul(self.pictures_per_prompt);
         if pictures.is_none_or(|n| n > MOST_PICTURES) {
             return Err(Error::request("pictures per prompt", format!("more than {MOST_PICTURES} pictures in all")));
         }
@@ -139,11 +169,6 @@ impl Defaults {
         Ok(checkpoint.json::<Index>("model_index.json")?.defaults)
     }
 
-    /// Whether the networks see an unconditional half: as in diffusers, for both stages if either asks for it.
-    pub fn guided(&self) -> bool {
-        self.prior_guidance > 1.0 || self.decoder_guidance > 1.0
-    }
-
     /// Guidance scales must be numbers.
     pub(super) fn check(&self) -> Result<()> {
         for (what, scale) in [("prior guidance", self.prior_guidance), ("decoder guidance", self.decoder_guidance)] {
@@ -155,12 +180,13 @@ impl Defaults {
     }
 }
 
-/// A part of the way from text to picture.
+/// A part of the way from text, or from a picture, to picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)] // the checkpoint's own names
 pub enum Stage {
     TextEncoder,
     Prior,
+    ImageEncoder,
     TextProj,
     Decoder,
     SuperResFirst,
@@ -168,15 +194,23 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// All stages in the order in which they run.
-    pub const ALL: [Stage; 6] =
-        [Stage::TextEncoder, Stage::Prior, Stage::TextProj, Stage::Decoder, Stage::SuperResFirst, Stage::SuperResLast];
+    /// All stages in the order in which they run; prompts pass by the image encoder, and given pictures by the prior.
+    pub const ALL: [Stage; 7] = [
+        Stage::TextEncoder,
+        Stage::Prior,
+        Stage::ImageEncoder,
+        Stage::TextProj,
+        Stage::Decoder,
+        Stage::SuperResFirst,
+        Stage::SuperResLast,
+    ];
 
     /// The checkpoint folder that the stage runs.
     pub fn name(self) -> &'static str {
         match self {
             Stage::TextEncoder => "text_encoder",
             Stage::Prior => "prior",
+            Stage::ImageEncoder => "image_encoder",
             Stage::TextProj => "text_proj",
             Stage::Decoder => "decoder",
             Stage::SuperResFirst => "super_res_first",

@@ -1,15 +1,16 @@
 //! The stages, one after the other: what each is given, and what it hands on.
 
-use super::Pipeline;
 use super::request::{Defaults, Event, Observer, Prompt, Request, Stage, report};
 use super::sampling::{Draws, Loop, StepNoise};
 use super::trace::Trace;
+use super::vision::Vision;
+use super::{Pipeline, Prior};
 use crate::backend::Executable;
 use crate::diffusion::sampler::time_features;
 use crate::error::Result;
 use crate::image::Image;
 use crate::model::text_encoder::Tokens;
-use crate::model::{Run, decoder, prior, super_res, text_encoder, text_proj, unet};
+use crate::model::{Run, decoder, image_encoder, prior, super_res, text_encoder, text_proj, unet};
 use crate::noise::{NoiseKind, NoiseSource};
 use crate::ops::{Noise, SamplerStep, elements};
 use crate::plan::{Plan, assign};
@@ -24,6 +25,8 @@ const TEXTS: usize = 32;
 pub struct Session<'a, 'o> {
     pub pipeline: &'a Pipeline,
     pub settings: Defaults,
+    /// Whether the networks see an unconditional half.
+    pub guided: bool,
     pub observer: &'a mut Observer<'o>,
     pub trace: &'a mut Trace,
     /// One source for each picture.
@@ -88,15 +91,15 @@ impl Conditions {
 }
 
 /// A stage at work: its component and the time it began.
-struct Open {
+pub(super) struct Open {
     stage: Stage,
-    component: Component,
+    pub(super) component: Component,
     began: Instant,
     loaded: bool,
 }
 
 impl Session<'_, '_> {
-    fn open(&mut self, stage: Stage, steps: usize) -> Result<Open> {
+    pub(super) fn open(&mut self, stage: Stage, steps: usize) -> Result<Open> {
         report(self.observer, Event::Begin { stage, steps })?;
         let began = Instant::now();
         let component = self.pipeline.checkpoint.component(stage.name())?;
@@ -104,7 +107,7 @@ impl Session<'_, '_> {
     }
 
     /// Compiles a plan with the component's weights.
-    fn compile(&mut self, open: &mut Open, plan: Plan) -> Result<Box<dyn Executable>> {
+    pub(super) fn compile(&mut self, open: &mut Open, plan: Plan) -> Result<Box<dyn Executable>> {
         let unused = if open.loaded { Vec::new() } else { unused(&open.component, &plan) };
         if !unused.is_empty() {
             let more = if unused.len() > 5 { format!(" and {} more", unused.len() - 5) } else { String::new() };
@@ -121,7 +124,7 @@ impl Session<'_, '_> {
         Ok(executable)
     }
 
-    fn close(&mut self, open: Open) -> Result<()> {
+    pub(super) fn close(&mut self, open: Open) -> Result<()> {
         report(self.observer, Event::End { stage: open.stage, elapsed: open.began.elapsed() })
     }
 
@@ -137,17 +140,20 @@ impl Session<'_, '_> {
         Ok((0..count).map(|g| g * pictures / count..(g + 1) * pictures / count).collect())
     }
 
-    /// Encodes every prompt and, with guidance, the negative or empty one.
+    /// Encodes every prompt, or for every given picture the empty one, and, with guidance, the negative or empty one.
     pub fn text(&mut self, request: &Request) -> Result<Text> {
         let mut tokens = Vec::new();
         for prompt in &request.prompts {
             tokens.push(self.tokens(prompt)?);
         }
-        let unconditional = self.settings.guided().then_some(tokens.len());
+        for _ in &request.images {
+            tokens.push(self.empty(request)?);
+        }
+        let unconditional = self.guided.then_some(tokens.len());
         if unconditional.is_some() {
             tokens.push(match &request.negative {
                 Some(negative) => self.tokens(negative)?,
-                None => self.empty()?,
+                None => self.empty(request)?,
             });
         }
         let config = &self.pipeline.configs.text_encoder;
@@ -187,27 +193,26 @@ impl Session<'_, '_> {
         Ok(tokens)
     }
 
-    /// The tokens of the unconditional half.
+    /// The tokens of no text.
     #[cfg(feature = "tokenizer")]
-    fn empty(&mut self) -> Result<Tokens> {
+    fn empty(&mut self, _: &Request) -> Result<Tokens> {
         self.tokens(&Prompt::Text(String::new()))
     }
 
     /// Without a tokenizer the caller has to give them.
     #[cfg(not(feature = "tokenizer"))]
-    fn empty(&mut self) -> Result<Tokens> {
-        let reason = "missing; guidance without a tokenizer needs the tokens of the empty prompt";
-        Err(crate::Error::request("negative", reason))
+    fn empty(&mut self, request: &Request) -> Result<Tokens> {
+        let reason = "missing; without a tokenizer guidance and variations need the tokens of the empty prompt";
+        self.tokens(request.negative.as_ref().ok_or_else(|| crate::Error::request("negative", reason))?)
     }
 
     /// Text to image embeddings `[D]`, one for each picture.
-    pub fn prior(&mut self, text: &Text) -> Result<Vec<Vec<f32>>> {
-        let configs = &self.pipeline.configs;
-        let config = &configs.prior;
+    pub fn prior(&mut self, prior: &Prior, text: &Text) -> Result<Vec<Vec<f32>>> {
+        let Prior { config, scheduler } = prior;
         let dim = config.embedding_dim;
         let steps = self.settings.prior_steps;
-        let sampling = Loop::new("prior", &configs.prior_scheduler, "prior steps", steps, vec![dim])?;
-        let rule = configs.prior_scheduler.step(text.guided().then_some(self.settings.prior_guidance), self.drawn);
+        let sampling = Loop::new("prior", scheduler, "prior steps", steps, vec![dim])?;
+        let rule = scheduler.step(text.guided().then_some(self.settings.prior_guidance), self.drawn);
         let groups_of = |pictures| Run { pictures, steps, rule };
         let mut open = self.open(Stage::Prior, steps)?;
         let groups = self.groups(|n| prior::plan(config, &open.component, &groups_of(n)))?;
@@ -229,7 +234,6 @@ impl Session<'_, '_> {
             self.sample(&sampling, executable.as_mut(), 0..steps, &time, &rule, &mut draws, (&open, number, &groups))?;
             found.extend(executable.read("image_embeds")?.chunks_exact(dim).map(<[f32]>::to_vec));
         }
-        self.trace.put(|| "image_embeds".to_owned(), &[found.len(), dim], &found.concat());
         self.close(open)?;
         Ok(found)
     }
@@ -270,9 +274,11 @@ impl Session<'_, '_> {
     /// Embeddings to the decoder's conditions.
     pub fn text_proj(&mut self, text: &Text, image_embeds: &[Vec<f32>]) -> Result<Conditions> {
         let config = &self.pipeline.configs.text_proj;
-        let tokens = self.pipeline.configs.prior.num_embeddings;
+        let tokens = self.pipeline.configs.tokens();
         let total = tokens + config.clip_extra_context_tokens;
         let pictures = image_embeds.len();
+        let dim = config.clip_embeddings_dim;
+        self.trace.put(|| "image_embeds".to_owned(), &[pictures, dim], &image_embeds.concat());
         let mut open = self.open(Stage::TextProj, 0)?;
         let together = if self.trace.is_on() { pictures } else { 1 };
         let plan = text_proj::plan(config, &open.component, together, tokens, text.guided())?;
@@ -315,7 +321,7 @@ impl Session<'_, '_> {
         let rule =
             configs.decoder_scheduler.step(conditions.guided().then_some(self.settings.decoder_guidance), self.drawn);
         let run = |pictures| Run { pictures, steps, rule };
-        let tokens = configs.prior.num_embeddings + configs.text_proj.clip_extra_context_tokens;
+        let tokens = configs.tokens() + configs.text_proj.clip_extra_context_tokens;
         let mut open = self.open(Stage::Decoder, steps)?;
         let groups = self.groups(|n| decoder::plan(config, &open.component, &run(n), tokens))?;
         let time = time_table(&sampling, config);
@@ -423,7 +429,7 @@ pub fn plan(pipeline: &Pipeline, stage: Stage, pictures: usize, guided: bool) ->
     let component = pipeline.checkpoint.component(stage.name())?;
     let guidance = |scale: f32| guided.then_some(scale);
     let noise = NoiseKind::default().into();
-    let tokens = configs.prior.num_embeddings;
+    let tokens = configs.tokens();
     let super_res = |config: &unet::Config, steps| {
         let rule = configs.super_res_scheduler.step(None, noise);
         let small = configs.decoder.sample_size.unwrap_or(0);
@@ -435,9 +441,11 @@ pub fn plan(pipeline: &Pipeline, stage: Stage, pictures: usize, guided: bool) ->
             text_encoder::plan(&configs.text_encoder, &component, if guided { pictures + 1 } else { pictures })
         }
         Stage::Prior => {
-            let rule = configs.prior_scheduler.step(guidance(defaults.prior_guidance), noise);
-            prior::plan(&configs.prior, &component, &Run { pictures, steps: defaults.prior_steps, rule })
+            let Prior { config, scheduler } = configs.prior(&pipeline.checkpoint)?;
+            let rule = scheduler.step(guidance(defaults.prior_guidance), noise);
+            prior::plan(config, &component, &Run { pictures, steps: defaults.prior_steps, rule })
         }
+        Stage::ImageEncoder => image_encoder::plan(&Vision::read(pipeline)?.config, &component, pictures),
         Stage::TextProj => text_proj::plan(&configs.text_proj, &component, pictures, tokens, guided),
         Stage::Decoder => {
             let rule = configs.decoder_scheduler.step(guidance(defaults.decoder_guidance), noise);

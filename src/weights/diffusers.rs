@@ -121,6 +121,11 @@ impl Checkpoint {
         &self.class_name
     }
 
+    /// Whether it is for variations of pictures alone, and has no prior.
+    pub fn is_for_variations(&self) -> bool {
+        self.class_name == PIPELINES[1]
+    }
+
     /// The components named by `model_index.json` with their classes, sorted by name.
     pub fn classes(&self) -> impl Iterator<Item = (&str, &str)> {
         self.classes.iter().map(|(name, class)| (name.as_str(), class.as_str()))
@@ -141,11 +146,26 @@ impl Checkpoint {
     /// # Errors
     /// One [`Error::Config`] that lists everything missing.
     pub fn require(&self, names: &[&str]) -> Result<()> {
-        let missing: Vec<&str> = names.iter().copied().filter(|name| !self.has(name)).collect();
-        if missing.is_empty() {
-            return Ok(());
+        match self.missing(names) {
+            Some(missing) => Err(Error::config(self.path(), missing)),
+            None => Ok(()),
         }
-        Err(Error::config(self.path(), format!("missing from the checkpoint: {}", missing.join(", "))))
+    }
+
+    /// Checks that all of `names` are there, which not every checkpoint needs to have.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::require`], and the message says what needs them.
+    pub fn require_for(&self, what: &str, names: &[&str]) -> Result<()> {
+        match self.missing(names) {
+            Some(missing) => Err(Error::config(self.path(), format!("{missing}; needed for {what}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn missing(&self, names: &[&str]) -> Option<String> {
+        let missing: Vec<&str> = names.iter().copied().filter(|name| !self.has(name)).collect();
+        (!missing.is_empty()).then(|| format!("missing from the checkpoint: {}", missing.join(", ")))
     }
 
     /// The content of a file, by its path relative to the checkpoint (with `/`).

@@ -1,4 +1,4 @@
-//! Which files there are, for tests that compare folders.
+//! Which files there are, for tests that compare folders, and copies that may be damaged.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -19,4 +19,17 @@ pub fn operations() -> BTreeSet<String> {
     let mut stems = stems("src/ops", ".rs");
     stems.retain(|s| !["mod", "launch", "moments", "product"].contains(&s.as_str()));
     stems
+}
+
+/// Copies a folder with all that is in it.
+pub fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
 }

@@ -1,6 +1,8 @@
-//! The recording of the original pipeline on the tiny checkpoint; `tests/golden/make.py` made both.
+//! The recordings of the original pipelines on the tiny checkpoint; `tests/golden/make.py` made all.
 
 use safetensors::{Dtype, SafeTensors};
+use unclip::image::Image;
+use unclip::pipeline::Trace;
 
 /// The checkpoint.
 pub const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny");
@@ -9,8 +11,27 @@ pub const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny"
 pub struct Recording(Vec<u8>);
 
 impl Recording {
+    /// Of prompts.
     pub fn read() -> Recording {
-        Recording(std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny-run.safetensors")).unwrap())
+        Recording::open("tiny-run")
+    }
+
+    /// Of a picture's variations.
+    pub fn variation() -> Recording {
+        Recording::open("variation")
+    }
+
+    fn open(name: &str) -> Recording {
+        let file = format!("{}/tests/golden/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
+        Recording(std::fs::read(file).unwrap())
+    }
+
+    /// Pixels as a picture.
+    pub fn image(&self, name: &str) -> Image {
+        let tensors = self.tensors();
+        let view = tensors.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(view.dtype(), Dtype::U8, "{name}");
+        Image { width: view.shape()[1], height: view.shape()[0], pixels: view.data().to_vec() }
     }
 
     pub fn tensors(&self) -> SafeTensors<'_> {
@@ -51,4 +72,36 @@ pub fn channels_last(shape: &[usize], data: &[f32]) -> Vec<f32> {
         out.extend((0..h * w * c).map(|i| image[i % c * h * w + i / c]));
     }
     out
+}
+
+/// Every tensor of a recorded run is in the trace: noise to the bit, others within `tolerance` of the tensor's largest
+/// element, pictures within 2 of 255 everywhere and 0.1 on average.
+pub fn assert_recorded(recording: &Recording, trace: &Trace, images: &[Image], tolerance: f32) {
+    for (name, view) in recording.tensors().tensors() {
+        if ["input", "preprocess/", "png/"].iter().any(|start| name.starts_with(start)) {
+            continue; // what a run was given, and other tests
+        }
+        let (dtype, shape, bytes) = trace.tensor(&name).unwrap_or_else(|| panic!("{name} is not in the trace"));
+        assert_eq!((dtype, shape), (view.dtype(), view.shape()), "{name}");
+        if view.dtype() != Dtype::F32 {
+            // Pixels are compared below: one may round the other way.
+            assert!(name == "image/u8" || bytes == view.data(), "{name} differs");
+            continue;
+        }
+        let (_, want) = recording.get(&name);
+        let (_, got) = trace.get(&name).unwrap();
+        let size = want.iter().fold(0.0f32, |size, x| size.max(x.abs()));
+        let exact = ["/noise", "initial_latents", "pixel_values"].iter().any(|end| name.ends_with(end));
+        for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+            let allowed = if exact { 0.0 } else { tolerance * size };
+            assert!((g - w).abs() <= allowed, "{name}[{i}]: {g} instead of {w}, {allowed} allowed");
+        }
+    }
+    let tensors = recording.tensors();
+    let want = tensors.tensor("image/u8").unwrap().data();
+    let got: Vec<u8> = images.iter().flat_map(|i| &i.pixels).copied().collect();
+    assert_eq!(got.len(), want.len());
+    let off: Vec<u8> = got.iter().zip(want).map(|(g, w)| g.abs_diff(*w)).collect();
+    let mean = off.iter().map(|&d| f64::from(d)).sum::<f64>() / off.len() as f64;
+    assert!(off.iter().all(|&d| d <= 2) && mean <= 0.1, "off by {:?}, {mean} on average", off.iter().max());
 }

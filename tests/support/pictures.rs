@@ -1,5 +1,6 @@
 //! Whole checkpoints on a back end against the CPU, stage by stage and by their pictures.
 
+use super::golden::Recording;
 use std::ops::ControlFlow;
 use unclip::backend::Backend;
 use unclip::backend::cpu::Cpu;
@@ -14,34 +15,32 @@ pub const TRAINED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/default")
 /// What whole checkpoints are asked for.
 pub const PROMPTS: [&str; 2] = ["a red frog on a green leaf", "An oil painting of Łódź at night, 1999!"];
 /// How the names of a stage's tensors begin.
-pub const STAGES: [&str; 6] = ["text/", "uncond/", "prior/", "text_proj/", "decoder/", "super_res/"];
+pub const STAGES: [&str; 7] = ["text/", "uncond/", "prior/", "image_encoder/", "text_proj/", "decoder/", "super_res/"];
 
 /// Steps of prior, decoder and super-resolution, where they are not the checkpoint's.
 pub type Steps = [Option<usize>; 3];
 
 /// Pictures and all tensors on the way to them, from the noise of torch.
 pub fn run(model: &str, backend: Box<dyn Backend>, prompts: &[&str], steps: Steps) -> (Vec<Image>, Trace) {
-    run_as(Request::new(prompts[0]), model, backend, prompts, steps)
+    run_request(model, backend, of_prompts(prompts), steps)
 }
 
 /// The same without guidance.
 pub fn run_unguided(model: &str, backend: Box<dyn Backend>, prompts: &[&str], steps: Steps) -> (Vec<Image>, Trace) {
-    let request = Request { prior_guidance: Some(1.0), decoder_guidance: Some(1.0), ..Request::new(prompts[0]) };
-    run_as(request, model, backend, prompts, steps)
+    let request = Request { prior_guidance: Some(1.0), decoder_guidance: Some(1.0), ..of_prompts(prompts) };
+    run_request(model, backend, request, steps)
 }
 
-/// The same with whatever else a request says.
-fn run_as(
-    mut request: Request,
-    model: &str,
-    backend: Box<dyn Backend>,
-    prompts: &[&str],
-    steps: Steps,
-) -> (Vec<Image>, Trace) {
+fn of_prompts(prompts: &[&str]) -> Request {
+    let prompts = prompts.iter().map(|p| (*p).into()).collect();
+    Request { prompts, ..Request::new("") }
+}
+
+fn run_request(model: &str, backend: Box<dyn Backend>, request: Request, steps: Steps) -> (Vec<Image>, Trace) {
     let checkpoint = Checkpoint::open(model, LoadOptions::default()).unwrap();
     let pipeline = Pipeline::open(checkpoint, backend).unwrap();
-    request.prompts = prompts.iter().map(|p| (*p).into()).collect();
-    [request.prior_steps, request.decoder_steps, request.super_res_steps] = steps;
+    let [prior_steps, decoder_steps, super_res_steps] = steps;
+    let request = Request { prior_steps, decoder_steps, super_res_steps, ..request };
     let mut trace = Trace::on();
     let images = pipeline.run_traced(&request, &mut |_| ControlFlow::Continue(()), &mut trace).unwrap();
     (images, trace)
@@ -70,12 +69,22 @@ pub fn worst(got: &Trace, want: &Trace, stage: &str) -> (f32, String) {
 
 /// Holds all stages and the pictures of a back end that computes in single precision against the CPU's.
 pub fn agree(model: &str, backend: Box<dyn Backend>, steps: Steps) {
+    agree_on(model, backend, of_prompts(&PROMPTS), steps);
+}
+
+/// The same of the first recorded variation.
+pub fn agree_on_variations(model: &str, backend: Box<dyn Backend>, steps: Steps) {
+    let request = Request { seed: 7, ..Request::variation(Recording::variation().image("input")) };
+    agree_on(model, backend, request, [None, steps[1], steps[2]]);
+}
+
+fn agree_on(model: &str, backend: Box<dyn Backend>, request: Request, steps: Steps) {
     let name = backend.name();
-    let (want_images, want) = run_on_cpu(model, &PROMPTS, steps);
-    let (images, got) = run(model, backend, &PROMPTS, steps);
+    let (want_images, want) = run_request(model, Box::new(Cpu::new(2).unwrap()), request.clone(), steps);
+    let (images, got) = run_request(model, backend, request, steps);
     for stage in STAGES {
         let (error, tensor) = worst(&got, &want, stage);
-        println!("{name}: {stage:<12} {error:.1e} in {tensor}");
+        println!("{name}: {stage:<14} {error:.1e} in {tensor}");
         assert!(error < 2e-3, "{tensor} differs by {error} of its largest element");
     }
     same_pictures(&name, &images, &want_images);
@@ -85,9 +94,9 @@ pub fn agree(model: &str, backend: Box<dyn Backend>, steps: Steps) {
 /// compared: a first step divides by the smallest signal, and where that is not clipped depends on the seed.
 pub fn agree_with_philox(model: &str, backend: Box<dyn Backend>, prompts: &[&str], steps: Steps) {
     let name = backend.name();
-    let request = || Request { noise: NoiseKind::Philox, ..Request::new(prompts[0]) };
-    let (want, _) = run_as(request(), model, Box::new(Cpu::new(2).unwrap()), prompts, steps);
-    let (got, _) = run_as(request(), model, backend, prompts, steps);
+    let request = Request { noise: NoiseKind::Philox, ..of_prompts(prompts) };
+    let (want, _) = run_request(model, Box::new(Cpu::new(2).unwrap()), request.clone(), steps);
+    let (got, _) = run_request(model, backend, request, steps);
     same_pictures(&name, &got, &want);
 }
 

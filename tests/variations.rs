@@ -1,0 +1,177 @@
+//! Variations of a picture against the original pipeline: how the picture is read and prepared, and what comes of it.
+#![cfg(all(feature = "tokenizer", feature = "png"))]
+
+mod support;
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::Path;
+use support::files::copy_folder;
+use support::golden::{MODEL, Recording, assert_recorded, channels_last};
+use unclip::backend::cpu::Cpu;
+use unclip::image::Image;
+use unclip::pipeline::{Event, Pipeline, Request, Stage, Trace};
+use unclip::preprocess::Preprocessor;
+use unclip::weights::{Checkpoint, LoadOptions};
+use unclip::{Error, Result};
+
+fn open(model: impl AsRef<Path>) -> Result<Pipeline> {
+    Pipeline::open(Checkpoint::open(model, LoadOptions::default())?, Box::new(Cpu::new(2)?))
+}
+
+fn request() -> Request {
+    Request { pictures_per_prompt: 2, seed: 7, ..Request::variation(Recording::variation().image("input")) }
+}
+
+fn short() -> Request {
+    Request { decoder_steps: Some(3), super_res_steps: Some(2), ..request() }
+}
+
+fn run(pipeline: &Pipeline, request: &Request) -> Result<Vec<Image>> {
+    pipeline.run(request, &mut |_| ControlFlow::Continue(()))
+}
+
+#[test]
+fn pictures_are_prepared_to_the_bit_as_the_original_does() {
+    let recording = Recording::variation();
+    let preprocessor = Preprocessor::read(&Checkpoint::open(MODEL, LoadOptions::default()).unwrap()).unwrap();
+    for (image, prepared) in [("input".to_owned(), "image_encoder/pixel_values".to_owned())]
+        .into_iter()
+        .chain((0..6).map(|k| (format!("preprocess/{k}/image"), format!("preprocess/{k}/pixel_values"))))
+    {
+        let (shape, want) = recording.get(&prepared);
+        let got = preprocessor.prepare(&recording.image(&image)).unwrap();
+        assert!(got == channels_last(&shape, &want), "{image}");
+    }
+}
+
+#[test]
+fn a_long_thin_picture_needs_no_more_than_its_middle() {
+    let preprocessor = Preprocessor::read(&Checkpoint::open(MODEL, LoadOptions::default()).unwrap()).unwrap();
+    let thin = Image { width: 1, height: 1 << 24, pixels: vec![7; 3 << 24] };
+    assert_eq!(preprocessor.prepare(&thin).unwrap().len(), 28 * 28 * 3);
+}
+
+#[test]
+fn pngs_of_all_kinds_are_read_as_pillow_reads_them() {
+    let recording = Recording::variation();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.png");
+    let tensors = recording.tensors();
+    let kinds: Vec<&str> = tensors.names().into_iter().filter_map(|name| name.strip_suffix("/file")).collect();
+    assert_eq!(kinds.len(), 14);
+    for kind in kinds {
+        fs::write(&path, tensors.tensor(&format!("{kind}/file")).unwrap().data()).unwrap();
+        assert_eq!(Image::read_png(&path).unwrap(), recording.image(&format!("{kind}/rgb")), "{kind}");
+    }
+    for (bytes, said) in [(&b"GIF89a"[..], "expected a PNG"), (&b"\x89PNG\r\n\x1a\n"[..], "expected a PNG")] {
+        fs::write(&path, bytes).unwrap();
+        let error = Image::read_png(&path).unwrap_err();
+        assert!(error.exit_code() == 5 && error.to_string().contains(said), "{error}");
+    }
+}
+
+#[test]
+fn every_recorded_tensor_of_the_original_variations_is_reproduced() {
+    let mut trace = Trace::on();
+    let pipeline = open(MODEL).unwrap();
+    let images = pipeline.run_traced(&request(), &mut |_| ControlFlow::Continue(()), &mut trace).unwrap();
+    assert_recorded(&Recording::variation(), &trace, &images, 1e-3);
+}
+
+#[test]
+fn each_variation_can_be_made_again_alone_and_the_picture_makes_the_difference() {
+    let pipeline = open(MODEL).unwrap();
+    let mut both = short();
+    let other = Image { width: 30, height: 30, pixels: (0..2700).map(|i| i as u8).collect() };
+    both.images.push(other.clone());
+    let all = run(&pipeline, &both).unwrap();
+    assert_eq!(all.len(), 4);
+    let alone = Request { images: vec![other], seed: 10, pictures_per_prompt: 1, ..short() };
+    assert_eq!(run(&pipeline, &alone).unwrap()[0], all[3]);
+    let of_first = Request { images: vec![both.images[0].clone()], ..alone };
+    assert_ne!(run(&pipeline, &of_first).unwrap()[0], all[3]);
+}
+
+#[test]
+fn a_checkpoint_for_variations_needs_no_prior_and_makes_the_same_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    copy_folder(Path::new(MODEL), &model);
+    for name in ["prior", "prior_scheduler"] {
+        fs::remove_dir_all(model.join(name)).unwrap();
+    }
+    let index = fs::read_to_string(model.join("model_index.json")).unwrap();
+    fs::write(model.join("model_index.json"), index.replace("UnCLIPPipeline", "UnCLIPImageVariationPipeline")).unwrap();
+    let pipeline = open(&model).unwrap();
+    assert_eq!(run(&pipeline, &short()).unwrap(), run(&open(MODEL).unwrap(), &short()).unwrap());
+    let error = run(&pipeline, &Request::new("a cat")).unwrap_err();
+    assert!(error.exit_code() == 3 && error.to_string().contains("missing from the checkpoint: prior"), "{error}");
+    fs::remove_dir_all(model.join("image_encoder")).unwrap();
+    let error = open(&model).err().expect("nothing left to run");
+    assert!(error.to_string().ends_with("model: missing from the checkpoint: image_encoder"), "{error}");
+}
+
+#[test]
+fn what_is_missing_or_not_implemented_is_named_before_anything_is_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    copy_folder(Path::new(MODEL), &model);
+    let refused = |request: &Request, code: u8, parts: &[&str]| {
+        let error = open(&model).unwrap().run(request, &mut |event| panic!("{event:?}")).unwrap_err();
+        assert!(error.exit_code() == code && parts.iter().all(|p| error.to_string().contains(p)), "{error}");
+    };
+    refused(&Request { prompts: vec!["a cat".into()], ..short() }, 2, &["prompt", "image"]);
+    refused(&Request { prior_steps: Some(9), ..short() }, 2, &["prior steps", "image"]);
+    let settings = model.join("feature_extractor/preprocessor_config.json");
+    let good = fs::read_to_string(&settings).unwrap();
+    for (from, to, part) in [
+        ("\"resample\": 3", "\"resample\": 2", "resample is 2"),
+        ("\"do_center_crop\": true", "\"do_center_crop\": false", "do_center_crop is false"),
+        ("\"shortest_edge\": 28", "\"shortest_edge\": 20", "square of 28"),
+        ("\"shortest_edge\": 28", "\"height\": 28, \"width\": 28", "shortest_edge"),
+        ("\"height\": 28", "\"height\": 30", "crop_size"),
+        ("0.26862954", "0", "image_std"),
+    ] {
+        assert!(good.contains(from), "{from}");
+        fs::write(&settings, good.replace(from, to)).unwrap();
+        refused(&short(), 3, &["preprocessor_config.json", part]);
+    }
+    fs::write(&settings, good.replace(": 28", ": 35")).unwrap();
+    refused(&short(), 3, &["image_encoder", "image_size is 28", "35"]);
+    fs::remove_dir_all(model.join("feature_extractor")).unwrap();
+    refused(&short(), 3, &["model: missing from the checkpoint: feature_extractor", "variations"]);
+    // Prompts need none of it.
+    assert!(
+        run(
+            &open(&model).unwrap(),
+            &Request { prior_steps: Some(2), images: Vec::new(), prompts: vec!["a".into()], ..short() }
+        )
+        .is_ok()
+    );
+}
+
+#[test]
+fn a_picture_that_is_none_is_refused() {
+    let empty = Image { width: 0, height: 3, pixels: Vec::new() };
+    let short_of_pixels = Image { width: 2, height: 2, pixels: vec![0; 11] };
+    for image in [empty, short_of_pixels] {
+        let error = run(&open(MODEL).unwrap(), &Request::variation(image)).unwrap_err();
+        assert!(matches!(&error, Error::Request { what, .. } if what == "image"), "{error}");
+    }
+}
+
+#[test]
+fn the_image_encoder_takes_the_place_of_the_prior() {
+    let mut stages = Vec::new();
+    let observe = &mut |event: Event<'_>| {
+        if let Event::Begin { stage, .. } = event {
+            stages.push(stage);
+        }
+        ControlFlow::Continue(())
+    };
+    open(MODEL).unwrap().run(&short(), observe).unwrap();
+    let mut want = Stage::ALL.to_vec();
+    want.retain(|stage| *stage != Stage::Prior);
+    assert_eq!(stages, want);
+}
