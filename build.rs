@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 
 const MODEL: &str = "models/default";
 /// The parts of a checkpoint that `Pipeline` opens.
-const PARTS: [&str; 11] = [
+const PARTS: [&str; 13] = [
     "model_index.json",
     "decoder",
     "decoder_scheduler",
+    "feature_extractor",
+    "image_encoder",
     "prior",
     "prior_scheduler",
     "super_res_first",
@@ -28,7 +30,7 @@ fn main() {
     #[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
     kernels::render(&root.join("kernels"), &out);
     // A table of paths and contents, aligned so that weights are used in place like those of a mapped file. Only what
-    // makes text into pictures goes in: no model card, no sheet of pictures, no image encoder.
+    // makes pictures goes in: no model card, no sheet of pictures.
     if env::var_os("CARGO_FEATURE_DEFAULT_MODEL").is_some() {
         let mut files = Vec::new();
         for part in PARTS {

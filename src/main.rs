@@ -1,4 +1,4 @@
-//! The command line `engine`: pictures from prompts, and a look at plans, checkpoints and devices.
+//! The command line `engine`: pictures from prompts or pictures, and a look at plans, checkpoints and devices.
 //!
 //! Results go to standard output, everything about the way there to standard error. Every failure is one line that
 //! names what to put right, and an exit code by who can: see [`unclip::Error::exit_code`].

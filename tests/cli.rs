@@ -1,14 +1,17 @@
 //! The command line as a person or a program meets it: files, exit codes, one clear line for every mistake.
 #![cfg(feature = "cli")]
 
+mod support;
+
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use support::files::copy_folder;
+use support::golden::MODEL;
 use tempfile::TempDir;
 
-const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny");
 /// Few steps: what is tested here does not depend on the picture.
 const SHORT: [&str; 6] = ["--prior-steps", "2", "--decoder-steps", "2", "--super-res-steps", "2"];
 
@@ -59,17 +62,6 @@ fn png(path: &Path) -> (Vec<u8>, Vec<(String, String)>) {
 
 /// A copy of the tiny checkpoint that may be damaged.
 fn copy() -> (TempDir, PathBuf) {
-    fn copy_folder(from: &Path, to: &Path) {
-        fs::create_dir_all(to).unwrap();
-        for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-            let target = to.join(entry.file_name());
-            if entry.path().is_dir() {
-                copy_folder(&entry.path(), &target);
-            } else {
-                fs::copy(entry.path(), target).unwrap();
-            }
-        }
-    }
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("model");
     copy_folder(Path::new(MODEL), &model);
@@ -111,6 +103,63 @@ fn the_built_in_model_draws_what_was_asked_whatever_was_asked() {
     assert_eq!(names(dir.path()), ["out-000.png", "out-001.png", "out-002.png", "out.png"]);
     let missing = engine(dir.path(), &["run", "-p", "a", "-m", "nowhere"]);
     assert!(text(&missing.stderr).contains("without --model the built-in model is used"));
+}
+
+/// A recorded picture as a file.
+fn photo(dir: &Path) {
+    support::golden::Recording::variation().image("input").write_png(dir.join("photo.png"), &[]).unwrap();
+}
+
+#[test]
+fn a_picture_becomes_variations_that_say_of_what() {
+    let dir = tempfile::tempdir().unwrap();
+    photo(dir.path());
+    let short = ["--decoder-steps", "2", "--super-res-steps", "2", "--json", "-b", "2", "-s", "5", "-o", "v%d.png"];
+    let output = engine(dir.path(), &[&["run", "-m", MODEL, "--image", "photo.png"], &short[..]].concat());
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output.stderr));
+    let events: Vec<Value> = text(&output.stdout).lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert!(events.iter().any(|e| e["event"] == "end" && e["stage"] == "image_encoder"));
+    let pictures: Vec<&Value> = events.iter().filter(|e| e["event"] == "picture").collect();
+    assert_eq!((pictures.len(), &pictures[1]["image"], &pictures[1]["seed"]), (2, &"photo.png".into(), &6.into()));
+    let (_, chunks) = png(&dir.path().join("v1.png"));
+    let chunk = |key: &str| chunks.iter().find(|(k, _)| k == key).unwrap().1.clone();
+    assert!(chunk("parameters").starts_with("\nSteps: 2, ") && chunk("parameters").contains("Variation of: photo.png"));
+    let request: Value = serde_json::from_str(&chunk("unclip")).unwrap();
+    assert_eq!((&request["image"], &request["seed"]), (&"photo.png".into(), &6.into()));
+    assert!(request.get("prompt").is_none() && request.get("prior_steps").is_none(), "{request}");
+}
+
+#[cfg(feature = "default-model")]
+#[test]
+fn the_built_in_model_makes_variations() {
+    let dir = tempfile::tempdir().unwrap();
+    let red = unclip::image::Image { width: 70, height: 64, pixels: [220, 20, 30].repeat(70 * 64) };
+    red.write_png(dir.path().join("red.png"), &[]).unwrap();
+    let output = engine(dir.path(), &["run", "-i", "red.png", "--device", "cpu", "--decoder-steps", "4"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(png(&dir.path().join("out.png")).0.len(), 128 * 128 * 3);
+}
+
+#[test]
+fn images_that_cannot_be_varied_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("photo.jpg"), b"\xff\xd8\xff").unwrap();
+    let image =
+        |path: &str, more: &[&str]| engine(dir.path(), &[&["run", "-m", MODEL, "--image", path], more].concat());
+    assert_refused(dir.path(), &image("none", &[]), 5, &["cannot open none"]);
+    assert_refused(dir.path(), &image("photo.jpg", &[]), 5, &["photo.jpg", "expected a PNG"]);
+    let (without, model) = copy();
+    fs::remove_dir_all(model.join("image_encoder")).unwrap();
+    let model = model.to_str().unwrap();
+    let photos = tempfile::tempdir().unwrap();
+    photo(photos.path());
+    let photo = photos.path().join("photo.png");
+    let photo = photo.to_str().unwrap();
+    let missing = engine(without.path(), &["run", "-m", model, "--image", photo]);
+    assert_refused(without.path(), &missing, 3, &[model, "missing from the checkpoint: image_encoder", "variations"]);
+    assert_refused(dir.path(), &image(photo, &["-p", "a"]), 2, &["prompt", "not with an image"]);
+    let itself = image(photo, &["-o", photo]);
+    assert_refused(dir.path(), &itself, 2, &["photo.png is the image that was given"]);
 }
 
 #[test]
@@ -219,12 +268,12 @@ fn inspect_lists_every_component() {
     let output = engine(dir.path(), &["inspect", MODEL]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let table = text(&output.stdout);
-    for part in ["decoder ", "prior_scheduler", "193454", "410332", "tokenizer/vocab.json"] {
+    for part in ["decoder ", "prior_scheduler", "193454", "433340", "tokenizer/vocab.json"] {
         assert!(table.contains(part), "{part} is not in\n{table}");
     }
     let json = engine(dir.path(), &["inspect", MODEL, "--json"]);
     let report: Value = serde_json::from_slice(&json.stdout).unwrap();
-    assert_eq!((&report["parameters"], report["components"].as_array().unwrap().len()), (&410_332.into(), 10));
+    assert_eq!((&report["parameters"], report["components"].as_array().unwrap().len()), (&433_340.into(), 12));
 }
 
 #[test]

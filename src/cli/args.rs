@@ -8,7 +8,7 @@ use unclip::noise::NoiseKind;
 use unclip::pipeline::Stage;
 use unclip::plan::Element;
 
-/// Text to image with the unCLIP (DALL-E 2) architecture.
+/// Text to image, and image to variations, with the unCLIP (DALL-E 2) architecture.
 #[derive(Debug, Parser)]
 #[command(name = "engine", version, about, arg_required_else_help = true, after_help = EXIT_CODES)]
 pub struct Arguments {
@@ -25,6 +25,7 @@ Examples:
   engine run -p \"a lion\" -p \"a frog\" -b 4 -s 7 --grid sheet.png
   engine run -m karlo -p \"a fox in the snow\" -n \"blurry\" --decoder-steps 50 -o fox.png --json
   engine run -m karlo -p \"a boat\" --trace boat.safetensors
+  engine run --image photo.png -b 4 -o variation-%03d.png
 
 Picture k of a run is made from seed + k, so each can be made again alone. Ctrl-C stops after the present step and
 writes nothing; a second one stops at once.";
@@ -41,7 +42,7 @@ counts as slower if its shortest sample is longer than the longest one of the ea
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make pictures from prompts
+    /// Make pictures from prompts, or variations of pictures
     #[command(after_help = RUN_EXAMPLES)]
     Run(Box<RunArguments>),
     /// Print what a stage computes: steps, shapes, parameters, FLOPs, bytes moved, memory
@@ -79,15 +80,18 @@ pub struct RunArguments {
     #[command(flatten)]
     pub model: ModelArguments,
     /// What the picture shows; may be given several times
-    #[arg(short, long, value_name = "TEXT", required = true)]
+    #[arg(short, long, value_name = "TEXT", required_unless_present = "image")]
     pub prompt: Vec<String>,
+    /// PNG file of which to make variations, instead of a prompt; may be given several times
+    #[arg(short, long, value_name = "FILE")]
+    pub image: Vec<PathBuf>,
     /// What the picture should not be
     #[arg(short, long, value_name = "TEXT")]
     pub negative: Option<String>,
     /// Seed of the first picture
     #[arg(short, long, default_value_t = 0)]
     pub seed: u64,
-    /// Pictures for each prompt
+    /// Pictures for each prompt or image
     #[arg(short, long, value_name = "COUNT", default_value_t = 1)]
     pub batch: usize,
     /// PNG file; for several pictures a name with a number in it, from 000 [default: out.png or out-%03d.png]
@@ -112,7 +116,8 @@ pub struct RunArguments {
     /// Guidance scale of the prior [default: the checkpoint's, or 4]
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
     pub prior_guidance: Option<f32>,
-    /// Guidance scale of the decoder [default: the checkpoint's, or 8]; at most 1 for both turns guidance off
+    /// Guidance scale of the decoder [default: the checkpoint's, or 8]; at most 1 for both turns guidance off;
+    /// variations have this one only
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
     pub decoder_guidance: Option<f32>,
     /// What turns the seed into noise: torch gives the pictures of diffusers, philox is drawn on the device

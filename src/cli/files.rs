@@ -44,11 +44,44 @@ fn number(name: &str) -> Option<(&str, usize, &str)> {
     })
 }
 
+/// What a picture shows: a prompt, or a file that it is a variation of.
+#[derive(Clone, Copy)]
+pub enum Origin<'a> {
+    Prompt(&'a str),
+    /// The file's name; where it was is nobody else's business.
+    Image(&'a str),
+}
+
+impl<'a> Origin<'a> {
+    /// Of picture `k`.
+    pub fn of(arguments: &'a RunArguments, k: usize) -> Origin<'a> {
+        let at = k / arguments.batch;
+        let file = arguments.image.get(at).and_then(|path| path.file_name());
+        match file {
+            Some(name) => Origin::Image(name.to_str().unwrap_or("image")),
+            None => Origin::Prompt(arguments.prompt.get(at).map_or("", String::as_str)),
+        }
+    }
+
+    /// What it is called in JSON and in text chunks.
+    pub fn key(&self) -> &'static str {
+        match self {
+            Origin::Prompt(_) => "prompt",
+            Origin::Image(_) => "image",
+        }
+    }
+
+    pub fn text(&self) -> &'a str {
+        let (Origin::Prompt(text) | Origin::Image(text)) = self;
+        text
+    }
+}
+
 /// What one picture was made from.
 pub struct Recipe<'a> {
     pub arguments: &'a RunArguments,
     pub settings: &'a Defaults,
-    pub prompt: &'a str,
+    pub origin: Origin<'a>,
     pub seed: u64,
     /// Width and height in pixels.
     pub size: [usize; 2],
@@ -65,21 +98,30 @@ impl Recipe<'_> {
     fn parameters(&self) -> Parameters {
         let s = self.settings;
         let [width, height] = self.size;
-        let fields = [
+        let mut fields = vec![
             ("Steps", s.decoder_steps.to_string()),
             ("Sampler", "unCLIP".to_owned()),
             ("CFG scale", s.decoder_guidance.to_string()),
             ("Seed", self.seed.to_string()),
             ("Size", format!("{width}x{height}")),
             ("Model", self.model.to_owned()),
-            ("Prior steps", s.prior_steps.to_string()),
-            ("Prior guidance", s.prior_guidance.to_string()),
-            ("Super-resolution steps", s.super_res_steps.to_string()),
-            ("Noise", self.noise()),
-            ("Version", version()),
         ];
+        let prompt = match self.origin {
+            Origin::Prompt(prompt) => {
+                fields.push(("Prior steps", s.prior_steps.to_string()));
+                fields.push(("Prior guidance", s.prior_guidance.to_string()));
+                prompt
+            }
+            Origin::Image(name) => {
+                fields.push(("Variation of", name.to_owned()));
+                ""
+            }
+        };
+        fields.push(("Super-resolution steps", s.super_res_steps.to_string()));
+        fields.push(("Noise", self.noise()));
+        fields.push(("Version", version()));
         Parameters {
-            prompt: self.prompt.to_owned(),
+            prompt: prompt.to_owned(),
             negative_prompt: self.arguments.negative.clone().unwrap_or_default(),
             fields: fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
         }
@@ -89,7 +131,7 @@ impl Recipe<'_> {
         let mut value = json!({
             "version": version(),
             "model": self.model,
-            "prompt": self.prompt,
+            self.origin.key(): self.origin.text(),
             "negative": self.arguments.negative,
             "seed": self.seed,
             "noise": self.noise(),
@@ -101,6 +143,10 @@ impl Recipe<'_> {
         let settings = serde_json::to_value(self.settings).expect("numbers under fixed names");
         let into = value.as_object_mut().expect("made as an object");
         into.extend(settings.as_object().cloned().unwrap_or_default());
+        if matches!(self.origin, Origin::Image(_)) {
+            // A variation has no prior.
+            into.retain(|key, _| !key.starts_with("prior_"));
+        }
         value
     }
 

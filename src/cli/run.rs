@@ -1,8 +1,8 @@
-//! `engine run`: prompts to picture files.
+//! `engine run`: prompts, or files of which to make variations, to picture files.
 
 use super::args::RunArguments;
 use super::devices::{self, Chosen};
-use super::files::{self, Recipe};
+use super::files::{self, Origin, Recipe};
 use super::progress::{Progress, round};
 use serde_json::json;
 use std::ops::ControlFlow;
@@ -22,12 +22,16 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// What the library reports, and files that cannot be written; no file is then half-written.
 pub fn run(arguments: &RunArguments) -> Result<()> {
     let mut progress = Progress::new(arguments.json, arguments.quiet, arguments.verbose);
-    let request = request(arguments);
+    let request = request(arguments)?;
     request.check()?;
     let targets = files::names(arguments.output.as_ref(), request.pictures())?;
     // Long work is not begun for files that cannot be written after it.
     for path in targets.iter().chain(&arguments.grid).chain(&arguments.trace) {
         check_writable(path)?;
+        if arguments.image.iter().any(|image| same_file(image, path)) {
+            let reason = format!("{} is the image that was given; write elsewhere with -o", path.display());
+            return Err(Error::request("output", reason));
+        }
     }
     watch_interrupts()?;
 
@@ -68,7 +72,7 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         let recipe = Recipe {
             arguments,
             settings: &settings,
-            prompt: &arguments.prompt[k / arguments.batch],
+            origin: Origin::of(arguments, k),
             seed: arguments.seed.wrapping_add(k as u64),
             size: [image.width, image.height],
             device: &device,
@@ -76,13 +80,18 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         };
         let chunks = recipe.chunks();
         image.write_png(path, &chunks.each_ref().map(|(keyword, text)| (*keyword, text.as_str())))?;
-        progress.json(&json!({ "event": "picture", "path": path, "prompt": recipe.prompt, "seed": recipe.seed }))?;
+        let mut event = json!({ "event": "picture", "path": path, "seed": recipe.seed });
+        event[recipe.origin.key()] = recipe.origin.text().into();
+        progress.json(&event)?;
         if !progress.is_json() && !progress.is_quiet() {
             super::print(&format!("{}\n", path.display()))?;
         }
     }
     if let Some(path) = &arguments.grid {
-        Image::grid(&images)?.write_png(path, &[("prompt", &arguments.prompt.join("\n"))])?;
+        let origins: Vec<Origin> =
+            (0..images.len()).step_by(arguments.batch).map(|k| Origin::of(arguments, k)).collect();
+        let texts: Vec<&str> = origins.iter().map(Origin::text).collect();
+        Image::grid(&images)?.write_png(path, &[(origins[0].key(), &texts.join("\n"))])?;
         progress.note(&format!("all pictures on {}", path.display()));
     }
     if let Some(path) = &arguments.trace {
@@ -96,10 +105,10 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     finish(&progress, &images)
 }
 
-fn request(arguments: &RunArguments) -> Request {
-    Request {
+fn request(arguments: &RunArguments) -> Result<Request> {
+    Ok(Request {
         prompts: arguments.prompt.iter().map(|text| Prompt::Text(text.clone())).collect(),
-        images: Vec::new(),
+        images: arguments.image.iter().map(Image::read_png).collect::<Result<_>>()?,
         negative: arguments.negative.clone().map(Prompt::Text),
         pictures_per_prompt: arguments.batch,
         seed: arguments.seed,
@@ -109,7 +118,12 @@ fn request(arguments: &RunArguments) -> Request {
         super_res_steps: arguments.super_res_steps,
         prior_guidance: arguments.prior_guidance,
         decoder_guidance: arguments.decoder_guidance,
-    }
+    })
+}
+
+/// Whether two paths lead to one file that is there.
+fn same_file(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
 fn finish(progress: &Progress, images: &[Image]) -> Result<()> {

@@ -55,13 +55,18 @@ pub struct ComponentReport {
     pub problem: Option<String>,
 }
 
-/// Looks at every component that `model_index.json` names or the pipeline needs, sorted by name.
+/// Looks at every component that `model_index.json` names or the pipeline needs, and at those that are there for
+/// another kind of run, sorted by name.
 ///
 /// Headers and configurations are read, tensors are not. Whether the tensors are those that a model asks for is the
 /// model's question, not asked here.
 pub fn inspect(checkpoint: &Checkpoint) -> Vec<ComponentReport> {
-    let needed = if checkpoint.class_name() == "UnCLIPPipeline" { &TEXT_TO_IMAGE[..] } else { &IMAGE_VARIATION[..] };
-    let mut classes: BTreeMap<&str, &str> = needed.iter().map(|name| (*name, "")).collect();
+    let (needed, other) = match checkpoint.is_for_variations() {
+        false => (TEXT_TO_IMAGE, IMAGE_VARIATION),
+        true => (IMAGE_VARIATION, TEXT_TO_IMAGE),
+    };
+    let more = other.into_iter().filter(|name| checkpoint.has(name));
+    let mut classes: BTreeMap<&str, &str> = needed.into_iter().chain(more).map(|name| (name, "")).collect();
     classes.extend(checkpoint.classes());
     let report = |(name, class): (&str, &str)| {
         let mut report = ComponentReport { name: name.into(), class: class.into(), ..Default::default() };
