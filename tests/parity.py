@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Compares `engine run` with diffusers' UnCLIPPipeline on any checkpoint folder, pixel by pixel and step by step.
+"""Compares `engine run` with diffusers' pipelines on any checkpoint folder, pixel by pixel and step by step.
 
     pip install -r tests/golden/requirements.txt
     cargo build --release
     python tests/parity.py CHECKPOINT --prompt "a red apple" --prompt "a boat" --batch 2 --seed 7
+    python tests/parity.py CHECKPOINT --image photo.png --batch 2
 
 Three comparisons, one line each:
 
@@ -37,8 +38,10 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--engine", default="target/release/engine")
-    parser.add_argument("--prompt", action="append", required=True)
-    parser.add_argument("--negative")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", action="append", default=[])
+    source.add_argument("--image", action="append", default=[], help="PNG of which to make variations")
+    parser.add_argument("--negative", help="for prompts only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=1)
     for stage, steps in make.STEPS.items():
@@ -46,17 +49,22 @@ def arguments():
     parser.add_argument("--prior-guidance", type=float, default=4.0)
     parser.add_argument("--decoder-guidance", type=float, default=8.0)
     parser.add_argument("--engine-args", default="", help="further flags for engine run, such as --device")
-    return parser.parse_args()
+    a = parser.parse_args()
+    if a.image and a.negative is not None:
+        parser.error("diffusers' variations have no place for --negative")
+    return a
 
 
 def run_engine(a, folder):
     command = [a.engine, "run", "-m", a.checkpoint, "-q", "-s", a.seed, "-b", a.batch]
     command += ["-o", folder / "%03d.png", "--trace", folder / "trace.safetensors"]
     command += [part for prompt in a.prompt for part in ("-p", prompt)]
+    command += [part for image in a.image for part in ("--image", image)]
     command += ["-n", a.negative] if a.negative is not None else []
-    command += ["--prior-steps", a.prior_steps, "--decoder-steps", a.decoder_steps]
+    command += ["--decoder-steps", a.decoder_steps, "--decoder-guidance", a.decoder_guidance]
     command += ["--super-res-steps", a.super_res_steps, *a.engine_args.split()]
-    command += ["--prior-guidance", a.prior_guidance, "--decoder-guidance", a.decoder_guidance]
+    if a.prompt:
+        command += ["--prior-steps", a.prior_steps, "--prior-guidance", a.prior_guidance]
     subprocess.run([str(part) for part in command], check=True)
     files = sorted(folder.glob("*.png"))
     return np.stack([np.asarray(Image.open(f)) for f in files]), load_file(folder / "trace.safetensors")
@@ -77,7 +85,7 @@ class Negative:
 
 def run_diffusers(a):
     make.KEPT = {stage: range(1000) for stage in make.STEPS}
-    pipe = make.load_pipeline(a.checkpoint)
+    pipe = make.load_pipeline(a.checkpoint, variation=bool(a.image))
     pipe.set_progress_bar_config(disable=True)
     for network in pipe.components.values():
         if isinstance(network, torch.nn.Module):
@@ -85,14 +93,14 @@ def run_diffusers(a):
     recorder = make.Recorder(pipe)
     if a.negative is not None:
         pipe.tokenizer = Negative(pipe.tokenizer, a.negative)
-    count = len(a.prompt) * a.batch
+    count = (len(a.prompt) + len(a.image)) * a.batch
+    prior = {"prior_num_inference_steps": a.prior_steps, "prior_guidance_scale": a.prior_guidance}
     images = pipe(
-        a.prompt,
+        a.prompt or [Image.open(image).convert("RGB") for image in a.image],
+        **(prior if a.prompt else {}),
         num_images_per_prompt=a.batch,
-        prior_num_inference_steps=a.prior_steps,
         decoder_num_inference_steps=a.decoder_steps,
         super_res_num_inference_steps=a.super_res_steps,
-        prior_guidance_scale=a.prior_guidance,
         decoder_guidance_scale=a.decoder_guidance,
         generator=[torch.Generator("cpu").manual_seed(a.seed + k) for k in range(count)],
         output_type="np",
@@ -137,7 +145,11 @@ def networks(pipe, ours):
         return network(sample=x, timestep=t).sample
 
     worst = {}
-    for stage in make.STEPS:
+    if "image_encoder/pixel_values" in ours:
+        want = pipe.image_encoder(ours["image_encoder/pixel_values"]).image_embeds
+        error = (ours["image_encoder/image_embeds"] - want).abs().max() / want.square().mean().sqrt()
+        worst["image_encoder"] = error.item()
+    for stage in (stage for stage in make.STEPS if f"{stage}/timesteps" in ours):
         count = len(ours[f"{stage}/timesteps"])
         for step in range(count):
             want, got = predict(stage, step, count), ours[f"{stage}/step_{step:02d}/model_output"]
