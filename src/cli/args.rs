@@ -64,7 +64,7 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 pub struct ModelArguments {
-    /// Folder of the checkpoint, in the layout of diffusers' UnCLIPPipeline; without it, the built-in model
+    /// Folder of the checkpoint, in the layout of diffusers' unCLIP pipelines; without it, the built-in model
     #[arg(short, long, value_name = "DIR", required = cfg!(not(feature = "default-model")))]
     pub model: Option<PathBuf>,
     /// Read weights instead of mapping their files into memory
