@@ -279,6 +279,21 @@ mod tests {
         }
 
         #[test]
+        fn grey_of_sixteen_bits_is_read_by_its_upper_byte() {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("grey.png");
+            let mut encoder = png::Encoder::new(fs::File::create(&path).unwrap(), 3, 1);
+            encoder.set_color(png::ColorType::Grayscale);
+            encoder.set_depth(png::BitDepth::Sixteen);
+            let mut writer = encoder.write_header().unwrap();
+            writer.write_image_data(&[0x00, 0xff, 0x12, 0x34, 0xff, 0x00]).unwrap();
+            writer.finish().unwrap();
+            let image = Image::read_png(&path).unwrap();
+            assert_eq!((image.width, image.height), (3, 1));
+            assert_eq!(image.pixels, [[0; 3], [0x12; 3], [0xff; 3]].concat());
+        }
+
+        #[test]
         fn a_failed_write_leaves_the_target_and_nothing_beside_it() {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("a.png");
