@@ -1,5 +1,5 @@
 use super::launch::{optional, rows};
-use super::product::{TensorProduct, on_plain_cores, plain_patch, product};
+use super::product::{Product, product};
 use super::{
     Activation, Divisible, Factors, Keep, Launch, Lowering, Operand, Operation, Patch, Scalar, Tiles, count, elements,
     require,
@@ -77,16 +77,14 @@ impl Operation for Conv2d {
     }
 
     fn wgsl(&self, inputs: &[&[usize]], output: &[usize], tiles: Tiles) -> Vec<Launch> {
-        let (x, w) = (inputs[0], inputs[1]);
         let kernels = [["conv2d"; 2], ["conv2d_lanes"; 2], ["conv2d", "conv2d_tiled"], ["conv2d_matrices"; 2]];
         let mut next = 2;
         let mut tensors = vec![Operand::Input(0), Operand::Packed(1)];
         tensors.extend([self.bias, self.shift, self.residual].map(|present| optional(present, &mut next)));
         tensors.push(Operand::Output);
-        let sizes = [rows(output), x[1], x[2], x[3], output[1], output[2], w[0], w[2], w[3], self.stride, self.padding];
-        let mut scalars: Vec<Scalar> = sizes.map(Scalar::from).to_vec();
+        let mut scalars: Vec<Scalar> = self.sizes(inputs, output).map(Scalar::from).to_vec();
         scalars.extend([self.bias, self.shift, self.residual].map(Scalar::from));
-        vec![Launch { tensors, scalars, ..product(kernels, tiles, rows(output), w[0]) }]
+        vec![Launch { tensors, scalars, ..product(kernels, tiles, rows(output), output[3]) }]
     }
 
     fn divisible(&self) -> Option<Divisible> {
@@ -94,26 +92,24 @@ impl Operation for Conv2d {
     }
 
     fn ptx(&self, inputs: &[&[usize]], output: &[usize], lowering: &Lowering) -> Vec<Launch> {
-        if lowering.factors == Factors::Single {
-            return on_plain_cores(self.wgsl(inputs, output, Tiles::Shared), lowering);
-        }
-        self.on_tensor_cores(inputs, output).launches(lowering)
+        self.product(inputs, output).launches(|| self.wgsl(inputs, output, Tiles::Shared), lowering)
     }
 
     fn patch(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Option<Patch> {
-        if factors == Factors::Single {
-            return plain_patch(output);
-        }
-        self.on_tensor_cores(inputs, output).patch(output, factors)
+        self.product(inputs, output).patch(output, factors)
     }
 }
 
 impl Conv2d {
-    fn on_tensor_cores(&self, inputs: &[&[usize]], output: &[usize]) -> TensorProduct {
+    /// As the headers of its kernels list them.
+    fn sizes(&self, inputs: &[&[usize]], output: &[usize]) -> [usize; 11] {
         let (x, w) = (inputs[0], inputs[1]);
+        [rows(output), x[1], x[2], x[3], output[1], output[2], w[0], w[2], w[3], self.stride, self.padding]
+    }
+
+    fn product(&self, inputs: &[&[usize]], output: &[usize]) -> Product {
         let mut next = 2;
         let added = [self.bias, self.shift, self.residual].map(|present| present.then(|| optional(true, &mut next)));
-        let sizes = [rows(output), x[1], x[2], x[3], output[1], output[2], w[0], w[2], w[3], self.stride, self.padding];
-        TensorProduct { sizes, added, activation: Activation::code(None) }
+        Product { sizes: self.sizes(inputs, output), added, activation: Activation::code(None) }
     }
 }

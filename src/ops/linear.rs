@@ -1,5 +1,5 @@
 use super::launch::{optional, rows};
-use super::product::{TensorProduct, on_plain_cores, plain_patch, product};
+use super::product::{Product, product};
 use super::{
     Activation, Divisible, Factors, Keep, Launch, Lowering, Operand, Operation, Patch, Scalar, Tiles, count, elements,
     require, width,
@@ -74,26 +74,20 @@ impl Operation for Linear {
     }
 
     fn ptx(&self, inputs: &[&[usize]], output: &[usize], lowering: &Lowering) -> Vec<Launch> {
-        if lowering.factors == Factors::Single {
-            return on_plain_cores(self.wgsl(inputs, output, Tiles::Shared), lowering);
-        }
-        self.on_tensor_cores(inputs, output).launches(lowering)
+        self.product(inputs, output).launches(|| self.wgsl(inputs, output, Tiles::Shared), lowering)
     }
 
     fn patch(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Option<Patch> {
-        if factors == Factors::Single {
-            return plain_patch(output);
-        }
-        self.on_tensor_cores(inputs, output).patch(output, factors)
+        self.product(inputs, output).patch(output, factors)
     }
 }
 
 impl Linear {
-    fn on_tensor_cores(&self, inputs: &[&[usize]], output: &[usize]) -> TensorProduct {
+    fn product(&self, inputs: &[&[usize]], output: &[usize]) -> Product {
         let (m, k, n) = (rows(output), width(inputs[0]), width(output));
         let mut next = 2;
         let [bias, residual] = [self.bias, self.residual].map(|present| present.then(|| optional(true, &mut next)));
         let sizes = [m, m, 1, k, m, 1, n, 1, 1, 1, 0];
-        TensorProduct { sizes, added: [bias, None, residual], activation: Activation::code(self.activation) }
+        Product { sizes, added: [bias, None, residual], activation: Activation::code(self.activation) }
     }
 }

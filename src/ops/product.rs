@@ -40,31 +40,14 @@ pub(super) fn product(kernels: [[&'static str; 2]; 4], tiles: Tiles, rows: usize
     Launch { stem, entry, threads, grid, tensors: Vec::new(), scalars: Vec::new(), tiling: None }
 }
 
-/// What a block of `linear_tiled` and of `conv2d_tiled` owns.
-const PLAIN: Patch = Patch { positions: 64, columns: 64 };
-
-/// A product on plain cores: its launch for WGSL, whose twin in PTX can leave moments before its output.
-pub(super) fn on_plain_cores(mut launches: Vec<Launch>, lowering: &Lowering) -> Vec<Launch> {
-    for launch in &mut launches {
-        let moments = lowering.leaves.map_or(Operand::Input(0), |moments| moments.operand());
-        launch.tensors.insert(launch.tensors.len() - 1, moments);
-        launch.scalars.push(lowering.leaves.map_or(0, |moments| moments.unit).into());
-    }
-    launches
+/// The tensor and the scalar that PTX kernels for products have for the moments that they leave, or in their place.
+fn moments(lowering: &Lowering) -> (Operand, Scalar) {
+    let (operand, unit) = lowering.leaves.map_or((Operand::Input(0), 0), |left| (left.operand(), left.unit));
+    (operand, unit.into())
 }
 
-/// What its blocks leave moments of, where they divide each image's positions evenly.
-pub(super) fn plain_patch(output: &[usize]) -> Option<Patch> {
-    Some(PLAIN).filter(|patch| positions(output).is_multiple_of(patch.positions))
-}
-
-/// Positions of an image.
-fn positions(output: &[usize]) -> usize {
-    elements(output) / (output[0] * width(output))
-}
-
-/// What a product on tensor cores reads, and what is done to its sums.
-pub(super) struct TensorProduct {
+/// What a product in PTX reads, and what is done to its sums.
+pub(super) struct Product {
     /// As the header of `product_mma.ptx` lists them: rows, height, width, channels, out_height, out_width, outputs,
     /// window_height, window_width, stride, padding.
     pub sizes: [usize; 11],
@@ -172,7 +155,7 @@ impl Way {
     }
 }
 
-impl TensorProduct {
+impl Product {
     fn way(&self, factors: Factors) -> Way {
         let by_warpgroups = if factors == Factors::Warpgroup { self.by_warpgroups() } else { None };
         by_warpgroups.unwrap_or_else(|| self.by_warps(factors))
@@ -180,14 +163,34 @@ impl TensorProduct {
 
     /// What a block that has whole sums leaves moments of, where such blocks divide each image's positions evenly.
     pub fn patch(&self, output: &[usize], factors: Factors) -> Option<Patch> {
-        let way = self.way(factors);
-        let patch = if way.parts()[0] == 1 { way.patch } else { Some(SUM) };
-        patch.filter(|patch| positions(output).is_multiple_of(patch.positions))
+        let patch = if factors == Factors::Single {
+            let [columns, positions] = Tiles::Shared.size();
+            Some(Patch { positions, columns })
+        } else {
+            let way = self.way(factors);
+            if way.parts()[0] == 1 { way.patch } else { Some(SUM) }
+        };
+        let positions = elements(output) / (output[0] * width(output));
+        patch.filter(|patch| positions.is_multiple_of(patch.positions))
     }
 
-    /// The launches: one, or where tiles are fewer than multiprocessors one that makes sums over parts of the depth and
-    /// one that adds these up.
-    pub fn launches(self, lowering: &Lowering) -> Vec<Launch> {
+    /// The launches: on plain cores that for WGSL, whose twin in PTX can leave moments before its output.
+    pub fn launches(self, plain: impl FnOnce() -> Vec<Launch>, lowering: &Lowering) -> Vec<Launch> {
+        if lowering.factors != Factors::Single {
+            return self.on_tensor_cores(lowering);
+        }
+        let (moments, unit) = moments(lowering);
+        let mut launches = plain();
+        for launch in &mut launches {
+            launch.tensors.insert(launch.tensors.len() - 1, moments);
+            launch.scalars.push(unit);
+        }
+        launches
+    }
+
+    /// One launch, or where tiles are fewer than multiprocessors one that makes sums over parts of the depth and one that
+    /// adds these up.
+    fn on_tensor_cores(self, lowering: &Lowering) -> Vec<Launch> {
         let [rows, _, _, _, out_height, out_width, outputs, ..] = self.sizes;
         let way = self.way(lowering.factors);
         let [parts, steps_of_part] = way.parts();
@@ -195,11 +198,10 @@ impl TensorProduct {
 
         // Behind the sums come bias, shift, residual and moments, each read or written if its scalar says so.
         let absent = Operand::Input(0);
-        let [bias, shift, residual] = self.added;
-        let operands = [bias, shift, residual, lowering.leaves.map(|moments| moments.operand())];
-        let operands = operands.map(|operand| operand.unwrap_or(absent));
+        let (moments, unit) = moments(lowering);
+        let [bias, shift, residual] = self.added.map(|operand| operand.unwrap_or(absent));
+        let operands = [bias, shift, residual, moments];
         let present = self.added.map(|operand| Scalar::from(operand.is_some()));
-        let unit = Scalar::from(lowering.leaves.map_or(0, |moments| moments.unit));
         let behind = [self.activation, present[0], present[1], present[2], unit];
         let product = |operands: [Operand; 4], to: Operand, behind: [Scalar; 5]| Launch {
             grid: [launch.grid[0], launch.grid[1], grid(parts)],
@@ -316,7 +318,7 @@ mod tests {
 
     fn launches(rows: usize, depth: usize, outputs: usize) -> Vec<Launch> {
         let sizes = [rows, rows, 1, depth, rows, 1, outputs, 1, 1, 1, 0];
-        TensorProduct { sizes, added: [None; 3], activation: Scalar::U32(0) }.launches(&Factors::Half.into())
+        Product { sizes, added: [None; 3], activation: Scalar::U32(0) }.on_tensor_cores(&Factors::Half.into())
     }
 
     #[test]
@@ -341,7 +343,7 @@ mod tests {
         let out = side.map(|n| n.div_ceil(stride));
         let rows = images * out[0] * out[1];
         let sizes = [rows, side[0], side[1], channels, out[0], out[1], 320, 3, 3, stride, 1];
-        TensorProduct { sizes, added: [None; 3], activation: Scalar::U32(0) }.launches(&Factors::Warpgroup.into())
+        Product { sizes, added: [None; 3], activation: Scalar::U32(0) }.on_tensor_cores(&Factors::Warpgroup.into())
     }
 
     #[test]
