@@ -124,42 +124,8 @@ impl Compiled {
 
     /// Kernels and arguments of all launches.
     fn bind(&mut self, launches: &[(usize, Launch)], steps: &[Lowering]) -> Result<()> {
-        let mut previous = None;
-        for (number, launch) in launches {
-            let step = &self.plan.steps[*number];
-            let kernel = self.load(step, launch)?;
-            let error = |reason: String| Error::Device { backend: self.driver.name(), reason };
-            let label = format!("{}, {}", launch.entry, step.label);
-            if kernel.threads != launch.threads {
-                let (found, wanted) = (kernel.threads, launch.threads);
-                return Err(error(format!(
-                    "{label}: the kernel has blocks of {found} threads, its launch of {wanted}"
-                )));
-            }
-            if launch.grid[0] > i32::MAX as u32 || launch.grid[1..].iter().any(|&n| n > MOST_BLOCKS) {
-                return Err(error(format!("{label}: a grid of {:?} blocks is too large", launch.grid)));
-            }
-            let output = self.range(step.output, true);
-            let mut tensors: Vec<Range> = launch.tensors.iter().map(|&tensor| self.tensor(step, tensor)).collect();
-            // The first tensors are those that bulk copies reach.
-            let (mut maps, mut shared_bytes) = (Vec::new(), 0);
-            if let Some(tiling) = &launch.tiling {
-                let elements = launch.tensors.iter().map(|&tensor| self.element(step, tensor));
-                let walks = tiling.walks.iter().zip(tensors.drain(..tiling.walks.len())).zip(elements);
-                maps = walks.map(|((walk, tensor), element)| TensorMap::new(walk, tensor, element)).collect();
-                shared_bytes = tiling.shared_bytes;
-            }
-            let scalars = launch.scalars.iter().map(|s| s.bits()).collect();
-            // Concatenation writes its output with several launches, and a product in parts reads what another wrote.
-            let first = previous != Some(*number);
-            let of_step = launches.iter().filter(|(other, _)| other == number).map(|(_, launch)| launch);
-            let scratch = Range { address: self.scratch, bytes: scratch_bytes(of_step), written: true };
-            let left = steps[*number].leaves.map(|moments| self.tensor(step, moments.operand()));
-            let mut fresh = if first { [output, scratch].into_iter().chain(left).collect() } else { Vec::new() };
-            fresh.retain(|range| range.bytes > 0);
-            previous = Some(*number);
-            let call = Call { kernel, grid: launch.grid, maps, tensors, scalars, shared_bytes, label };
-            self.dispatches.push(Dispatch { call, fresh });
+        for of_step in launches.chunk_by(|(a, _), (b, _)| a == b) {
+            self.bind_step(of_step, &steps[of_step[0].0])?;
         }
         if let Some(step) = self.plan.input("step") {
             let kernel = self.load_entry("advance", "advance", [Element::F32; 2])?;
@@ -174,6 +140,45 @@ impl Compiled {
                 shared_bytes: 0,
                 label,
             });
+        }
+        Ok(())
+    }
+
+    /// Those of one step's launches.
+    fn bind_step(&mut self, launches: &[(usize, Launch)], lowering: &Lowering) -> Result<()> {
+        let step = &self.plan.steps[launches[0].0];
+        // Written anew before the first of them. Concatenation writes its output with several launches, and a product in
+        // parts reads what another wrote.
+        let bytes = scratch_bytes(launches.iter().map(|(_, launch)| launch));
+        let scratch = Range { address: self.scratch, bytes, written: true };
+        let left = lowering.leaves.map(|moments| self.tensor(step, moments.operand()));
+        let mut fresh: Vec<Range> = [self.range(step.output, true), scratch].into_iter().chain(left).collect();
+        fresh.retain(|range| range.bytes > 0);
+        for (_, launch) in launches {
+            let kernel = self.load(step, launch)?;
+            let error = |reason: String| Error::Device { backend: self.driver.name(), reason };
+            let label = format!("{}, {}", launch.entry, step.label);
+            if kernel.threads != launch.threads {
+                let (found, wanted) = (kernel.threads, launch.threads);
+                return Err(error(format!(
+                    "{label}: the kernel has blocks of {found} threads, its launch of {wanted}"
+                )));
+            }
+            if launch.grid[0] > i32::MAX as u32 || launch.grid[1..].iter().any(|&n| n > MOST_BLOCKS) {
+                return Err(error(format!("{label}: a grid of {:?} blocks is too large", launch.grid)));
+            }
+            let mut tensors: Vec<Range> = launch.tensors.iter().map(|&tensor| self.tensor(step, tensor)).collect();
+            // The first tensors are those that bulk copies reach.
+            let (mut maps, mut shared_bytes) = (Vec::new(), 0);
+            if let Some(tiling) = &launch.tiling {
+                let elements = launch.tensors.iter().map(|&tensor| self.element(step, tensor));
+                let walks = tiling.walks.iter().zip(tensors.drain(..tiling.walks.len())).zip(elements);
+                maps = walks.map(|((walk, tensor), element)| TensorMap::new(walk, tensor, element)).collect();
+                shared_bytes = tiling.shared_bytes;
+            }
+            let scalars = launch.scalars.iter().map(|s| s.bits()).collect();
+            let call = Call { kernel, grid: launch.grid, maps, tensors, scalars, shared_bytes, label };
+            self.dispatches.push(Dispatch { call, fresh: std::mem::take(&mut fresh) });
         }
         Ok(())
     }
