@@ -7,6 +7,7 @@
 
 use crate::error::{Error, Result};
 use crate::image::Image;
+use crate::ops::cubic_window;
 use crate::weights::Checkpoint;
 use serde::Deserialize;
 use std::ops::Range;
@@ -183,22 +184,15 @@ struct Window {
 impl Axis {
     /// From `length` pixels to `resized`, of which the middle `kept` are wanted.
     ///
-    /// *Source* Pillow's `Resample.c`. A side that does not change has the weights 1 and is thereby left alone.
+    /// *Source* Pillow's `Resample.c`, whose weights are whole numbers. A side that does not change has the weights 1 and is thereby left alone.
     fn new(length: usize, resized: usize, kept: usize) -> Axis {
-        let scale = length as f64 / resized as f64;
-        let widened = scale.max(1.0);
-        let support = 2.0 * widened;
         let window = |i: usize| {
-            let center = (i as f64 + 0.5) * scale;
-            let first = (center - support + 0.5).max(0.0) as usize;
-            let end = ((center + support + 0.5) as usize).min(length);
-            let weights: Vec<f64> = (first..end).map(|j| cubic((j as f64 - center + 0.5) * (1.0 / widened))).collect();
-            let sum: f64 = weights.iter().sum();
-            let fixed = |w: &f64| {
-                let w = w / sum * f64::from(1 << FRACTION);
+            let (first, weights) = cubic_window(length, resized, i);
+            let fixed = |w: f64| {
+                let w = w * f64::from(1 << FRACTION);
                 (w + 0.5f64.copysign(w)) as i32
             };
-            Window { first, weights: weights.iter().map(fixed).collect() }
+            Window { first, weights: weights.into_iter().map(fixed).collect() }
         };
         let start = (resized - kept) / 2;
         let mut windows: Vec<Window> = (start..start + kept).map(window).collect();
@@ -236,15 +230,5 @@ impl Window {
         let terms = self.weights.iter().zip(pixels).map(|(&weight, &byte)| weight * i32::from(byte));
         let sum = terms.fold(1 << (FRACTION - 1), i32::wrapping_add);
         (sum >> FRACTION).clamp(0, 255) as u8
-    }
-}
-
-/// Catmull and Rom's cubic, the one with a = -1/2.
-fn cubic(x: f64) -> f64 {
-    const A: f64 = -0.5;
-    match x.abs() {
-        x if x < 1.0 => ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0,
-        x if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * A,
-        _ => 0.0,
     }
 }

@@ -34,6 +34,7 @@ pub use linear::Linear;
 pub use moments::{Lowering, Moments, Patch};
 pub use pointwise::{Activation, Pointwise};
 pub use product::Factors;
+pub(crate) use resize::cubic_window;
 pub use resize::{Resize, cubic_taps};
 pub use sampler_step::{Element, Noise, Prediction, SamplerStep, Variance, element};
 pub use slice::Slice;

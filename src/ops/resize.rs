@@ -131,22 +131,30 @@ fn tile(down: Side, across: Side, channels: usize) -> Option<[usize; 2]> {
     })
 }
 
-/// Weights of the bicubic resize along one side: for each output index, the first input index and the weights of
-/// the inputs from there on. They sum to one.
-pub fn cubic_taps(input: usize, output: usize) -> Vec<(usize, Vec<f32>)> {
+/// What output `index` of a bicubic resize along one side is made of: the first input's index and the weights of the inputs
+/// from there on, which sum to one.
+///
+/// *Source* Pillow's `Resample.c`, which torch's antialiased resize follows to the order of its operations.
+pub(crate) fn cubic_window(input: usize, output: usize, index: usize) -> (usize, Vec<f64>) {
     let scale = input as f64 / output as f64;
     let stretch = scale.max(1.0);
     let support = 2.0 * stretch;
-    (0..output)
-        .map(|i| {
-            let center = (i as f64 + 0.5) * scale;
-            let low = (center - support + 0.5).max(0.0) as usize;
-            let high = ((center + support + 0.5) as usize).min(input);
-            let taps: Vec<f64> = (low..high).map(|j| keys_cubic((j as f64 - center + 0.5) / stretch)).collect();
-            let sum: f64 = taps.iter().sum();
-            (low, taps.iter().map(|w| (w / sum) as f32).collect())
-        })
-        .collect()
+    let center = (index as f64 + 0.5) * scale;
+    let low = (center - support + 0.5).max(0.0) as usize;
+    let high = ((center + support + 0.5) as usize).min(input);
+    let mut weights: Vec<f64> = (low..high).map(|j| keys_cubic((j as f64 - center + 0.5) * (1.0 / stretch))).collect();
+    let sum: f64 = weights.iter().sum();
+    weights.iter_mut().for_each(|w| *w /= sum);
+    (low, weights)
+}
+
+/// All windows of a side, by output index, in single precision.
+pub fn cubic_taps(input: usize, output: usize) -> Vec<(usize, Vec<f32>)> {
+    let window = |index| {
+        let (low, weights) = cubic_window(input, output, index);
+        (low, weights.into_iter().map(|w| w as f32).collect())
+    };
+    (0..output).map(window).collect()
 }
 
 /// Keys' interpolation kernel with `a = -0.5`.
