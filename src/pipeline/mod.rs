@@ -221,8 +221,8 @@ impl Configs {
 
     /// The prior, for whoever has prompts.
     fn prior(&self, checkpoint: &Checkpoint) -> Result<&Prior> {
-        let missing = "missing from the checkpoint: prior; needed for pictures from prompts";
-        self.prior.as_ref().ok_or_else(|| Error::config(checkpoint.path(), missing))
+        checkpoint.require_for("pictures from prompts", &["prior"])?;
+        Ok(self.prior.as_ref().expect("a checkpoint that has it was opened with it"))
     }
 
     /// Step counts must fit their schedules; found out before any stage has done its work.
