@@ -79,7 +79,8 @@ impl Row {
 }
 
 /// Runs a case and counts its step, without the copies that bring its inputs to the storage type.
-fn count(name: &str, backend: Cuda, precision: Precision, storage: Element) -> Row {
+fn count(name: &str, backend: Cuda, precision: Precision) -> Row {
+    let storage = precision.storage();
     let backend = backend.with_precision(precision);
     let problem = cases::named(name).problem();
     problem.run(&backend).unwrap();
@@ -106,12 +107,8 @@ fn operations_without_products_move_little_more_than_they_must() {
     let mut failures = Vec::new();
     for name in MOVES {
         for precision in [Precision::F32, Precision::F16, Precision::Bf16] {
-            let (storage, label) = match precision {
-                Precision::F16 => (Element::F16, "f16"),
-                Precision::Bf16 => (Element::Bf16, "bf16"),
-                _ => (Element::F32, "f32"),
-            };
-            let row = count(name, Cuda::emulator(), precision, storage);
+            let label = precision.storage().name();
+            let row = count(name, Cuda::emulator(), precision);
             row.print(name, label);
             let most = most(name, &row.kernels);
             if row.ratio() > most {
@@ -156,13 +153,13 @@ fn products_on_tensor_cores_take_a_third_of_the_instructions_or_fewer() {
     println!("{HEAD}");
     for name in PRODUCTS {
         let rows = [
-            (Cuda::emulator(), Precision::F32, Element::F32, "f32"),
-            (Cuda::emulator(), Precision::Tf32, Element::F32, "tf32"),
-            (Cuda::emulator(), Precision::F16, Element::F16, "f16"),
-            (Cuda::hopper_emulator(), Precision::F16, Element::F16, "f16 on sm_90"),
+            (Cuda::emulator(), Precision::F32, "f32"),
+            (Cuda::emulator(), Precision::Tf32, "tf32"),
+            (Cuda::emulator(), Precision::F16, "f16"),
+            (Cuda::hopper_emulator(), Precision::F16, "f16 on sm_90"),
         ]
-        .map(|(backend, precision, storage, label)| {
-            let row = count(name, backend, precision, storage);
+        .map(|(backend, precision, label)| {
+            let row = count(name, backend, precision);
             row.print(name, label);
             row.counted.instructions
         });

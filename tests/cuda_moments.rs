@@ -15,16 +15,16 @@ use unclip::ops::{Factors, Op, Operation, elements};
 use unclip::plan::{Element, Graph, Plan, Tensor, lowerings, narrow};
 
 /// All ways to multiply.
-fn backends() -> [Cuda; 6] {
-    let plain = |precision| Cuda::emulator().with_precision(precision);
-    [
-        plain(Precision::F32),
-        plain(Precision::Tf32),
-        plain(Precision::F16),
-        plain(Precision::Bf16),
-        Cuda::hopper_emulator().with_precision(Precision::F16),
-        Cuda::hopper_emulator().with_precision(Precision::Bf16),
-    ]
+fn backends() -> [(Cuda, Precision); 6] {
+    let all = [
+        (Cuda::emulator(), Precision::F32),
+        (Cuda::emulator(), Precision::Tf32),
+        (Cuda::emulator(), Precision::F16),
+        (Cuda::emulator(), Precision::Bf16),
+        (Cuda::hopper_emulator(), Precision::F16),
+        (Cuda::hopper_emulator(), Precision::Bf16),
+    ];
+    all.map(|(backend, precision)| (backend.with_precision(precision), precision))
 }
 
 /// Eighths, which every type holds, and whose products single precision adds up without rounding.
@@ -87,15 +87,6 @@ fn norm_of_conv(side: [usize; 2], images: usize, channels: usize, groups: usize)
     })
 }
 
-/// What a back end stores tensors in.
-fn storage(backend: &Cuda) -> Element {
-    match backend.name() {
-        name if name.contains("bf16") => Element::Bf16,
-        name if name.contains("f16") => Element::F16,
-        _ => Element::F32,
-    }
-}
-
 /// Side, images, channels and groups for tiles of 64 rows by 80 columns, of 128 by 160, of boxes of pixels; units of 16, 10
 /// and 4 channels.
 const NORMS: [([usize; 2], usize, usize, usize); 3] =
@@ -106,9 +97,9 @@ fn norms_find_the_moments_that_products_leave() {
     for (side, images, channels, groups) in NORMS {
         let model = norm_of_conv(side, images, channels, groups);
         let want = on_the_cpu(&model);
-        for backend in backends() {
+        for (backend, precision) in backends() {
             let (got, name) = (model.run(&backend), backend.name());
-            close(&got, &want, storage(&backend), 72).unwrap_or_else(|e| panic!("{name} of {side:?}: {e}"));
+            close(&got, &want, precision.storage(), 72).unwrap_or_else(|e| panic!("{name} of {side:?}: {e}"));
             assert!(ran(&backend, "group_norm_apply"), "{name}: the groups fit on a chip");
             assert!(!ran(&backend, "group_norm_sums"), "{name} of {side:?}");
             // Whole sums are those of another kernel where the product was made in parts.
@@ -142,9 +133,9 @@ fn norms_of_joined_channels() -> Model {
 fn norms_of_joined_channels_find_the_moments_of_both_parts() {
     let model = norms_of_joined_channels();
     let want = on_the_cpu(&model);
-    for backend in backends() {
+    for (backend, precision) in backends() {
         let (got, name) = (model.run(&backend), backend.name());
-        close(&got, &want, storage(&backend), 8).unwrap_or_else(|e| panic!("{name}: {e}"));
+        close(&got, &want, precision.storage(), 8).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(!ran(&backend, "group_norm_sums"), "{name}");
     }
 }
@@ -160,7 +151,7 @@ fn norms_find_the_moments_that_products_leave_on_a_gpu() {
             let opened = Cuda::new(0).map(|gpu| gpu.with_precision(precision));
             let Some(gpu) = support::every::available("cuda", opened) else { return };
             let (got, name) = (model.run(&gpu), gpu.name());
-            close(&got, &want, storage(&gpu), 72).unwrap_or_else(|e| panic!("{name}: {e}"));
+            close(&got, &want, precision.storage(), 72).unwrap_or_else(|e| panic!("{name}: {e}"));
         }
     }
 }
@@ -243,12 +234,13 @@ fn moments_that_are_needed_at_one_time_are_apart() {
 #[test]
 fn norms_that_find_moments_read_their_input_once() {
     println!("| case | kernels | least KiB | moved KiB | ratio | sectors a request |\n|---|---|---|---|---|---|");
-    for (backend, channels) in [
-        (Cuda::emulator(), 320),
-        (Cuda::emulator().with_precision(Precision::Tf32), 320),
-        (Cuda::emulator().with_precision(Precision::F16), 640),
-        (Cuda::hopper_emulator().with_precision(Precision::F16), 640),
+    for (backend, precision, factors, channels) in [
+        (Cuda::emulator(), Precision::F32, Factors::Single, 320),
+        (Cuda::emulator(), Precision::Tf32, Factors::Tensor, 320),
+        (Cuda::emulator(), Precision::F16, Factors::Half, 640),
+        (Cuda::hopper_emulator(), Precision::F16, Factors::Warpgroup, 640),
     ] {
+        let backend = backend.with_precision(precision);
         let [weight, vector] = [vec![channels, 8], vec![channels]];
         let tensors: [(&str, &[usize]); 4] =
             [("a.weight", &weight), ("a.bias", &vector), ("norm.weight", &vector), ("norm.bias", &vector)];
@@ -256,14 +248,8 @@ fn norms_that_find_moments_read_their_input_once() {
             x.linear(graph.weights().at("a"), channels).group_norm(graph.weights().at("norm"), 32, 1e-5)
         });
         model.run(&backend);
-        let size = storage(&backend).size_bytes();
-        let (shape, bytes) = ([2, 4096, channels], 2 * 4096 * channels * size);
-        let plan = narrow(model.plan.clone(), storage(&backend));
-        let factors = match backend.name() {
-            name if name.ends_with("(sm_80)") => Factors::Single,
-            name if name.contains("tf32") => Factors::Tensor,
-            _ => Factors::Half,
-        };
+        let (shape, bytes) = ([2, 4096, channels], 2 * 4096 * channels * precision.storage().size_bytes());
+        let plan = narrow(model.plan.clone(), precision.storage());
         let left = lowerings(&plan, factors).steps.into_iter().filter_map(|lowering| lowering.leaves);
         let of_product = left.map(|moments| 4 * moments.numbers()).sum::<usize>();
         let norm: Vec<_> =

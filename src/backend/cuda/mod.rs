@@ -51,7 +51,8 @@ impl Precision {
         }
     }
 
-    fn storage(self) -> Element {
+    /// What tensors are stored in.
+    pub fn storage(self) -> Element {
         match self {
             Precision::F32 | Precision::Tf32 => Element::F32,
             Precision::F16 => Element::F16,
