@@ -85,9 +85,14 @@ impl Request {
         }
     }
 
+    /// Number of prompts or given pictures.
+    fn subjects(&self) -> usize {
+        self.prompts.len() + self.images.len()
+    }
+
     /// Number of pictures asked for.
     pub fn pictures(&self) -> usize {
-        (self.prompts.len() + self.images.len()) * self.pictures_per_prompt
+        self.subjects() * self.pictures_per_prompt
     }
 
     /// Whether the networks see an unconditional half: as in diffusers, for prior and decoder if either asks for it.
@@ -111,7 +116,7 @@ impl Request {
     /// # Errors
     /// [`Error::Request`] for a request of no pictures or of too many, or of variations and what they have no use for.
     pub fn check(&self) -> Result<()> {
-        if self.prompts.is_empty() && self.images.is_empty() {
+        if self.subjects() == 0 {
             return Err(Error::request("prompt", "there is none; at least one, or an image, is needed"));
         }
         if !self.images.is_empty() {
@@ -128,7 +133,7 @@ impl Request {
             return Err(Error::request("pictures per prompt", "0; it has to be at least 1"));
         }
         self.images.iter().try_for_each(Image::check)?;
-        let pictures = (self.prompts.len() + self.images.len()).checked_mul(self.pictures_per_prompt);
+        let pictures = self.subjects().checked_mul(self.pictures_per_prompt);
         if pictures.is_none_or(|n| n > MOST_PICTURES) {
             return Err(Error::request("pictures per prompt", format!("more than {MOST_PICTURES} pictures in all")));
         }
