@@ -102,9 +102,9 @@ mod kernels {
                 fs::write(&path, text + "\n").expect("OUT_DIR can be written");
                 let element = |axis: &str| match variant.get(axis).map(String::as_str) {
                     None => "None",
-                    Some("f32") => "Some(Element::F32)",
-                    Some("f16") => "Some(Element::F16)",
-                    Some("bf16") => "Some(Element::Bf16)",
+                    Some("f32") => "Some(Dtype::F32)",
+                    Some("f16") => "Some(Dtype::F16)",
+                    Some("bf16") => "Some(Dtype::Bf16)",
                     Some(other) => panic!("{stem}: {other} is no type of a tensor"),
                 };
                 let (source, elem, path) = (element("source"), element("elem"), path.to_str().expect("UTF-8"));

@@ -7,9 +7,9 @@
 
 mod support;
 
+use unclip::Dtype;
 use unclip::backend::cpu::Isa;
 use unclip::cases::models::{self, Drawn, Size};
-use unclip::plan::Element;
 
 fn main() {
     let mut criterion = support::criterion();
@@ -19,10 +19,10 @@ fn main() {
         let mut table = support::Table::default();
         for case in models::all().into_iter().filter(|case| subject.fast || case.size != Size::Karlo) {
             let name = case.name();
-            let plan = case.plan(1, &Drawn::new(Element::F32)).expect("the networks are known");
+            let plan = case.plan(1, &Drawn::new(Dtype::F32)).expect("the networks are known");
             let mut group = criterion.benchmark_group(&name);
             let cost = plan.cost(plan.parts().1);
-            table.bench(&mut group, (&name, subject), cost, |b| case.prepare(1, Element::F32, b));
+            table.bench(&mut group, (&name, subject), cost, |b| case.prepare(1, Dtype::F32, b));
             group.finish();
         }
         table.print(subject);

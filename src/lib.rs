@@ -54,6 +54,7 @@ pub mod backend;
 #[cfg(feature = "cases")]
 pub mod cases;
 pub mod diffusion;
+mod dtype;
 pub mod error;
 pub mod image;
 pub mod model;
@@ -67,4 +68,5 @@ pub mod preprocess;
 pub mod tokenizer;
 pub mod weights;
 
+pub use dtype::{Dtype, Precision};
 pub use error::{Error, Result};

@@ -50,9 +50,9 @@ mod shaders {
     use super::cases;
     use super::support::header::{Header, Parameter};
     use std::collections::BTreeMap;
+    use unclip::Dtype;
     use unclip::backend::wgpu::shaders::{KERNELS, Variant, base, render};
     use unclip::ops::{Launch, Operand, Operation, Scalar, Tiles};
-    use unclip::plan::Element;
     use wgpu::naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
     use wgpu::naga::{self, AddressSpace, Module, Scalar as Type, ScalarKind, StorageAccess, TypeInner};
 
@@ -64,7 +64,7 @@ mod shaders {
     fn validate(text: &str, variant: Variant) -> Result<(Module, ModuleInfo), String> {
         let module = naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text))?;
         let mut allowed = Capabilities::empty();
-        allowed.set(Capabilities::SHADER_FLOAT16, [variant.source, variant.elem].contains(&Element::F16));
+        allowed.set(Capabilities::SHADER_FLOAT16, [variant.source, variant.elem].contains(&Dtype::F16));
         allowed.set(Capabilities::SUBGROUP, variant.subgroups);
         allowed.set(Capabilities::COOPERATIVE_MATRIX, variant.side.is_some());
         let mut validator = Validator::new(ValidationFlags::all(), allowed);
@@ -75,8 +75,8 @@ mod shaders {
     /// All variants that a header announces.
     fn variants(header: &Header) -> Vec<Variant> {
         let types = |axis: &str| match header.variants.get(axis) {
-            Some(names) => names.iter().map(|n| if n == "f16" { Element::F16 } else { Element::F32 }).collect(),
-            None => vec![Element::F32],
+            Some(names) => names.iter().map(|n| if n == "f16" { Dtype::F16 } else { Dtype::F32 }).collect(),
+            None => vec![Dtype::F32],
         };
         let reduces = header.variants.get("reduce").map_or(1, Vec::len);
         let always = header.variants.contains_key("subgroups");
@@ -117,7 +117,7 @@ mod shaders {
             other => panic!("no kernel has {other:?}"),
         };
         // The header says `elem` and `source` where the variant decides.
-        let of = |element| if element == Element::F16 { "f16" } else { "f32" };
+        let of = |element| if element == Dtype::F16 { "f16" } else { "f32" };
         match named {
             "elem" if name == of(variant.elem) => "elem".to_owned(),
             "source" if name == of(variant.source) => "source".to_owned(),

@@ -5,16 +5,18 @@
 mod support;
 
 use support::every::{self, Subject};
-use unclip::backend::cuda::{Cuda, Precision};
-use unclip::plan::{Cost, Element};
+use unclip::Dtype;
+use unclip::Precision;
+use unclip::backend::cuda::Cuda;
+use unclip::plan::Cost;
 
 /// What the back end can compute in, and the type whose rounding its results show.
-const PRECISIONS: [(Precision, Element); 4] = [
-    (Precision::F32, Element::F32),
+const PRECISIONS: [(Precision, Dtype); 4] = [
+    (Precision::F32, Dtype::F32),
     // Ten bits of fraction, as in f16.
-    (Precision::Tf32, Element::F16),
-    (Precision::F16, Element::F16),
-    (Precision::Bf16, Element::Bf16),
+    (Precision::Tf32, Dtype::F16),
+    (Precision::F16, Dtype::F16),
+    (Precision::Bf16, Dtype::Bf16),
 ];
 
 /// All cases of a stem in all precisions.
@@ -28,7 +30,7 @@ fn check(stem: &str) {
 
 /// All cases of a stem on the emulator; returns how many bytes the kernels moved for each byte that has to be moved. What
 /// the kernels did is printed beside the least that they can do.
-fn check_in(stem: &str, precision: Precision, rounding: Element) -> f64 {
+fn check_in(stem: &str, precision: Precision, rounding: Dtype) -> f64 {
     let backend = Cuda::emulator().with_precision(precision);
     let subject = Subject { backend: &backend, precision: rounding, most_flops: u64::MAX };
     let failures = every::mismatches(stem, &[subject]);
@@ -61,7 +63,7 @@ fn check_in(stem: &str, precision: Precision, rounding: Element) -> f64 {
 /// All cases of a stem by the kernels for warpgroups, on the emulator as a GPU of compute capability 9.0; `entry` must be
 /// one of those that ran.
 fn check_by_warpgroups(stem: &str, entry: &str) {
-    for (precision, rounding) in [(Precision::F16, Element::F16), (Precision::Bf16, Element::Bf16)] {
+    for (precision, rounding) in [(Precision::F16, Dtype::F16), (Precision::Bf16, Dtype::Bf16)] {
         let backend = Cuda::hopper_emulator().with_precision(precision);
         let subject = Subject { backend: &backend, precision: rounding, most_flops: u64::MAX };
         let failures = every::mismatches(stem, &[subject]);
@@ -75,8 +77,8 @@ fn check_by_warpgroups(stem: &str, entry: &str) {
 
 #[test]
 fn products_by_warpgroups_match_the_reference() {
-    check_by_warpgroups("linear", "product_sm90");
-    check_by_warpgroups("conv2d", "product_sm90");
+    check_by_warpgroups("linear", "matmul_sm90");
+    check_by_warpgroups("conv2d", "matmul_sm90");
 }
 
 #[test]

@@ -3,11 +3,13 @@
 #![cfg(feature = "cuda-emulator")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use unclip::Dtype;
+use unclip::Precision;
+use unclip::backend::cuda::Cuda;
 use unclip::backend::cuda::emulator::Counters;
-use unclip::backend::cuda::{Cuda, Precision};
 use unclip::cases;
-use unclip::ops::{Factors, Op, Operand, Operation};
-use unclip::plan::{Cost, Element, narrow};
+use unclip::ops::{MatmulUnit, Op, Operand, Operation};
+use unclip::plan::{Cost, narrow};
 
 /// Most bytes that a kernel may move for each byte that must be.
 const MOST: f64 = 1.1;
@@ -119,17 +121,17 @@ fn operations_without_products_move_little_more_than_they_must() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-/// `product_sum` adds up what `parts` launches of a product have left: each number once, and what comes behind.
+/// `matmul_sum` adds up what `parts` launches of a product have left: each number once, and what comes behind.
 #[test]
 fn parts_of_products_are_added_up_by_moving_little_more_than_they_are() {
     for name in ["linear/prior-down", "conv2d/karlo-320"] {
         let problem = cases::named(name).problem();
         let shapes = problem.shapes();
         let output = problem.op.shape(&shapes).unwrap();
-        let plan = narrow(problem.plan(), Element::F16);
+        let plan = narrow(problem.plan(), Dtype::F16);
         let step = plan.steps.last().unwrap();
-        let launches = problem.op.ptx(&shapes, &output, &Factors::Half.into());
-        let launch = launches.iter().find(|launch| launch.stem == "product_sum").unwrap();
+        let launches = problem.op.ptx(&shapes, &output, &MatmulUnit::Half.into());
+        let launch = launches.iter().find(|launch| launch.stem == "matmul_sum").unwrap();
         let mut tensors = launch.tensors.clone();
         tensors.retain(|tensor| *tensor != Operand::Input(0));
         let least = tensors.into_iter().map(|tensor| match tensor {
@@ -141,7 +143,7 @@ fn parts_of_products_are_added_up_by_moving_little_more_than_they_are() {
         let backend = Cuda::emulator().with_precision(Precision::F16);
         problem.run(&backend).unwrap();
         let counters = backend.counters();
-        let (entry, _, counted) = counters.iter().find(|(entry, ..)| entry.starts_with("product_sum")).unwrap();
+        let (entry, _, counted) = counters.iter().find(|(entry, ..)| entry.starts_with("matmul_sum")).unwrap();
         let ratio = counted.moved_bytes() as f64 / least as f64;
         println!("{entry} for {name}: {} bytes of at least {least}, {ratio:.2}", counted.moved_bytes());
         assert!(ratio <= MOST, "{name}: {ratio:.2}");

@@ -13,12 +13,12 @@ use support::files::{folder, operations, stems};
 use support::header::{Header, Parameter};
 use unclip::backend::cuda::emulator::{Kernel, parse};
 use unclip::backend::cuda::kernels::{KERNELS, Kernel as Text};
-use unclip::ops::{Factors, Launch, Operand, Operation, Scalar};
+use unclip::ops::{Launch, MatmulUnit, Operand, Operation, Scalar};
 
 /// The back end's own kernel, which no operation lowers to.
 const NO_OPERATION: &str = "advance";
 /// What several operations lower to.
-const SHARED: [&str; 3] = ["product_mma", "product_sm90", "product_sum"];
+const SHARED: [&str; 3] = ["matmul_mma", "matmul_sm90", "matmul_sum"];
 /// What an operation lowers to where its own kernel cannot hold what it needs, or reads more than it must.
 const PARTS: [&str; 4] = ["group_norm_apply", "group_norm_factors", "group_norm_sums", "resize_bicubic"];
 
@@ -109,8 +109,8 @@ fn launches() -> Vec<(String, Launch)> {
     for case in cases::all() {
         let shapes: Vec<&[usize]> = case.inputs.iter().map(|i| i.shape.as_slice()).collect();
         let output = case.op.shape(&shapes).unwrap();
-        for factors in [Factors::Single, Factors::Tensor, Factors::Half, Factors::Warpgroup] {
-            all.extend(case.op.ptx(&shapes, &output, &factors.into()).into_iter().map(|l| (case.name.clone(), l)));
+        for matmul in [MatmulUnit::CudaCores, MatmulUnit::Tf32, MatmulUnit::Half, MatmulUnit::Warpgroup] {
+            all.extend(case.op.ptx(&shapes, &output, &matmul.into()).into_iter().map(|l| (case.name.clone(), l)));
         }
     }
     all

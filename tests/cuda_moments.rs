@@ -8,11 +8,13 @@ mod support;
 use support::cases::models::{Drawn, ModelCase, Network, Size};
 use support::close::close;
 use support::{Random, Tensors};
+use unclip::Dtype;
+use unclip::Precision;
 use unclip::backend::Backend;
 use unclip::backend::cpu::{Cpu, Isa};
-use unclip::backend::cuda::{Cuda, Precision};
-use unclip::ops::{Factors, Op, Operation, elements};
-use unclip::plan::{Element, Graph, Plan, Tensor, lowerings, narrow};
+use unclip::backend::cuda::Cuda;
+use unclip::ops::{MatmulUnit, Op, Operation, elements};
+use unclip::plan::{Graph, Plan, Tensor, lowerings, narrow};
 
 /// All ways to multiply.
 fn backends() -> [(Cuda, Precision); 6] {
@@ -48,7 +50,7 @@ impl Model {
     ) -> Model {
         let mut weights = Tensors::default();
         for &(name, shape) in tensors {
-            weights.insert(name, shape, eighths(elements(shape), name), Element::F32);
+            weights.insert(name, shape, eighths(elements(shape), name), Dtype::F32);
         }
         let graph = Graph::new("moments", &weights);
         // What does not vary is brought to the storage type once.
@@ -104,7 +106,7 @@ fn norms_find_the_moments_that_products_leave() {
             assert!(!ran(&backend, "group_norm_sums"), "{name} of {side:?}");
             // Whole sums are those of another kernel where the product was made in parts.
             let in_parts = name.contains("sm_90") && images == 1;
-            assert_eq!(ran(&backend, "product_sum"), in_parts, "{name} of {side:?}");
+            assert_eq!(ran(&backend, "matmul_sum"), in_parts, "{name} of {side:?}");
         }
     }
 }
@@ -164,7 +166,7 @@ fn moments_keep_a_spread_that_is_small_beside_the_mean() {
     let mut model = Model::new(&[2, 8192, 8], &tensors, |graph, x| {
         x.linear(graph.weights().at("a"), 40).group_norm(graph.weights().at("norm"), 4, 1e-5)
     });
-    model.weights.insert("a.bias", &[40], vec![1000.0; 40], Element::F32);
+    model.weights.insert("a.bias", &[40], vec![1000.0; 40], Dtype::F32);
     let want = on_the_cpu(&model);
     for precision in [Precision::F32, Precision::Tf32] {
         let backend = Cuda::emulator().with_precision(precision);
@@ -177,22 +179,22 @@ fn moments_keep_a_spread_that_is_small_beside_the_mean() {
 
 #[test]
 fn all_of_karlos_norms_find_moments_or_fit_on_a_chip() {
-    for (network, element, factors) in [
-        (Network::Decoder, Element::F32, Factors::Single),
-        (Network::Decoder, Element::F32, Factors::Tensor),
-        (Network::Decoder, Element::F16, Factors::Half),
-        (Network::Decoder, Element::F16, Factors::Warpgroup),
-        (Network::SuperRes, Element::F32, Factors::Single),
-        (Network::SuperRes, Element::F32, Factors::Tensor),
-        (Network::SuperRes, Element::F16, Factors::Half),
-        (Network::SuperRes, Element::F16, Factors::Warpgroup),
+    for (network, element, matmul) in [
+        (Network::Decoder, Dtype::F32, MatmulUnit::CudaCores),
+        (Network::Decoder, Dtype::F32, MatmulUnit::Tf32),
+        (Network::Decoder, Dtype::F16, MatmulUnit::Half),
+        (Network::Decoder, Dtype::F16, MatmulUnit::Warpgroup),
+        (Network::SuperRes, Dtype::F32, MatmulUnit::CudaCores),
+        (Network::SuperRes, Dtype::F32, MatmulUnit::Tf32),
+        (Network::SuperRes, Dtype::F16, MatmulUnit::Half),
+        (Network::SuperRes, Dtype::F16, MatmulUnit::Warpgroup),
     ] {
         let case = ModelCase { network, size: Size::Karlo };
         let plan = narrow(case.plan(1, &Drawn::new(element)).unwrap(), element);
-        let lowerings = lowerings(&plan, factors);
+        let lowerings = lowerings(&plan, matmul);
         let (mut chip, mut found, mut without) = (0, 0, Vec::new());
         for (step, lowering) in plan.steps.iter().zip(&lowerings.steps) {
-            let seeks = step.op.seeks(&plan.input_shapes(step), plan.shape(step.output), factors).is_some();
+            let seeks = step.op.seeks(&plan.input_shapes(step), plan.shape(step.output), matmul).is_some();
             match (&step.op, seeks) {
                 (Op::GroupNorm(_), false) => chip += 1,
                 (_, true) if lowering.finds.is_empty() => without.push(step.label.clone()),
@@ -201,8 +203,8 @@ fn all_of_karlos_norms_find_moments_or_fit_on_a_chip() {
             }
         }
         let kib = lowerings.numbers / 256;
-        println!("{} with {factors:?}: {chip} norms on a chip, {found} find moments, {kib} KiB of them", case.name());
-        assert!(without.is_empty(), "{} with {factors:?}: {without:?}", case.name());
+        println!("{} with {matmul:?}: {chip} norms on a chip, {found} find moments, {kib} KiB of them", case.name());
+        assert!(without.is_empty(), "{} with {matmul:?}: {without:?}", case.name());
         assert!(found > 0, "{}", case.name());
     }
 }
@@ -211,8 +213,8 @@ fn all_of_karlos_norms_find_moments_or_fit_on_a_chip() {
 #[test]
 fn moments_that_are_needed_at_one_time_are_apart() {
     let case = ModelCase { network: Network::SuperRes, size: Size::Karlo };
-    let plan = case.plan(1, &Drawn::new(Element::F32)).unwrap();
-    let lowerings = lowerings(&plan, Factors::Tensor);
+    let plan = case.plan(1, &Drawn::new(Dtype::F32)).unwrap();
+    let lowerings = lowerings(&plan, MatmulUnit::Tf32);
     let mut owners: Vec<Option<usize>> = vec![None; lowerings.numbers];
     let mut all = 0;
     for (i, lowering) in lowerings.steps.iter().enumerate() {
@@ -234,11 +236,11 @@ fn moments_that_are_needed_at_one_time_are_apart() {
 #[test]
 fn norms_that_find_moments_read_their_input_once() {
     println!("| case | kernels | least KiB | moved KiB | ratio | sectors a request |\n|---|---|---|---|---|---|");
-    for (backend, precision, factors, channels) in [
-        (Cuda::emulator(), Precision::F32, Factors::Single, 320),
-        (Cuda::emulator(), Precision::Tf32, Factors::Tensor, 320),
-        (Cuda::emulator(), Precision::F16, Factors::Half, 640),
-        (Cuda::hopper_emulator(), Precision::F16, Factors::Warpgroup, 640),
+    for (backend, precision, matmul, channels) in [
+        (Cuda::emulator(), Precision::F32, MatmulUnit::CudaCores, 320),
+        (Cuda::emulator(), Precision::Tf32, MatmulUnit::Tf32, 320),
+        (Cuda::emulator(), Precision::F16, MatmulUnit::Half, 640),
+        (Cuda::hopper_emulator(), Precision::F16, MatmulUnit::Warpgroup, 640),
     ] {
         let backend = backend.with_precision(precision);
         let [weight, vector] = [vec![channels, 8], vec![channels]];
@@ -250,7 +252,7 @@ fn norms_that_find_moments_read_their_input_once() {
         model.run(&backend);
         let (shape, bytes) = ([2, 4096, channels], 2 * 4096 * channels * precision.storage().size_bytes());
         let plan = narrow(model.plan.clone(), precision.storage());
-        let left = lowerings(&plan, factors).steps.into_iter().filter_map(|lowering| lowering.leaves);
+        let left = lowerings(&plan, matmul).steps.into_iter().filter_map(|lowering| lowering.leaves);
         let of_product = left.map(|moments| 4 * moments.numbers()).sum::<usize>();
         let norm: Vec<_> =
             backend.counters().into_iter().filter(|(entry, ..)| entry.starts_with("group_norm")).collect();
@@ -272,7 +274,7 @@ fn norms_that_find_moments_read_their_input_once() {
     }
 }
 
-/// Channels that do not fill a step of `product_sm90`: what is beyond them must be no weight of the next tap.
+/// Channels that do not fill a step of `matmul_sm90`: what is beyond them must be no weight of the next tap.
 #[test]
 fn an_infinite_weight_reaches_its_own_products_only() {
     let tensors: [(&str, &[usize]); 2] = [("conv.weight", &[16, 72, 3, 3]), ("conv.bias", &[16])];
@@ -280,7 +282,7 @@ fn an_infinite_weight_reaches_its_own_products_only() {
     let mut weight = eighths(16 * 72 * 9, "conv.weight");
     // The middle of the window, which is inside everywhere, of channel 3 to output 5.
     weight[(5 * 72 + 3) * 9 + 4] = f32::INFINITY;
-    model.weights.insert("conv.weight", &[16, 72, 3, 3], weight, Element::F32);
+    model.weights.insert("conv.weight", &[16, 72, 3, 3], weight, Dtype::F32);
     // No zero, whose product with it is no number.
     model.x = model.x.iter().map(|&x| if x == 0.0 { 1.0 } else { x }).collect();
     for precision in [Precision::F16, Precision::Bf16] {

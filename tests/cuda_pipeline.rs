@@ -9,9 +9,10 @@ use support::golden::MODEL;
 use support::pictures::{
     PROMPTS, Steps, TRAINED, agree, agree_on_variations, agree_with_philox, decibels, run, run_on_cpu, run_unguided,
 };
+use unclip::Precision;
 use unclip::backend::Backend;
 use unclip::backend::cpu::Cpu;
-use unclip::backend::cuda::{Cuda, Precision};
+use unclip::backend::cuda::Cuda;
 use unclip::pipeline::Trace;
 
 /// As many steps as it takes to replay every loop and both enlarging networks.

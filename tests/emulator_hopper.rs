@@ -6,8 +6,8 @@ mod support;
 
 use half::{bf16, f16};
 use support::ptx::{hopper, rows, run_tiles};
-use unclip::backend::cuda::emulator::{Range, Swizzle, TensorMap};
-use unclip::plan::Element;
+use unclip::Dtype;
+use unclip::backend::cuda::emulator::{DeviceSlice, Swizzle, TensorMap};
 
 const SWIZZLES: [Swizzle; 4] = [Swizzle::None, Swizzle::Bytes32, Swizzle::Bytes64, Swizzle::Bytes128];
 
@@ -25,13 +25,13 @@ wait:
     @!q bra wait;";
 
 /// Runs a program of one block on 16-bit numbers.
-fn run(text: &str, x: &[u16], y_words: usize, maps: impl Fn(Range, Range) -> [TensorMap; 2]) -> Vec<u32> {
+fn run(text: &str, x: &[u16], y_words: usize, maps: impl Fn(DeviceSlice, DeviceSlice) -> [TensorMap; 2]) -> Vec<u32> {
     let (y, _) = run_tiles(text, [1; 3], bytemuck::cast_slice(x), y_words, maps).unwrap_or_else(|e| panic!("{e}"));
     y.into_iter().map(|w| w.expect("every word is written")).collect()
 }
 
 /// Two maps that a program does not use.
-fn unused(x: Range, _: Range) -> [TensorMap; 2] {
+fn unused(x: DeviceSlice, _: DeviceSlice) -> [TensorMap; 2] {
     let map = rows(x, [8, 1], [8, 1], Swizzle::None);
     [map.clone(), map]
 }
@@ -133,10 +133,10 @@ fn tiles_come_with_their_rows_swizzled_and_zeros_outside() {
 fn images_come_in_shifted_and_strided_boxes() {
     // [N 2][H 6][W 5][C 8]; of the second image every second row from -1 and every second column from -1.
     let x: Vec<u16> = (0..2 * 6 * 5 * 8).map(|i| i + 1).collect();
-    let map = |x: Range, _: Range| {
+    let map = |x: DeviceSlice, _: DeviceSlice| {
         let map = TensorMap {
             tensor: x,
-            element: Element::F16,
+            dtype: Dtype::F16,
             dims: vec![8, 5, 6, 2],
             strides: vec![16, 80, 480],
             tile: vec![8, 6, 8, 1],
@@ -184,9 +184,9 @@ fn tiles_and_rows_go_back_to_memory() {
          @p cp.async.bulk.commit_group;
          @p cp.async.bulk.wait_group.read 0;"
     );
-    let maps = |x, y: Range| {
+    let maps = |x, y: DeviceSlice| {
         // Three rows of 64 numbers, 384 bytes; the tile's four rows begin at the second.
-        let tile = rows(Range { bytes: 384, ..y }, [64, 3], [64, 4], Swizzle::Bytes128);
+        let tile = rows(DeviceSlice { bytes: 384, ..y }, [64, 3], [64, 4], Swizzle::Bytes128);
         [rows(x, [8, 1], [8, 1], Swizzle::None), tile]
     };
     let (y, _) = run_tiles(&hopper(32, 512, &body), [1; 3], bytemuck::cast_slice(&x), 128, maps).unwrap();

@@ -7,16 +7,16 @@ mod support;
 use half::bf16;
 use support::close::close;
 use support::{Data, cases, ptx, reference};
-use unclip::backend::cuda::emulator::{Arguments, Check, Fault, Machine, Range, TensorMap, parse};
+use unclip::Dtype;
+use unclip::backend::cuda::emulator::{Arguments, Check, DeviceSlice, Fault, Machine, TensorMap, parse};
 use unclip::backend::cuda::kernels::KERNELS;
-use unclip::ops::{Factors, Operand, Operation};
-use unclip::plan::Element;
+use unclip::ops::{MatmulUnit, Operand, Operation};
 
 /// Three tiles of keys, so that the ring of two stages comes round.
 const CASE: &str = "attention/image-encoder";
 
 fn text() -> &'static str {
-    let is = |k: &&unclip::backend::cuda::kernels::Kernel| k.stem == "attention_sm90" && k.elem == Some(Element::Bf16);
+    let is = |k: &&unclip::backend::cuda::kernels::Kernel| k.stem == "attention_sm90" && k.elem == Some(Dtype::Bf16);
     KERNELS.iter().find(is).unwrap().text
 }
 
@@ -26,15 +26,15 @@ fn run(text: &str) -> Result<Result<f64, String>, Fault> {
     let want = reference::run(&problem);
     let shapes = problem.shapes();
     let output = problem.op.shape(&shapes).unwrap();
-    let launch = problem.op.ptx(&shapes, &output, &Factors::Warpgroup.into()).remove(0);
+    let launch = problem.op.ptx(&shapes, &output, &MatmulUnit::Warpgroup.into()).remove(0);
     let tiling = launch.tiling.as_ref().unwrap();
 
     let mut machine = Machine::default();
     let mut place = |count: usize, written: bool| {
         let bytes = 2 * count as u64;
-        Range { address: machine.allocate(bytes), bytes, written }
+        DeviceSlice { address: machine.allocate(bytes), bytes, written }
     };
-    let inputs: Vec<Range> = problem.tensors.iter().map(|t| place(t.shape.iter().product(), false)).collect();
+    let inputs: Vec<DeviceSlice> = problem.tensors.iter().map(|t| place(t.shape.iter().product(), false)).collect();
     let y = place(want.len(), true);
     for (range, tensor) in inputs.iter().zip(&problem.tensors) {
         let Data::Numbers(x) = &tensor.data else { panic!("numbers") };
@@ -45,17 +45,17 @@ fn run(text: &str) -> Result<Result<f64, String>, Fault> {
         Operand::Input(i) => inputs[*i],
         _ => y,
     };
-    let tensors: Vec<Range> = launch.tensors.iter().map(range).collect();
+    let tensors: Vec<DeviceSlice> = launch.tensors.iter().map(range).collect();
     let (mapped, tensors) = tensors.split_at(tiling.walks.len());
     let walks = tiling.walks.iter().zip(mapped);
-    let maps: Vec<TensorMap> = walks.map(|(walk, &tensor)| TensorMap::new(walk, tensor, Element::Bf16)).collect();
+    let maps: Vec<TensorMap> = walks.map(|(walk, &tensor)| TensorMap::new(walk, tensor, Dtype::Bf16)).collect();
     let scalars: Vec<u32> = launch.scalars.iter().map(|s| s.bits()).collect();
     let arguments = Arguments { maps: &maps, tensors, scalars: &scalars, shared_bytes: tiling.shared_bytes };
     let kernel = parse(text).unwrap_or_else(|e| panic!("{e}")).remove(0);
     machine.launch(&kernel, launch.grid, arguments)?;
     let got = machine.read(y.address, 2 * want.len()).unwrap();
     let got: Vec<f32> = bytemuck::cast_slice::<u8, bf16>(&got).iter().map(|x| x.to_f32()).collect();
-    Ok(close(&got, &want, Element::Bf16, reference::reduction(&problem)))
+    Ok(close(&got, &want, Dtype::Bf16, reference::reduction(&problem)))
 }
 
 /// The kernel with the first of these lines changed.

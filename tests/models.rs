@@ -5,11 +5,11 @@
 mod support;
 
 use support::golden::{MODEL, Recording, channels_last};
+use unclip::Dtype;
 use unclip::backend::cpu::Cpu;
 use unclip::backend::{Backend, Executable};
 use unclip::diffusion::sampler::time_features;
 use unclip::pipeline::{Pipeline, Stage};
-use unclip::plan::Element;
 use unclip::weights::{Checkpoint, LoadOptions};
 
 /// Pictures in the recording.
@@ -89,15 +89,15 @@ fn the_text_encoder_answers_as_the_original() {
     let recording = Recording::read();
     // Two prompts and the empty one: the plan's three texts.
     let mut executable = compile(Stage::TextEncoder);
-    assert_eq!(executable.plan().values[executable.plan().input("ids").unwrap().0].element, Element::U32);
+    assert_eq!(executable.plan().values[executable.plan().input("ids").unwrap().0].dtype, Dtype::U32);
     let mut ids = recording.ids("text/input_ids");
     let length = ids.len() / PICTURES;
     ids.extend(&recording.ids("uncond/input_ids")[..length]);
     let config: unclip::model::text_encoder::Config =
         Checkpoint::open(MODEL, LoadOptions::default()).unwrap().json("text_encoder/config.json").unwrap();
     let pooled: Vec<u32> = ids.chunks_exact(length).map(|ids| config.pooled_position(ids)).collect();
-    executable.write_rows("ids", &ids).unwrap();
-    executable.write_rows("pooled", &pooled).unwrap();
+    executable.write_u32("ids", &ids).unwrap();
+    executable.write_u32("pooled", &pooled).unwrap();
     executable.run_once().unwrap();
     for (output, name) in [("text_embeds", "text_embeds"), ("hidden", "last_hidden_state")] {
         let (shape, mut want) = recording.get(&format!("text/{name}"));

@@ -1,4 +1,4 @@
-//! Faults planted in the texts of group_norm, which keeps a group in shared memory, and of product_sum, which leaves
+//! Faults planted in the texts of group_norm, which keeps a group in shared memory, and of matmul_sum, which leaves
 //! moments to a norm: each is caught by a named check.
 #![cfg(feature = "cuda-emulator")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
@@ -6,7 +6,7 @@
 mod support;
 
 use support::ptx;
-use unclip::backend::cuda::emulator::{Arguments, Check, Fault, Machine, Range, parse};
+use unclip::backend::cuda::emulator::{Arguments, Check, DeviceSlice, Fault, Machine, parse};
 use unclip::backend::cuda::kernels::KERNELS;
 
 const NORM: &str = "group_norm_512x2_f32";
@@ -19,13 +19,13 @@ fn text(entry: &str) -> &'static str {
 }
 
 /// Memory of so many bytes: small numbers, or to be written.
-fn tensor(machine: &mut Machine, bytes: u64, written: bool) -> Range {
+fn tensor(machine: &mut Machine, bytes: u64, written: bool) -> DeviceSlice {
     let address = machine.allocate(bytes);
     if !written {
         let numbers: Vec<u8> = (0..bytes / 4).flat_map(|i| ((i % 13) as f32 - 5.5).to_le_bytes()).collect();
         machine.write(address, &numbers).unwrap();
     }
-    Range { address, bytes, written }
+    DeviceSlice { address, bytes, written }
 }
 
 /// Runs a text of group_norm with a style and without an activation.
@@ -44,7 +44,7 @@ fn run_norm(text: &str) -> Result<(), Fault> {
     machine.launch(kernel, [groups, 1, 1], arguments).map(|_| ())
 }
 
-/// Runs a text of product_sum: two parts of 64 rows by 30 columns, the moments of 10 columns at a time, nothing added.
+/// Runs a text of matmul_sum: two parts of 64 rows by 30 columns, the moments of 10 columns at a time, nothing added.
 fn run_sum(text: &str) -> Result<(), Fault> {
     const ROWS: u32 = 64;
     const OUTPUTS: u32 = 30;

@@ -12,7 +12,7 @@ use unclip::backend::cpu::{Cpu, Isa};
 use unclip::cases::Tensor;
 use unclip::noise::Philox;
 use unclip::ops::{Noise, Op};
-use unclip::plan::Element;
+use unclip::{Dtype, Precision};
 
 fn cpu(threads: usize, isa: Isa) -> Cpu {
     Cpu::with_isa(threads, isa).expect("the machine has these instructions")
@@ -31,11 +31,11 @@ fn isas() -> &'static [Isa] {
 /// Runs all cases of a stem on all instruction sets, with one and with two threads.
 fn check(stem: &str) {
     let backends = isas().iter().map(|&isa| (cpu(1, isa), cpu(2, isa))).collect();
-    check_on(stem, backends, Element::F32);
+    check_on(stem, backends, Dtype::F32);
 }
 
 /// Runs all cases of a stem on pairs of back ends, which must give the same bits.
-fn check_on(stem: &str, backends: Vec<(Cpu, Cpu)>, precision: Element) {
+fn check_on(stem: &str, backends: Vec<(Cpu, Cpu)>, precision: Dtype) {
     let mut failures = Vec::new();
     for case in every::cases_of(stem) {
         let problem = case.problem();
@@ -53,6 +53,10 @@ fn check_on(stem: &str, backends: Vec<(Cpu, Cpu)>, precision: Element) {
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
 }
 
+fn bf16(cpu: Cpu) -> Cpu {
+    cpu.with_precision(Precision::Bf16).unwrap()
+}
+
 fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|v| v.to_bits()).collect()
 }
@@ -65,8 +69,8 @@ fn linear_matches_the_reference_with_any_number_of_threads() {
 #[test]
 fn products_of_bf16_match_the_reference() {
     for stem in ["linear", "conv2d"] {
-        let backends = isas().iter().map(|&isa| (cpu(1, isa).with_bf16(), cpu(2, isa).with_bf16())).collect();
-        check_on(stem, backends, Element::Bf16);
+        let backends = isas().iter().map(|&isa| (bf16(cpu(1, isa)), bf16(cpu(2, isa)))).collect();
+        check_on(stem, backends, Dtype::Bf16);
     }
 }
 
@@ -226,12 +230,12 @@ fn the_tolerance_notices_one_wrong_element_and_names_it() {
     let want = vec![1.0f64; 100];
     let mut got = vec![1.0f32; 100];
     got[37] = 1.000_1;
-    let message = close(&got, &want, Element::F32, 64).unwrap_err();
+    let message = close(&got, &want, Dtype::F32, 64).unwrap_err();
     assert!(message.contains("element 37") && message.contains("1.0001 instead of 1"), "{message}");
     got[37] = f32::NAN;
-    assert!(close(&got, &want, Element::F32, 64).is_err());
+    assert!(close(&got, &want, Dtype::F32, 64).is_err());
     got[37] = 1.000_001;
-    assert!(close(&got, &want, Element::F32, 64).is_ok());
+    assert!(close(&got, &want, Dtype::F32, 64).is_ok());
 }
 
 /// Which elements of the output are NaN after the first element of input `which` was made one.

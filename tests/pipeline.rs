@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 use support::golden::{MODEL, Recording};
 use support::pictures::{self, TRAINED, decibels, run_on_cpu};
 use unclip::Error;
+use unclip::Precision;
 use unclip::backend::cpu::Cpu;
 use unclip::diffusion::sampler::coefficients;
 use unclip::diffusion::{Schedule, SchedulerConfig};
@@ -234,7 +235,12 @@ fn run_error(request: &Request) -> Error {
 fn pictures_from_products_of_bf16_are_within_35_db_of_single_precision() {
     let prompts = ["a red apple", "a lighthouse at night", "a yellow duck on a lake"];
     let steps = [None; 3];
-    let (images, _) = pictures::run(TRAINED, Box::new(Cpu::new(2).unwrap().with_bf16()), &prompts, steps);
+    let (images, _) = pictures::run(
+        TRAINED,
+        Box::new(Cpu::new(2).unwrap().with_precision(Precision::Bf16).unwrap()),
+        &prompts,
+        steps,
+    );
     for (image, want) in images.iter().zip(run_on_cpu(TRAINED, &prompts, steps).0) {
         let found = decibels(image, &want);
         println!("{found:.1} dB");

@@ -8,10 +8,11 @@ use std::collections::HashSet;
 use support::close::close;
 use support::recipes::{planned, recipes, weights};
 use support::{Data, Problem, Tensors, cases, inputs, replay};
+use unclip::Dtype;
 use unclip::backend::Backend;
 use unclip::backend::cpu::{Cpu, Isa};
 use unclip::ops::{Operation, elements};
-use unclip::plan::{Element, Origin, Plan, ValueId, WeightSource, assign, narrow};
+use unclip::plan::{Origin, Plan, ValueId, WeightSource, assign, narrow};
 
 fn cpu() -> Cpu {
     Cpu::with_isa(1, Isa::detect()).unwrap()
@@ -46,11 +47,11 @@ impl<'a> Interpreter<'a> {
         for step in &self.plan.steps[range] {
             let tensors = step.inputs.iter().map(|&id| {
                 let (value, root) = (&self.plan.values[id.0], self.root(id));
-                let data = match value.element {
-                    Element::F32 | Element::F16 | Element::Bf16 => Data::Numbers(self.memory[root.0].clone()),
-                    Element::U32 => Data::Rows(self.rows[root.0].clone()),
+                let data = match value.dtype {
+                    Dtype::F32 | Dtype::F16 | Dtype::Bf16 => Data::Numbers(self.memory[root.0].clone()),
+                    _ => Data::Rows(self.rows[root.0].clone()),
                 };
-                let stored = matches!(value.origin, Origin::Weight(_)).then_some(Element::F32);
+                let stored = matches!(value.origin, Origin::Weight(_)).then_some(Dtype::F32);
                 cases::Tensor { shape: value.shape.clone(), data, stored }
             });
             let problem = Problem { op: step.op.clone(), tensors: tensors.collect() };
@@ -158,7 +159,7 @@ proptest! {
     #[test]
     fn storage_in_single_precision_leaves_the_plan_as_it_is(recipe in recipes()) {
         let plan = planned(&recipe, &weights(), true);
-        prop_assert_eq!(format!("{:?}", narrow(plan.clone(), Element::F32)), format!("{plan:?}"));
+        prop_assert_eq!(format!("{:?}", narrow(plan.clone(), Dtype::F32)), format!("{plan:?}"));
     }
 
     #[test]
@@ -220,5 +221,5 @@ fn bits(x: &[Vec<f32>]) -> Vec<Vec<u32>> {
 /// Equal but for rounding, which a chain of steps may enlarge.
 fn near(got: &[f32], want: &[f32]) -> Result<(), String> {
     let want: Vec<f64> = want.iter().map(|&v| f64::from(v)).collect();
-    close(got, &want, Element::F32, 1 << 14).map(|_| ())
+    close(got, &want, Dtype::F32, 1 << 14).map(|_| ())
 }

@@ -5,11 +5,12 @@ mod support;
 
 use support::close::close;
 use support::{Random, Tensors, replay};
+use unclip::Dtype;
 use unclip::backend::Backend;
 use unclip::backend::cpu::{Cpu, Isa};
 use unclip::error::Error;
 use unclip::ops::{Activation, Op};
-use unclip::plan::{Element, Graph, Plan, Tensor, WeightSource};
+use unclip::plan::{Graph, Plan, Tensor, WeightSource};
 
 fn cpu() -> Cpu {
     Cpu::with_isa(1, Isa::detect()).unwrap()
@@ -90,7 +91,7 @@ fn check_fusion(name: &str, model: Model, steps: usize) -> Plan {
     let run = |plan: &Plan| replay(cpu().compile(plan.clone(), &weights).unwrap().as_mut());
     for (got, want) in run(&fused).iter().zip(run(&unfused)) {
         let want: Vec<f64> = want.iter().map(|&v| f64::from(v)).collect();
-        close(got, &want, Element::F32, 108).unwrap_or_else(|e| panic!("{name}: {e}"));
+        close(got, &want, Dtype::F32, 108).unwrap_or_else(|e| panic!("{name}: {e}"));
     }
     fused
 }
@@ -290,7 +291,7 @@ fn the_first_complaint_is_the_one_returned() {
 fn row_numbers_and_numbers_are_not_mistaken_for_each_other() {
     let error = complaint(|p| p.style.lookup(p.graph.input("ids", &[2, 7])));
     names_all(&error, &["recorder.rs:", "embed", "F32", "U32"]);
-    let error = complaint(|p| p.graph.rows("ids", &[2, 7]).silu());
+    let error = complaint(|p| p.graph.input_u32("ids", &[2, 7]).silu());
     names_all(&error, &["recorder.rs:", "silu", "F32", "U32"]);
 }
 

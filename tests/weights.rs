@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use safetensors::{Dtype as Stored, serialize, tensor::TensorView};
 use tempfile::TempDir;
+use unclip::Dtype;
 use unclip::Error;
-use unclip::weights::{Checkpoint, Component, Dtype, LoadOptions, WeightFile, inspect};
+use unclip::weights::{Checkpoint, Component, LoadOptions, WeightFile, inspect};
 
 /// A file of three tensors in two types, written by the format's own crate.
 fn small_file() -> Vec<u8> {

@@ -6,9 +6,9 @@
 mod support;
 
 use support::every::{self, Subject};
+use unclip::Dtype;
 use unclip::backend::wgpu::{Kind, Options, Wgpu};
 use unclip::ops::Tiles;
-use unclip::plan::Element;
 
 /// Cases above this are left out where a software adapter would share operands by way of memory and barriers.
 const BARRIERS_MOST_FLOPS: u64 = 60_000_000;
@@ -22,14 +22,14 @@ fn check(stem: &str) {
     let Some(any) = open(Options::default()) else { return };
     let is_software = any.adapter().kind == Kind::Software;
     let mut backends = Vec::new();
-    for storage in [Element::F32, Element::F16] {
-        if storage == Element::F16 && !any.adapter().f16 {
+    for storage in [Dtype::F32, Dtype::F16] {
+        if storage == Dtype::F16 && !any.adapter().f16 {
             println!("skipped: the adapter lacks f16");
             continue;
         }
         let mut ways = vec![(Tiles::Lanes, true), (Tiles::Registers, true), (Tiles::Shared, false)];
         match any.adapter().matrices {
-            Some(_) if storage == Element::F16 => ways.push((Tiles::Matrices, true)),
+            Some(_) if storage == Dtype::F16 => ways.push((Tiles::Matrices, true)),
             Some(_) => {}
             None => println!("skipped: the adapter lacks cooperative matrices"),
         }

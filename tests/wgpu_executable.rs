@@ -6,19 +6,20 @@ mod support;
 
 use support::golden::MODEL;
 use support::{Random, Tensors, cases, every, inputs};
+use unclip::Dtype;
 use unclip::Error;
 use unclip::backend::cpu::Cpu;
 use unclip::backend::wgpu::{Choice, Options, Wgpu, adapters};
 use unclip::backend::{Backend, Executable};
 use unclip::cases::models::{Drawn, ModelCase, Network, Size};
-use unclip::model::{Run, decoder};
+use unclip::model::{Sizes, decoder};
 use unclip::ops::{Noise, Prediction, SamplerStep, Tiles, Variance};
-use unclip::plan::{Element, Graph, Plan, assign, narrow};
+use unclip::plan::{Graph, Plan, assign, narrow};
 use unclip::weights::{Checkpoint, Component, LoadOptions};
 
-fn open(storage: Element) -> Option<Wgpu> {
+fn open(storage: Dtype) -> Option<Wgpu> {
     let any = every::available("wgpu", Wgpu::new(Options::default()))?;
-    if storage == Element::F16 && !any.adapter().f16 {
+    if storage == Dtype::F16 && !any.adapter().f16 {
         println!("skipped: the adapter lacks f16");
         return None;
     }
@@ -37,7 +38,7 @@ fn tiny_decoder(noise: Noise) -> (Plan, Component) {
         guidance: Some(4.0),
         noise,
     };
-    let plan = decoder::plan(&config, &component, &Run { pictures: 1, steps: 4, rule }, 9).unwrap();
+    let plan = decoder::plan(&config, &component, &Sizes { pictures: 1, steps: 4, rule }, 9).unwrap();
     (plan, component)
 }
 
@@ -47,14 +48,13 @@ fn write_inputs(executable: &mut dyn Executable) {
         executable.write(&name, &data).unwrap();
     }
     if executable.plan().input("seeds").is_some() {
-        executable.write_rows("seeds", &[1, 2, 3, 0]).unwrap();
+        executable.write_u32("seeds", &[1, 2, 3, 0]).unwrap();
     }
 }
 
 #[test]
 fn a_step_is_one_submission_and_the_four_bytes_of_its_number() {
-    for (storage, noise) in [(Element::F32, Noise::Given), (Element::F32, Noise::Philox), (Element::F16, Noise::Given)]
-    {
+    for (storage, noise) in [(Dtype::F32, Noise::Given), (Dtype::F32, Noise::Philox), (Dtype::F16, Noise::Given)] {
         let Some(backend) = open(storage) else { return };
         let (plan, weights) = tiny_decoder(noise);
         let mut executable = backend.compile(plan, &weights).unwrap();
@@ -74,7 +74,7 @@ fn a_step_is_one_submission_and_the_four_bytes_of_its_number() {
 #[test]
 fn slots_take_the_memory_that_the_plan_states_and_half_precision_nearly_halves_it() {
     let mut bytes = Vec::new();
-    for storage in [Element::F32, Element::F16] {
+    for storage in [Dtype::F32, Dtype::F16] {
         let Some(backend) = open(storage) else { return };
         let (plan, weights) = tiny_decoder(Noise::Given);
         let stated = narrow(plan.clone(), storage);
@@ -90,11 +90,11 @@ fn slots_take_the_memory_that_the_plan_states_and_half_precision_nearly_halves_i
 /// At the size that the figures are about; the weights are made up.
 #[test]
 fn karlos_decoder_for_two_pictures_takes_the_memory_that_its_plan_states() {
-    let Some(backend) = open(Element::F16) else { return };
+    let Some(backend) = open(Dtype::F16) else { return };
     let case = ModelCase { network: Network::Decoder, size: Size::Karlo };
-    let weights = Drawn::new(Element::F16);
+    let weights = Drawn::new(Dtype::F16);
     let plan = case.plan(2, &weights).unwrap();
-    let stated = assign(&narrow(plan.clone(), Element::F16)).bytes();
+    let stated = assign(&narrow(plan.clone(), Dtype::F16)).bytes();
     let executable = backend.compile(plan, &weights).unwrap();
     let traffic = backend.traffic();
     println!("slots {} bytes, weights {} bytes", traffic.slot_bytes, traffic.weight_bytes);
@@ -105,7 +105,7 @@ fn karlos_decoder_for_two_pictures_takes_the_memory_that_its_plan_states() {
 
 #[test]
 fn replaying_a_loop_gives_what_the_cpu_gives_and_the_same_bits_again() {
-    let Some(backend) = open(Element::F32) else { return };
+    let Some(backend) = open(Dtype::F32) else { return };
     let run = |backend: &dyn Backend, noise: Noise| {
         let (plan, weights) = tiny_decoder(noise);
         let mut executable = backend.compile(plan, &weights).unwrap();
@@ -157,7 +157,7 @@ fn a_weight_too_large_for_the_adapter_that_cannot_be_divided_is_refused_with_its
     let mut weights = Tensors::default();
     // 64 columns of this many rows are more than a MiB.
     let depth = (1 << 12) + 1;
-    weights.insert("deep.weight", &[96, depth], vec![0.0; 96 * depth], Element::F32);
+    weights.insert("deep.weight", &[96, depth], vec![0.0; 96 * depth], Dtype::F32);
     let graph = Graph::new("large", &weights);
     graph.output("y", graph.input("x", &[1, depth]).project(graph.weights().at("deep"), 96));
     assert_too_large(&backend, graph, &weights, "a part of 64 rows of tensor deep.weight [96, 4097]");
@@ -169,7 +169,7 @@ fn a_weight_too_large_for_the_adapter_that_cannot_be_divided_is_refused_with_its
 
 #[test]
 fn an_adapter_that_is_not_there_is_refused_with_the_number_of_those_that_are() {
-    if open(Element::F32).is_none() {
+    if open(Dtype::F32).is_none() {
         return;
     }
     let error = Wgpu::new(Options { adapter: Choice::Number(99), ..Options::default() }).err().unwrap();
@@ -180,14 +180,14 @@ fn an_adapter_that_is_not_there_is_refused_with_the_number_of_those_that_are() {
 
 #[test]
 fn cooperative_matrices_are_refused_without_the_feature_or_without_halves() {
-    let Some(any) = open(Element::F32) else { return };
+    let Some(any) = open(Dtype::F32) else { return };
     let matrices = |storage| Wgpu::new(Options { storage, tiles: Some(Tiles::Matrices), ..Options::default() });
-    let error = matrices(Element::F32).err().unwrap();
+    let error = matrices(Dtype::F32).err().unwrap();
     assert!(error.exit_code() == 4 && error.to_string().contains(&any.adapter().name), "{error}");
     assert!(error.to_string().contains("cooperative matrices"), "{error}");
     match any.adapter().matrices {
-        Some(_) => assert!(error.to_string().contains("multiply f16") && matrices(Element::F16).is_ok()),
-        None => assert!(error.to_string().contains("lacks") && matrices(Element::F16).is_err()),
+        Some(_) => assert!(error.to_string().contains("multiply f16") && matrices(Dtype::F16).is_ok()),
+        None => assert!(error.to_string().contains("lacks") && matrices(Dtype::F16).is_err()),
     }
 }
 
@@ -237,17 +237,17 @@ fn without_a_driver_there_is_an_error_and_no_panic() {
 
 #[test]
 fn writing_what_a_plan_does_not_have_is_an_error_as_on_the_cpu() {
-    let Some(backend) = open(Element::F32) else { return };
+    let Some(backend) = open(Dtype::F32) else { return };
     let mut executable = cases::named("pointwise/clamp").problem().prepare(&backend).expect("the case compiles");
     assert!(executable.write("no such input", &[0.0]).is_err());
     assert!(executable.write("in0", &[0.0]).is_err());
-    assert!(executable.write_rows("in0", &[0; 210]).is_err());
+    assert!(executable.write_u32("in0", &[0; 210]).is_err());
     assert!(executable.read("no such output").is_err());
 }
 
 #[test]
 fn a_nan_in_the_model_output_reaches_the_sample() {
-    let Some(backend) = open(Element::F32) else { return };
+    let Some(backend) = open(Dtype::F32) else { return };
     let mut problem = cases::named("sampler_step/eps-learned-guided-clipped").problem();
     problem.tensors[0].numbers_mut()[0] = f32::NAN;
     let got = problem.run(&backend).expect("the device works");
@@ -256,7 +256,7 @@ fn a_nan_in_the_model_output_reaches_the_sample() {
 
 #[test]
 fn weights_of_a_random_plan_can_be_outputs_as_they_are_stored() {
-    let Some(backend) = open(Element::F32) else { return };
+    let Some(backend) = open(Dtype::F32) else { return };
     let mut weights = Tensors::default();
     weights.insert_random("w", &[3, 5], &mut Random(1));
     let graph = Graph::new("weight", &weights);
@@ -272,7 +272,7 @@ fn weights_of_a_random_plan_can_be_outputs_as_they_are_stored() {
 
 #[test]
 fn kernels_are_kept_on_disk_and_a_damaged_file_is_replaced() {
-    if open(Element::F32).is_none() {
+    if open(Dtype::F32).is_none() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -303,7 +303,7 @@ fn kernels_are_kept_on_disk_and_a_damaged_file_is_replaced() {
 #[cfg(feature = "cli")]
 #[test]
 fn the_command_keeps_kernels_in_the_users_cache_and_does_without_where_it_cannot() {
-    let Some(backend) = open(Element::F32) else { return };
+    let Some(backend) = open(Dtype::F32) else { return };
     let folder = tempfile::tempdir().unwrap();
     let picture = |cache: &std::path::Path| {
         let (file, steps) = (folder.path().join("out.png"), ["--prior-steps", "--decoder-steps", "--super-res-steps"]);

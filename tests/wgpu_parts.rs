@@ -6,12 +6,13 @@ mod support;
 
 use support::close::close;
 use support::{Data, Problem, Random, Tensors, every, reference};
+use unclip::Dtype;
 use unclip::backend::Backend;
 use unclip::backend::cpu::Cpu;
 use unclip::backend::wgpu::{Options, Wgpu};
 use unclip::cases::Tensor;
 use unclip::ops::{Activation, Conv2d, Embed, Linear, Op, Tiles, elements};
-use unclip::plan::{Element, Graph};
+use unclip::plan::Graph;
 
 /// What an adapter is asked to bind at most.
 const LARGEST: u64 = 64 << 10;
@@ -26,7 +27,7 @@ fn problem(op: impl Into<Op>, shapes: &[(&[usize], bool)]) -> Problem {
     let tensors = shapes.iter().map(|&(shape, stored)| {
         // As the file stores it, so that every storage type has the same numbers to begin with.
         let data = (0..elements(shape)).map(|_| half::f16::from_f64(random.normal() * 0.1).to_f32()).collect();
-        Tensor { shape: shape.to_vec(), data: Data::Numbers(data), stored: stored.then_some(Element::F16) }
+        Tensor { shape: shape.to_vec(), data: Data::Numbers(data), stored: stored.then_some(Dtype::F16) }
     });
     Problem { op: op.into(), tensors: tensors.collect() }
 }
@@ -57,12 +58,12 @@ fn weights_in_parts_match_the_reference() {
     let Some(any) = open(Options::default()) else { return };
     for (name, problem) in problems() {
         let want = reference::run(&problem);
-        for storage in [Element::F32, Element::F16] {
-            if storage == Element::F16 && !any.adapter().f16 {
+        for storage in [Dtype::F32, Dtype::F16] {
+            if storage == Dtype::F16 && !any.adapter().f16 {
                 println!("skipped: the adapter lacks f16");
                 continue;
             }
-            let matrices = storage == Element::F16 && any.adapter().matrices.is_some();
+            let matrices = storage == Dtype::F16 && any.adapter().matrices.is_some();
             let ways = [Tiles::Registers, Tiles::Lanes, Tiles::Shared];
             for tiles in ways.into_iter().chain(matrices.then_some(Tiles::Matrices)) {
                 let options = Options { storage, tiles: Some(tiles), ..Options::default() };
@@ -93,7 +94,7 @@ fn a_divided_weight_may_be_read_by_several_steps() {
     let run = |backend: &dyn Backend| support::replay(backend.compile(plan.clone(), &weights).unwrap().as_mut());
     for (got, want) in run(&backend).iter().zip(&run(&Cpu::new(1).unwrap())) {
         let want: Vec<f64> = want.iter().map(|&v| f64::from(v)).collect();
-        close(got, &want, Element::F32, 400).unwrap();
+        close(got, &want, Dtype::F32, 400).unwrap();
     }
     assert!(backend.traffic().weight_bytes < 2 * 224 * 200 * 4, "the weight is there once");
 }

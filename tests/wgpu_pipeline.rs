@@ -10,15 +10,15 @@ use support::golden::MODEL;
 use support::pictures::{
     PROMPTS, STAGES, Steps, TRAINED, agree, agree_on_variations, agree_with_philox, decibels, run, run_on_cpu, worst,
 };
+use unclip::Dtype;
 use unclip::backend::Backend;
 use unclip::backend::wgpu::{Options, Wgpu};
 use unclip::ops::Tiles;
-use unclip::plan::Element;
 
 /// Storage in f16 may come with cooperative matrices, which are never chosen by themselves.
-fn open(storage: Element, tiles: Option<Tiles>) -> Option<Box<dyn Backend>> {
+fn open(storage: Dtype, tiles: Option<Tiles>) -> Option<Box<dyn Backend>> {
     let backend = every::available("wgpu", Wgpu::new(Options::default()))?;
-    if storage == Element::F16 && !backend.adapter().f16 {
+    if storage == Dtype::F16 && !backend.adapter().f16 {
         println!("skipped: the adapter lacks f16");
         return None;
     }
@@ -34,33 +34,33 @@ const FEW: Steps = [Some(2), Some(2), Some(2)];
 
 #[test]
 fn every_stage_agrees_with_the_cpu_in_single_precision() {
-    let Some(backend) = open(Element::F32, None) else { return };
+    let Some(backend) = open(Dtype::F32, None) else { return };
     agree(MODEL, backend, [None; 3]);
 }
 
 #[test]
 fn variations_agree_with_the_cpu_in_single_precision() {
     for model in [MODEL, TRAINED] {
-        let Some(backend) = open(Element::F32, None) else { return };
+        let Some(backend) = open(Dtype::F32, None) else { return };
         agree_on_variations(model, backend, FEW);
     }
 }
 
 #[test]
 fn pictures_agree_with_the_cpu_where_the_kernel_draws_the_noise() {
-    let Some(backend) = open(Element::F32, None) else { return };
+    let Some(backend) = open(Dtype::F32, None) else { return };
     agree_with_philox(MODEL, backend, &PROMPTS, [None; 3]);
 }
 
 #[test]
 fn every_stage_of_the_trained_model_agrees_with_the_cpu_in_single_precision() {
-    let Some(backend) = open(Element::F32, None) else { return };
+    let Some(backend) = open(Dtype::F32, None) else { return };
     agree(TRAINED, backend, FEW);
 }
 
 /// Pictures of a checkpoint in half precision against the CPU's.
 fn within_40_db(model: &str, tiles: Option<Tiles>, prompts: &[&str], steps: Steps) {
-    let Some(backend) = open(Element::F16, tiles) else { return };
+    let Some(backend) = open(Dtype::F16, tiles) else { return };
     println!("{}", backend.name());
     let (want_images, want) = run_on_cpu(model, prompts, steps);
     let (images, got) = run(model, backend, prompts, steps);

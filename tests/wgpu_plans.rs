@@ -9,16 +9,17 @@ use proptest::prelude::*;
 use support::close::close;
 use support::recipes::{planned, recipes, weights};
 use support::{Tensors, cases, every, reference, replay};
+use unclip::Dtype;
 use unclip::backend::Backend;
 use unclip::backend::cpu::Cpu;
 use unclip::backend::wgpu::{Options, Wgpu};
-use unclip::ops::{Keep, Operand, Operation};
-use unclip::plan::{Element, Plan, narrow};
+use unclip::ops::{Operand, Operation, StorageRule};
+use unclip::plan::{Plan, narrow};
 
 /// Opened once a test: opening takes longer than most models.
-fn open(storage: Element) -> Option<Wgpu> {
+fn open(storage: Dtype) -> Option<Wgpu> {
     let any = every::available("wgpu", Wgpu::new(Options::default()))?;
-    if storage == Element::F16 && !any.adapter().f16 {
+    if storage == Dtype::F16 && !any.adapter().f16 {
         println!("skipped: the adapter lacks f16");
         return None;
     }
@@ -30,7 +31,7 @@ fn config(cases: u32) -> ProptestConfig {
 }
 
 /// Equal but for rounding, which a chain of steps may enlarge.
-fn agree(got: &[Vec<f32>], want: &[Vec<f32>], precision: Element) -> Result<(), String> {
+fn agree(got: &[Vec<f32>], want: &[Vec<f32>], precision: Dtype) -> Result<(), String> {
     for (got, want) in got.iter().zip(want) {
         let want: Vec<f64> = want.iter().map(|&v| f64::from(v)).collect();
         close(got, &want, precision, 1 << 14)?;
@@ -44,7 +45,7 @@ fn run(backend: &dyn Backend, plan: Plan, weights: &Tensors) -> Vec<Vec<f32>> {
 
 #[test]
 fn random_models_give_what_the_cpu_gives() {
-    for storage in [Element::F32, Element::F16] {
+    for storage in [Dtype::F32, Dtype::F16] {
         let Some(backend) = open(storage) else { continue };
         let (cpu, weights) = (Cpu::new(1).unwrap(), weights());
         proptest!(config(40), |(recipe in recipes())| {
@@ -61,35 +62,35 @@ proptest! {
     /// What `narrow` promises: every operation finds the type that it wants, and every feed one that fits.
     #[test]
     fn narrowed_plans_give_every_operation_the_type_it_wants(recipe in recipes()) {
-        let plan = narrow(planned(&recipe, &weights(), true), Element::F16);
+        let plan = narrow(planned(&recipe, &weights(), true), Dtype::F16);
         let mut written = vec![false; plan.values.len()];
         for (i, step) in plan.steps.iter().enumerate() {
             for (which, &input) in step.inputs.iter().enumerate() {
-                let element = plan.values[input.0].element;
-                let fits = match step.op.keep(Operand::Input(which)) {
-                    Keep::Storage => element == Element::F16,
-                    Keep::Single => element == Element::F32,
-                    Keep::Output => element == plan.values[step.output.0].element,
-                    Keep::Any => true,
+                let element = plan.values[input.0].dtype;
+                let fits = match step.op.storage_rule(Operand::Input(which)) {
+                    StorageRule::Storage => element == Dtype::F16,
+                    StorageRule::F32 => element == Dtype::F32,
+                    StorageRule::LikeOutput => element == plan.values[step.output.0].dtype,
+                    StorageRule::Any => true,
                 };
                 prop_assert!(fits, "step {} {} reads {:?}", i, step.op.name(), element);
                 let root = plan.root(input);
                 let computed = plan.values[root.0].origin == unclip::plan::Origin::Computed;
                 prop_assert!(!computed || written[root.0], "step {} reads what comes later", i);
-                prop_assert_eq!(plan.values[root.0].element, element);
+                prop_assert_eq!(plan.values[root.0].dtype, element);
             }
             prop_assert!(!written[step.output.0]);
             written[step.output.0] = true;
         }
         for &(from, to) in &plan.feeds {
-            prop_assert_eq!(plan.values[from.0].element, plan.values[to.0].element);
+            prop_assert_eq!(plan.values[from.0].dtype, plan.values[to.0].dtype);
         }
     }
 }
 
 #[test]
 fn an_entry_of_a_batch_gives_the_same_bits_alone() {
-    let Some(backend) = open(Element::F32) else { return };
+    let Some(backend) = open(Dtype::F32) else { return };
     let of_batches = [
         ("linear/rows-7", 7),
         ("linear/rows-13", 13),
@@ -115,7 +116,7 @@ fn an_entry_of_a_batch_gives_the_same_bits_alone() {
 /// WGSL lets an implementation assume that there are none; those in use do not, and a damaged weight should show.
 #[test]
 fn a_nan_reaches_the_elements_that_depend_on_it() {
-    let Some(backend) = open(Element::F32) else { return };
+    let Some(backend) = open(Dtype::F32) else { return };
     let cases = [
         ("pointwise/silu", 0),
         ("pointwise/gelu", 0),

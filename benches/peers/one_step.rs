@@ -10,6 +10,7 @@ use std::error::Error;
 use std::io::BufRead;
 use std::ops::ControlFlow;
 use std::time::Instant;
+use unclip::Precision;
 use unclip::backend::Backend;
 use unclip::backend::cpu::Cpu;
 use unclip::cases::models::fill;
@@ -26,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let cpu = Cpu::new(rest.first().map_or(Ok(0), |t| t.parse())?)?;
     let cpu = match rest.get(1).map_or("f32", String::as_str) {
         "f32" => cpu,
-        "bf16" => cpu.with_bf16(),
+        "bf16" => cpu.with_precision(Precision::Bf16)?,
         _ => return Err(USAGE.into()),
     };
     eprintln!("{}", cpu.name());

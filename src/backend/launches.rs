@@ -1,8 +1,9 @@
 //! What GPU back ends do alike beside their device: a plan's launches, the weights that these read, and numbers that come
 //! back.
 
+use crate::dtype::Dtype;
 use crate::ops::{Launch, Op, Operand};
-use crate::plan::{Element, Origin, Plan, Stored, ValueId};
+use crate::plan::{Origin, Plan, TensorData, ValueId};
 
 /// All launches of a plan, each with the step that it belongs to, and how many of them run once; `lower` gives those of
 /// a step, whose number it is told, from its operation, its inputs' shapes and its output's.
@@ -54,10 +55,11 @@ pub(super) fn weights<O: Copy + PartialEq>(
 }
 
 /// Elements as a device gave them, in single precision; whole numbers keep their bits.
-pub(super) fn numbers(element: Element, bytes: &[u8]) -> Vec<f32> {
-    match element {
-        Element::F32 | Element::U32 => bytemuck::allocation::pod_collect_to_vec(bytes),
-        Element::F16 => Stored::F16(bytemuck::allocation::pod_collect_to_vec(bytes).into()).to_f32(),
-        Element::Bf16 => Stored::BF16(bytemuck::allocation::pod_collect_to_vec(bytes).into()).to_f32(),
+pub(super) fn numbers(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+    match dtype {
+        Dtype::F32 | Dtype::U32 => bytemuck::allocation::pod_collect_to_vec(bytes),
+        Dtype::F16 => TensorData::F16(bytemuck::allocation::pod_collect_to_vec(bytes).into()).to_f32(),
+        Dtype::Bf16 => TensorData::Bf16(bytemuck::allocation::pod_collect_to_vec(bytes).into()).to_f32(),
+        other => unreachable!("no value of a plan is {other}"),
     }
 }

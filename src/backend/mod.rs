@@ -66,7 +66,7 @@ pub trait Executable: Send {
     ///
     /// # Errors
     /// There is no input of that name and length.
-    fn write_rows(&mut self, input: &str, data: &[u32]) -> Result<()>;
+    fn write_u32(&mut self, input: &str, data: &[u32]) -> Result<()>;
 
     /// Runs the part that does not vary. To be called after the inputs have been written and before the first step.
     ///

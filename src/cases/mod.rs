@@ -16,9 +16,10 @@ pub use ops::{Case, all, named};
 pub use workload::{Timing, Workload, cost, rounds, time, workloads};
 
 use crate::backend::{Backend, Executable};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::ops::{Op, Operation, elements};
-use crate::plan::{Element, Origin, Plan, Step, Stored, Value, ValueId, WeightSource};
+use crate::plan::{Origin, Plan, Step, TensorData, Value, ValueId, WeightSource};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
@@ -72,7 +73,7 @@ pub struct Tensor {
     /// All elements, the last dimension fastest.
     pub data: Data,
     /// The stored type of a weight, `None` for what the caller writes.
-    pub stored: Option<Element>,
+    pub stored: Option<Dtype>,
 }
 
 impl Tensor {
@@ -113,15 +114,15 @@ impl Problem {
             // Brought to the storage type once, so that a step is the operation alone.
             None => Origin::Input { name: format!("in{i}"), varies: false },
         };
-        let element = |t: &Tensor| if matches!(t.data, Data::Rows(_)) { Element::U32 } else { Element::F32 };
+        let dtype = |t: &Tensor| if matches!(t.data, Data::Rows(_)) { Dtype::U32 } else { Dtype::F32 };
         let mut values: Vec<Value> = self
             .tensors
             .iter()
             .enumerate()
-            .map(|(i, t)| Value { shape: t.shape.clone(), element: element(t), origin: origin(i, t) })
+            .map(|(i, t)| Value { shape: t.shape.clone(), dtype: dtype(t), origin: origin(i, t) })
             .collect();
         let shape = self.op.shape(&self.shapes()).expect("the case's shapes fit");
-        values.push(Value { shape, element: Element::F32, origin: Origin::Computed });
+        values.push(Value { shape, dtype: Dtype::F32, origin: Origin::Computed });
         let output = ValueId(self.tensors.len());
         let inputs = (0..self.tensors.len()).map(ValueId).collect();
         Plan {
@@ -150,7 +151,7 @@ impl Problem {
             let name = format!("in{i}");
             match &tensor.data {
                 Data::Numbers(x) => executable.write(&name, x)?,
-                Data::Rows(x) => executable.write_rows(&name, x)?,
+                Data::Rows(x) => executable.write_u32(&name, x)?,
             }
         }
         executable.run_once()?;
@@ -186,14 +187,14 @@ impl Problem {
 
 /// Weights in memory, in any storage type.
 #[derive(Default)]
-pub struct Tensors(HashMap<String, (Vec<usize>, Stored<'static>)>);
+pub struct Tensors(HashMap<String, (Vec<usize>, TensorData<'static>)>);
 
 impl Tensors {
     /// Stores numbers, rounded to the type.
     ///
     /// # Panics
     /// If there are more or fewer than the shape says.
-    pub fn insert(&mut self, name: &str, shape: &[usize], x: Vec<f32>, stored: Element) {
+    pub fn insert(&mut self, name: &str, shape: &[usize], x: Vec<f32>, stored: Dtype) {
         assert_eq!(elements(shape), x.len(), "{name} {shape:?}");
         self.0.insert(name.to_owned(), (shape.to_vec(), store(x, stored)));
     }
@@ -202,7 +203,7 @@ impl Tensors {
     pub fn insert_random(&mut self, name: &str, shape: &[usize], random: &mut Random) {
         let deviation = 1.0 / ((elements(shape) / shape[0]) as f64).sqrt();
         let x = (0..elements(shape)).map(|_| (random.normal() * deviation) as f32).collect();
-        self.insert(name, shape, x, Element::F32);
+        self.insert(name, shape, x, Dtype::F32);
     }
 }
 
@@ -211,7 +212,7 @@ impl WeightSource for Tensors {
         self.0.get(tensor).map(|(shape, _)| shape.clone())
     }
 
-    fn load(&self, tensor: &str) -> Result<Stored<'_>> {
+    fn load(&self, tensor: &str) -> Result<TensorData<'_>> {
         self.0.get(tensor).map(|(_, x)| x.clone()).ok_or_else(|| missing(tensor))
     }
 
@@ -230,24 +231,24 @@ fn missing(tensor: &str) -> Error {
     }
 }
 
-/// Numbers in a storage type.
+/// The elements in a storage type.
 ///
 /// # Panics
-/// If the type holds whole numbers.
-fn store(x: Vec<f32>, stored: Element) -> Stored<'static> {
+/// If it is not f32, f16 or bf16.
+fn store(x: Vec<f32>, stored: Dtype) -> TensorData<'static> {
     use half::slice::HalfFloatSliceExt;
     match stored {
-        Element::F32 => Stored::F32(Cow::Owned(x)),
-        Element::F16 => {
+        Dtype::F32 => TensorData::F32(Cow::Owned(x)),
+        Dtype::F16 => {
             let mut narrow = vec![half::f16::ZERO; x.len()];
             narrow.convert_from_f32_slice(&x);
-            Stored::F16(narrow.into())
+            TensorData::F16(narrow.into())
         }
-        Element::Bf16 => {
+        Dtype::Bf16 => {
             let mut narrow = vec![half::bf16::ZERO; x.len()];
             narrow.convert_from_f32_slice(&x);
-            Stored::BF16(narrow.into())
+            TensorData::Bf16(narrow.into())
         }
-        Element::U32 => panic!("weights are floating-point numbers"),
+        other => panic!("weights are f32, f16 or bf16, not {other}"),
     }
 }

@@ -5,10 +5,11 @@
 
 use super::{Random, missing, store};
 use crate::backend::{Backend, Executable};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::model::{Run, decoder, prior, super_res, unet};
+use crate::model::{Sizes, decoder, prior, super_res, unet};
 use crate::ops::{Noise, Prediction, SamplerStep, Variance, elements};
-use crate::plan::{Element, Origin, Plan, Stored, WeightSource};
+use crate::plan::{Origin, Plan, TensorData, WeightSource};
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::path::Path;
@@ -92,7 +93,7 @@ impl ModelCase {
     /// # Errors
     /// A weight has another shape than the network asks for.
     pub fn plan(&self, pictures: usize, weights: &dyn WeightSource) -> Result<Plan> {
-        let run = Run { pictures, steps: STEPS, rule: self.rule() };
+        let run = Sizes { pictures, steps: STEPS, rule: self.rule() };
         let unet = |component| self.config::<unet::Config>(component);
         match self.network {
             Network::Prior => prior::plan(&self.config("prior")?, weights, &run),
@@ -113,7 +114,7 @@ impl ModelCase {
     ///
     /// # Errors
     /// The back end cannot do it.
-    pub fn prepare(&self, pictures: usize, stored: Element, backend: &dyn Backend) -> Result<Box<dyn Executable>> {
+    pub fn prepare(&self, pictures: usize, stored: Dtype, backend: &dyn Backend) -> Result<Box<dyn Executable>> {
         let weights = Drawn::new(stored);
         let mut executable = backend.compile(self.plan(pictures, &weights)?, &weights)?;
         fill(executable.as_mut())?;
@@ -167,7 +168,7 @@ pub fn fill(executable: &mut dyn Executable) -> Result<()> {
             _ => (i as f32 * 0.618_034).fract() * 2.0 - 1.0,
         };
         // The step's number is the executable's own.
-        if value.element != Element::U32 {
+        if value.dtype != Dtype::U32 {
             executable.write(name, &(0..elements(&value.shape)).map(number).collect::<Vec<f32>>())?;
         }
     }
@@ -177,13 +178,13 @@ pub fn fill(executable: &mut dyn Executable) -> Result<()> {
 /// Weights made up as a network asks for them, the same for the same name: products of about one, scales about one,
 /// biases about zero.
 pub struct Drawn {
-    stored: Element,
+    stored: Dtype,
     asked: Mutex<HashMap<String, Vec<usize>>>,
 }
 
 impl Drawn {
     /// Weights of this type.
-    pub fn new(stored: Element) -> Drawn {
+    pub fn new(stored: Dtype) -> Drawn {
         Drawn { stored, asked: Mutex::default() }
     }
 }
@@ -194,7 +195,7 @@ impl WeightSource for Drawn {
         Some(asked.entry(tensor.to_owned()).or_insert_with(|| expected.to_vec()).clone())
     }
 
-    fn load(&self, tensor: &str) -> Result<Stored<'_>> {
+    fn load(&self, tensor: &str) -> Result<TensorData<'_>> {
         let shape = self.asked.lock().unwrap_or_else(PoisonError::into_inner).get(tensor).cloned();
         let shape = shape.ok_or_else(|| missing(tensor))?;
         let length = elements(&shape);
@@ -226,7 +227,7 @@ mod tests {
     #[test]
     fn sizes_have_the_parameters_that_their_checkpoints_have() {
         let parameters = |network, size| {
-            let plan = ModelCase { network, size }.plan(1, &Drawn::new(Element::F32)).unwrap();
+            let plan = ModelCase { network, size }.plan(1, &Drawn::new(Dtype::F32)).unwrap();
             plan.parameters()
         };
         // As the published files have them.
@@ -241,7 +242,7 @@ mod tests {
 
     #[test]
     fn drawn_numbers_have_the_deviation_that_keeps_products_near_one() {
-        let drawn = Drawn::new(Element::F32);
+        let drawn = Drawn::new(Dtype::F32);
         drawn.shape("a.weight", &[256, 64, 3, 3]);
         let x = drawn.load("a.weight").unwrap().to_f32();
         let moment = |power| x.iter().map(|v| f64::from(*v).powi(power)).sum::<f64>() / x.len() as f64;

@@ -4,12 +4,12 @@
 //! One step each; see the module above for how they are named.
 
 use super::{Data, Problem, Random, Tensor};
+use crate::dtype::Dtype::{self, Bf16, F16, F32};
 use crate::ops::Activation::{Gelu, QuickGelu, Silu};
 use crate::ops::{
     Attention, Concat, Conv2d, Embed, GroupNorm, LayerNorm, Linear, Noise, Op, Pointwise, Prediction, Resize,
     SamplerStep, Slice, Variance,
 };
-use crate::plan::Element::{self, Bf16, F16, F32};
 use crate::plan::Plan;
 
 /// How a tensor's elements are drawn.
@@ -35,7 +35,7 @@ pub struct Input {
     /// Where its elements come from.
     pub fill: Fill,
     /// The type that the file of a weight has.
-    pub stored: Option<Element>,
+    pub stored: Option<Dtype>,
 }
 
 /// One step with everything needed to draw its tensors.
@@ -100,11 +100,11 @@ impl Case {
 }
 
 /// The nearest number of a type.
-fn round(stored: Element, x: f32) -> f32 {
+fn round(stored: Dtype, x: f32) -> f32 {
     match stored {
         F16 => half::f16::from_f32(x).to_f32(),
         Bf16 => half::bf16::from_f32(x).to_f32(),
-        F32 | Element::U32 => x,
+        _ => x,
     }
 }
 
@@ -138,12 +138,12 @@ fn spread(shape: &[usize], mean: f64, deviation: f64) -> Input {
 }
 
 /// A weight whose products with rows of normal numbers are about one.
-fn weight(shape: &[usize], stored: Element) -> Input {
+fn weight(shape: &[usize], stored: Dtype) -> Input {
     let terms: usize = shape[1..].iter().product();
     Input { shape: shape.to_vec(), fill: Fill::Normal(0.0, 1.0 / (terms as f64).sqrt()), stored: Some(stored) }
 }
 
-fn vector(length: usize, mean: f64, stored: Element) -> Input {
+fn vector(length: usize, mean: f64, stored: Dtype) -> Input {
     Input { shape: vec![length], fill: Fill::Normal(mean, 0.5), stored: Some(stored) }
 }
 
@@ -152,7 +152,7 @@ fn rows(shape: &[usize], bound: u32) -> Input {
 }
 
 fn linear() -> Vec<Case> {
-    let case = |what: &str, rows: &[usize], k: usize, n: usize, op: Linear, stored: Element| {
+    let case = |what: &str, rows: &[usize], k: usize, n: usize, op: Linear, stored: Dtype| {
         let with = |width: usize| [rows, &[width]].concat();
         let mut inputs = vec![x(&with(k)), weight(&[n, k], stored)];
         inputs.extend(op.bias.then(|| vector(n, 0.0, stored)));
@@ -196,7 +196,7 @@ fn linear() -> Vec<Case> {
 const CONV: Conv2d = Conv2d { stride: 1, padding: 1, bias: true, shift: false, residual: false };
 
 fn conv2d() -> Vec<Case> {
-    let case = |what: &str, from: [usize; 4], to: [usize; 3], op: Conv2d, stored: Element| {
+    let case = |what: &str, from: [usize; 4], to: [usize; 3], op: Conv2d, stored: Dtype| {
         let [n, h, w, c] = from;
         let [o, r, s] = to;
         let side = |length: usize, kernel: usize| (length + 2 * op.padding - kernel) / op.stride + 1;
@@ -304,7 +304,7 @@ fn norms() -> Vec<Case> {
         let op = GroupNorm { groups, eps: 1e-5, style, activation };
         Case::new(format!("group_norm/{what}"), op, inputs)
     };
-    let layer = |what: &str, shape: &[usize], mean: f64, stored: Element| {
+    let layer = |what: &str, shape: &[usize], mean: f64, stored: Dtype| {
         let d = shape[shape.len() - 1];
         let inputs = vec![spread(shape, mean, 2.0), vector(d, 1.0, stored), vector(d, 0.0, stored)];
         Case::new(format!("layer_norm/{what}"), LayerNorm { eps: 1e-5 }, inputs)

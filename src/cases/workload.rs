@@ -3,8 +3,9 @@
 use super::models::{self, ModelCase, Size};
 use super::ops::{self, Case};
 use crate::backend::{Backend, Executable};
+use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::plan::{Cost, Element};
+use crate::plan::Cost;
 use std::time::{Duration, Instant};
 
 /// An operation or one sampling step of a network.
@@ -44,7 +45,7 @@ impl Workload {
     ///
     /// # Errors
     /// The back end cannot do it.
-    pub fn prepare(&self, backend: &dyn Backend, stored: Element) -> Result<Box<dyn Executable>> {
+    pub fn prepare(&self, backend: &dyn Backend, stored: Dtype) -> Result<Box<dyn Executable>> {
         match self {
             Workload::Op(case) => case.problem().prepare(backend),
             Workload::Model(case) => case.prepare(1, stored, backend),
@@ -161,7 +162,7 @@ mod tests {
     fn a_tiny_network_is_timed() {
         let cpu = Cpu::new(1).unwrap();
         let tiny = workloads().into_iter().find(|w| w.name() == "prior/tiny").unwrap();
-        let mut executable = tiny.prepare(&cpu, Element::F32).unwrap();
+        let mut executable = tiny.prepare(&cpu, Dtype::F32).unwrap();
         let timing = time(executable.as_mut(), Duration::ZERO).unwrap();
         assert_eq!(timing.samples(), LEAST_SAMPLES);
         assert!(0.0 < timing.least() && timing.least() <= timing.median() && timing.median() <= timing.most());

@@ -4,9 +4,9 @@ use super::devices::Device;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use std::path::PathBuf;
+use unclip::Precision;
 use unclip::noise::NoiseKind;
 use unclip::pipeline::Stage;
-use unclip::plan::Element;
 
 /// Text to image, and image to variations, with the unCLIP (DALL-E 2) architecture.
 #[derive(Debug, Parser)]
@@ -125,7 +125,7 @@ pub struct RunArguments {
     pub noise: Noise,
     #[command(flatten)]
     pub device: DeviceArguments,
-    /// Keep the intermediate tensors, under the names of the reference recordings
+    /// StorageRule the intermediate tensors, under the names of the reference recordings
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
     /// Report in JSON, one event a line, on standard output
@@ -145,8 +145,8 @@ pub struct DeviceArguments {
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: Device,
     /// What tensors are stored in; sums and the sampler's state are f32 in any case
-    #[arg(long, value_enum, default_value_t = Dtype::F32)]
-    pub dtype: Dtype,
+    #[arg(long, value_parser = precision(), default_value = "f32")]
+    pub dtype: Precision,
     /// Let wgpu multiply cooperative matrices, where the adapter has them; experimental, and for --dtype f16 only
     #[arg(long)]
     pub matrices: bool,
@@ -169,8 +169,8 @@ pub struct PlanArguments {
     #[arg(long)]
     pub unguided: bool,
     /// What tensors are stored in
-    #[arg(long, value_enum, default_value_t = Dtype::F32)]
-    pub dtype: Dtype,
+    #[arg(long, value_parser = precision(), default_value = "f32")]
+    pub dtype: Precision,
     /// Totals only
     #[arg(long)]
     pub summary: bool,
@@ -211,34 +211,6 @@ pub struct InspectArguments {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Dtype {
-    /// Single precision
-    F32,
-    /// Single precision, cut to ten bits of fraction where tensor cores multiply it; on CUDA
-    Tf32,
-    /// Half precision, on GPUs
-    F16,
-    /// Half precision with the range of single precision, on CUDA; on the CPU only for the factors of products
-    Bf16,
-}
-
-impl Dtype {
-    /// How it is spelled on the command line.
-    pub fn name(self) -> String {
-        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
-    }
-
-    /// What tensors are stored in; TF32 is a way to multiply.
-    pub fn storage(self) -> Element {
-        match self {
-            Dtype::F32 | Dtype::Tf32 => Element::F32,
-            Dtype::F16 => Element::F16,
-            Dtype::Bf16 => Element::Bf16,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Noise {
     /// As torch.Generator("cpu")
     Torch,
@@ -267,6 +239,19 @@ fn stage() -> impl clap::builder::TypedValueParser<Value = Stage> {
     use clap::builder::{PossibleValuesParser, TypedValueParser};
     PossibleValuesParser::new(Stage::ALL.map(Stage::name))
         .map(|name| Stage::ALL.into_iter().find(|s| s.name() == name).expect("one of the possible values"))
+}
+
+/// A precision by its name.
+fn precision() -> impl clap::builder::TypedValueParser<Value = Precision> {
+    use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+    let help = |precision| match precision {
+        Precision::F32 => "Single precision",
+        Precision::Tf32 => "Tensors in f32, matrix products in tf32 on tensor cores; CUDA only",
+        Precision::F16 => "Half precision; GPUs only",
+        Precision::Bf16 => "bfloat16; CUDA, and on the CPU for the weights of matrix products",
+    };
+    PossibleValuesParser::new(Precision::ALL.map(|p| PossibleValue::new(p.name()).help(help(p))))
+        .map(|name| Precision::ALL.into_iter().find(|p| p.name() == name).expect("one of the possible values"))
 }
 
 /// The completion script of a shell.

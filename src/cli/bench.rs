@@ -112,7 +112,7 @@ pub fn bench(arguments: &BenchArguments) -> Result<()> {
     if let Some(remark) = &device.remark {
         eprintln!("{remark}");
     }
-    let dtype = arguments.device.dtype.name();
+    let dtype = arguments.device.dtype.name().to_owned();
     if let Some(earlier) = earlier.iter().find(|e| e.device != backend.name() || e.dtype != dtype) {
         eprintln!("the earlier run was made on {} in {}", earlier.device, earlier.dtype);
     }

@@ -1,13 +1,13 @@
 //! Where to compute: `--device`, and `engine devices`.
 
-use super::args::{DeviceArguments, Dtype};
+use super::args::DeviceArguments;
 #[cfg(feature = "wgpu")]
 use std::{ffi::OsString, path::PathBuf};
 use unclip::backend::Backend;
 use unclip::backend::cpu::Cpu;
 #[cfg(feature = "wgpu")]
 use unclip::backend::wgpu::{self, Choice, Wgpu};
-use unclip::{Error, Result};
+use unclip::{Error, Precision, Result};
 
 /// A device by its name on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ pub fn open(arguments: &DeviceArguments) -> Result<Chosen> {
     if arguments.matrices && !matches!(arguments.device, Device::Auto | Device::Wgpu(_)) {
         return Err(Error::request("--matrices", "cooperative matrices are for --device wgpu"));
     }
-    if arguments.matrices && arguments.dtype != Dtype::F16 {
+    if arguments.matrices && arguments.dtype != Precision::F16 {
         return Err(Error::request("--matrices", "cooperative matrices multiply halves; it needs --dtype f16"));
     }
     match arguments.device {
@@ -78,8 +78,9 @@ pub fn open(arguments: &DeviceArguments) -> Result<Chosen> {
 
 fn cpu(arguments: &DeviceArguments) -> Result<Box<dyn Backend>> {
     match arguments.dtype {
-        Dtype::F32 => Ok(Box::new(Cpu::new(arguments.threads)?)),
-        Dtype::Bf16 => Ok(Box::new(Cpu::new(arguments.threads)?.with_bf16())),
+        precision @ (Precision::F32 | Precision::Bf16) => {
+            Ok(Box::new(Cpu::new(arguments.threads)?.with_precision(precision)?))
+        }
         _ => Err(Error::request("--dtype", "the CPU computes in f32 or bf16; f16 is for GPUs, tf32 for --device cuda")),
     }
 }
@@ -89,7 +90,7 @@ fn cpu(arguments: &DeviceArguments) -> Result<Box<dyn Backend>> {
 fn gpu(number: Option<usize>, arguments: &DeviceArguments, software: bool) -> Result<Box<dyn Backend>> {
     let dtype = arguments.dtype;
     let adapter = number.map_or(if software { Choice::Best } else { Choice::Gpu }, Choice::Number);
-    if matches!(dtype, Dtype::Bf16 | Dtype::Tf32) {
+    if matches!(dtype, Precision::Bf16 | Precision::Tf32) {
         return Err(Error::request("--dtype", "bf16 and tf32 are for --device cuda; wgpu stores f32 or f16"));
     }
     let tiles = arguments.matrices.then_some(unclip::ops::Tiles::Matrices);
@@ -117,34 +118,23 @@ fn gpu(_: Option<usize>, _: &DeviceArguments, _: bool) -> Result<Box<dyn Backend
     Err(left_out("wgpu"))
 }
 
-#[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
-fn precision(dtype: Dtype) -> unclip::backend::cuda::Precision {
-    use unclip::backend::cuda::Precision;
-    match dtype {
-        Dtype::F32 => Precision::F32,
-        Dtype::Tf32 => Precision::Tf32,
-        Dtype::F16 => Precision::F16,
-        Dtype::Bf16 => Precision::Bf16,
-    }
-}
-
 #[cfg(feature = "cuda")]
-fn cuda(number: usize, dtype: Dtype) -> Result<Box<dyn Backend>> {
-    Ok(Box::new(unclip::backend::cuda::Cuda::new(number)?.with_precision(precision(dtype))))
+fn cuda(number: usize, precision: Precision) -> Result<Box<dyn Backend>> {
+    Ok(Box::new(unclip::backend::cuda::Cuda::new(number)?.with_precision(precision)))
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda(_: usize, _: Dtype) -> Result<Box<dyn Backend>> {
+fn cuda(_: usize, _: Precision) -> Result<Box<dyn Backend>> {
     Err(left_out("cuda"))
 }
 
 #[cfg(feature = "cuda-emulator")]
-fn emulator(dtype: Dtype) -> Result<Box<dyn Backend>> {
-    Ok(Box::new(unclip::backend::cuda::Cuda::emulator().with_precision(precision(dtype))))
+fn emulator(precision: Precision) -> Result<Box<dyn Backend>> {
+    Ok(Box::new(unclip::backend::cuda::Cuda::emulator().with_precision(precision)))
 }
 
 #[cfg(not(feature = "cuda-emulator"))]
-fn emulator(_: Dtype) -> Result<Box<dyn Backend>> {
+fn emulator(_: Precision) -> Result<Box<dyn Backend>> {
     Err(left_out("cuda-emulator"))
 }
 
@@ -176,7 +166,7 @@ pub fn list() -> Result<()> {
     {
         text += "wgpu    this engine was built without it\n";
     }
-    text += &match cuda(0, Dtype::F32) {
+    text += &match cuda(0, Precision::F32) {
         Ok(gpu) => format!("cuda:0  {}\n", gpu.name()),
         Err(error) => format!("cuda    {error}\n"),
     };

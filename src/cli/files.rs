@@ -136,7 +136,7 @@ impl Recipe<'_> {
             "seed": self.seed,
             "noise": self.noise(),
             "device": self.device,
-            "dtype": format!("{:?}", self.arguments.device.dtype).to_lowercase(),
+            "dtype": self.arguments.device.dtype.name(),
             "width": self.size[0],
             "height": self.size[1],
         });

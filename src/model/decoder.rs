@@ -1,7 +1,7 @@
 //! The decoder: image embedding and text to a small picture, the GLIDE way with the CLIP embedding added
 //! (Ramesh et al. 2022, section 2.1).
 
-use super::Run;
+use super::Sizes;
 use super::unet::{Conditions, Config, forward};
 use crate::error::{Error, Result};
 use crate::ops::Variance;
@@ -15,7 +15,7 @@ use crate::plan::{Graph, Plan, WeightSource};
 ///
 /// # Errors
 /// A configuration that is not implemented, or a tensor that is missing or of another shape.
-pub fn plan(config: &Config, source: &dyn WeightSource, run: &Run, tokens: usize) -> Result<Plan> {
+pub fn plan(config: &Config, source: &dyn WeightSource, run: &Sizes, tokens: usize) -> Result<Plan> {
     config.check(source.path())?;
     let learned = run.rule.variance == Variance::LearnedRange;
     let c = config.in_channels;

@@ -26,7 +26,7 @@ use std::path::Path;
 
 /// The sizes of one sampling run, from which a plan is recorded.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Run {
+pub struct Sizes {
     /// `B`, pictures made together.
     pub pictures: usize,
     /// `S`, steps of the sampling loop that this model takes part in.
@@ -35,7 +35,7 @@ pub struct Run {
     pub rule: crate::ops::SamplerStep,
 }
 
-impl Run {
+impl Sizes {
     /// `G`, rows that the model sees at once.
     pub fn rows(&self) -> usize {
         self.pictures * if self.rule.guidance.is_some() { 2 } else { 1 }
@@ -53,7 +53,7 @@ impl Run {
                 predicted.sampler_step(self.rule, x_t, coefficients, &[noise])
             }
             Noise::Philox => {
-                let seeds = graph.rows("seeds", &[self.pictures, 4]);
+                let seeds = graph.input_u32("seeds", &[self.pictures, 4]);
                 predicted.sampler_step(self.rule, x_t, coefficients, &[seeds, step])
             }
         };

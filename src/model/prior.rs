@@ -6,7 +6,7 @@
 //! Causality makes the text tokens and the text embedding independent of what follows, so their keys and values do
 //! not vary; only the last three tokens are computed in every step.
 
-use super::{Run, legal, sized};
+use super::{Sizes, legal, sized};
 use crate::error::{Error, Result};
 use crate::ops::Activation;
 use crate::plan::{Graph, Plan, Tensor, WeightSource, Weights};
@@ -92,7 +92,7 @@ impl Config {
 ///
 /// # Errors
 /// A configuration that is not implemented, or a tensor that is missing or of another shape.
-pub fn plan(config: &Config, source: &dyn WeightSource, run: &Run) -> Result<Plan> {
+pub fn plan(config: &Config, source: &dyn WeightSource, run: &Sizes) -> Result<Plan> {
     config.check(source)?;
     let (dim, inner, tokens) = (config.embedding_dim, config.inner(), config.num_embeddings);
     let (rows, pictures) = (run.rows(), run.pictures);

@@ -3,7 +3,7 @@
 //! Two networks of one shape share the work: the first takes all steps but the last, the second, trained to repair
 //! details, the last. Both see the noisy large picture beside the small one, enlarged.
 
-use super::Run;
+use super::Sizes;
 use super::decoder::picture_size;
 use super::unet::{Conditions, Config, forward};
 use crate::error::{Error, Result};
@@ -21,7 +21,7 @@ pub fn plan(
     name: &str,
     config: &Config,
     source: &dyn WeightSource,
-    run: &Run,
+    run: &Sizes,
     small: usize,
     size: Option<usize>,
 ) -> Result<Plan> {

@@ -83,8 +83,8 @@ pub fn plan(config: &Config, source: &dyn WeightSource, texts: usize) -> Result<
     };
     let (width, tokens) = (config.hidden_size, config.max_position_embeddings);
     let graph = Graph::new("text_encoder", source);
-    let ids = graph.rows("ids", &[texts, tokens]);
-    let pooled = graph.rows("pooled", &[texts]);
+    let ids = graph.input_u32("ids", &[texts, tokens]);
+    let pooled = graph.input_u32("pooled", &[texts]);
 
     let w = graph.weights().at("text_model");
     let table = w.at("embeddings").tensor("token_embedding.weight", &[config.vocab_size, width]);

@@ -210,7 +210,7 @@ pub fn forward<'g>(w: &Weights<'g>, config: &Config, x: Tensor<'g>, conditions: 
         let w = w.at("down_blocks").at(level);
         let attends = config.down_block_types[level].contains("Attn");
         for layer in 0..config.layers_per_block {
-            x = residual.block(&w.at("resnets").at(layer), x, width, Resample::Keep);
+            x = residual.block(&w.at("resnets").at(layer), x, width, Resample::StorageRule);
             x = attend(w.at("attentions").at(layer), attends, x);
             skips.push(x);
         }
@@ -222,9 +222,9 @@ pub fn forward<'g>(w: &Weights<'g>, config: &Config, x: Tensor<'g>, conditions: 
 
     let width = widths[widths.len() - 1];
     let mid = w.at("mid_block");
-    x = residual.block(&mid.at("resnets.0"), x, width, Resample::Keep);
+    x = residual.block(&mid.at("resnets.0"), x, width, Resample::StorageRule);
     x = attend(mid.at("attentions.0"), true, x);
-    x = residual.block(&mid.at("resnets.1"), x, width, Resample::Keep);
+    x = residual.block(&mid.at("resnets.1"), x, width, Resample::StorageRule);
 
     for (level, &width) in widths.iter().rev().enumerate() {
         let w = w.at("up_blocks").at(level);
@@ -232,7 +232,7 @@ pub fn forward<'g>(w: &Weights<'g>, config: &Config, x: Tensor<'g>, conditions: 
         for layer in 0..=config.layers_per_block {
             let skip = skips.pop().expect("as many skips are pushed on the way down as are taken on the way up");
             x = Tensor::concat(&[x, skip], 3);
-            x = residual.block(&w.at("resnets").at(layer), x, width, Resample::Keep);
+            x = residual.block(&w.at("resnets").at(layer), x, width, Resample::StorageRule);
             x = attend(w.at("attentions").at(layer), attends, x);
         }
         if level < config.halvings() {

@@ -1,5 +1,7 @@
 use super::launch::{grid, optional};
-use super::{Factors, Keep, Launch, Lowering, Operand, Operation, Scalar, Tiles, Tiling, Walk, count, require};
+use super::{
+    Launch, Lowering, MatmulUnit, Operand, Operation, Scalar, StorageRule, Tiles, Tiling, Walk, count, require,
+};
 
 /// Multi-head attention with one joint softmax over extra keys and the sequence's own keys.
 ///
@@ -68,9 +70,9 @@ impl Operation for Attention {
         4 * (output[0] * output[1] * output[2]) as u64 * (extra + own) as u64
     }
 
-    fn keep(&self, tensor: Operand) -> Keep {
+    fn storage_rule(&self, tensor: Operand) -> StorageRule {
         let mask = 3 + 2 * usize::from(self.extra);
-        if self.mask && tensor == Operand::Input(mask) { Keep::Single } else { Keep::Storage }
+        if self.mask && tensor == Operand::Input(mask) { StorageRule::F32 } else { StorageRule::Storage }
     }
 
     fn wgsl(&self, inputs: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {
@@ -102,13 +104,13 @@ impl Operation for Attention {
             33..=64 => "attention_mma_64",
             _ => return launches,
         };
-        let (kernel, threads, rows, tiling) = match lowering.factors {
-            Factors::Single | Factors::Tensor => return launches,
+        let (kernel, threads, rows, tiling) = match lowering.matmul {
+            MatmulUnit::CudaCores | MatmulUnit::Tf32 => return launches,
             // Columns of a head are whole pieces of 16 bytes; few queries leave most of a block empty.
-            Factors::Warpgroup if d_head.is_multiple_of(8) && queries > QUERIES / 2 => {
+            MatmulUnit::Warpgroup if d_head.is_multiple_of(8) && queries > QUERIES / 2 => {
                 (["attention_sm90"; 2], 384, WARPGROUP_ROWS, Some(self.tiling(inputs, d_head)))
             }
-            Factors::Half | Factors::Warpgroup => (["attention_mma", entry], 128, QUERIES, None),
+            MatmulUnit::Half | MatmulUnit::Warpgroup => (["attention_mma", entry], 128, QUERIES, None),
         };
         let grid = [grid(queries.div_ceil(rows)), grid(self.heads), grid(batch)];
         launches.iter_mut().for_each(|launch| {

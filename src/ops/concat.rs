@@ -1,4 +1,4 @@
-use super::{Keep, Launch, Operand, Operation, Scalar, Tiles, elements, require};
+use super::{Launch, Operand, Operation, Scalar, StorageRule, Tiles, elements, require};
 
 /// Puts tensors one after the other along one dimension.
 ///
@@ -33,8 +33,8 @@ impl Operation for Concat {
         0
     }
 
-    fn keep(&self, _: Operand) -> Keep {
-        Keep::Any
+    fn storage_rule(&self, _: Operand) -> StorageRule {
+        StorageRule::Any
     }
 
     fn wgsl(&self, inputs: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {

@@ -1,8 +1,8 @@
 use super::launch::{optional, rows};
-use super::product::{Product, product};
+use super::matmul::{Matmul, product};
 use super::{
-    Activation, Divisible, Factors, Keep, Launch, Lowering, Operand, Operation, Patch, Scalar, Tiles, count, elements,
-    require,
+    Activation, Launch, Lowering, MatmulUnit, Operand, Operation, OutputTile, Scalar, StorageRule, Tiles, WeightSplit,
+    count, elements, require,
 };
 
 /// Two-dimensional convolution over channels-last images, zeros beyond the border.
@@ -65,14 +65,14 @@ impl Operation for Conv2d {
         2 * elements(output) as u64 * elements(&inputs[1][1..]) as u64
     }
 
-    fn keep(&self, tensor: Operand) -> Keep {
+    fn storage_rule(&self, tensor: Operand) -> StorageRule {
         match tensor {
-            Operand::Input(2) if self.bias => Keep::Single,
-            Operand::Input(0 | 1) | Operand::Packed(_) => Keep::Storage,
-            Operand::Input(_) => Keep::Output,
+            Operand::Input(2) if self.bias => StorageRule::F32,
+            Operand::Input(0 | 1) | Operand::Packed(_) => StorageRule::Storage,
+            Operand::Input(_) => StorageRule::LikeOutput,
             // A network's last product can hand the sampler its sums as they are.
-            Operand::Output => Keep::Any,
-            Operand::Scratch { .. } | Operand::Left { .. } => Keep::Single,
+            Operand::Output => StorageRule::Any,
+            Operand::Scratch { .. } | Operand::Left { .. } => StorageRule::F32,
         }
     }
 
@@ -87,16 +87,16 @@ impl Operation for Conv2d {
         vec![Launch { tensors, scalars, ..product(kernels, tiles, rows(output), output[3]) }]
     }
 
-    fn divisible(&self) -> Option<Divisible> {
-        Some(Divisible::OF_PRODUCT)
+    fn weight_split(&self) -> Option<WeightSplit> {
+        Some(WeightSplit::OF_MATMUL)
     }
 
     fn ptx(&self, inputs: &[&[usize]], output: &[usize], lowering: &Lowering) -> Vec<Launch> {
         self.product(inputs, output).launches(|| self.wgsl(inputs, output, Tiles::Shared), lowering)
     }
 
-    fn patch(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Option<Patch> {
-        self.product(inputs, output).patch(output, factors)
+    fn patch(&self, inputs: &[&[usize]], output: &[usize], matmul: MatmulUnit) -> Option<OutputTile> {
+        self.product(inputs, output).patch(output, matmul)
     }
 }
 
@@ -107,9 +107,9 @@ impl Conv2d {
         [rows(output), x[1], x[2], x[3], output[1], output[2], w[0], w[2], w[3], self.stride, self.padding]
     }
 
-    fn product(&self, inputs: &[&[usize]], output: &[usize]) -> Product {
+    fn product(&self, inputs: &[&[usize]], output: &[usize]) -> Matmul {
         let mut next = 2;
         let added = [self.bias, self.shift, self.residual].map(|present| present.then(|| optional(true, &mut next)));
-        Product { sizes: self.sizes(inputs, output), added, activation: Activation::code(None) }
+        Matmul { sizes: self.sizes(inputs, output), added, activation: Activation::code(None) }
     }
 }

@@ -1,4 +1,4 @@
-use super::{Divisible, Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require};
+use super::{Launch, Operand, Operation, Scalar, StorageRule, Tiles, WeightSplit, count, elements, require};
 
 /// Chooses rows by number. The numbers are u32 inputs.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,8 +45,8 @@ impl Operation for Embed {
         0
     }
 
-    fn keep(&self, _: Operand) -> Keep {
-        Keep::Any
+    fn storage_rule(&self, _: Operand) -> StorageRule {
+        StorageRule::Any
     }
 
     fn wgsl(&self, inputs: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {
@@ -59,9 +59,9 @@ impl Operation for Embed {
         vec![Launch::each("embed", elements(output), tensors, [width, jump].map(Scalar::from))]
     }
 
-    fn divisible(&self) -> Option<Divisible> {
+    fn weight_split(&self) -> Option<WeightSplit> {
         // A token's rows are those of all sequences, not of the first dimension; it is no weight in any case.
         let by_first_dimension = *self != Embed::Token;
-        by_first_dimension.then_some(Divisible { input: 0, first: "first_row", columns: false })
+        by_first_dimension.then_some(WeightSplit { input: 0, first: "first_row", columns: false })
     }
 }

@@ -1,7 +1,7 @@
 use super::launch::{grid, optional};
 use super::{
-    Activation, Factors, Keep, Launch, Lowering, Moments, Operand, Operation, Scalar, Tiles, Tiling, count, elements,
-    require, width,
+    Activation, Launch, Lowering, MatmulUnit, Moments, Operand, Operation, Scalar, StorageRule, Tiles, Tiling, count,
+    elements, require, width,
 };
 
 /// Normalises each group of channels of each image over all positions, then scales and shifts.
@@ -26,7 +26,7 @@ pub struct GroupNorm {
 }
 
 /// A block of the PTX kernel that keeps a group in shared memory while its mean and variance are computed.
-struct Chip {
+struct BlockSize {
     /// Entry points for threads that own single channels and pairs of them.
     entries: [&'static str; 2],
     threads: usize,
@@ -35,13 +35,13 @@ struct Chip {
 
 /// Four of the first run on a multiprocessor side by side; every architecture from 8.0 on gives a block as much as the
 /// second asks for.
-const CHIPS: [Chip; 2] = [
-    Chip { entries: ["group_norm_512x1", "group_norm_512x2"], threads: 512, shared_bytes: 48 << 10 },
-    Chip { entries: ["group_norm_1024x1", "group_norm_1024x2"], threads: 1024, shared_bytes: 96 << 10 },
+const BLOCK_SIZES: [BlockSize; 2] = [
+    BlockSize { entries: ["group_norm_512x1", "group_norm_512x2"], threads: 512, shared_bytes: 48 << 10 },
+    BlockSize { entries: ["group_norm_1024x1", "group_norm_1024x2"], threads: 1024, shared_bytes: 96 << 10 },
 ];
 /// The block of the kernel that computes moments of parts.
-const SUMS: Chip =
-    Chip { entries: ["group_norm_sums_512x1", "group_norm_sums_512x2"], threads: 512, shared_bytes: 48 << 10 };
+const SUMS: BlockSize =
+    BlockSize { entries: ["group_norm_sums_512x1", "group_norm_sums_512x2"], threads: 512, shared_bytes: 48 << 10 };
 /// Entry points of the kernel that reads all elements again, and how many channels a thread owns there.
 const APPLY: [(&str, usize); 2] = [("group_norm_apply_512x1", 1), ("group_norm_apply_512x4", 4)];
 const APPLY_THREADS: usize = 512;
@@ -50,7 +50,7 @@ const APPLY_POSITIONS: [usize; 2] = [4, 32];
 /// Numbers that end where vectors may begin.
 const ALIGNMENT: usize = 64;
 
-impl Chip {
+impl BlockSize {
     /// Bytes behind the sums of the block's warps, twice.
     fn behind_sums(&self) -> usize {
         self.shared_bytes as usize - self.threads / 4
@@ -74,9 +74,9 @@ struct Group {
 
 impl Group {
     /// The block that holds it.
-    fn chip(&self) -> Option<&'static Chip> {
+    fn chip(&self) -> Option<&'static BlockSize> {
         let bytes = self.positions * self.members * self.size;
-        CHIPS.iter().find(|chip| chip.holds(self.members, bytes))
+        BLOCK_SIZES.iter().find(|chip| chip.holds(self.members, bytes))
     }
 
     /// Divides it for [`SUMS`]: positions and channels of a part, and the parts of all positions. All but the last are
@@ -114,8 +114,8 @@ impl Operation for GroupNorm {
         5 * elements(output) as u64
     }
 
-    fn keep(&self, tensor: Operand) -> Keep {
-        if matches!(tensor, Operand::Input(1 | 2)) { Keep::Single } else { Keep::Storage }
+    fn storage_rule(&self, tensor: Operand) -> StorageRule {
+        if matches!(tensor, Operand::Input(1 | 2)) { StorageRule::F32 } else { StorageRule::Storage }
     }
 
     fn wgsl(&self, inputs: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {
@@ -135,10 +135,10 @@ impl Operation for GroupNorm {
     /// other step has left the moments, one that computes them, for which all elements are read once more.
     fn ptx(&self, inputs: &[&[usize]], output: &[usize], lowering: &Lowering) -> Vec<Launch> {
         let (images, c) = (output[0], width(output));
-        let group = self.group(output, lowering.factors);
+        let group = self.group(output, lowering.matmul);
         let Group { members, positions, .. } = group;
         let plain = self.wgsl(inputs, output, Tiles::Shared).remove(0);
-        let on_chip = |chip: &Chip| Some(Tiling { walks: Vec::new(), shared_bytes: chip.shared_bytes });
+        let on_chip = |chip: &BlockSize| Some(Tiling { walks: Vec::new(), shared_bytes: chip.shared_bytes });
         if let Some(chip) = group.chip() {
             let entry = chip.entries[usize::from(group.pairs)];
             return vec![Launch { entry, threads: chip.threads as u32, tiling: on_chip(chip), ..plain }];
@@ -201,18 +201,18 @@ impl Operation for GroupNorm {
         launches
     }
 
-    fn seeks(&self, _: &[&[usize]], output: &[usize], factors: Factors) -> Option<usize> {
-        let group = self.group(output, factors);
+    fn seeks(&self, _: &[&[usize]], output: &[usize], matmul: MatmulUnit) -> Option<usize> {
+        let group = self.group(output, matmul);
         group.chip().is_none().then_some(group.members)
     }
 }
 
 impl GroupNorm {
-    fn group(&self, output: &[usize], factors: Factors) -> Group {
+    fn group(&self, output: &[usize], matmul: MatmulUnit) -> Group {
         let c = width(output);
         let (members, positions) = (c / self.groups, elements(output) / (output[0] * c));
         let pairs = members.is_multiple_of(2);
-        Group { members, positions, pairs, size: if pairs { factors.size_bytes() } else { 4 } }
+        Group { members, positions, pairs, size: if pairs { matmul.size_bytes() } else { 4 } }
     }
 }
 

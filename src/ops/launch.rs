@@ -139,7 +139,7 @@ impl Tiles {
 /// A weight that WGSL kernels take in parts where a device binds less than the whole: rows of its first dimension, each
 /// part with a buffer and a launch of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Divisible {
+pub struct WeightSplit {
     /// Which of the step's inputs it is.
     pub input: usize,
     /// The kernel's constant that says which row is the part's first.
@@ -148,9 +148,9 @@ pub struct Divisible {
     pub columns: bool,
 }
 
-impl Divisible {
+impl WeightSplit {
     /// The weight of a product, whose outputs are its rows.
-    pub(super) const OF_PRODUCT: Divisible = Divisible { input: 1, first: "first_column", columns: true };
+    pub(super) const OF_MATMUL: WeightSplit = WeightSplit { input: 1, first: "first_column", columns: true };
 
     /// All parts but the last have a multiple of so many rows: tiles of every kernel end where parts do.
     pub const MULTIPLE: usize = 64;
@@ -165,16 +165,16 @@ impl Divisible {
     }
 }
 
-/// How a back end keeps a tensor of an operation where the storage type is narrower than single precision.
+/// The type in which an operation takes or gives a tensor, where the plan's storage type is narrower than f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
-    /// In the storage type.
+pub enum StorageRule {
+    /// The storage type.
     Storage,
-    /// In single precision always: small vectors, masks, the sampler's state.
-    Single,
-    /// In the type of the output, to which it is added.
-    Output,
-    /// As it comes: the operation only moves numbers.
+    /// f32 always: small vectors, masks, the sampler's state.
+    F32,
+    /// The type of the output, to which it is added.
+    LikeOutput,
+    /// Any: the operation only copies elements.
     Any,
 }
 
@@ -238,10 +238,10 @@ mod tests {
 
     #[test]
     fn parts_of_a_product_need_the_workgroups_of_the_whole_between_them() {
-        let weight = Divisible::OF_PRODUCT;
+        let weight = WeightSplit::OF_MATMUL;
         for tiles in [Tiles::Registers, Tiles::Lanes, Tiles::Shared, Tiles::Matrices] {
-            let whole = super::super::product::product([["linear"; 2]; 4], tiles, 7, 4 * Divisible::MULTIPLE + 5);
-            let rows = [Divisible::MULTIPLE, 3 * Divisible::MULTIPLE, 5];
+            let whole = super::super::matmul::product([["linear"; 2]; 4], tiles, 7, 4 * WeightSplit::MULTIPLE + 5);
+            let rows = [WeightSplit::MULTIPLE, 3 * WeightSplit::MULTIPLE, 5];
             let parts = rows.map(|rows| weight.part(&whole, tiles, rows).grid);
             assert_eq!(parts.iter().map(|grid| grid[0]).sum::<u32>(), whole.grid[0]);
             assert!(parts.iter().all(|grid| grid[1..] == whole.grid[1..]));

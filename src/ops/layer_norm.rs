@@ -1,5 +1,5 @@
 use super::launch::{rows, spread};
-use super::{Keep, Launch, Lowering, Operand, Operation, Tiles, count, elements, require, width};
+use super::{Launch, Lowering, Operand, Operation, StorageRule, Tiles, count, elements, require, width};
 
 /// Normalises each row over its features, then scales and shifts.
 ///
@@ -32,8 +32,8 @@ impl Operation for LayerNorm {
         5 * elements(output) as u64
     }
 
-    fn keep(&self, tensor: Operand) -> Keep {
-        if matches!(tensor, Operand::Input(1 | 2)) { Keep::Single } else { Keep::Storage }
+    fn storage_rule(&self, tensor: Operand) -> StorageRule {
+        if matches!(tensor, Operand::Input(1 | 2)) { StorageRule::F32 } else { StorageRule::Storage }
     }
 
     fn wgsl(&self, _: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {

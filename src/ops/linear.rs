@@ -1,8 +1,8 @@
 use super::launch::{optional, rows};
-use super::product::{Product, product};
+use super::matmul::{Matmul, product};
 use super::{
-    Activation, Divisible, Factors, Keep, Launch, Lowering, Operand, Operation, Patch, Scalar, Tiles, count, elements,
-    require, width,
+    Activation, Launch, Lowering, MatmulUnit, Operand, Operation, OutputTile, Scalar, StorageRule, Tiles, WeightSplit,
+    count, elements, require, width,
 };
 
 /// Matrix product with a stored weight: every row of `x` times `W` transposed.
@@ -46,14 +46,14 @@ impl Operation for Linear {
         2 * elements(output) as u64 * width(inputs[0]) as u64
     }
 
-    fn keep(&self, tensor: Operand) -> Keep {
+    fn storage_rule(&self, tensor: Operand) -> StorageRule {
         match tensor {
-            Operand::Input(2) if self.bias => Keep::Single,
-            Operand::Input(0 | 1) | Operand::Packed(_) => Keep::Storage,
-            Operand::Input(_) => Keep::Output,
+            Operand::Input(2) if self.bias => StorageRule::F32,
+            Operand::Input(0 | 1) | Operand::Packed(_) => StorageRule::Storage,
+            Operand::Input(_) => StorageRule::LikeOutput,
             // A network's last product can hand the sampler its sums as they are.
-            Operand::Output => Keep::Any,
-            Operand::Scratch { .. } | Operand::Left { .. } => Keep::Single,
+            Operand::Output => StorageRule::Any,
+            Operand::Scratch { .. } | Operand::Left { .. } => StorageRule::F32,
         }
     }
 
@@ -69,25 +69,25 @@ impl Operation for Linear {
         vec![Launch { tensors, scalars, ..product(kernels, tiles, m, n) }]
     }
 
-    fn divisible(&self) -> Option<Divisible> {
-        Some(Divisible::OF_PRODUCT)
+    fn weight_split(&self) -> Option<WeightSplit> {
+        Some(WeightSplit::OF_MATMUL)
     }
 
     fn ptx(&self, inputs: &[&[usize]], output: &[usize], lowering: &Lowering) -> Vec<Launch> {
         self.product(inputs, output).launches(|| self.wgsl(inputs, output, Tiles::Shared), lowering)
     }
 
-    fn patch(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Option<Patch> {
-        self.product(inputs, output).patch(output, factors)
+    fn patch(&self, inputs: &[&[usize]], output: &[usize], matmul: MatmulUnit) -> Option<OutputTile> {
+        self.product(inputs, output).patch(output, matmul)
     }
 }
 
 impl Linear {
-    fn product(&self, inputs: &[&[usize]], output: &[usize]) -> Product {
+    fn product(&self, inputs: &[&[usize]], output: &[usize]) -> Matmul {
         let (m, k, n) = (rows(output), width(inputs[0]), width(output));
         let mut next = 2;
         let [bias, residual] = [self.bias, self.residual].map(|present| present.then(|| optional(true, &mut next)));
         let sizes = [m, m, 1, k, m, 1, n, 1, 1, 1, 0];
-        Product { sizes, added: [bias, None, residual], activation: Activation::code(self.activation) }
+        Matmul { sizes, added: [bias, None, residual], activation: Activation::code(self.activation) }
     }
 }

@@ -16,9 +16,9 @@ mod group_norm;
 mod launch;
 mod layer_norm;
 mod linear;
+mod matmul;
 mod moments;
 mod pointwise;
-mod product;
 mod resize;
 mod sampler_step;
 mod slice;
@@ -28,15 +28,15 @@ pub use concat::Concat;
 pub use conv2d::Conv2d;
 pub use embed::Embed;
 pub use group_norm::GroupNorm;
-pub use launch::{Divisible, Keep, Launch, Operand, Scalar, Tiles, Tiling, Walk};
+pub use launch::{Launch, Operand, Scalar, StorageRule, Tiles, Tiling, Walk, WeightSplit};
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
-pub use moments::{Lowering, Moments, Patch};
+pub use matmul::MatmulUnit;
+pub use moments::{Lowering, Moments, OutputTile};
 pub use pointwise::{Activation, Pointwise};
-pub use product::Factors;
 pub(crate) use resize::cubic_window;
 pub use resize::{Resize, cubic_taps};
-pub use sampler_step::{Element, Noise, Prediction, SamplerStep, Variance, element};
+pub use sampler_step::{Noise, Prediction, SamplerStep, StepResult, Variance, element};
 pub use slice::Slice;
 
 /// What every operation can say about itself without running.
@@ -54,15 +54,15 @@ pub trait Operation {
     fn flops(&self, inputs: &[&[usize]], output: &[usize]) -> u64;
 
     /// How its tensors are kept where storage is narrower than single precision.
-    fn keep(&self, _tensor: Operand) -> Keep {
-        Keep::Storage
+    fn storage_rule(&self, _tensor: Operand) -> StorageRule {
+        StorageRule::Storage
     }
 
     /// The WGSL kernels that compute it, one after the other, for shapes that meet the shape rule.
     fn wgsl(&self, inputs: &[&[usize]], output: &[usize], tiles: Tiles) -> Vec<Launch>;
 
     /// The weight that its WGSL kernels take in parts, where a device does not bind the whole.
-    fn divisible(&self) -> Option<Divisible> {
+    fn weight_split(&self) -> Option<WeightSplit> {
         None
     }
 
@@ -73,12 +73,12 @@ pub trait Operation {
     }
 
     /// What a block of its PTX kernel can leave moments of.
-    fn patch(&self, _inputs: &[&[usize]], _output: &[usize], _: Factors) -> Option<Patch> {
+    fn patch(&self, _inputs: &[&[usize]], _output: &[usize], _: MatmulUnit) -> Option<OutputTile> {
         None
     }
 
     /// The channels of a group whose moments it would have to read its input once more for, if no other step left them.
-    fn seeks(&self, _inputs: &[&[usize]], _output: &[usize], _: Factors) -> Option<usize> {
+    fn seeks(&self, _inputs: &[&[usize]], _output: &[usize], _: MatmulUnit) -> Option<usize> {
         None
     }
 }
@@ -107,23 +107,23 @@ macro_rules! operations {
             fn flops(&self, inputs: &[&[usize]], output: &[usize]) -> u64 {
                 match self { $(Op::$variant(op) => op.flops(inputs, output),)* }
             }
-            fn keep(&self, tensor: Operand) -> Keep {
-                match self { $(Op::$variant(op) => op.keep(tensor),)* }
+            fn storage_rule(&self, tensor: Operand) -> StorageRule {
+                match self { $(Op::$variant(op) => op.storage_rule(tensor),)* }
             }
             fn wgsl(&self, inputs: &[&[usize]], output: &[usize], tiles: Tiles) -> Vec<Launch> {
                 match self { $(Op::$variant(op) => op.wgsl(inputs, output, tiles),)* }
             }
-            fn divisible(&self) -> Option<Divisible> {
-                match self { $(Op::$variant(op) => op.divisible(),)* }
+            fn weight_split(&self) -> Option<WeightSplit> {
+                match self { $(Op::$variant(op) => op.weight_split(),)* }
             }
             fn ptx(&self, inputs: &[&[usize]], output: &[usize], lowering: &Lowering) -> Vec<Launch> {
                 match self { $(Op::$variant(op) => op.ptx(inputs, output, lowering),)* }
             }
-            fn patch(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Option<Patch> {
-                match self { $(Op::$variant(op) => op.patch(inputs, output, factors),)* }
+            fn patch(&self, inputs: &[&[usize]], output: &[usize], matmul: MatmulUnit) -> Option<OutputTile> {
+                match self { $(Op::$variant(op) => op.patch(inputs, output, matmul),)* }
             }
-            fn seeks(&self, inputs: &[&[usize]], output: &[usize], factors: Factors) -> Option<usize> {
-                match self { $(Op::$variant(op) => op.seeks(inputs, output, factors),)* }
+            fn seeks(&self, inputs: &[&[usize]], output: &[usize], matmul: MatmulUnit) -> Option<usize> {
+                match self { $(Op::$variant(op) => op.seeks(inputs, output, matmul),)* }
             }
         }
     };

@@ -5,7 +5,7 @@
 //! three numbers that [`super::GroupNorm`] merges into those of its groups (Chan, Golub & LeVeque 1983, eq. 2.1). A back
 //! end that walks through a whole plan decides who leaves what to whom; an operation alone neither leaves nor finds any.
 
-use super::{Factors, Operand};
+use super::{MatmulUnit, Operand};
 
 /// Numbers of an entry: mean, squares around it, count.
 const ENTRY: usize = 3;
@@ -14,16 +14,16 @@ const ENTRY: usize = 3;
 #[derive(Clone, Debug)]
 pub struct Lowering {
     /// What products multiply.
-    pub factors: Factors,
+    pub matmul: MatmulUnit,
     /// Moments that the step, a product, leaves of its output.
     pub leaves: Option<Moments>,
     /// Moments that the step, a norm, finds of its input: of all channels, or of the first ones and then of the others.
     pub finds: Vec<Moments>,
 }
 
-impl From<Factors> for Lowering {
-    fn from(factors: Factors) -> Lowering {
-        Lowering { factors, leaves: None, finds: Vec::new() }
+impl From<MatmulUnit> for Lowering {
+    fn from(matmul: MatmulUnit) -> Lowering {
+        Lowering { matmul, leaves: None, finds: Vec::new() }
     }
 }
 
@@ -61,7 +61,7 @@ impl Moments {
 
 /// What of its output a product's block owns: its moments are those of so many positions and columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Patch {
+pub struct OutputTile {
     /// Positions, all of one image.
     pub positions: usize,
     /// Columns.

@@ -1,5 +1,5 @@
 use super::launch::grid;
-use super::{Keep, Launch, Lowering, Operand, Operation, Scalar, Tiles, count, elements, require};
+use super::{Launch, Lowering, Operand, Operation, Scalar, StorageRule, Tiles, count, elements, require};
 
 /// Changes the height and width of channels-last images. *Shapes* `[N, H, W, C]` gives `[N, H', W', C]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,8 +48,8 @@ impl Operation for Resize {
         }
     }
 
-    fn keep(&self, _: Operand) -> Keep {
-        Keep::Any
+    fn storage_rule(&self, _: Operand) -> StorageRule {
+        StorageRule::Any
     }
 
     fn wgsl(&self, inputs: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {

@@ -11,7 +11,7 @@
 //! the same formula would show in the picture.
 
 use super::launch::optional;
-use super::{Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require};
+use super::{Launch, Operand, Operation, Scalar, StorageRule, Tiles, count, elements, require};
 use crate::noise::NoiseKind;
 
 /// What the model predicts.
@@ -121,8 +121,8 @@ impl Operation for SamplerStep {
         each * elements(output) as u64
     }
 
-    fn keep(&self, _: Operand) -> Keep {
-        Keep::Single
+    fn storage_rule(&self, _: Operand) -> StorageRule {
+        StorageRule::F32
     }
 
     fn wgsl(&self, inputs: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {
@@ -152,7 +152,7 @@ impl Operation for SamplerStep {
 
 /// What a step makes of one element.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Element {
+pub struct StepResult {
     /// The model's output after guidance.
     pub guided: f32,
     /// The estimate of the clean sample, after clipping.
@@ -174,7 +174,7 @@ pub fn element(
     variance: f32,
     x_t: f32,
     noise: f32,
-) -> Element {
+) -> StepResult {
     let [sqrt_one_minus_alpha_bar, sqrt_alpha_bar, x0_weight, x_t_weight, fixed_sigma, log_beta, log_posterior, on] =
         *row;
     let guided = match rule.guidance {
@@ -201,7 +201,7 @@ pub fn element(
         }
     };
     let next = (x0_weight * x0 + x_t_weight * x_t) + on * (sigma * noise);
-    Element { guided, x0, next }
+    StepResult { guided, x0, next }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-use super::{Keep, Launch, Operand, Operation, Scalar, Tiles, count, elements, require};
+use super::{Launch, Operand, Operation, Scalar, StorageRule, Tiles, count, elements, require};
 
 /// Takes `length` entries `start, start + step, ..` of one dimension.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,8 +38,8 @@ impl Operation for Slice {
         0
     }
 
-    fn keep(&self, _: Operand) -> Keep {
-        Keep::Any
+    fn storage_rule(&self, _: Operand) -> StorageRule {
+        StorageRule::Any
     }
 
     fn wgsl(&self, inputs: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {

@@ -154,8 +154,8 @@ impl Pipeline {
         let guided = request.guided(&settings);
         let pictures = request.pictures();
         let noise = (0..pictures as u64).map(|k| NoiseSource::new(request.noise, request.seed.wrapping_add(k)));
-        let (noise, drawn) = (noise.collect(), request.noise.into());
-        let mut session = stages::Session { pipeline: self, settings, guided, observer, trace, noise, drawn };
+        let (noise, noise_source) = (noise.collect(), request.noise.into());
+        let mut session = stages::Session { pipeline: self, settings, guided, observer, trace, noise, noise_source };
         let text = session.text(request)?;
         let image_embeds = match &source {
             Source::Text(prior) => session.prior(prior, &text)?,

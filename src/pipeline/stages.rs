@@ -10,7 +10,7 @@ use crate::diffusion::sampler::time_features;
 use crate::error::Result;
 use crate::image::Image;
 use crate::model::text_encoder::Tokens;
-use crate::model::{Run, decoder, image_encoder, prior, super_res, text_encoder, text_proj, unet};
+use crate::model::{Sizes, decoder, image_encoder, prior, super_res, text_encoder, text_proj, unet};
 use crate::noise::{NoiseKind, NoiseSource};
 use crate::ops::{Noise, SamplerStep, elements};
 use crate::plan::{Plan, assign};
@@ -32,7 +32,7 @@ pub struct Session<'a, 'o> {
     /// One source for each picture.
     pub noise: Vec<NoiseSource>,
     /// Who draws the noise of the sampling steps.
-    pub drawn: Noise,
+    pub noise_source: Noise,
 }
 
 /// Encoded prompts.
@@ -167,8 +167,8 @@ impl Session<'_, '_> {
             let padded: Vec<&Tokens> = (0..texts).map(|i| &chunk[i.min(chunk.len() - 1)]).collect();
             let ids: Vec<u32> = padded.iter().flat_map(|t| &t.ids).copied().collect();
             let pooled: Vec<u32> = padded.iter().map(|t| config.pooled_position(&t.ids)).collect();
-            executable.write_rows("ids", &ids)?;
-            executable.write_rows("pooled", &pooled)?;
+            executable.write_u32("ids", &ids)?;
+            executable.write_u32("pooled", &pooled)?;
             executable.run_once()?;
             let (embeds, hidden) = (executable.read("text_embeds")?, executable.read("hidden")?);
             for (i, tokens) in chunk.iter().enumerate() {
@@ -212,8 +212,8 @@ impl Session<'_, '_> {
         let dim = config.embedding_dim;
         let steps = self.settings.prior_steps;
         let sampling = Loop::new("prior", scheduler, "prior steps", steps, vec![dim])?;
-        let rule = scheduler.step(text.guided().then_some(self.settings.prior_guidance), self.drawn);
-        let groups_of = |pictures| Run { pictures, steps, rule };
+        let rule = scheduler.step(text.guided().then_some(self.settings.prior_guidance), self.noise_source);
+        let groups_of = |pictures| Sizes { pictures, steps, rule };
         let mut open = self.open(Stage::Prior, steps)?;
         let groups = self.groups(|n| prior::plan(config, &open.component, &groups_of(n)))?;
         let time = time_features(&sampling.timesteps, config.inner(), true, 0.0);
@@ -259,7 +259,7 @@ impl Session<'_, '_> {
                 // The executable counts its steps from 0.
                 let numbers = seeds.iter().flat_map(|&(seed, first)| [seed, first + range.start as u64]);
                 let words: Vec<u32> = numbers.flat_map(|n| [n as u32, (n >> 32) as u32]).collect();
-                executable.write_rows("seeds", &words)?;
+                executable.write_u32("seeds", &words)?;
             }
         }
         for (name, data) in tables {
@@ -318,9 +318,10 @@ impl Session<'_, '_> {
         let shape = vec![size, size, config.in_channels];
         let steps = self.settings.decoder_steps;
         let sampling = Loop::new("decoder", &configs.decoder_scheduler, "decoder steps", steps, shape)?;
-        let rule =
-            configs.decoder_scheduler.step(conditions.guided().then_some(self.settings.decoder_guidance), self.drawn);
-        let run = |pictures| Run { pictures, steps, rule };
+        let rule = configs
+            .decoder_scheduler
+            .step(conditions.guided().then_some(self.settings.decoder_guidance), self.noise_source);
+        let run = |pictures| Sizes { pictures, steps, rule };
         let tokens = configs.tokens() + configs.text_proj.clip_extra_context_tokens;
         let mut open = self.open(Stage::Decoder, steps)?;
         let groups = self.groups(|n| decoder::plan(config, &open.component, &run(n), tokens))?;
@@ -358,7 +359,7 @@ impl Session<'_, '_> {
         let shape = vec![size, size, configs.super_res_first.out_channels];
         let steps = self.settings.super_res_steps;
         let sampling = Loop::new("super_res", &configs.super_res_scheduler, "super-resolution steps", steps, shape)?;
-        let rule = configs.super_res_scheduler.step(None, self.drawn);
+        let rule = configs.super_res_scheduler.step(None, self.noise_source);
         let mut drawn: Vec<Draws> = Vec::new();
         let mut groups = Vec::new();
         let parts = [
@@ -366,7 +367,7 @@ impl Session<'_, '_> {
             (Stage::SuperResLast, &configs.super_res_last, steps - 1..steps),
         ];
         for (stage, config, range) in parts {
-            let run = |pictures| Run { pictures, steps: range.len(), rule };
+            let run = |pictures| Sizes { pictures, steps: range.len(), rule };
             let mut open = self.open(stage, range.len())?;
             let record = |component: &Component, n| {
                 super_res::plan(stage.name(), config, component, &run(n), small_size, Some(size))
@@ -433,7 +434,7 @@ pub fn plan(pipeline: &Pipeline, stage: Stage, pictures: usize, guided: bool) ->
     let super_res = |config: &unet::Config, steps| {
         let rule = configs.super_res_scheduler.step(None, noise);
         let small = configs.decoder.sample_size.unwrap_or(0);
-        let run = Run { pictures, steps, rule };
+        let run = Sizes { pictures, steps, rule };
         super_res::plan(stage.name(), config, &component, &run, small, configs.super_res_first.sample_size)
     };
     match stage {
@@ -443,13 +444,13 @@ pub fn plan(pipeline: &Pipeline, stage: Stage, pictures: usize, guided: bool) ->
         Stage::Prior => {
             let Prior { config, scheduler } = configs.prior(&pipeline.checkpoint)?;
             let rule = scheduler.step(guidance(defaults.prior_guidance), noise);
-            prior::plan(config, &component, &Run { pictures, steps: defaults.prior_steps, rule })
+            prior::plan(config, &component, &Sizes { pictures, steps: defaults.prior_steps, rule })
         }
         Stage::ImageEncoder => image_encoder::plan(&Vision::read(pipeline)?.config, &component, pictures),
         Stage::TextProj => text_proj::plan(&configs.text_proj, &component, pictures, tokens, guided),
         Stage::Decoder => {
             let rule = configs.decoder_scheduler.step(guidance(defaults.decoder_guidance), noise);
-            let run = Run { pictures, steps: defaults.decoder_steps, rule };
+            let run = Sizes { pictures, steps: defaults.decoder_steps, rule };
             decoder::plan(&configs.decoder, &component, &run, tokens + configs.text_proj.clip_extra_context_tokens)
         }
         Stage::SuperResFirst => super_res(&configs.super_res_first, defaults.super_res_steps - 1),

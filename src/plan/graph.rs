@@ -5,7 +5,7 @@
 //! recorder keeps the first complaint (a missing tensor, shapes that do not fit) with the model's source line,
 //! and [`Graph::finish`] returns it.
 
-use super::{Element, Origin, Plan, Step, Value, ValueId, WeightSource};
+use super::{Dtype, Origin, Plan, Step, Value, ValueId, WeightSource};
 use crate::error::{Error, Result};
 use crate::ops::{
     Activation, Attention, Concat, Conv2d, Embed, GroupNorm, LayerNorm, Linear, Noise, Op, Operation, Pointwise,
@@ -66,7 +66,7 @@ impl<'w> Graph<'w> {
     where
         'w: 'g,
     {
-        self.add_input(name, shape, Element::F32, false)
+        self.add_input(name, shape, Dtype::F32, false)
     }
 
     /// A tensor that the caller (or a feed) writes before every step.
@@ -74,15 +74,15 @@ impl<'w> Graph<'w> {
     where
         'w: 'g,
     {
-        self.add_input(name, shape, Element::F32, true)
+        self.add_input(name, shape, Dtype::F32, true)
     }
 
     /// Whole numbers that the caller writes once per picture.
-    pub fn rows<'g>(&'g self, name: &str, shape: &[usize]) -> Tensor<'g>
+    pub fn input_u32<'g>(&'g self, name: &str, shape: &[usize]) -> Tensor<'g>
     where
         'w: 'g,
     {
-        self.add_input(name, shape, Element::U32, false)
+        self.add_input(name, shape, Dtype::U32, false)
     }
 
     /// The number of the present step, `[1]`.
@@ -90,7 +90,7 @@ impl<'w> Graph<'w> {
     where
         'w: 'g,
     {
-        self.add_input("step", &[1], Element::U32, true)
+        self.add_input("step", &[1], Dtype::U32, true)
     }
 
     /// Names a tensor that the caller will read.
@@ -109,7 +109,7 @@ impl<'w> Graph<'w> {
             while let Origin::Alias(of) = state.values[root.0].origin {
                 root = of;
             }
-            let fits = varies && source.shape == target.shape && source.element == target.element && root != to.id;
+            let fits = varies && source.shape == target.shape && source.dtype == target.dtype && root != to.id;
             (!fits).then(|| format!("feed: {:?} cannot become {:?}, {:?}", source.shape, target.shape, target.origin))
         };
         match wrong {
@@ -152,7 +152,7 @@ impl<'w> Graph<'w> {
     }
 
     /// Asked for twice, an input is the same tensor: the caller writes it by its name.
-    fn add_input<'g>(&'g self, name: &str, shape: &[usize], element: Element, varies: bool) -> Tensor<'g>
+    fn add_input<'g>(&'g self, name: &str, shape: &[usize], dtype: Dtype, varies: bool) -> Tensor<'g>
     where
         'w: 'g,
     {
@@ -161,21 +161,21 @@ impl<'w> Graph<'w> {
         let earlier = self.state.borrow().values.iter().position(named);
         if let Some(id) = earlier {
             let found = self.state.borrow().values[id].clone();
-            if found.shape == shape && found.element == element && found.origin == origin {
+            if found.shape == shape && found.dtype == dtype && found.origin == origin {
                 return Tensor { graph: self, id: ValueId(id) };
             }
             let reason = format!("asked for as {shape:?} and as {:?}, or at other times", found.shape);
             self.complain_shape(&format!("input {name}"), reason);
         }
-        self.add_value(shape.to_vec(), element, origin)
+        self.add_value(shape.to_vec(), dtype, origin)
     }
 
-    fn add_value<'g>(&'g self, shape: Vec<usize>, element: Element, origin: Origin) -> Tensor<'g>
+    fn add_value<'g>(&'g self, shape: Vec<usize>, dtype: Dtype, origin: Origin) -> Tensor<'g>
     where
         'w: 'g,
     {
         let mut state = self.state.borrow_mut();
-        state.values.push(Value { shape, element, origin });
+        state.values.push(Value { shape, dtype, origin });
         Tensor { graph: self, id: ValueId(state.values.len() - 1) }
     }
 
@@ -200,15 +200,15 @@ impl<'w> Graph<'w> {
         let shape = {
             let state = self.state.borrow();
             let shapes: Vec<&[usize]> = inputs.iter().map(|t| state.values[t.id.0].shape.as_slice()).collect();
-            let elements = inputs.iter().map(|t| state.values[t.id.0].element);
-            let typed = check_elements(&op, elements);
+            let elements = inputs.iter().map(|t| state.values[t.id.0].dtype);
+            let typed = check_dtypes(&op, elements);
             typed.and_then(|()| op.shape(&shapes)).map_err(|reason| (reason, shapes[0].to_vec()))
         };
         let shape = shape.unwrap_or_else(|(reason, fallback)| {
             self.complain_shape(&label, reason);
             fallback
         });
-        let output = self.add_value(shape, Element::F32, Origin::Computed);
+        let output = self.add_value(shape, Dtype::F32, Origin::Computed);
         let inputs = inputs.iter().map(|t| t.id).collect();
         self.state.borrow_mut().steps.push(Step { op, inputs, output: output.id, label });
         output
@@ -216,14 +216,14 @@ impl<'w> Graph<'w> {
 }
 
 /// Whole numbers choose rows and draws, and nothing else does.
-fn check_elements(op: &Op, inputs: impl Iterator<Item = Element>) -> std::result::Result<(), String> {
+fn check_dtypes(op: &Op, inputs: impl Iterator<Item = Dtype>) -> std::result::Result<(), String> {
     for (i, found) in inputs.enumerate() {
         let whole = match op {
             Op::Embed(_) => i == 1,
             Op::SamplerStep(step) => step.noise == Noise::Philox && i >= 3,
             _ => false,
         };
-        let wanted = if whole { Element::U32 } else { Element::F32 };
+        let wanted = if whole { Dtype::U32 } else { Dtype::F32 };
         if found != wanted {
             return Err(format!("{}: input {i} holds {found:?} where {wanted:?} is needed", op.name()));
         }
@@ -269,7 +269,7 @@ impl<'g> Weights<'g> {
                 found: found.map_or("no such tensor".to_owned(), |s| format!("shape {s:?}")),
             });
         }
-        let tensor = self.graph.add_value(shape.to_vec(), Element::F32, Origin::Weight(full.clone()));
+        let tensor = self.graph.add_value(shape.to_vec(), Dtype::F32, Origin::Weight(full.clone()));
         self.graph.state.borrow_mut().weights.insert(full, tensor.id);
         tensor
     }
@@ -306,7 +306,7 @@ impl<'g> Tensor<'g> {
         if own.iter().product::<usize>() != shape.iter().product::<usize>() {
             self.graph.complain_shape(&line(), format!("{own:?} cannot be read as {shape:?}"));
         }
-        let element = self.graph.state.borrow().values[self.id.0].element;
+        let element = self.graph.state.borrow().values[self.id.0].dtype;
         self.graph.add_value(shape.to_vec(), element, Origin::Alias(self.id))
     }
 

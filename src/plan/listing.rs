@@ -1,6 +1,6 @@
 //! A plan as text: one line a step, and the sums that people ask for.
 
-use super::{Cost, Element, Origin, Plan, Step, assign};
+use super::{Cost, Dtype, Origin, Plan, Step, assign};
 use crate::ops::Operation;
 use std::fmt::{self, Display};
 
@@ -12,7 +12,7 @@ impl Display for Plan {
         writeln!(f, "plan {}: {} parameters", self.name, thousands(self.parameters()))?;
         for value in &self.values {
             if let Origin::Input { name, varies } = &value.origin {
-                let kind = value.element.name();
+                let kind = value.dtype.name();
                 let when = if *varies { "every step" } else { "once" };
                 writeln!(f, "  input   {name:<28} {kind} {:?}, {when}", value.shape)?;
             }
@@ -40,8 +40,8 @@ impl Plan {
     pub fn totals(&self) -> String {
         let (slots, (once, each)) = (assign(self), self.parts());
         let weights: usize = self.weights().map(|(_, id)| self.values[id.0].size_bytes()).sum();
-        let halves = self.values.iter().map(|v| v.element).find(|e| matches!(e, Element::F16 | Element::Bf16));
-        let storage = halves.unwrap_or(Element::F32);
+        let halves = self.values.iter().map(|v| v.dtype).find(|e| matches!(e, Dtype::F16 | Dtype::Bf16));
+        let storage = halves.unwrap_or(Dtype::F32);
         let largest = slots.words.iter().max().copied().unwrap_or(0);
         format!(
             "  once per picture  {}\n  every step        {}\n  memory            {} in {} slots, the largest {}; weights {} as {}\n",

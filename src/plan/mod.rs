@@ -27,6 +27,7 @@ pub use moments::{Lowerings, lowerings};
 pub use narrow::narrow;
 pub use slots::{Slots, assign};
 
+use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::ops::{Op, Operation, elements};
 use std::borrow::Cow;
@@ -35,39 +36,6 @@ use std::path::Path;
 /// Index of a value in [`Plan::values`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ValueId(pub usize);
-
-/// What the elements of a value are. Models are recorded in single precision; see [`narrow()`] for the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Element {
-    /// Numbers.
-    F32,
-    /// Numbers in half the memory.
-    F16,
-    /// Numbers in half the memory with the range of single precision.
-    Bf16,
-    /// Whole numbers: token ids, positions, the step, seeds.
-    U32,
-}
-
-impl Element {
-    /// How kernels and messages name it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Element::F32 => "f32",
-            Element::F16 => "f16",
-            Element::Bf16 => "bf16",
-            Element::U32 => "u32",
-        }
-    }
-
-    /// Bytes of one element.
-    pub fn size_bytes(self) -> usize {
-        match self {
-            Element::F16 | Element::Bf16 => 2,
-            Element::F32 | Element::U32 => 4,
-        }
-    }
-}
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,7 +61,7 @@ pub struct Value {
     /// Its size in every dimension.
     pub shape: Vec<usize>,
     /// The type of its elements.
-    pub element: Element,
+    pub dtype: Dtype,
     /// Where it comes from.
     pub origin: Origin,
 }
@@ -101,7 +69,7 @@ pub struct Value {
 impl Value {
     /// Bytes of its elements, rounded up to whole words of four bytes.
     pub fn size_bytes(&self) -> usize {
-        (elements(&self.shape) * self.element.size_bytes()).next_multiple_of(4)
+        (elements(&self.shape) * self.dtype.size_bytes()).next_multiple_of(4)
     }
 }
 
@@ -206,7 +174,7 @@ impl Plan {
                 // A step that chooses does not read what it leaves.
                 let chosen = matches!(step.op, Op::Embed(_) | Op::Slice(_)) && i == 0;
                 let input = &self.values[input.0];
-                moved += if chosen { elements(output) * input.element.size_bytes() } else { input.size_bytes() };
+                moved += if chosen { elements(output) * input.dtype.size_bytes() } else { input.size_bytes() };
             }
             cost.bytes += moved as u64;
         }
@@ -216,22 +184,22 @@ impl Plan {
 
 /// A stored tensor's elements, borrowed from a memory map where the bytes are aligned.
 #[derive(Clone, Debug)]
-pub enum Stored<'a> {
+pub enum TensorData<'a> {
     /// Single precision.
     F32(Cow<'a, [f32]>),
     /// Half precision.
     F16(Cow<'a, [half::f16]>),
     /// Single precision cut to its upper sixteen bits.
-    BF16(Cow<'a, [half::bf16]>),
+    Bf16(Cow<'a, [half::bf16]>),
 }
 
-impl Stored<'_> {
+impl TensorData<'_> {
     /// Number of elements.
     pub fn len(&self) -> usize {
         match self {
-            Stored::F32(v) => v.len(),
-            Stored::F16(v) => v.len(),
-            Stored::BF16(v) => v.len(),
+            TensorData::F32(v) => v.len(),
+            TensorData::F16(v) => v.len(),
+            TensorData::Bf16(v) => v.len(),
         }
     }
 
@@ -249,9 +217,9 @@ impl Stored<'_> {
             out
         };
         match self {
-            Stored::F32(v) => v.to_vec(),
-            Stored::F16(v) => widened(v.len(), &|out| v.convert_to_f32_slice(out)),
-            Stored::BF16(v) => widened(v.len(), &|out| v.convert_to_f32_slice(out)),
+            TensorData::F32(v) => v.to_vec(),
+            TensorData::F16(v) => widened(v.len(), &|out| v.convert_to_f32_slice(out)),
+            TensorData::Bf16(v) => widened(v.len(), &|out| v.convert_to_f32_slice(out)),
         }
     }
 }
@@ -266,7 +234,7 @@ pub trait WeightSource: Sync {
     ///
     /// # Errors
     /// The tensor is missing, of a type that is no floating-point number, or cannot be read.
-    fn load(&self, tensor: &str) -> Result<Stored<'_>>;
+    fn load(&self, tensor: &str) -> Result<TensorData<'_>>;
 
     /// The file or folder to name in messages.
     fn path(&self) -> &Path;

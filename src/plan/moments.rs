@@ -6,7 +6,7 @@
 //! this is in the plan: values and steps stay as they are, and a back end that can do it lowers the steps accordingly.
 
 use super::{Plan, Step, ValueId};
-use crate::ops::{Factors, Lowering, Moments, Op, Operation, elements};
+use crate::ops::{Lowering, MatmulUnit, Moments, Op, Operation, elements};
 use std::collections::HashMap;
 
 /// Fewer channels than this are no unit: its three numbers would weigh too much beside what they describe.
@@ -22,19 +22,19 @@ pub struct Lowerings {
 }
 
 /// Decides who leaves moments to whom: all norms that seek them find them, but those whose input something else writes.
-pub fn lowerings(plan: &Plan, factors: Factors) -> Lowerings {
+pub fn lowerings(plan: &Plan, matmul: MatmulUnit) -> Lowerings {
     let writers: HashMap<ValueId, usize> = plan.steps.iter().enumerate().map(|(i, step)| (step.output, i)).collect();
     let mut units: HashMap<usize, Moments> = HashMap::new();
     let mut finds: Vec<(usize, Vec<usize>)> = Vec::new();
     for (norm, step) in plan.steps.iter().enumerate() {
-        let Some(members) = step.op.seeks(&plan.input_shapes(step), plan.shape(step.output), factors) else { continue };
+        let Some(members) = step.op.seeks(&plan.input_shapes(step), plan.shape(step.output), matmul) else { continue };
         let products = sources(plan, &writers, step);
         let mut first_channel = 0;
         let wanted: Option<Vec<(usize, Moments)>> = products
             .iter()
             .map(|&product| {
                 let known = units.get(&product).copied();
-                let moments = known.or_else(|| moments(plan, product, factors))?;
+                let moments = known.or_else(|| moments(plan, product, matmul))?;
                 // Units lie in one group each, also where the groups of another norm or a border are elsewhere.
                 let unit = common(common(moments.unit, members), first_channel);
                 first_channel += moments.channels;
@@ -46,7 +46,7 @@ pub fn lowerings(plan: &Plan, factors: Factors) -> Lowerings {
             finds.push((norm, products));
         }
     }
-    let mut steps = vec![Lowering::from(factors); plan.steps.len()];
+    let mut steps = vec![Lowering::from(matmul); plan.steps.len()];
     let numbers = place(plan, &mut units, &finds);
     for (&product, moments) in &units {
         steps[product].leaves = Some(*moments);
@@ -103,10 +103,10 @@ fn sources(plan: &Plan, writers: &HashMap<ValueId, usize>, norm: &Step) -> Vec<u
 }
 
 /// What a step can leave of its output, in units as large as a block allows.
-fn moments(plan: &Plan, step: usize, factors: Factors) -> Option<Moments> {
+fn moments(plan: &Plan, step: usize, matmul: MatmulUnit) -> Option<Moments> {
     let step = &plan.steps[step];
     let output = plan.shape(step.output);
-    let patch = step.op.patch(&plan.input_shapes(step), output, factors)?;
+    let patch = step.op.patch(&plan.input_shapes(step), output, matmul)?;
     let channels = *output.last()?;
     let parts = elements(output) / (output[0] * channels * patch.positions);
     Some(Moments { images: output[0], parts, channels, unit: common(patch.columns, channels), first: 0 })

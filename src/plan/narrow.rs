@@ -1,34 +1,34 @@
 //! Half-precision storage: the same plan with most of its values in half the memory.
 //!
 //! Precision belongs to the plan, not to each operation. Kernels compute in single precision whatever they read and
-//! write; [`narrow`] decides what is stored in half precision, [`Element::F16`] or [`Element::Bf16`]. What the caller
+//! write; [`narrow`] decides what is stored in half precision, [`Dtype::F16`] or [`Dtype::Bf16`]. What the caller
 //! writes, the sampler's state, masks and small vectors stay as they are. Where an operation wants the other type, a
 //! step that only copies is put right behind the value's own: a concatenation of one part.
 
-use super::{Element, Origin, Plan, Step, Value, ValueId};
-use crate::ops::{Concat, Keep, Operand, Operation};
+use super::{Dtype, Origin, Plan, Step, Value, ValueId};
+use crate::ops::{Concat, Operand, Operation, StorageRule};
 use std::collections::HashMap;
 
 /// The plan with values, weights of products among them, stored in a type of half precision wherever its operations
 /// allow. In single precision it stays as it was recorded.
-pub fn narrow(mut plan: Plan, storage: Element) -> Plan {
+pub fn narrow(mut plan: Plan, storage: Dtype) -> Plan {
     choose(&mut plan, storage);
     let mut casts = Casts::default();
     let mut steps = std::mem::take(&mut plan.steps);
     for step in &mut steps {
         for (i, input) in step.inputs.iter_mut().enumerate() {
-            let wanted = match step.op.keep(Operand::Input(i)) {
-                Keep::Storage => storage,
-                Keep::Output => plan.values[step.output.0].element,
-                Keep::Single => Element::F32,
-                Keep::Any => continue,
+            let wanted = match step.op.storage_rule(Operand::Input(i)) {
+                StorageRule::Storage => storage,
+                StorageRule::LikeOutput => plan.values[step.output.0].dtype,
+                StorageRule::F32 => Dtype::F32,
+                StorageRule::Any => continue,
             };
             *input = casts.of(&mut plan, *input, wanted);
         }
     }
     for feed in 0..plan.feeds.len() {
         let (from, to) = plan.feeds[feed];
-        let wanted = plan.values[to.0].element;
+        let wanted = plan.values[to.0].dtype;
         plan.feeds[feed].0 = casts.of(&mut plan, from, wanted);
     }
     insert(&mut plan, steps, casts.steps);
@@ -36,14 +36,14 @@ pub fn narrow(mut plan: Plan, storage: Element) -> Plan {
 }
 
 /// Chooses the element type of every value. Inputs stay as the caller writes them.
-fn choose(plan: &mut Plan, storage_type: Element) {
+fn choose(plan: &mut Plan, storage_type: Dtype) {
     let mut single = vec![false; plan.values.len()];
     let mut storage = vec![false; plan.values.len()];
     for step in &plan.steps {
         for (i, &input) in step.inputs.iter().enumerate() {
-            let readers = match step.op.keep(Operand::Input(i)) {
-                Keep::Single => &mut single,
-                Keep::Storage | Keep::Output | Keep::Any => &mut storage,
+            let readers = match step.op.storage_rule(Operand::Input(i)) {
+                StorageRule::F32 => &mut single,
+                StorageRule::Storage | StorageRule::LikeOutput | StorageRule::Any => &mut storage,
             };
             readers[plan.root(input).0] = true;
         }
@@ -54,15 +54,15 @@ fn choose(plan: &mut Plan, storage_type: Element) {
     let mut narrowed: Vec<bool> =
         (0..plan.values.len()).map(|v| matches!(plan.values[v].origin, Origin::Weight(_)) && storage[v]).collect();
     for step in &plan.steps {
-        narrowed[step.output.0] = match step.op.keep(Operand::Output) {
-            Keep::Storage => true,
-            Keep::Single => false,
-            Keep::Output | Keep::Any => !single[step.output.0],
+        narrowed[step.output.0] = match step.op.storage_rule(Operand::Output) {
+            StorageRule::Storage => true,
+            StorageRule::F32 => false,
+            StorageRule::LikeOutput | StorageRule::Any => !single[step.output.0],
         };
     }
     for v in 0..plan.values.len() {
-        if narrowed[plan.root(ValueId(v)).0] && plan.values[v].element == Element::F32 {
-            plan.values[v].element = storage_type;
+        if narrowed[plan.root(ValueId(v)).0] && plan.values[v].dtype == Dtype::F32 {
+            plan.values[v].dtype = storage_type;
         }
     }
 }
@@ -78,9 +78,9 @@ struct Casts {
 
 impl Casts {
     /// `id` in the wanted type, under its own shape.
-    fn of(&mut self, plan: &mut Plan, id: ValueId, wanted: Element) -> ValueId {
-        let found = plan.values[id.0].element;
-        if found == wanted || found == Element::U32 {
+    fn of(&mut self, plan: &mut Plan, id: ValueId, wanted: Dtype) -> ValueId {
+        let found = plan.values[id.0].dtype;
+        if found == wanted || found == Dtype::U32 {
             return id;
         }
         if let Some(&made) = self.made.get(&id) {
@@ -89,7 +89,7 @@ impl Casts {
         let root = plan.root(id);
         let shape = plan.shape(id).to_vec();
         let origin = if root == id { Origin::Computed } else { Origin::Alias(self.of(plan, root, wanted)) };
-        plan.values.push(Value { shape, element: wanted, origin });
+        plan.values.push(Value { shape, dtype: wanted, origin });
         let made = ValueId(plan.values.len() - 1);
         if root == id {
             let op = Concat { axis: 0 }.into();

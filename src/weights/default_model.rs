@@ -30,8 +30,8 @@ mod tests {
         let stored = crate::plan::WeightSource::load(&decoder, name).unwrap();
         assert!(matches!(
             stored,
-            crate::plan::Stored::F16(std::borrow::Cow::Borrowed(_))
-                | crate::plan::Stored::F32(std::borrow::Cow::Borrowed(_))
+            crate::plan::TensorData::F16(std::borrow::Cow::Borrowed(_))
+                | crate::plan::TensorData::F32(std::borrow::Cow::Borrowed(_))
         ));
     }
 }

@@ -22,9 +22,10 @@ use serde::de::{DeserializeOwned, Deserializer, Error as _, MapAccess, Visitor};
 
 use super::layout::{self, Files, Refusal};
 use super::safetensors::WeightFile;
-use super::{Dtype, TensorInfo, to_f32s};
+use super::{TensorInfo, to_f32s};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::plan::{Stored, WeightSource};
+use crate::plan::{TensorData, WeightSource};
 
 const MODEL_INDEX: &str = "model_index.json";
 const PIPELINES: [&str; 2] = ["UnCLIPPipeline", "UnCLIPImageVariationPipeline"];
@@ -403,13 +404,13 @@ impl WeightSource for Component {
         self.info(tensor).map(|info| info.shape.clone())
     }
 
-    fn load(&self, tensor: &str) -> Result<Stored<'_>> {
+    fn load(&self, tensor: &str) -> Result<TensorData<'_>> {
         let (file, info) = self.locate(tensor).ok_or_else(|| self.wrong(tensor, "a tensor of this name", "none"))?;
         Ok(match info.dtype {
-            Dtype::F32 => Stored::F32(cast(file.bytes(info)?)),
-            Dtype::F16 => Stored::F16(cast(file.bytes(info)?)),
-            Dtype::BF16 => Stored::BF16(cast(file.bytes(info)?)),
-            _ => Stored::F32(Cow::Owned(self.f32s(tensor)?)),
+            Dtype::F32 => TensorData::F32(cast(file.bytes(info)?)),
+            Dtype::F16 => TensorData::F16(cast(file.bytes(info)?)),
+            Dtype::Bf16 => TensorData::Bf16(cast(file.bytes(info)?)),
+            _ => TensorData::F32(Cow::Owned(self.f32s(tensor)?)),
         })
     }
 

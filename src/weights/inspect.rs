@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{Checkpoint, Dtype};
+use super::Checkpoint;
+use crate::dtype::Dtype;
 use crate::error::Result;
 
 /// What a text-to-image checkpoint is made of.

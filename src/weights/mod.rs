@@ -19,78 +19,16 @@ mod inspect;
 pub mod layout;
 pub mod safetensors;
 
-use std::fmt;
-
+use crate::dtype::Dtype;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use std::fmt;
 
 #[cfg(feature = "default-model")]
 pub use default_model::default_model;
 pub use diffusers::{Checkpoint, Component, LoadOptions};
 pub use inspect::{ComponentReport, inspect};
 pub use safetensors::WeightFile;
-
-/// Element type of a stored tensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs)] // the names are the meaning
-#[non_exhaustive]
-pub enum Dtype {
-    Bool,
-    U8,
-    I8,
-    F8E4M3,
-    F8E5M2,
-    U16,
-    I16,
-    F16,
-    BF16,
-    U32,
-    I32,
-    F32,
-    U64,
-    I64,
-    F64,
-}
-
-impl Dtype {
-    /// Bytes of one element.
-    pub fn size_bytes(self) -> usize {
-        match self {
-            Dtype::Bool | Dtype::U8 | Dtype::I8 | Dtype::F8E4M3 | Dtype::F8E5M2 => 1,
-            Dtype::U16 | Dtype::I16 | Dtype::F16 | Dtype::BF16 => 2,
-            Dtype::U32 | Dtype::I32 | Dtype::F32 => 4,
-            Dtype::U64 | Dtype::I64 | Dtype::F64 => 8,
-        }
-    }
-
-    /// True for the types that [`to_f32s`] converts.
-    pub fn is_float(self) -> bool {
-        matches!(self, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64)
-    }
-}
-
-impl fmt::Display for Dtype {
-    /// The spelling of the safetensors header.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Dtype::Bool => "BOOL",
-            Dtype::U8 => "U8",
-            Dtype::I8 => "I8",
-            Dtype::F8E4M3 => "F8_E4M3",
-            Dtype::F8E5M2 => "F8_E5M2",
-            Dtype::U16 => "U16",
-            Dtype::I16 => "I16",
-            Dtype::F16 => "F16",
-            Dtype::BF16 => "BF16",
-            Dtype::U32 => "U32",
-            Dtype::I32 => "I32",
-            Dtype::F32 => "F32",
-            Dtype::U64 => "U64",
-            Dtype::I64 => "I64",
-            Dtype::F64 => "F64",
-        })
-    }
-}
 
 /// Type, shape and place of one stored tensor (row-major, little-endian).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,7 +66,7 @@ pub fn to_f32s(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
         Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
         Dtype::F64 => bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
         Dtype::F16 => widen(bytes, |b| f16::from_bits(u16::from_le_bytes(b)), |from, to| from.convert_to_f32_slice(to)),
-        Dtype::BF16 => {
+        Dtype::Bf16 => {
             widen(bytes, |b| bf16::from_bits(u16::from_le_bytes(b)), |from, to| from.convert_to_f32_slice(to))
         }
         _ => return None,
@@ -168,7 +106,7 @@ mod tests {
     #[test]
     fn every_bf16_pattern_is_the_upper_half_of_an_f32() {
         let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
-        let got = to_f32s(Dtype::BF16, &bytes).unwrap();
+        let got = to_f32s(Dtype::Bf16, &bytes).unwrap();
         for (bits, v) in (0..=u16::MAX).zip(got) {
             let want = f32::from_bits(u32::from(bits) << 16);
             assert!(v == want || (v.is_nan() && want.is_nan()), "{bits:#06x}: {v} != {want}");
@@ -177,7 +115,7 @@ mod tests {
 
     #[test]
     fn unaligned_bytes_convert_like_aligned_ones() {
-        for (dtype, size) in [(Dtype::F16, 2), (Dtype::BF16, 2), (Dtype::F32, 4), (Dtype::F64, 8)] {
+        for (dtype, size) in [(Dtype::F16, 2), (Dtype::Bf16, 2), (Dtype::F32, 4), (Dtype::F64, 8)] {
             let bytes: Vec<u8> = (0..size * 3000).map(|i| (i * 7 % 113) as u8).collect();
             let mut shifted = vec![0u8];
             shifted.extend_from_slice(&bytes);

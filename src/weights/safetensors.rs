@@ -31,7 +31,8 @@ use std::time::SystemTime;
 use memmap2::Mmap;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
-use super::{Dtype, TensorInfo};
+use super::TensorInfo;
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 
 /// Length of the number in front of the header.
@@ -335,7 +336,7 @@ fn known_dtype(dtype: ::safetensors::Dtype) -> Option<Dtype> {
         Stored::U16 => Dtype::U16,
         Stored::I16 => Dtype::I16,
         Stored::F16 => Dtype::F16,
-        Stored::BF16 => Dtype::BF16,
+        Stored::BF16 => Dtype::Bf16,
         Stored::U32 => Dtype::U32,
         Stored::I32 => Dtype::I32,
         Stored::F32 => Dtype::F32,

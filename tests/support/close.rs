@@ -1,15 +1,15 @@
 //! The one measure of agreement for all operations and back ends.
 
 use std::fmt::Write;
-use unclip::plan::Element;
+use unclip::Dtype;
 
 /// Half the distance from one to the next number of a floating-point type.
-fn unit(precision: Element) -> f64 {
+fn unit(precision: Dtype) -> f64 {
     match precision {
-        Element::F32 => 2f64.powi(-24),
-        Element::F16 => 2f64.powi(-11),
-        Element::Bf16 => 2f64.powi(-8),
-        Element::U32 => unreachable!("row numbers are exact"),
+        Dtype::F32 => 2f64.powi(-24),
+        Dtype::F16 => 2f64.powi(-11),
+        Dtype::Bf16 => 2f64.powi(-8),
+        other => unreachable!("no case computes in {other}"),
     }
 }
 
@@ -17,7 +17,7 @@ fn unit(precision: Element) -> f64 {
 ///
 /// Rounding errors of a sum of `length` random terms grow with its square root; the constant covers elementary
 /// functions and the few roundings outside of the sum.
-pub fn tolerance(precision: Element, length: usize) -> f64 {
+pub fn tolerance(precision: Dtype, length: usize) -> f64 {
     unit(precision) * (16.0 + 4.0 * (length as f64).sqrt())
 }
 
@@ -25,7 +25,7 @@ pub fn tolerance(precision: Element, length: usize) -> f64 {
 ///
 /// # Errors
 /// A sentence with the worst element's index, both values and its error in units of the tolerance.
-pub fn close(got: &[f32], want: &[f64], precision: Element, length: usize) -> Result<f64, String> {
+pub fn close(got: &[f32], want: &[f64], precision: Dtype, length: usize) -> Result<f64, String> {
     if got.len() != want.len() {
         return Err(format!("{} elements instead of {}", got.len(), want.len()));
     }

@@ -3,9 +3,9 @@
 use super::cases::{self, Case};
 use super::close::close;
 use super::reference;
+use unclip::Dtype;
 use unclip::backend::Backend;
 use unclip::ops::Operation;
-use unclip::plan::Element;
 
 /// The cases of one stem that are small enough for the reference.
 pub fn cases_of(stem: &str) -> Vec<Case> {
@@ -19,7 +19,7 @@ pub fn cases_of(stem: &str) -> Vec<Case> {
 pub struct Subject<'a> {
     pub backend: &'a dyn Backend,
     /// What it computes in.
-    pub precision: Element,
+    pub precision: Dtype,
     /// Larger cases are left out: the back end would need minutes for them.
     pub most_flops: u64,
 }

@@ -17,17 +17,18 @@ pub mod ptx;
 pub mod recipes;
 pub mod reference;
 
+use unclip::Dtype;
 use unclip::backend::Executable;
 pub use unclip::cases::{self, Data, Problem, Random, Tensors};
 use unclip::ops::elements;
-use unclip::plan::{Element, Origin, Plan};
+use unclip::plan::{Origin, Plan};
 
 /// The inputs of a plan with numbers for the given picture.
 pub fn inputs(plan: &Plan, picture: u64) -> Vec<(String, Vec<f32>)> {
     let mut random = Random(picture);
     let mut inputs = Vec::new();
     for value in &plan.values {
-        if let (Origin::Input { name, .. }, Element::F32) = (&value.origin, value.element) {
+        if let (Origin::Input { name, .. }, Dtype::F32) = (&value.origin, value.dtype) {
             inputs.push((name.clone(), (0..elements(&value.shape)).map(|_| random.normal() as f32).collect()));
         }
     }

@@ -1,7 +1,9 @@
 //! Small PTX programs on the emulator.
 
-use unclip::backend::cuda::emulator::{Arguments, Counters, Fault, Kernel, Machine, Range, Swizzle, TensorMap, parse};
-use unclip::plan::Element;
+use unclip::Dtype;
+use unclip::backend::cuda::emulator::{
+    Arguments, Counters, DeviceSlice, Fault, Kernel, Machine, Swizzle, TensorMap, parse,
+};
 
 /// What every small program declares: `tid`, the addresses `px` and `py` of its own words of `x` and `y`, and registers
 /// to work with.
@@ -56,8 +58,8 @@ pub fn run(
     machine.write(from, &bytes).unwrap();
     let to = machine.allocate(4 * y_words as u64);
     let tensors = [
-        Range { address: from, bytes: bytes.len() as u64, written: false },
-        Range { address: to, bytes: 4 * y_words as u64, written: true },
+        DeviceSlice { address: from, bytes: bytes.len() as u64, written: false },
+        DeviceSlice { address: to, bytes: 4 * y_words as u64, written: true },
     ];
     let counters = machine.launch(
         &kernel(text),
@@ -99,14 +101,14 @@ pub fn run_tiles(
     grid: [u32; 3],
     x: &[u8],
     y_words: usize,
-    maps: impl Fn(Range, Range) -> [TensorMap; 2],
+    maps: impl Fn(DeviceSlice, DeviceSlice) -> [TensorMap; 2],
 ) -> Result<(Vec<Option<u32>>, Counters), Fault> {
     let mut machine = Machine::default();
     let from = machine.allocate(x.len() as u64);
     machine.write(from, x).unwrap();
     let to = machine.allocate(4 * y_words as u64);
-    let x = Range { address: from, bytes: x.len() as u64, written: false };
-    let y = Range { address: to, bytes: 4 * y_words as u64, written: true };
+    let x = DeviceSlice { address: from, bytes: x.len() as u64, written: false };
+    let y = DeviceSlice { address: to, bytes: 4 * y_words as u64, written: true };
     let maps = maps(x, y);
     let counters = machine.launch(
         &kernel(text),
@@ -121,10 +123,10 @@ pub fn run_tiles(
 }
 
 /// A map of 16-bit elements in rows: so many rows of so many columns, in tiles of so many.
-pub fn rows(tensor: Range, [columns, rows]: [u64; 2], tile: [u32; 2], swizzle: Swizzle) -> TensorMap {
+pub fn rows(tensor: DeviceSlice, [columns, rows]: [u64; 2], tile: [u32; 2], swizzle: Swizzle) -> TensorMap {
     TensorMap {
         tensor,
-        element: Element::Bf16,
+        dtype: Dtype::Bf16,
         dims: vec![columns, rows],
         strides: vec![2 * columns],
         tile: tile.to_vec(),
@@ -138,7 +140,7 @@ pub fn run_in_place(text: &str, grid: [u32; 3], words: usize) -> Result<Counters
     let mut machine = Machine::default();
     let address = machine.allocate(4 * words as u64);
     machine.write(address, &vec![0; 4 * words]).unwrap();
-    let y = Range { address, bytes: 4 * words as u64, written: true };
-    let tensors = [Range { written: false, ..y }, y];
+    let y = DeviceSlice { address, bytes: 4 * words as u64, written: true };
+    let tensors = [DeviceSlice { written: false, ..y }, y];
     machine.launch(&kernel(text), grid, Arguments { maps: &[], tensors: &tensors, scalars: &[0], shared_bytes: 0 })
 }

@@ -5,7 +5,7 @@
 
 use super::Machine;
 use super::lanes::Aligned;
-use super::product::Shared;
+use super::matmul::Shared;
 use super::simd;
 use super::tile::{MR, NR, Tile};
 use crate::ops::Attention;

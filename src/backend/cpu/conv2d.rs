@@ -4,8 +4,8 @@
 #![allow(unsafe_code)]
 
 use super::Machine;
+use super::matmul::{Dense, Epilogue, Rows, product, with_operand};
 use super::panels::Panels;
-use super::product::{Dense, Epilogue, Rows, product, with_operand};
 use super::winograd;
 use crate::ops::{Conv2d, elements};
 

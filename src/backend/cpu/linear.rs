@@ -1,8 +1,8 @@
 //! Linear layers: [`product`] of dense rows.
 
 use super::Machine;
+use super::matmul::{Dense, Epilogue, product, with_operand};
 use super::panels::Panels;
-use super::product::{Dense, Epilogue, product, with_operand};
 use crate::ops::Linear;
 
 pub fn run(machine: &Machine, op: &Linear, inputs: &[&[f32]], panels: &Panels, out: &mut [f32]) {

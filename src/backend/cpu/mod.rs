@@ -15,9 +15,9 @@ mod group_norm;
 mod lanes;
 mod layer_norm;
 mod linear;
+mod matmul;
 mod panels;
 mod pointwise;
-mod product;
 mod resize;
 mod roofline;
 mod sampler_step;
@@ -30,11 +30,13 @@ mod winograd_transform;
 pub use tile::Isa;
 
 use super::{Backend, Executable, Roofline};
+use crate::dtype::Dtype;
+use crate::dtype::Precision;
 use crate::error::{Error, Result};
 use crate::ops::{Op, elements};
-use crate::plan::{Element, Origin, Plan, Slots, Step, ValueId, WeightSource, assign};
+use crate::plan::{Origin, Plan, Slots, Step, ValueId, WeightSource, assign};
 use lanes::Aligned;
-use panels::{Form, Panels};
+use panels::{PanelFormat, Panels};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -54,19 +56,8 @@ pub struct Machine {
     pub isa: Isa,
     /// How many threads share the work.
     pub threads: usize,
-    /// What the factors of products are.
-    pub factors: Factors,
-}
-
-/// What the factors of products are; everything else, sums included, is in single precision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Factors {
-    /// Numbers in single precision, and weights as the checkpoint stores them.
-    Single,
-    /// Weights rounded to bf16.
-    Half,
-    /// The same; and where weights are not transformed, the other side is rounded as well and multiplied in pairs.
-    Pairs,
+    /// In what matrix products take their weights.
+    pub weights: PanelFormat,
 }
 
 impl Cpu {
@@ -91,15 +82,31 @@ impl Cpu {
         let threads = if threads == 0 { available() } else { threads };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("cpu-{i}")).build();
         let pool = pool.map_err(|e| failed(format!("cannot start {threads} threads: {e}")))?;
-        Ok(Cpu { pool: Arc::new(pool), machine: Machine { isa, threads, factors: Factors::Single }, profile: false })
+        Ok(Cpu {
+            pool: Arc::new(pool),
+            machine: Machine { isa, threads, weights: PanelFormat::Stored },
+            profile: false,
+        })
     }
 
-    /// Products of bf16: their weights take half the memory of single precision. On AMD processors that multiply pairs of
-    /// bf16, linear layers and convolutions of 1x1 do so, at twice the rate; elsewhere the weights are widened again.
-    pub fn with_bf16(mut self) -> Cpu {
+    /// The CPU in another precision: f32 or bf16. In bf16 the weights of matrix products take half the memory. On AMD
+    /// processors with fast bf16 dot products, linear layers and 1x1 convolutions use them, at twice the rate; elsewhere
+    /// the weights are widened to f32 block by block.
+    ///
+    /// # Errors
+    /// Any other precision.
+    pub fn with_precision(mut self, precision: Precision) -> Result<Cpu> {
         let pairs = self.machine.isa == Isa::Avx512 && tile::pairs_are_fast();
-        self.machine.factors = if pairs { Factors::Pairs } else { Factors::Half };
-        self
+        self.machine.weights = match precision {
+            Precision::F32 => PanelFormat::Stored,
+            Precision::Bf16 if pairs => PanelFormat::Bf16Pairs,
+            Precision::Bf16 => PanelFormat::Bf16,
+            Precision::F16 | Precision::Tf32 => {
+                let what = format!("{precision} on the CPU, which computes in f32 or bf16");
+                return Err(Error::Unsupported { what });
+            }
+        };
+        Ok(self)
     }
 
     /// Makes executables that measure each step; see [`Executable::profile`].
@@ -116,17 +123,17 @@ impl Cpu {
 
 impl Backend for Cpu {
     fn name(&self) -> String {
-        let factors = match self.machine.factors {
-            Factors::Single => "",
-            Factors::Half => ", weights in bf16",
-            Factors::Pairs => ", products of bf16",
+        let weights = match self.machine.weights {
+            PanelFormat::Stored => "",
+            PanelFormat::Bf16 => ", weights in bf16",
+            PanelFormat::Bf16Pairs => ", products of bf16",
         };
-        format!("cpu ({}, {} threads{factors})", self.machine.isa.name(), self.machine.threads)
+        format!("cpu ({}, {} threads{weights})", self.machine.isa.name(), self.machine.threads)
     }
 
     fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>> {
         let slots = assign(&plan);
-        let (panels, constants) = self.pool.install(|| load(&plan, weights, self.machine.factors))?;
+        let (panels, constants) = self.pool.install(|| load(&plan, weights, self.machine.weights))?;
         let memory = slots.words.iter().map(|&n| Aligned::zeros(n)).collect();
         let seconds = self.profile.then(|| vec![0.0; plan.steps.len()]);
         let (pool, machine) = (self.pool.clone(), self.machine);
@@ -143,8 +150,8 @@ impl Backend for Cpu {
 type Loaded = (HashMap<ValueId, Panels>, HashMap<ValueId, Vec<f32>>);
 
 /// Reads all weights, those of products straight into panels.
-fn load(plan: &Plan, source: &dyn WeightSource, factors: Factors) -> Result<Loaded> {
-    let mut packed: HashMap<ValueId, Form> = HashMap::new();
+fn load(plan: &Plan, source: &dyn WeightSource, format: PanelFormat) -> Result<Loaded> {
+    let mut packed: HashMap<ValueId, PanelFormat> = HashMap::new();
     let mut plain: HashMap<ValueId, ()> = HashMap::new();
     for step in &plan.steps {
         let is_product = matches!(step.op, Op::Linear(_) | Op::Conv2d(_));
@@ -152,9 +159,12 @@ fn load(plan: &Plan, source: &dyn WeightSource, factors: Factors) -> Result<Load
             let root = plan.root(input);
             if matches!(plan.values[root.0].origin, Origin::Weight(_)) {
                 if is_product && i == 1 {
-                    let form = form(plan, step, factors);
+                    let form = panel_format(plan, step, format);
                     // A weight that two steps want in different forms has the one that serves both.
-                    packed.entry(root).and_modify(|f| *f = if *f == form { form } else { Form::Half }).or_insert(form);
+                    packed
+                        .entry(root)
+                        .and_modify(|f| *f = if *f == form { form } else { PanelFormat::Bf16 })
+                        .or_insert(form);
                 } else {
                     plain.insert(root, ());
                 }
@@ -183,14 +193,14 @@ fn load(plan: &Plan, source: &dyn WeightSource, factors: Factors) -> Result<Load
     Ok((panels, constants))
 }
 
-/// What the panels of a product's weight are made of.
-fn form(plan: &Plan, step: &Step, factors: Factors) -> Form {
+/// The panel format of a matrix product's weight. Winograd transforms weights before it multiplies, so its panels hold
+/// no pairs.
+fn panel_format(plan: &Plan, step: &Step, format: PanelFormat) -> PanelFormat {
     let [x, weight] = [0, 1].map(|i| plan.shape(step.inputs[i]));
     let transformed = matches!(&step.op, Op::Conv2d(op) if winograd::suits(op, x, weight));
-    match factors {
-        Factors::Single => Form::Stored,
-        Factors::Pairs if !transformed && weight[1].is_multiple_of(2) => Form::Pairs,
-        Factors::Half | Factors::Pairs => Form::Half,
+    match format {
+        PanelFormat::Bf16Pairs if transformed || !weight[1].is_multiple_of(2) => PanelFormat::Bf16,
+        format => format,
     }
 }
 
@@ -257,14 +267,14 @@ impl Compiled {
     }
 
     /// The memory of an input, if there is one of that name, type and length.
-    fn target(&mut self, name: &str, element: Element, length: usize) -> Result<&mut [f32]> {
+    fn target(&mut self, name: &str, dtype: Dtype, length: usize) -> Result<&mut [f32]> {
         let wrong = |plan: &Plan, reason: String| Error::Shape { at: format!("{}, input {name}", plan.name), reason };
         let Some(id) = self.plan.input(name) else {
             return Err(wrong(&self.plan, "the plan has no such input".to_owned()));
         };
         let value = &self.plan.values[id.0];
-        if value.element != element || elements(&value.shape) != length {
-            let reason = format!("{length} elements of {element:?} for {:?} of {:?}", value.shape, value.element);
+        if value.dtype != dtype || elements(&value.shape) != length {
+            let reason = format!("{length} elements of {dtype:?} for {:?} of {:?}", value.shape, value.dtype);
             return Err(wrong(&self.plan, reason));
         }
         let slot = self.slots.of[id.0].expect("every input has a slot");
@@ -278,12 +288,12 @@ impl Executable for Compiled {
     }
 
     fn write(&mut self, input: &str, data: &[f32]) -> Result<()> {
-        self.target(input, Element::F32, data.len())?.copy_from_slice(data);
+        self.target(input, Dtype::F32, data.len())?.copy_from_slice(data);
         Ok(())
     }
 
-    fn write_rows(&mut self, input: &str, data: &[u32]) -> Result<()> {
-        self.target(input, Element::U32, data.len())?.copy_from_slice(bytemuck::cast_slice(data));
+    fn write_u32(&mut self, input: &str, data: &[u32]) -> Result<()> {
+        self.target(input, Dtype::U32, data.len())?.copy_from_slice(bytemuck::cast_slice(data));
         Ok(())
     }
 
@@ -294,7 +304,7 @@ impl Executable for Compiled {
 
     fn run_step(&mut self, step: u32) -> Result<()> {
         if self.plan.input("step").is_some() {
-            self.write_rows("step", &[step])?;
+            self.write_u32("step", &[step])?;
         }
         self.run_steps(self.plan.once..self.plan.steps.len());
         for (from, to) in self.plan.feeds.clone() {

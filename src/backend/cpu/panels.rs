@@ -4,13 +4,13 @@
 //! input channel the weights of sixteen outputs side by side. Elements stay in the type in which the checkpoint
 //! stores them: half-precision files need half the memory and half the bandwidth, and a block is widened just
 //! before it is used for many rows. In bf16 the panels are rounded to it, whatever the file has; where the machine has
-//! an instruction for pairs of them ([`Form::Pairs`]), two neighbouring channels of an output are one element.
+//! an instruction for pairs of them ([`PanelFormat::Bf16Pairs`]), two neighbouring channels of an output are one element.
 #![allow(unsafe_code)]
 
 use super::lanes::{Aligned, widen_f16};
 use super::simd;
 use super::tile::{Isa, NR};
-use crate::plan::Stored;
+use crate::plan::TensorData;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -27,45 +27,49 @@ pub struct Panels {
     data: Data,
 }
 
-/// What the elements of panels are.
+/// Element type of panels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// What the checkpoint stores.
+pub enum PanelFormat {
+    /// As the checkpoint stores it.
     Stored,
-    /// bf16.
-    Half,
-    /// Two channels in bf16, which take the place of one number: for [`super::tile::Tile::pairs`]. The number of channels
-    /// must be even.
-    Pairs,
+    /// Rounded to bf16.
+    Bf16,
+    /// Two neighbouring channels, rounded to bf16, share one 32-bit element: for [`super::tile::Tile::pairs`]. The
+    /// number of channels must be even.
+    Bf16Pairs,
 }
 
 enum Data {
     /// Pairs are kept here as well: none of these numbers is ever computed with as one.
     F32(Aligned),
     F16(Vec<f16>),
-    BF16(Vec<bf16>),
+    Bf16(Vec<bf16>),
 }
 
 impl Panels {
     /// Packs a stored weight `[outputs, channels, taps]`.
-    pub fn pack(weight: &Stored<'_>, outputs: usize, channels: usize, taps: usize, form: Form) -> Panels {
+    pub fn pack(weight: &TensorData<'_>, outputs: usize, channels: usize, taps: usize, format: PanelFormat) -> Panels {
         let shape = (outputs, channels, taps);
-        let channels = if form == Form::Pairs { channels / 2 } else { channels };
-        let data = match (weight, form) {
-            (Stored::F32(w), Form::Stored) => {
+        let channels = if format == PanelFormat::Bf16Pairs { channels / 2 } else { channels };
+        let data = match (weight, format) {
+            (TensorData::F32(w), PanelFormat::Stored) => {
                 let mut data = Aligned::zeros(packed(shape));
                 interleave(w, shape, &mut data, |x| x);
                 Data::F32(data)
             }
-            (Stored::F16(w), Form::Stored) => Data::F16(interleaved(w, shape, |x| x)),
-            (Stored::BF16(w), Form::Stored | Form::Half) => Data::BF16(interleaved(w, shape, |x| x)),
-            (Stored::F32(w), Form::Half) => Data::BF16(interleaved(w, shape, bf16::from_f32)),
-            (Stored::F16(w), Form::Half) => Data::BF16(interleaved(w, shape, |x| bf16::from_f32(x.to_f32()))),
-            (Stored::F32(w), Form::Pairs) => Data::F32(in_pairs(w, shape, bf16::from_f32)),
-            (Stored::F16(w), Form::Pairs) => Data::F32(in_pairs(w, shape, |x| bf16::from_f32(x.to_f32()))),
-            (Stored::BF16(w), Form::Pairs) => Data::F32(in_pairs(w, shape, |x| x)),
+            (TensorData::F16(w), PanelFormat::Stored) => Data::F16(interleaved(w, shape, |x| x)),
+            (TensorData::Bf16(w), PanelFormat::Stored | PanelFormat::Bf16) => Data::Bf16(interleaved(w, shape, |x| x)),
+            (TensorData::F32(w), PanelFormat::Bf16) => Data::Bf16(interleaved(w, shape, bf16::from_f32)),
+            (TensorData::F16(w), PanelFormat::Bf16) => {
+                Data::Bf16(interleaved(w, shape, |x| bf16::from_f32(x.to_f32())))
+            }
+            (TensorData::F32(w), PanelFormat::Bf16Pairs) => Data::F32(in_pairs(w, shape, bf16::from_f32)),
+            (TensorData::F16(w), PanelFormat::Bf16Pairs) => {
+                Data::F32(in_pairs(w, shape, |x| bf16::from_f32(x.to_f32())))
+            }
+            (TensorData::Bf16(w), PanelFormat::Bf16Pairs) => Data::F32(in_pairs(w, shape, |x| x)),
         };
-        Panels { outputs, channels, taps, pairs: form == Form::Pairs, data }
+        Panels { outputs, channels, taps, pairs: format == PanelFormat::Bf16Pairs, data }
     }
 
     /// Number of panels.
@@ -107,7 +111,7 @@ impl Panels {
                 // SAFETY: both have the same length, a multiple of sixteen; back ends only have available instructions.
                 unsafe { widen_f16(isa, narrow.as_ptr(), narrow.len(), wide.as_mut_ptr()) };
             }
-            Data::BF16(data) => simd::widen_bf16(isa, &data[range], wide),
+            Data::Bf16(data) => simd::widen_bf16(isa, &data[range], wide),
         }
     }
 
@@ -202,7 +206,7 @@ mod tests {
     fn panels_hold_sixteen_outputs_side_by_side_and_zeros_beyond_the_last() {
         let (outputs, channels, taps) = (18, 3, 2);
         let w: Vec<f32> = (0..outputs * channels * taps).map(|i| i as f32 + 1.0).collect();
-        let panels = Panels::pack(&Stored::F32(Cow::Borrowed(&w)), outputs, channels, taps, Form::Stored);
+        let panels = Panels::pack(&TensorData::F32(Cow::Borrowed(&w)), outputs, channels, taps, PanelFormat::Stored);
         let mut scratch = Aligned::default();
         let (output, channel, tap) = (17, 2, 1);
         let (block, _) = panels.block(1, 1, tap * channels + channel, 1, Isa::detect(), &mut scratch);
@@ -214,8 +218,8 @@ mod tests {
     fn half_precision_panels_widen_to_the_same_numbers() {
         let w: Vec<f16> = (0..32 * 5).map(|i| f16::from_f32(i as f32 * 0.25 - 9.0)).collect();
         let wide: Vec<f32> = w.iter().map(|x| x.to_f32()).collect();
-        let narrow = Panels::pack(&Stored::F16(Cow::Borrowed(&w)), 32, 5, 1, Form::Stored);
-        let single = Panels::pack(&Stored::F32(Cow::Borrowed(&wide)), 32, 5, 1, Form::Stored);
+        let narrow = Panels::pack(&TensorData::F16(Cow::Borrowed(&w)), 32, 5, 1, PanelFormat::Stored);
+        let single = Panels::pack(&TensorData::F32(Cow::Borrowed(&wide)), 32, 5, 1, PanelFormat::Stored);
         let (mut a, mut b) = (Aligned::default(), Aligned::default());
         assert_eq!(
             narrow.block(1, 1, 1, 4, Isa::detect(), &mut a).0,
@@ -228,8 +232,8 @@ mod tests {
         let (outputs, channels, taps) = (19, 5, 3);
         let w: Vec<bf16> = (0..outputs * channels * taps).map(|i| bf16::from_f32(i as f32 * 0.37 - 20.0)).collect();
         let wide: Vec<f32> = w.iter().map(|x| x.to_f32()).collect();
-        let narrow = Panels::pack(&Stored::BF16(Cow::Borrowed(&w)), outputs, channels, taps, Form::Stored);
-        let single = Panels::pack(&Stored::F32(Cow::Borrowed(&wide)), outputs, channels, taps, Form::Stored);
+        let narrow = Panels::pack(&TensorData::Bf16(Cow::Borrowed(&w)), outputs, channels, taps, PanelFormat::Stored);
+        let single = Panels::pack(&TensorData::F32(Cow::Borrowed(&wide)), outputs, channels, taps, PanelFormat::Stored);
         let (mut a, mut b) = (Aligned::default(), Aligned::default());
         // Long parts before short ones: what an earlier part left in the scratch must not show.
         for (panel, count, from, rows) in [(0, 2, 0, 15), (1, 1, 0, 15), (0, 2, 7, 8), (0, 1, 14, 1)] {
@@ -246,7 +250,7 @@ mod tests {
     fn pairs_hold_two_channels_of_an_output_rounded_to_bf16() {
         let (outputs, channels, taps) = (18, 4, 2);
         let w: Vec<f32> = (0..outputs * channels * taps).map(|i| i as f32 * 0.37 - 20.0).collect();
-        let panels = Panels::pack(&Stored::F32(Cow::Borrowed(&w)), outputs, channels, taps, Form::Pairs);
+        let panels = Panels::pack(&TensorData::F32(Cow::Borrowed(&w)), outputs, channels, taps, PanelFormat::Bf16Pairs);
         assert_eq!((panels.channels, panels.pairs), (2, true));
         let mut scratch = Aligned::default();
         let (output, channel, tap) = (17, 2, 1);
@@ -261,10 +265,14 @@ mod tests {
         let w: Vec<f16> = (0..32 * 5).map(|i| f16::from_f32(i as f32 * 0.37 - 9.0)).collect();
         let wide: Vec<f32> = w.iter().map(|x| x.to_f32()).collect();
         let nearest: Vec<bf16> = wide.iter().map(|&x| bf16::from_f32(x)).collect();
-        let sources = [Stored::F16(Cow::Borrowed(&w)), Stored::F32(Cow::Borrowed(&wide)), Stored::BF16(nearest.into())];
-        let block = |weight: &Stored<'_>| {
+        let sources = [
+            TensorData::F16(Cow::Borrowed(&w)),
+            TensorData::F32(Cow::Borrowed(&wide)),
+            TensorData::Bf16(nearest.into()),
+        ];
+        let block = |weight: &TensorData<'_>| {
             let mut scratch = Aligned::default();
-            Panels::pack(weight, 32, 5, 1, Form::Half).block(1, 1, 1, 4, Isa::detect(), &mut scratch).0.to_vec()
+            Panels::pack(weight, 32, 5, 1, PanelFormat::Bf16).block(1, 1, 1, 4, Isa::detect(), &mut scratch).0.to_vec()
         };
         assert_eq!(block(&sources[0]), block(&sources[1]));
         assert_eq!(block(&sources[1]), block(&sources[2]));

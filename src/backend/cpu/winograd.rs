@@ -14,8 +14,8 @@
 
 use super::Machine;
 use super::lanes::Aligned;
+use super::matmul::{Epilogue, Shared};
 use super::panels::Panels;
-use super::product::{Epilogue, Shared};
 use super::tile::{MR, NR, PANELS, Tile};
 use super::winograd_transform::{self as transform, POINTS, SIDE, TAPS, WINDOW};
 use crate::ops::Conv2d;

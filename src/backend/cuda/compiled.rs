@@ -1,14 +1,15 @@
 //! A plan on the device: one allocation for all slots, one for all weights, and the list of calls to replay.
 
 use super::device::{Call, Captured, Driver, Loaded};
+use super::device_slice::DeviceSlice;
 use super::kernels;
-use super::range::Range;
 use super::tensor_map::TensorMap;
 use super::weights::{Order, send};
 use crate::backend::{Executable, launches};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::ops::{Factors, Launch, Lowering, Op, Operand, Operation, elements};
-use crate::plan::{Element, Lowerings, Origin, Plan, Slots, Step, ValueId, WeightSource, assign, lowerings};
+use crate::ops::{Launch, Lowering, MatmulUnit, Op, Operand, Operation, elements};
+use crate::plan::{Lowerings, Origin, Plan, Slots, Step, ValueId, WeightSource, assign, lowerings};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ const MOST_BLOCKS: u32 = 65_535;
 struct Dispatch {
     call: Call,
     /// What the step is about to write anew, with its first launch.
-    fresh: Vec<Range>,
+    fresh: Vec<DeviceSlice>,
 }
 
 /// What launches leave to each other within a step.
@@ -41,8 +42,8 @@ pub(super) struct Compiled {
     scratch: u64,
     /// What one step leaves to another, behind that.
     left: u64,
-    factors: Factors,
-    weights: HashMap<(ValueId, Order), Range>,
+    matmul: MatmulUnit,
+    weights: HashMap<(ValueId, Order), DeviceSlice>,
     weight_memory: Option<u64>,
     dispatches: Vec<Dispatch>,
     /// How many of the dispatches belong to the part that does not vary.
@@ -56,7 +57,7 @@ pub(super) struct Compiled {
 }
 
 impl Compiled {
-    pub fn new(driver: Arc<dyn Driver>, plan: Plan, source: &dyn WeightSource, factors: Factors) -> Result<Compiled> {
+    pub fn new(driver: Arc<dyn Driver>, plan: Plan, source: &dyn WeightSource, matmul: MatmulUnit) -> Result<Compiled> {
         let slots = assign(&plan);
         let mut end = 0;
         let mut offsets = Vec::new();
@@ -64,7 +65,7 @@ impl Compiled {
             offsets.push(end);
             end += (4 * words as u64).next_multiple_of(ALIGNMENT);
         }
-        let Lowerings { steps, numbers } = lowerings(&plan, factors);
+        let Lowerings { steps, numbers } = lowerings(&plan, matmul);
         let lower = |i: usize, op: &Op, inputs: &[&[usize]], output: &[usize]| op.ptx(inputs, output, &steps[i]);
         let (launches, once) = launches::lower(&plan, lower);
         let scratch = end;
@@ -81,7 +82,7 @@ impl Compiled {
             offsets,
             scratch: memory + scratch,
             left: memory + left,
-            factors,
+            matmul,
             weights: HashMap::new(),
             weight_memory: None,
             dispatches: Vec::new(),
@@ -97,13 +98,13 @@ impl Compiled {
 
     /// Brings every weight over in each order that some launch wants.
     fn upload(&mut self, launches: &[(usize, Launch)], source: &dyn WeightSource) -> Result<()> {
-        let packed = Order::of(self.factors);
+        let packed = Order::of(self.matmul);
         let wanted = launches::weights(&self.plan, launches, Order::Stored, |_| packed);
         let mut end = 0;
         let mut places = Vec::new();
         for &(id, order) in &wanted {
-            let bytes = order.size_bytes(self.plan.shape(id), self.plan.values[id.0].element);
-            places.push(Range { address: end, bytes, written: false });
+            let bytes = order.size_bytes(self.plan.shape(id), self.plan.values[id.0].dtype);
+            places.push(DeviceSlice { address: end, bytes, written: false });
             end += bytes.next_multiple_of(ALIGNMENT);
         }
         if end == 0 {
@@ -115,7 +116,7 @@ impl Compiled {
             place.address += memory;
             let value = &self.plan.values[id.0];
             if let Origin::Weight(name) = &value.origin {
-                send(&*self.driver, place, &source.load(name)?, (&value.shape, value.element), order)?;
+                send(&*self.driver, place, &source.load(name)?, (&value.shape, value.dtype), order)?;
             }
             self.weights.insert((id, order), place);
         }
@@ -128,7 +129,7 @@ impl Compiled {
             self.bind_step(of_step, &steps[of_step[0].0])?;
         }
         if let Some(step) = self.plan.input("step") {
-            let kernel = self.load_entry("advance", "advance", [Element::F32; 2])?;
+            let kernel = self.load_entry("advance", "advance", [Dtype::F32; 2])?;
             let tensors = vec![self.range(step, false), self.range(step, true)];
             let label = "advance, behind the last step".to_owned();
             self.counter = Some(Call {
@@ -150,9 +151,9 @@ impl Compiled {
         // Written anew before the first of them. Concatenation writes its output with several launches, and a product in
         // parts reads what another wrote.
         let bytes = scratch_bytes(launches.iter().map(|(_, launch)| launch));
-        let scratch = Range { address: self.scratch, bytes, written: true };
+        let scratch = DeviceSlice { address: self.scratch, bytes, written: true };
         let left = lowering.leaves.map(|moments| self.tensor(step, moments.operand()));
-        let mut fresh: Vec<Range> = [self.range(step.output, true), scratch].into_iter().chain(left).collect();
+        let mut fresh: Vec<DeviceSlice> = [self.range(step.output, true), scratch].into_iter().chain(left).collect();
         fresh.retain(|range| range.bytes > 0);
         for (_, launch) in launches {
             let kernel = self.load(step, launch)?;
@@ -167,13 +168,14 @@ impl Compiled {
             if launch.grid[0] > i32::MAX as u32 || launch.grid[1..].iter().any(|&n| n > MOST_BLOCKS) {
                 return Err(error(format!("{label}: a grid of {:?} blocks is too large", launch.grid)));
             }
-            let mut tensors: Vec<Range> = launch.tensors.iter().map(|&tensor| self.tensor(step, tensor)).collect();
+            let mut tensors: Vec<DeviceSlice> =
+                launch.tensors.iter().map(|&tensor| self.tensor(step, tensor)).collect();
             // The first tensors are those that bulk copies reach.
             let (mut maps, mut shared_bytes) = (Vec::new(), 0);
             if let Some(tiling) = &launch.tiling {
                 let elements = launch.tensors.iter().map(|&tensor| self.element(step, tensor));
                 let walks = tiling.walks.iter().zip(tensors.drain(..tiling.walks.len())).zip(elements);
-                maps = walks.map(|((walk, tensor), element)| TensorMap::new(walk, tensor, element)).collect();
+                maps = walks.map(|((walk, tensor), dtype)| TensorMap::new(walk, tensor, dtype)).collect();
                 shared_bytes = tiling.shared_bytes;
             }
             let scalars = launch.scalars.iter().map(|s| s.bits()).collect();
@@ -186,20 +188,20 @@ impl Compiled {
     /// The kernel of a launch, for the types of its first and last tensor.
     fn load(&self, step: &Step, launch: &Launch) -> Result<Loaded> {
         let types = [launch.tensors.first(), launch.tensors.last()];
-        let types = types.map(|tensor| tensor.map_or(Element::F32, |&tensor| self.element(step, tensor)));
+        let types = types.map(|tensor| tensor.map_or(Dtype::F32, |&tensor| self.element(step, tensor)));
         self.load_entry(launch.stem, launch.entry, types)
     }
 
     /// The type of a launch's tensor.
-    fn element(&self, step: &Step, tensor: Operand) -> Element {
+    fn element(&self, step: &Step, tensor: Operand) -> Dtype {
         match tensor {
-            Operand::Input(i) | Operand::Packed(i) => self.plan.values[step.inputs[i].0].element,
-            Operand::Output => self.plan.values[step.output.0].element,
-            Operand::Scratch { .. } | Operand::Left { .. } => Element::F32,
+            Operand::Input(i) | Operand::Packed(i) => self.plan.values[step.inputs[i].0].dtype,
+            Operand::Output => self.plan.values[step.output.0].dtype,
+            Operand::Scratch { .. } | Operand::Left { .. } => Dtype::F32,
         }
     }
 
-    fn load_entry(&self, stem: &str, entry: &str, [source, elem]: [Element; 2]) -> Result<Loaded> {
+    fn load_entry(&self, stem: &str, entry: &str, [source, elem]: [Dtype; 2]) -> Result<Loaded> {
         let missing = || Error::Unsupported {
             what: format!("{entry} from {} to {} on {}", source.name(), elem.name(), self.driver.name()),
         };
@@ -208,14 +210,14 @@ impl Compiled {
     }
 
     /// The memory of a launch's tensor.
-    fn tensor(&self, step: &Step, tensor: Operand) -> Range {
-        let numbers = |address: u64, first: usize, count: usize| Range {
+    fn tensor(&self, step: &Step, tensor: Operand) -> DeviceSlice {
+        let numbers = |address: u64, first: usize, count: usize| DeviceSlice {
             address: address + 4 * first as u64,
             bytes: 4 * count as u64,
             written: true,
         };
         match tensor {
-            Operand::Packed(i) => self.weights[&(self.plan.root(step.inputs[i]), Order::of(self.factors))],
+            Operand::Packed(i) => self.weights[&(self.plan.root(step.inputs[i]), Order::of(self.matmul))],
             Operand::Input(i) => self.range(step.inputs[i], false),
             Operand::Output => self.range(step.output, true),
             Operand::Scratch { first, count } => numbers(self.scratch, first, count),
@@ -224,10 +226,10 @@ impl Compiled {
     }
 
     /// Where a value is.
-    fn range(&self, id: ValueId, written: bool) -> Range {
+    fn range(&self, id: ValueId, written: bool) -> DeviceSlice {
         let root = self.plan.root(id);
         match self.slots.of[root.0] {
-            Some(slot) => Range {
+            Some(slot) => DeviceSlice {
                 address: self.memory + self.offsets[slot],
                 bytes: self.plan.values[root.0].size_bytes() as u64,
                 written,
@@ -255,12 +257,12 @@ impl Compiled {
     }
 
     /// The memory of an input, if there is one of that name, type and length.
-    fn target(&self, name: &str, element: Element, length: usize) -> Result<Range> {
+    fn target(&self, name: &str, dtype: Dtype, length: usize) -> Result<DeviceSlice> {
         let wrong = |reason: String| Error::Shape { at: format!("{}, input {name}", self.plan.name), reason };
         let id = self.plan.input(name).ok_or_else(|| wrong("the plan has no such input".to_owned()))?;
         let value = &self.plan.values[id.0];
-        if value.element != element || elements(&value.shape) != length {
-            let found = format!("{length} elements of {element:?} for {:?} of {:?}", value.shape, value.element);
+        if value.dtype != dtype || elements(&value.shape) != length {
+            let found = format!("{length} elements of {dtype:?} for {:?} of {:?}", value.shape, value.dtype);
             return Err(wrong(found));
         }
         Ok(self.range(id, true))
@@ -273,12 +275,12 @@ impl Executable for Compiled {
     }
 
     fn write(&mut self, input: &str, data: &[f32]) -> Result<()> {
-        let to = self.target(input, Element::F32, data.len())?;
+        let to = self.target(input, Dtype::F32, data.len())?;
         self.driver.write(to.address, bytemuck::cast_slice(data))
     }
 
-    fn write_rows(&mut self, input: &str, data: &[u32]) -> Result<()> {
-        let to = self.target(input, Element::U32, data.len())?;
+    fn write_u32(&mut self, input: &str, data: &[u32]) -> Result<()> {
+        let to = self.target(input, Dtype::U32, data.len())?;
         if input == "step" {
             self.shown = data.first().copied();
         }
@@ -292,7 +294,7 @@ impl Executable for Compiled {
     fn run_step(&mut self, step: u32) -> Result<()> {
         // In a loop the counter shows the right step already, and the host only says "go on".
         if self.counter.is_some() && self.shown != Some(step) {
-            self.write_rows("step", &[step])?;
+            self.write_u32("step", &[step])?;
         }
         let captured = match self.captured {
             Some(captured) => captured,
@@ -315,9 +317,9 @@ impl Executable for Compiled {
             reason: format!("the plan has no output or input {name}"),
         })?;
         let value = &self.plan.values[id.0];
-        let length = elements(&value.shape) * value.element.size_bytes();
+        let length = elements(&value.shape) * value.dtype.size_bytes();
         let bytes = self.driver.read(self.range(id, false).address, length)?;
-        Ok(launches::numbers(value.element, &bytes))
+        Ok(launches::numbers(value.dtype, &bytes))
     }
 }
 

@@ -3,7 +3,7 @@
 //! Launch geometry, argument order, offsets of slots and the captured loop are above this line and the same for both,
 //! so that tests without a GPU cover them.
 
-use super::range::Range;
+use super::device_slice::DeviceSlice;
 use super::tensor_map::TensorMap;
 use crate::error::Result;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -30,7 +30,7 @@ pub(super) struct Call {
     /// Tensor maps, which come first.
     pub maps: Vec<TensorMap>,
     /// Pointers, in the order of the kernel's parameters.
-    pub tensors: Vec<Range>,
+    pub tensors: Vec<DeviceSlice>,
     /// Numbers of 32 bits, after the pointers.
     pub scalars: Vec<u32>,
     /// Shared memory beside what the kernel declares.

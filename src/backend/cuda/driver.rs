@@ -9,8 +9,8 @@
 use super::device::{Call, Captured, Driver, Loaded, Turns};
 use super::tensor_map::{Swizzle, TensorMap};
 use super::{HOPPER, kernels};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::plan::Element;
 use cudarc::driver::result::{self as cu, DriverError};
 use cudarc::driver::sys;
 use std::ffi::{CStr, CString, c_void};
@@ -148,10 +148,11 @@ impl Gpu {
         let refuse =
             |reason: String| Error::Device { backend: self.name.clone(), reason: format!("{label}: {reason}") };
         map.check().map_err(refuse)?;
-        let element = match map.element {
-            Element::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-            Element::Bf16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-            Element::F32 | Element::U32 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+        let element = match map.dtype {
+            Dtype::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            Dtype::Bf16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            Dtype::F32 | Dtype::U32 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+            other => unreachable!("no value of a plan is {other}"),
         };
         let swizzle = match map.swizzle {
             Swizzle::None => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,

@@ -1,6 +1,6 @@
 //! The kernels' text, one for each variant, as the build rendered them from `kernels/`.
 
-use crate::plan::Element;
+use crate::dtype::Dtype;
 
 /// The text of a kernel's variant.
 #[derive(Clone, Copy, Debug)]
@@ -8,9 +8,9 @@ pub struct Kernel {
     /// The stem of its file.
     pub stem: &'static str,
     /// Type of a launch's first tensor, where it may differ from that of the output.
-    pub source: Option<Element>,
+    pub source: Option<Dtype>,
     /// Type of the output; a kernel that does not speak of it has one type of numbers, f32.
-    pub elem: Option<Element>,
+    pub elem: Option<Dtype>,
     /// What a driver loads.
     pub text: &'static str,
 }
@@ -19,8 +19,8 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 impl Kernel {
     /// Whether it is the one for tensors of these types.
-    fn is_for(&self, source: Element, elem: Element) -> bool {
-        let own = self.elem.unwrap_or(Element::F32);
+    fn is_for(&self, source: Dtype, elem: Dtype) -> bool {
+        let own = self.elem.unwrap_or(Dtype::F32);
         own == elem && self.source.unwrap_or(own) == source
     }
 
@@ -36,7 +36,7 @@ impl Kernel {
 }
 
 /// Text and full name of an entry for tensors of these types.
-pub(super) fn find(stem: &str, entry: &str, source: Element, elem: Element) -> Option<(&'static str, &'static str)> {
+pub(super) fn find(stem: &str, entry: &str, source: Dtype, elem: Dtype) -> Option<(&'static str, &'static str)> {
     KERNELS.iter().filter(|k| k.stem == stem && k.is_for(source, elem)).find_map(|k| {
         let suffix = k.suffix();
         let named = |name: &&str| name.strip_prefix(entry) == Some(suffix.as_str());
@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn kernels_are_found_by_the_types_of_their_tensors() {
-        use Element::{Bf16, F16, F32};
+        use Dtype::{Bf16, F16, F32};
         let name = |stem, source, elem| find(stem, stem, source, elem).map(|(_, name)| name);
         assert_eq!(name("pointwise", F16, F16), Some("pointwise_f16"));
         assert_eq!(name("concat", F32, Bf16), Some("concat_f32_bf16"));

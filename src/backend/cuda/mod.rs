@@ -7,67 +7,36 @@
 
 mod compiled;
 mod device;
+mod device_slice;
 #[cfg(feature = "cuda")]
 mod driver;
 #[cfg(feature = "cuda-emulator")]
 pub mod emulator;
 pub mod kernels;
-mod range;
 mod tensor_map;
 mod weights;
 
 use super::{Backend, Executable};
+use crate::dtype::Precision;
 use crate::error::Result;
-use crate::ops::Factors;
-use crate::plan::{Element, Plan, WeightSource, narrow};
+use crate::ops::MatmulUnit;
+use crate::plan::{Plan, WeightSource, narrow};
 use compiled::Compiled;
 use device::Driver;
-pub use range::Range;
+pub use device_slice::DeviceSlice;
 use std::sync::Arc;
 pub use tensor_map::{Swizzle, TensorMap};
 
 /// The compute capability that has warpgroups: code for them runs on nothing newer.
 const HOPPER: (u32, u32) = (9, 0);
 
-/// What tensors are stored in and products multiply. Sums and the sampler's state are in single precision always.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Precision {
-    /// Single precision.
-    #[default]
-    F32,
-    /// Tensors in single precision, of which products on tensor cores use ten bits of fraction.
-    Tf32,
-    /// Half precision.
-    F16,
-    /// Half precision with the range of single precision.
-    Bf16,
-}
-
-impl Precision {
-    fn name(self) -> &'static str {
-        match self {
-            Precision::Tf32 => "tf32",
-            other => other.storage().name(),
-        }
-    }
-
-    /// What tensors are stored in.
-    pub fn storage(self) -> Element {
-        match self {
-            Precision::F32 | Precision::Tf32 => Element::F32,
-            Precision::F16 => Element::F16,
-            Precision::Bf16 => Element::Bf16,
-        }
-    }
-
-    /// What products multiply on a device of this compute capability.
-    fn factors(self, capability: (u32, u32)) -> Factors {
-        match self {
-            Precision::F32 => Factors::Single,
-            Precision::Tf32 => Factors::Tensor,
-            Precision::F16 | Precision::Bf16 if capability == HOPPER => Factors::Warpgroup,
-            Precision::F16 | Precision::Bf16 => Factors::Half,
-        }
+/// The units that multiply matrices in this precision, on a device of this compute capability.
+fn matmul_unit(precision: Precision, capability: (u32, u32)) -> MatmulUnit {
+    match precision {
+        Precision::F32 => MatmulUnit::CudaCores,
+        Precision::Tf32 => MatmulUnit::Tf32,
+        Precision::F16 | Precision::Bf16 if capability == HOPPER => MatmulUnit::Warpgroup,
+        Precision::F16 | Precision::Bf16 => MatmulUnit::Half,
     }
 }
 
@@ -135,7 +104,7 @@ impl Backend for Cuda {
 
     fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>> {
         let plan = narrow(plan, self.precision.storage());
-        let factors = self.precision.factors(self.driver.capability());
-        Ok(Box::new(Compiled::new(Arc::clone(&self.driver), plan, weights, factors)?))
+        let matmul = matmul_unit(self.precision, self.driver.capability());
+        Ok(Box::new(Compiled::new(Arc::clone(&self.driver), plan, weights, matmul)?))
     }
 }

@@ -3,9 +3,9 @@
 //! Each driver makes of it what its kernels take: the real one 128 opaque bytes, the emulator nothing. The rules that
 //! [`TensorMap::check`] holds it to are those of `cuTensorMapEncodeTiled`, so a map that the emulator takes the driver takes.
 
-use super::range::Range;
+use super::device_slice::DeviceSlice;
+use crate::dtype::Dtype;
 use crate::ops::Walk;
-use crate::plan::Element;
 
 /// How the rows of a tile change places in shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,9 +36,9 @@ impl Swizzle {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorMap {
     /// Its memory.
-    pub tensor: Range,
+    pub tensor: DeviceSlice,
     /// Its elements.
-    pub element: Element,
+    pub dtype: Dtype,
     /// Elements in each dimension.
     pub dims: Vec<u64>,
     /// Bytes from one element to the next in each dimension but the first, where they follow each other.
@@ -53,11 +53,11 @@ pub struct TensorMap {
 
 impl TensorMap {
     /// The map of a launch's tensor, whose tiles have rows of 128 bytes that are swizzled as `wgmma` wants them.
-    pub fn new(walk: &Walk, tensor: Range, element: Element) -> TensorMap {
-        let size = element.size_bytes() as u64;
+    pub fn new(walk: &Walk, tensor: DeviceSlice, dtype: Dtype) -> TensorMap {
+        let size = dtype.size_bytes() as u64;
         TensorMap {
             tensor,
-            element,
+            dtype,
             dims: walk.dims.iter().map(|&n| n as u64).collect(),
             strides: walk.strides.iter().map(|&n| n as u64 * size).collect(),
             // Up to the next step, which takes the same elements: see the rule below.
@@ -74,7 +74,7 @@ impl TensorMap {
 
     /// Bytes of a tile in shared memory.
     pub fn tile_bytes(&self) -> u32 {
-        self.counts().iter().product::<u32>() * self.element.size_bytes() as u32
+        self.counts().iter().product::<u32>() * self.dtype.size_bytes() as u32
     }
 
     /// Whether the hardware can walk like this.
@@ -83,7 +83,7 @@ impl TensorMap {
     /// The first rule that is not kept.
     pub fn check(&self) -> Result<(), String> {
         let TensorMap { tensor, dims, strides, tile, steps, .. } = self;
-        let size = self.element.size_bytes() as u64;
+        let size = self.dtype.size_bytes() as u64;
         let rank = dims.len();
         let require = |is: bool, rule: &str| if is { Ok(()) } else { Err(format!("tensor map: {rule}, {self:?}")) };
         require((1..=5).contains(&rank), "one to five dimensions")?;

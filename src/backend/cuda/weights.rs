@@ -1,10 +1,11 @@
 //! Weights from the checkpoint to one allocation on the device, in the order and type in which kernels read them.
 
 use super::device::Driver;
-use super::range::Range;
+use super::device_slice::DeviceSlice;
+use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::ops::{Factors, elements};
-use crate::plan::{Element, Stored};
+use crate::ops::{MatmulUnit, elements};
+use crate::plan::TensorData;
 use half::vec::HalfFloatVecExt;
 use half::{bf16, f16};
 
@@ -27,44 +28,45 @@ const ROW_PIECE: usize = 8;
 
 impl Order {
     /// The order for products of such factors.
-    pub fn of(factors: Factors) -> Order {
-        if factors == Factors::Single { Order::Columns } else { Order::Rows }
+    pub fn of(matmul: MatmulUnit) -> Order {
+        if matmul == MatmulUnit::CudaCores { Order::Columns } else { Order::Rows }
     }
 
     /// Bytes of a tensor of this shape.
-    pub fn size_bytes(self, shape: &[usize], element: Element) -> u64 {
+    pub fn size_bytes(self, shape: &[usize], dtype: Dtype) -> u64 {
         let count = match self {
             Order::Stored => elements(shape),
             Order::Columns => shape[0].next_multiple_of(4) * elements(&shape[1..]),
             Order::Rows => shape[0] * elements(&shape[1..]).next_multiple_of(ROW_PIECE),
         };
-        (count * element.size_bytes()) as u64
+        (count * dtype.size_bytes()) as u64
     }
 }
 
 /// Copies a stored tensor to its place.
 pub(super) fn send(
     driver: &dyn Driver,
-    to: Range,
-    stored: &Stored<'_>,
-    (shape, element): (&[usize], Element),
+    to: DeviceSlice,
+    stored: &TensorData<'_>,
+    (shape, dtype): (&[usize], Dtype),
     order: Order,
 ) -> Result<()> {
     let mut numbers = match (order, stored) {
         (Order::Stored, _) => stored.to_f32(),
-        (_, Stored::F32(x)) => arranged(x, |v| v, shape, order),
-        (_, Stored::F16(x)) => arranged(x, f16::to_f32, shape, order),
-        (_, Stored::BF16(x)) => arranged(x, bf16::to_f32, shape, order),
+        (_, TensorData::F32(x)) => arranged(x, |v| v, shape, order),
+        (_, TensorData::F16(x)) => arranged(x, f16::to_f32, shape, order),
+        (_, TensorData::Bf16(x)) => arranged(x, bf16::to_f32, shape, order),
     };
-    match element {
-        Element::F16 => driver.write(to.address, bytemuck::cast_slice(&Vec::<f16>::from_f32_slice(&numbers))),
-        Element::Bf16 => driver.write(to.address, bytemuck::cast_slice(&Vec::<bf16>::from_f32_slice(&numbers))),
-        Element::F32 | Element::U32 => {
+    match dtype {
+        Dtype::F16 => driver.write(to.address, bytemuck::cast_slice(&Vec::<f16>::from_f32_slice(&numbers))),
+        Dtype::Bf16 => driver.write(to.address, bytemuck::cast_slice(&Vec::<bf16>::from_f32_slice(&numbers))),
+        Dtype::F32 | Dtype::U32 => {
             if order == Order::Rows {
                 numbers.iter_mut().for_each(|x| *x = tf32(*x));
             }
             driver.write(to.address, bytemuck::cast_slice(&numbers))
         }
+        other => unreachable!("no value of a plan is {other}"),
     }
 }
 
@@ -118,7 +120,7 @@ mod tests {
     #[test]
     fn columns_hold_all_outputs_of_one_tap_and_channel_and_zeros_up_to_four() {
         let (x, all) = (stored(), columns(&stored(), |v| v, &SHAPE));
-        assert_eq!(Order::Columns.size_bytes(&SHAPE, Element::F32), 4 * all.len() as u64);
+        assert_eq!(Order::Columns.size_bytes(&SHAPE, Dtype::F32), 4 * all.len() as u64);
         for k in 0..6 {
             let (tap, c) = (k / 3, k % 3);
             for o in 0..6 {
@@ -131,7 +133,7 @@ mod tests {
     #[test]
     fn rows_hold_all_taps_and_channels_of_one_output_and_zeros_up_to_eight() {
         let (x, all) = (stored(), rows(&stored(), |v| v, &SHAPE));
-        assert_eq!(Order::Rows.size_bytes(&SHAPE, Element::Bf16), 2 * all.len() as u64);
+        assert_eq!(Order::Rows.size_bytes(&SHAPE, Dtype::Bf16), 2 * all.len() as u64);
         for (o, row) in all.chunks(8).enumerate() {
             for (k, v) in row[..6].iter().enumerate() {
                 assert_eq!(*v, x[(o * 3 + k % 3) * 2 + k / 3]);

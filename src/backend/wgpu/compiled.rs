@@ -4,9 +4,10 @@ use super::device::Device;
 use super::upload::Order;
 use super::weights::{Part, Weights};
 use crate::backend::{Executable, launches};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::ops::{Launch, Operand, Operation, Tiles, elements};
-use crate::plan::{Element, Origin, Plan, Slots, Step, ValueId, WeightSource, assign};
+use crate::plan::{Origin, Plan, Slots, Step, ValueId, WeightSource, assign};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -47,7 +48,7 @@ pub(super) struct Compiled {
 }
 
 /// A launch, and which part of a weight it is given.
-struct Run {
+struct PartLaunch {
     /// The step of the plan that it belongs to.
     step: usize,
     launch: Launch,
@@ -89,26 +90,27 @@ impl Compiled {
             seconds: kernels.profile.then(|| vec![0.0; plan.steps.len()]),
             plan,
         };
-        let runs: Vec<Run> = launches.into_iter().flat_map(|launch| compiled.runs(launch, kernels.tiles)).collect();
+        let runs: Vec<PartLaunch> =
+            launches.into_iter().flat_map(|launch| compiled.runs(launch, kernels.tiles)).collect();
         compiled.once = runs.iter().filter(|run| run.step < compiled.plan.once).count();
         compiled.bind(&runs, kernels.subgroups)?;
         Ok(compiled)
     }
 
     /// A launch as it is, or one for each part of a weight that was divided.
-    fn runs(&self, (step, launch): (usize, Launch), tiles: Tiles) -> Vec<Run> {
+    fn runs(&self, (step, launch): (usize, Launch), tiles: Tiles) -> Vec<PartLaunch> {
         let Some((weight, parts)) = self.weights.divided(&self.plan, step, &launch) else {
-            return vec![Run { step, launch, part: 0, first: None }];
+            return vec![PartLaunch { step, launch, part: 0, first: None }];
         };
         let part = |(part, Part { rows, .. }): (usize, &Part)| {
             let launch = weight.part(&launch, tiles, rows.len());
-            Run { step, launch, part, first: Some((weight.first, rows.start)) }
+            PartLaunch { step, launch, part, first: Some((weight.first, rows.start)) }
         };
         parts.iter().enumerate().map(part).collect()
     }
 
     /// Pipelines and bind groups of all launches.
-    fn bind(&mut self, runs: &[Run], subgroups: bool) -> Result<()> {
+    fn bind(&mut self, runs: &[PartLaunch], subgroups: bool) -> Result<()> {
         let scalar_bytes = |launch: &Launch| (4 * launch.scalars.len() as u64).next_multiple_of(16);
         let alignment = u64::from(self.device.limits.min_uniform_buffer_offset_alignment.max(16));
         let stride = runs.iter().map(|run| scalar_bytes(&run.launch)).max().unwrap_or(16).next_multiple_of(alignment);
@@ -121,7 +123,7 @@ impl Compiled {
         });
         self.device.check(|| format!("allocating {size} bytes for the scalars of {}", self.plan.name))?;
         let mut scalars = vec![0u8; size as usize];
-        for (number, Run { step: index, launch, part, first }) in runs.iter().enumerate() {
+        for (number, PartLaunch { step: index, launch, part, first }) in runs.iter().enumerate() {
             let step = &self.plan.steps[*index];
             let offset = stride * number as u64;
             for (i, scalar) in launch.scalars.iter().enumerate() {
@@ -141,8 +143,8 @@ impl Compiled {
                 Operand::Output => step.output,
                 Operand::Scratch { .. } | Operand::Left { .. } => unreachable!("{NOTHING_LEFT}"),
             };
-            let element = |id: ValueId| self.plan.values[id.0].element;
-            let variant = self.device.variant(element(leading), element(step.output), subgroups);
+            let dtype = |id: ValueId| self.plan.values[id.0].dtype;
+            let variant = self.device.variant(dtype(leading), dtype(step.output), subgroups);
             let pipeline = self.device.pipeline(launch, variant, *first)?;
             let tensors = launch.tensors.iter().map(|&tensor| self.binding(step, tensor, *part));
             let uniform =
@@ -261,12 +263,12 @@ impl Compiled {
     }
 
     /// The memory of an input, if there is one of that name, type and length.
-    fn target(&self, name: &str, element: Element, length: usize) -> Result<&wgpu::Buffer> {
+    fn target(&self, name: &str, dtype: Dtype, length: usize) -> Result<&wgpu::Buffer> {
         let wrong = |reason: String| Error::Shape { at: format!("{}, input {name}", self.plan.name), reason };
         let id = self.plan.input(name).ok_or_else(|| wrong("the plan has no such input".to_owned()))?;
         let value = &self.plan.values[id.0];
-        if value.element != element || elements(&value.shape) != length {
-            let found = format!("{length} elements of {element:?} for {:?} of {:?}", value.shape, value.element);
+        if value.dtype != dtype || elements(&value.shape) != length {
+            let found = format!("{length} elements of {dtype:?} for {:?} of {:?}", value.shape, value.dtype);
             return Err(wrong(found));
         }
         Ok(self.memory_of(id).0)
@@ -293,12 +295,12 @@ impl Executable for Compiled {
     }
 
     fn write(&mut self, input: &str, data: &[f32]) -> Result<()> {
-        self.device.write(self.target(input, Element::F32, data.len())?, 0, bytemuck::cast_slice(data));
+        self.device.write(self.target(input, Dtype::F32, data.len())?, 0, bytemuck::cast_slice(data));
         self.device.check(|| format!("writing the input {input}"))
     }
 
-    fn write_rows(&mut self, input: &str, data: &[u32]) -> Result<()> {
-        self.device.write(self.target(input, Element::U32, data.len())?, 0, bytemuck::cast_slice(data));
+    fn write_u32(&mut self, input: &str, data: &[u32]) -> Result<()> {
+        self.device.write(self.target(input, Dtype::U32, data.len())?, 0, bytemuck::cast_slice(data));
         self.device.check(|| format!("writing the input {input}"))
     }
 
@@ -308,7 +310,7 @@ impl Executable for Compiled {
 
     fn run_step(&mut self, step: u32) -> Result<()> {
         if self.plan.input("step").is_some() {
-            self.write_rows("step", &[step])?;
+            self.write_u32("step", &[step])?;
         }
         self.run(self.once..self.dispatches.len(), true)
     }
@@ -322,8 +324,8 @@ impl Executable for Compiled {
         let value = &self.plan.values[self.plan.root(id).0];
         let (buffer, bytes) = self.memory_of(id);
         let bytes = self.device.read(buffer, bytes)?;
-        let length = elements(&value.shape) * value.element.size_bytes();
-        Ok(launches::numbers(value.element, &bytes[..length]))
+        let length = elements(&value.shape) * value.dtype.size_bytes();
+        Ok(launches::numbers(value.dtype, &bytes[..length]))
     }
 
     fn finish(&mut self) -> Result<()> {

@@ -7,9 +7,9 @@
 use super::adapters::{self, Adapter, Choice};
 use super::cache::Cache;
 use super::shaders::{Variant, render};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::ops::{Launch, Operand};
-use crate::plan::Element;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -257,7 +257,7 @@ impl Device {
     }
 
     /// The variant of a kernel whose first tensor and output are stored like this.
-    pub fn variant(&self, source: Element, elem: Element, subgroups: bool) -> Variant {
+    pub fn variant(&self, source: Dtype, elem: Dtype, subgroups: bool) -> Variant {
         Variant { source, elem, subgroups: subgroups && self.adapter.subgroups, side: self.adapter.matrices }
     }
 
@@ -321,7 +321,7 @@ mod tests {
             scalars: Vec::new(),
             tiling: None,
         };
-        let variant = device.variant(Element::F32, Element::F32, false);
+        let variant = device.variant(Dtype::F32, Dtype::F32, false);
         let refused = device.pipeline(&launch, variant, None).err().expect("a binding is missing").to_string();
         assert!(refused.contains("slice") && refused.contains(&device.adapter.name), "{refused}");
         launch.stem = "no such kernel";

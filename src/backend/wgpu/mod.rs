@@ -17,9 +17,10 @@ pub use adapters::{Adapter, Choice, Kind, adapters};
 pub use device::Traffic;
 
 use super::{Backend, Executable};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::ops::Tiles;
-use crate::plan::{Element, Plan, WeightSource, narrow};
+use crate::plan::{Plan, WeightSource, narrow};
 use cache::Cache;
 use compiled::{Compiled, Kernels};
 use device::Device;
@@ -32,7 +33,7 @@ pub struct Options {
     /// Which adapter.
     pub adapter: Choice,
     /// What tensors are stored in; kernels compute in f32 in any case.
-    pub storage: Element,
+    pub storage: Dtype,
     /// How products share their operands; `None` is what suits the adapter. [`Tiles::Matrices`] needs storage in f16.
     pub tiles: Option<Tiles>,
     /// Whether subgroup operations are used where the adapter has them.
@@ -48,7 +49,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             adapter: Choice::Best,
-            storage: Element::F32,
+            storage: Dtype::F32,
             tiles: None,
             subgroups: true,
             largest_tensor: None,
@@ -69,19 +70,19 @@ impl Wgpu {
     /// # Errors
     /// There is no such adapter, it cannot be opened, or it lacks what the options ask for.
     pub fn new(options: Options) -> Result<Wgpu> {
-        if options.storage == Element::Bf16 {
+        if options.storage == Dtype::Bf16 {
             let what = "storage in bf16 on wgpu, whose shading language has no such type; f32 and f16 are possible";
             return Err(Error::Unsupported { what: what.to_owned() });
         }
         let matrices = options.tiles == Some(Tiles::Matrices);
         let device = Device::open(options.adapter, options.largest_tensor, matrices)?;
-        if options.storage == Element::F16 && !device.adapter.f16 {
+        if options.storage == Dtype::F16 && !device.adapter.f16 {
             return Err(device.error("the adapter lacks SHADER_F16; f32 is possible"));
         }
         if matrices && device.adapter.matrices.is_none() {
             return Err(device.error("the adapter lacks cooperative matrices of f16 with sums in f32, 8x8 or 16x16"));
         }
-        if matrices && options.storage != Element::F16 {
+        if matrices && options.storage != Dtype::F16 {
             return Err(device.error("cooperative matrices multiply f16, and storage is f32"));
         }
         if options.profile && !device.adapter.timestamps {

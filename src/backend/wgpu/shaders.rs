@@ -3,7 +3,7 @@
 //! Kernels are plain WGSL in `shaders/`. A variant is a few lines before that text: which type tensors are stored in,
 //! which of two ways to sum over a workgroup, and how large the matrices are that a subgroup multiplies.
 
-use crate::plan::Element;
+use crate::dtype::Dtype;
 use std::fmt::Write;
 
 const PRELUDE: &str = include_str!("../../../shaders/prelude.wgsl");
@@ -41,9 +41,9 @@ kernels![
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Variant {
     /// Type of the launch's first tensor.
-    pub source: Element,
+    pub source: Dtype,
     /// Type of its output.
-    pub elem: Element,
+    pub elem: Dtype,
     /// Whether invocations of a subgroup may add up their numbers directly.
     pub subgroups: bool,
     /// Rows and columns of cooperative matrices, 8 or 16, for the kernels that multiply them.
@@ -60,7 +60,7 @@ pub fn render(stem: &str, variant: Variant) -> Option<String> {
     let text_of = |stem: &str| KERNELS.iter().find(|(s, _)| *s == stem).map(|(_, text)| *text);
     let kernel = text_of(stem)?;
     let mut text = String::new();
-    if variant.source == Element::F16 || variant.elem == Element::F16 {
+    if variant.source == Dtype::F16 || variant.elem == Dtype::F16 {
         text.push_str("enable f16;\n");
     }
     let matrices = variant.side.filter(|_| stem.ends_with("_matrices"));

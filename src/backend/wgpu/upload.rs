@@ -4,8 +4,9 @@
 //! twice in memory: the stored bytes stay in the memory map, and only pieces are copied.
 
 use super::device::Device;
+use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::plan::{Element, Stored};
+use crate::plan::TensorData;
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -63,8 +64,8 @@ impl Order {
 }
 
 /// Bytes that so many elements take on the device: whole words.
-pub fn size_bytes(count: usize, element: Element) -> u64 {
-    (count * element.size_bytes()).next_multiple_of(4) as u64
+pub fn size_bytes(count: usize, dtype: Dtype) -> u64 {
+    (count * dtype.size_bytes()).next_multiple_of(4) as u64
 }
 
 /// Collects what is under way over several tensors.
@@ -83,12 +84,12 @@ impl<'a> Uploads<'a> {
     pub fn send(
         &mut self,
         buffer: &wgpu::Buffer,
-        stored: &Stored<'_>,
+        stored: &TensorData<'_>,
         order: Order,
         elements: Range<usize>,
-        element: Element,
+        dtype: Dtype,
     ) -> Result<()> {
-        let size = element.size_bytes();
+        let size = dtype.size_bytes();
         // Whole rows of panels, and an even number of elements, so that every piece but the last ends on a word.
         let most = (PIECE / size).next_multiple_of(2 * PANEL);
         for from in elements.clone().step_by(most) {
@@ -96,9 +97,9 @@ impl<'a> Uploads<'a> {
             self.piece.clear();
             self.piece.resize((range.len() * size).next_multiple_of(4), 0);
             match stored {
-                Stored::F32(x) => fill(x, |v| v, range, order, element, &mut self.piece),
-                Stored::F16(x) => fill(x, f16::to_f32, range, order, element, &mut self.piece),
-                Stored::BF16(x) => fill(x, bf16::to_f32, range, order, element, &mut self.piece),
+                TensorData::F32(x) => fill(x, |v| v, range, order, dtype, &mut self.piece),
+                TensorData::F16(x) => fill(x, f16::to_f32, range, order, dtype, &mut self.piece),
+                TensorData::Bf16(x) => fill(x, bf16::to_f32, range, order, dtype, &mut self.piece),
             }
             self.device.write(buffer, ((from - elements.start) * size) as u64, &self.piece);
             self.under_way += self.piece.len();
@@ -118,18 +119,12 @@ impl<'a> Uploads<'a> {
 }
 
 /// Elements `range` of a tensor in the device's order and type.
-fn fill<T: Copy>(
-    x: &[T],
-    widen: impl Fn(T) -> f32,
-    range: Range<usize>,
-    order: Order,
-    element: Element,
-    out: &mut [u8],
-) {
-    let put = |out: &mut [u8], at: usize, v: T| match element {
-        Element::F16 => out[2 * at..2 * at + 2].copy_from_slice(&f16::from_f32(widen(v)).to_le_bytes()),
-        Element::Bf16 => out[2 * at..2 * at + 2].copy_from_slice(&bf16::from_f32(widen(v)).to_le_bytes()),
-        Element::F32 | Element::U32 => out[4 * at..4 * at + 4].copy_from_slice(&widen(v).to_le_bytes()),
+fn fill<T: Copy>(x: &[T], widen: impl Fn(T) -> f32, range: Range<usize>, order: Order, dtype: Dtype, out: &mut [u8]) {
+    let put = |out: &mut [u8], at: usize, v: T| match dtype {
+        Dtype::F16 => out[2 * at..2 * at + 2].copy_from_slice(&f16::from_f32(widen(v)).to_le_bytes()),
+        Dtype::Bf16 => out[2 * at..2 * at + 2].copy_from_slice(&bf16::from_f32(widen(v)).to_le_bytes()),
+        Dtype::F32 | Dtype::U32 => out[4 * at..4 * at + 4].copy_from_slice(&widen(v).to_le_bytes()),
+        other => unreachable!("no value of a plan is {other}"),
     };
     match order {
         Order::Stored => x[range].iter().enumerate().for_each(|(i, &v)| put(out, i, v)),
@@ -157,7 +152,7 @@ mod tests {
 
     fn filled(x: &[f32], range: Range<usize>, order: Order) -> Vec<f32> {
         let mut out = vec![0; 4 * range.len()];
-        fill(x, |v| v, range, order, Element::F32, &mut out);
+        fill(x, |v| v, range, order, Dtype::F32, &mut out);
         bytemuck::allocation::pod_collect_to_vec(&out)
     }
 
@@ -193,10 +188,10 @@ mod tests {
     #[test]
     fn half_precision_takes_half_the_bytes_and_whole_words() {
         let whole =
-            |order: Order, shape: &[usize], element| size_bytes(order.elements(shape, &(0..shape[0])).len(), element);
-        assert_eq!(whole(Order::Stored, &[5], Element::F16), 12);
-        assert_eq!(whole(Order::packed(&[5, 7]), &[5, 7], Element::F16), 2 * PANEL as u64 * 7);
-        assert_eq!(whole(Order::packed(&[33, 7]), &[33, 7], Element::F32), 4 * 2 * PANEL as u64 * 7);
+            |order: Order, shape: &[usize], dtype| size_bytes(order.elements(shape, &(0..shape[0])).len(), dtype);
+        assert_eq!(whole(Order::Stored, &[5], Dtype::F16), 12);
+        assert_eq!(whole(Order::packed(&[5, 7]), &[5, 7], Dtype::F16), 2 * PANEL as u64 * 7);
+        assert_eq!(whole(Order::packed(&[33, 7]), &[33, 7], Dtype::F32), 4 * 2 * PANEL as u64 * 7);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::device::Device;
 use super::upload::{Order, Uploads, size_bytes};
 use crate::backend::launches;
 use crate::error::Result;
-use crate::ops::{Divisible, Launch, Operand, Operation};
+use crate::ops::{Launch, Operand, Operation, WeightSplit};
 use crate::plan::{Origin, Plan, ValueId, WeightSource};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -33,12 +33,12 @@ impl Weights {
             let value = &plan.values[id.0];
             let Origin::Weight(name) = &value.origin else { continue };
             let stored = source.load(name)?;
-            let bytes = |rows: &Range<usize>| size_bytes(order.elements(&value.shape, rows).len(), value.element);
+            let bytes = |rows: &Range<usize>| size_bytes(order.elements(&value.shape, rows).len(), value.dtype);
             let count = order.rows(&value.shape);
             let mut most = count;
             if bytes(&(0..count)) > device.adapter.largest_tensor && is_divisible(plan, launches, id, order) {
-                let least = bytes(&(0..Divisible::MULTIPLE));
-                most = Divisible::MULTIPLE * (device.adapter.largest_tensor / least).max(1) as usize;
+                let least = bytes(&(0..WeightSplit::MULTIPLE));
+                most = WeightSplit::MULTIPLE * (device.adapter.largest_tensor / least).max(1) as usize;
             }
             let mut parts = Vec::new();
             for first in (0..count.max(1)).step_by(most.max(1)) {
@@ -49,7 +49,7 @@ impl Weights {
                 };
                 let buffer = device.buffer(&what, bytes(&rows))?;
                 device.counters.weight_bytes.fetch_add(bytes(&rows), Ordering::Relaxed);
-                uploads.send(&buffer, &stored, order, order.elements(&value.shape, &rows), value.element)?;
+                uploads.send(&buffer, &stored, order, order.elements(&value.shape, &rows), value.dtype)?;
                 parts.push(Part { rows, buffer });
             }
             weights.0.insert((id, order), parts);
@@ -65,9 +65,9 @@ impl Weights {
     }
 
     /// What tells a step's launch which part it is given, with the parts, if its weight was divided.
-    pub fn divided(&self, plan: &Plan, step: usize, launch: &Launch) -> Option<(Divisible, &[Part])> {
+    pub fn divided(&self, plan: &Plan, step: usize, launch: &Launch) -> Option<(WeightSplit, &[Part])> {
         let step = &plan.steps[step];
-        let divisible = step.op.divisible()?;
+        let divisible = step.op.weight_split()?;
         let id = plan.root(step.inputs[divisible.input]);
         let order = order_of(plan, &step.inputs, divisible.input, launch)?;
         let parts = self.0.get(&(id, order)).filter(|parts| parts.len() > 1)?;
@@ -92,7 +92,7 @@ fn is_divisible(plan: &Plan, launches: &[(usize, Launch)], id: ValueId, order: O
     }
     launches.iter().all(|(step, launch)| {
         let step = &plan.steps[*step];
-        let own = step.op.divisible();
+        let own = step.op.weight_split();
         step.inputs.iter().enumerate().all(|(i, &input)| {
             let reads = plan.root(input) == id && order_of(plan, &step.inputs, i, launch) == Some(order);
             let rows = |value: ValueId| order.rows(plan.shape(value));

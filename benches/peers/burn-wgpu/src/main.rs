@@ -16,7 +16,7 @@ use support::close::close;
 use support::{Data, Problem, cases};
 use unclip::backend::wgpu::{Kind, Options, Wgpu};
 use unclip::ops::{Conv2d, Linear, Op, Operation};
-use unclip::plan::Element;
+use unclip::Dtype;
 
 /// Seconds that each side is given for a case, after its first runs.
 const SECONDS: f64 = 0.4;
@@ -49,7 +49,7 @@ fn main() {
         // A kernel that fails leaves numbers behind all the same.
         let length = support::reference::reduction(&problem);
         let got = in_our_order(&problem, run_burn(1));
-        if let Err(reason) = close(&got, &support::reference::run(&problem), Element::F32, length) {
+        if let Err(reason) = close(&got, &support::reference::run(&problem), Dtype::F32, length) {
             println!("{:<34} burn is wrong and not timed: {reason}", case.name);
             continue;
         }

@@ -34,7 +34,7 @@ pub(super) fn swizzled(swizzle: Swizzle, address: u32) -> u32 {
 
 /// The pieces of a tile: offset in it, and where they are in the tensor if they are inside.
 fn elements(map: &TensorMap, corner: &[i64], mut visit: impl FnMut(u32, Option<u64>) -> Outcome) -> Outcome {
-    let size = map.element.size_bytes() as u64;
+    let size = map.dtype.size_bytes() as u64;
     let counts = map.counts();
     let inner = counts[0];
     for row in 0..counts[1..].iter().product::<u32>() {
@@ -144,7 +144,7 @@ fn load(
         Outside::Tile { map, coordinates } => {
             let map = map_at(reach.maps, w.wide(*map, mask)?[lane], coordinates.len(), lane)?;
             aligned(map, to, lane)?;
-            let size = map.element.size_bytes() as u64;
+            let size = map.dtype.size_bytes() as u64;
             reach.shared.await_bulk(to, map.tile_bytes(), 128, thread, reach.clock)?;
             let mut words = vec![0; map.tile_bytes() as usize / 4];
             elements(map, &corner(w, coordinates, mask, lane)?, |offset, address| {
@@ -189,7 +189,7 @@ fn store(w: &Warp, reach: &mut Reach<'_>, (mask, lane): (u32, usize), to: &Outsi
         Outside::Tile { map, coordinates } => {
             let map = map_at(reach.maps, w.wide(*map, mask)?[lane], coordinates.len(), lane)?;
             aligned(map, from, lane)?;
-            let size = map.element.size_bytes() as u64;
+            let size = map.dtype.size_bytes() as u64;
             let mut tile = Vec::new();
             for piece in 0..map.tile_bytes() / 16 {
                 let at = swizzled(map.swizzle, from + 16 * piece);

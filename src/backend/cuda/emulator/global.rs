@@ -5,7 +5,7 @@
 //! where it belongs to the same allocation.
 
 use super::fault::{Check, Outcome, stop};
-use crate::backend::cuda::range::Range;
+use crate::backend::cuda::device_slice::DeviceSlice;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 /// Addresses begin here; small numbers are never addresses.
@@ -108,8 +108,8 @@ impl Memory {
     }
 
     /// What a launch may touch.
-    pub fn tensors(&self, ranges: &[Range]) -> Result<Tensors<'_>, String> {
-        let window = |range: &Range| {
+    pub fn tensors(&self, ranges: &[DeviceSlice]) -> Result<Tensors<'_>, String> {
+        let window = |range: &DeviceSlice| {
             let none = || format!("{} bytes at {:#x} are not allocated", range.bytes, range.address);
             let (region, _) = self.region(range.address, range.bytes).ok_or_else(none)?;
             Ok(Window { range: *range, region, read_bytes: AtomicU64::new(0) })
@@ -121,7 +121,7 @@ impl Memory {
 
 /// One tensor of a launch.
 struct Window<'a> {
-    range: Range,
+    range: DeviceSlice,
     region: &'a Region,
     /// What threads have read of it; only counted if it is small.
     read_bytes: AtomicU64,
@@ -158,7 +158,7 @@ pub(super) struct Global<'a> {
 /// launch, so that what one of them writes no other may use; atomics may meet each other. Bytes that share two count as
 /// one.
 struct Uses {
-    range: Range,
+    range: DeviceSlice,
     by: Vec<(AtomicU32, AtomicU32)>,
 }
 
@@ -173,7 +173,7 @@ enum Use {
 }
 
 impl Uses {
-    fn new(range: &Range) -> Uses {
+    fn new(range: &DeviceSlice) -> Uses {
         Uses { range: *range, by: (0..range.bytes.div_ceil(2)).map(|_| Default::default()).collect() }
     }
 }

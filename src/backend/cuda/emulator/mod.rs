@@ -35,7 +35,7 @@ mod syntax;
 mod together;
 mod warp;
 
-pub use crate::backend::cuda::{Range, Swizzle, TensorMap};
+pub use crate::backend::cuda::{DeviceSlice, Swizzle, TensorMap};
 pub use driver::Emulator;
 pub use fault::{Check, Counters, Fault};
 pub use program::Kernel;
@@ -60,7 +60,7 @@ pub struct Arguments<'a> {
     /// Tensors that bulk copies reach.
     pub maps: &'a [TensorMap],
     /// Pointers to tensors.
-    pub tensors: &'a [Range],
+    pub tensors: &'a [DeviceSlice],
     /// Sizes, codes and factors.
     pub scalars: &'a [u32],
     /// Shared memory that the launch asks for, beside what the kernel declares.
@@ -128,7 +128,7 @@ impl Machine {
             check: Check::OutOfBounds,
             detail,
         };
-        let reached: Vec<Range> =
+        let reached: Vec<DeviceSlice> =
             arguments.maps.iter().map(|map| map.tensor).chain(arguments.tensors.iter().copied()).collect();
         let tensors = self.memory.tensors(&reached).map_err(refused)?;
         let parameters = Parameters::new(kernel, arguments).map_err(refused)?;

@@ -2,7 +2,7 @@
 
 /// A tensor of a launch: its memory, and whether the kernel writes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
+pub struct DeviceSlice {
     /// Where it begins.
     pub address: u64,
     /// Its length.

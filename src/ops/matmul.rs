@@ -1,27 +1,27 @@
 //! How matrix products, convolutions among them, become launches: which kernel, which tiles, how many parts.
 
 use super::launch::grid;
-use super::{Launch, Lowering, Operand, Patch, Scalar, Tiles, Tiling, Walk, elements, width};
+use super::{Launch, Lowering, Operand, OutputTile, Scalar, Tiles, Tiling, Walk, elements, width};
 
-/// What a GPU's products multiply, where it has a choice; their sums are in single precision always.
+/// Which units of a GPU multiply matrices, and in which precision. Accumulation is always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Factors {
-    /// Single precision, on plain cores.
-    Single,
-    /// Single precision cut to ten bits of fraction (tf32), on tensor cores.
-    Tensor,
-    /// The half-precision type that tensors are stored in, on tensor cores.
+pub enum MatmulUnit {
+    /// CUDA cores, f32.
+    CudaCores,
+    /// Tensor cores (`mma`), tf32.
+    Tf32,
+    /// Tensor cores (`mma`), in the 16-bit type that tensors are stored in.
     Half,
-    /// The same by the warpgroups of compute capability 9.0, where a product's shape allows it.
+    /// Warpgroups of compute capability 9.0 (`wgmma`), in the same type, where the shape allows it.
     Warpgroup,
 }
 
-impl Factors {
+impl MatmulUnit {
     /// Bytes of an element in the storage type that goes with it.
     pub(super) fn size_bytes(self) -> usize {
         match self {
-            Factors::Single | Factors::Tensor => 4,
-            Factors::Half | Factors::Warpgroup => 2,
+            MatmulUnit::CudaCores | MatmulUnit::Tf32 => 4,
+            MatmulUnit::Half | MatmulUnit::Warpgroup => 2,
         }
     }
 }
@@ -47,8 +47,8 @@ fn moments(lowering: &Lowering) -> (Operand, Scalar) {
 }
 
 /// What a product in PTX reads, and what is done to its sums.
-pub(super) struct Product {
-    /// As the header of `product_mma.ptx` lists them: rows, height, width, channels, out_height, out_width, outputs,
+pub(super) struct Matmul {
+    /// As the header of `matmul_mma.ptx` lists them: rows, height, width, channels, out_height, out_width, outputs,
     /// window_height, window_width, stride, padding.
     pub sizes: [usize; 11],
     /// Bias, shift, residual, each present or not.
@@ -75,10 +75,10 @@ const FLAT: Tile = Tile { entries: ["linear_mma_16x64", "conv2d_mma_16x64"], row
 /// Blocks that keep a GPU busy. The multiprocessors of the cards in use are between 46 and 144; a plan must not depend
 /// on the one that it happens to run on.
 const MULTIPROCESSORS: usize = 128;
-/// Fewer steps of `product_mma` than this are not worth a launch that adds up their parts.
+/// Fewer steps of `matmul_mma` than this are not worth a launch that adds up their parts.
 const LEAST_STEPS: usize = 8;
-/// What a block of `product_sum` owns at most, and where it leaves moments.
-const SUM: Patch = Patch { positions: 32, columns: 160 };
+/// What a block of `matmul_sum` owns at most, and where it leaves moments.
+const SUM: OutputTile = OutputTile { positions: 32, columns: 160 };
 /// Bytes of a row that a step brings in.
 const STEP_BYTES: usize = 64;
 
@@ -99,7 +99,7 @@ impl Tile {
     }
 }
 
-/// A block's pixels in `product_sm90`, two to this power.
+/// A block's pixels in `matmul_sm90`, two to this power.
 const BOX_BITS: u32 = 7;
 /// A block's outputs there.
 const BOX_COLUMNS: usize = 160;
@@ -108,21 +108,21 @@ const BOX_CHANNELS: usize = 64;
 /// Five stages of both operands, and two counters of 8 bytes for each.
 const BOX_SHARED_BYTES: u32 = 5 * (128 * 128 + 160 * 128 + 16);
 
-/// How `product_sm90` divides pictures: 2^wide columns by 2^high rows of several pictures are one block's.
-struct Boxes {
+/// How `matmul_sm90` divides pictures: 2^wide columns by 2^high rows of several pictures are one block's.
+struct TileGrid {
     wide: u32,
     high: u32,
     count: usize,
 }
 
-impl Boxes {
+impl TileGrid {
     /// The division with the fewest boxes for pictures of so many rows and columns, of several the widest.
-    fn of(images: usize, height: usize, width: usize) -> Boxes {
+    fn of(images: usize, height: usize, width: usize) -> TileGrid {
         let all = (0..=BOX_BITS).rev().flat_map(|wide| (0..=BOX_BITS - wide).rev().map(move |high| (wide, high)));
         let boxes = all.map(|(wide, high)| {
             let across = |length: usize, bits: u32| length.div_ceil(1 << bits);
             let count = across(width, wide) * across(height, high) * across(images, BOX_BITS - wide - high);
-            Boxes { wide, high, count }
+            TileGrid { wide, high, count }
         });
         boxes.min_by_key(|boxes| boxes.count).expect("there is more than one division")
     }
@@ -136,16 +136,16 @@ impl Boxes {
 
 /// One of the kernels for a product: what it is launched with but for its tensors, and in how many steps it goes through
 /// the depth.
-struct Way {
+struct KernelChoice {
     launch: Launch,
     steps: usize,
     /// Fewer steps than this are not worth a launch that adds up their parts.
     least: usize,
     /// Positions and columns of a block, where its positions are as many as that in every block.
-    patch: Option<Patch>,
+    patch: Option<OutputTile>,
 }
 
-impl Way {
+impl KernelChoice {
     /// Parts of the depth, and the steps of each but the last.
     fn parts(&self) -> [usize; 2] {
         let blocks = self.launch.grid.iter().map(|&n| n as usize).product::<usize>();
@@ -155,19 +155,19 @@ impl Way {
     }
 }
 
-impl Product {
-    fn way(&self, factors: Factors) -> Way {
-        let by_warpgroups = if factors == Factors::Warpgroup { self.by_warpgroups() } else { None };
-        by_warpgroups.unwrap_or_else(|| self.by_warps(factors))
+impl Matmul {
+    fn way(&self, matmul: MatmulUnit) -> KernelChoice {
+        let by_warpgroups = if matmul == MatmulUnit::Warpgroup { self.by_warpgroups() } else { None };
+        by_warpgroups.unwrap_or_else(|| self.by_warps(matmul))
     }
 
     /// What a block that has whole sums leaves moments of, where such blocks divide each image's positions evenly.
-    pub fn patch(&self, output: &[usize], factors: Factors) -> Option<Patch> {
-        let patch = if factors == Factors::Single {
+    pub fn patch(&self, output: &[usize], matmul: MatmulUnit) -> Option<OutputTile> {
+        let patch = if matmul == MatmulUnit::CudaCores {
             let [columns, positions] = Tiles::Shared.size();
-            Some(Patch { positions, columns })
+            Some(OutputTile { positions, columns })
         } else {
-            let way = self.way(factors);
+            let way = self.way(matmul);
             if way.parts()[0] == 1 { way.patch } else { Some(SUM) }
         };
         let positions = elements(output) / (output[0] * width(output));
@@ -176,7 +176,7 @@ impl Product {
 
     /// The launches: on plain cores that for WGSL, whose twin in PTX can leave moments before its output.
     pub fn launches(self, plain: impl FnOnce() -> Vec<Launch>, lowering: &Lowering) -> Vec<Launch> {
-        if lowering.factors != Factors::Single {
+        if lowering.matmul != MatmulUnit::CudaCores {
             return self.on_tensor_cores(lowering);
         }
         let (moments, unit) = moments(lowering);
@@ -192,7 +192,7 @@ impl Product {
     /// adds these up.
     fn on_tensor_cores(self, lowering: &Lowering) -> Vec<Launch> {
         let [rows, _, _, _, out_height, out_width, outputs, ..] = self.sizes;
-        let way = self.way(lowering.factors);
+        let way = self.way(lowering.matmul);
         let [parts, steps_of_part] = way.parts();
         let launch = way.launch;
 
@@ -219,8 +219,8 @@ impl Product {
         let part = if lowering.leaves.is_some() { SUM.positions } else { few };
         let sizes = [rows, parts, outputs, out_height * out_width, part].map(Scalar::from);
         let sum = Launch {
-            stem: "product_sum",
-            entry: "product_sum",
+            stem: "matmul_sum",
+            entry: "matmul_sum",
             threads: 2 * SUM.columns as u32,
             grid: [grid(across), grid(rows.div_ceil(part)), 1],
             tensors: [&[scratch], &operands[..], &[Operand::Output]].concat(),
@@ -230,15 +230,15 @@ impl Product {
         vec![product([absent; 4], scratch, [Scalar::U32(0); 5]), sum]
     }
 
-    /// By `product_mma`.
-    fn by_warps(&self, factors: Factors) -> Way {
+    /// By `matmul_mma`.
+    fn by_warps(&self, matmul: MatmulUnit) -> KernelChoice {
         let [rows, _, _, channels, _, _, outputs, window_height, window_width, stride, padding] = self.sizes;
         // Windows of one pixel lie one after the other.
         let window = window_height * window_width > 1 || stride > 1 || padding > 0 || self.added[1].is_some();
         let tile = Tile::of(rows, outputs);
-        let step = STEP_BYTES / if factors == Factors::Tensor { 4 } else { 2 };
+        let step = STEP_BYTES / if matmul == MatmulUnit::Tf32 { 4 } else { 2 };
         let launch = Launch {
-            stem: "product_mma",
+            stem: "matmul_mma",
             entry: tile.entries[usize::from(window)],
             threads: tile.threads,
             grid: [grid(outputs.div_ceil(tile.columns)), grid(rows.div_ceil(tile.rows)), 1],
@@ -246,14 +246,14 @@ impl Product {
             scalars: self.sizes.map(Scalar::from).to_vec(),
             tiling: None,
         };
-        let patch = Some(Patch { positions: tile.rows, columns: tile.columns });
+        let patch = Some(OutputTile { positions: tile.rows, columns: tile.columns });
         let steps = (window_height * window_width * channels).div_ceil(step);
-        Way { launch, steps, least: LEAST_STEPS, patch: patch.filter(|_| tile.rows > FLAT.rows) }
+        KernelChoice { launch, steps, least: LEAST_STEPS, patch: patch.filter(|_| tile.rows > FLAT.rows) }
     }
 
-    /// By `product_sm90`, if the tensors can be copied in its tiles: pixels are whole pieces of 16 bytes, and a row of
+    /// By `matmul_sm90`, if the tensors can be copied in its tiles: pixels are whole pieces of 16 bytes, and a row of
     /// windows is no wider than a tile may be. Few rows leave most of a tile empty.
-    fn by_warpgroups(&self) -> Option<Way> {
+    fn by_warpgroups(&self) -> Option<KernelChoice> {
         let [
             rows,
             height,
@@ -271,7 +271,7 @@ impl Product {
             return None;
         }
         let images = rows / (out_height * out_width);
-        let boxes = Boxes::of(images, out_height, out_width);
+        let boxes = TileGrid::of(images, out_height, out_width);
         let step = stride as u32;
         // To load n elements of a strided dimension the driver wants n steps.
         let extent = |bits: u32| step << bits;
@@ -296,8 +296,8 @@ impl Product {
         let sizes = [images, out_height, out_width, channels, outputs, window_height, window_width, stride, padding];
         let bits = [boxes.wide, boxes.high].map(Scalar::U32);
         let launch = Launch {
-            stem: "product_sm90",
-            entry: "product_sm90",
+            stem: "matmul_sm90",
+            entry: "matmul_sm90",
             threads: 384,
             grid: [grid(outputs.div_ceil(BOX_COLUMNS)), grid(boxes.count), 1],
             tensors: Vec::new(),
@@ -305,10 +305,10 @@ impl Product {
             tiling: Some(Tiling { walks: vec![x, weight], shared_bytes: BOX_SHARED_BYTES }),
         };
         let steps = taps * channels.div_ceil(BOX_CHANNELS);
-        let patch = Patch { positions: 1 << BOX_BITS, columns: BOX_COLUMNS };
+        let patch = OutputTile { positions: 1 << BOX_BITS, columns: BOX_COLUMNS };
         let patch = Some(patch).filter(|_| boxes.divide(out_height, out_width));
         // As many bytes of the depth as for the other kernel, whose steps are half as deep.
-        Some(Way { launch, steps, least: LEAST_STEPS / 2, patch })
+        Some(KernelChoice { launch, steps, least: LEAST_STEPS / 2, patch })
     }
 }
 
@@ -318,7 +318,7 @@ mod tests {
 
     fn launches(rows: usize, depth: usize, outputs: usize) -> Vec<Launch> {
         let sizes = [rows, rows, 1, depth, rows, 1, outputs, 1, 1, 1, 0];
-        Product { sizes, added: [None; 3], activation: Scalar::U32(0) }.on_tensor_cores(&Factors::Half.into())
+        Matmul { sizes, added: [None; 3], activation: Scalar::U32(0) }.on_tensor_cores(&MatmulUnit::Half.into())
     }
 
     #[test]
@@ -343,13 +343,13 @@ mod tests {
         let out = side.map(|n| n.div_ceil(stride));
         let rows = images * out[0] * out[1];
         let sizes = [rows, side[0], side[1], channels, out[0], out[1], 320, 3, 3, stride, 1];
-        Product { sizes, added: [None; 3], activation: Scalar::U32(0) }.on_tensor_cores(&Factors::Warpgroup.into())
+        Matmul { sizes, added: [None; 3], activation: Scalar::U32(0) }.on_tensor_cores(&MatmulUnit::Warpgroup.into())
     }
 
     #[test]
     fn boxes_cover_all_pixels_and_waste_none_where_sides_are_powers_of_two() {
         for (images, height, width) in [(1, 64, 64), (2, 8, 8), (4, 16, 32), (1, 7, 9), (3, 1, 100), (1, 1024, 1)] {
-            let Boxes { wide, high, count } = Boxes::of(images, height, width);
+            let TileGrid { wide, high, count } = TileGrid::of(images, height, width);
             assert!(wide + high <= BOX_BITS);
             let pixels = images * height * width;
             assert!(count << BOX_BITS >= pixels, "{images} {height} {width}: {count}");
@@ -361,10 +361,10 @@ mod tests {
     #[test]
     fn warpgroups_take_pictures_that_can_be_copied_in_boxes_and_leave_the_others() {
         let stem = |launches: Vec<Launch>| launches[0].stem;
-        assert_eq!(stem(by_warpgroups(1, [64, 64], 320, 1)), "product_sm90");
-        assert_eq!(stem(by_warpgroups(2, [9, 9], 8, 2)), "product_sm90");
-        assert_eq!(stem(by_warpgroups(1, [16, 16], 3, 1)), "product_mma", "6 bytes a pixel");
-        assert_eq!(stem(by_warpgroups(1, [64, 64], 64, 3)), "product_mma", "a tile would be too wide");
-        assert_eq!(stem(by_warpgroups(1, [4, 4], 64, 1)), "product_mma", "few rows");
+        assert_eq!(stem(by_warpgroups(1, [64, 64], 320, 1)), "matmul_sm90");
+        assert_eq!(stem(by_warpgroups(2, [9, 9], 8, 2)), "matmul_sm90");
+        assert_eq!(stem(by_warpgroups(1, [16, 16], 3, 1)), "matmul_mma", "6 bytes a pixel");
+        assert_eq!(stem(by_warpgroups(1, [64, 64], 64, 3)), "matmul_mma", "a tile would be too wide");
+        assert_eq!(stem(by_warpgroups(1, [4, 4], 64, 1)), "matmul_mma", "few rows");
     }
 }

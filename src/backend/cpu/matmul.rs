@@ -256,9 +256,9 @@ unsafe fn finish(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Factors, panels::Form};
+    use super::super::panels::PanelFormat;
     use super::*;
-    use crate::plan::Stored;
+    use crate::plan::TensorData;
     use std::borrow::Cow;
 
     fn numbers(length: usize) -> Vec<f32> {
@@ -269,8 +269,13 @@ mod tests {
     fn blocks_cover_every_row_of_a_panel_once_and_in_order() {
         let sizes = [(1, 1), (3, 9), (28, 9), (29, 9), (100, 9), (256, 9), (257, 9), (1027, 1), (2560, 4)];
         for ((channels, taps), most) in sizes.into_iter().flat_map(|size| [(size, 128), (size, 256)]) {
-            let panels =
-                Panels::pack(&Stored::F32(Cow::Owned(vec![0.0; channels * taps])), 1, channels, taps, Form::Stored);
+            let panels = Panels::pack(
+                &TensorData::F32(Cow::Owned(vec![0.0; channels * taps])),
+                1,
+                channels,
+                taps,
+                PanelFormat::Stored,
+            );
             let mut next = 0;
             for block in blocks(&panels, most) {
                 assert_eq!(block.tap * channels + block.channel, next, "{channels} channels, {taps} taps");
@@ -286,8 +291,8 @@ mod tests {
     fn a_product_does_not_touch_what_lies_beyond_its_last_column() {
         let (m, n, k) = (7, 19, 5);
         let (x, w) = (numbers(m * k), numbers(n * k));
-        let panels = Panels::pack(&Stored::F32(Cow::Borrowed(&w)), n, k, 1, Form::Stored);
-        let machine = Machine { isa: Isa::detect(), threads: 1, factors: Factors::Single };
+        let panels = Panels::pack(&TensorData::F32(Cow::Borrowed(&w)), n, k, 1, PanelFormat::Stored);
+        let machine = Machine { isa: Isa::detect(), threads: 1, weights: PanelFormat::Stored };
         let mut out = vec![f32::NAN; m * n];
         product(&machine, m, &Dense { data: &x, channels: k }, &panels, &Epilogue::default(), &mut out);
         for (i, y) in out.iter().enumerate() {
