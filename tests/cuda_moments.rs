@@ -61,7 +61,7 @@ impl Model {
     }
 
     fn run(&self, backend: &dyn Backend) -> Vec<f32> {
-        let mut executable = backend.compile(self.plan.clone(), &self.weights).unwrap();
+        let mut executable = backend.prepare(self.plan.clone(), &self.weights).unwrap();
         executable.write("x", &self.x).unwrap();
         executable.run_once().unwrap();
         executable.read("y").unwrap()

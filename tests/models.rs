@@ -22,7 +22,7 @@ fn compile(stage: Stage) -> Box<dyn Executable> {
     let open = || Checkpoint::open(MODEL, LoadOptions::default()).unwrap();
     let pipeline = Pipeline::open(open(), Box::new(Cpu::new(2).unwrap())).unwrap();
     let component = open().component(stage.name()).unwrap();
-    Cpu::new(2).unwrap().compile(pipeline.plan(stage, PICTURES, true).unwrap(), &component).unwrap()
+    Cpu::new(2).unwrap().prepare(pipeline.plan(stage, PICTURES, true).unwrap(), &component).unwrap()
 }
 
 fn write(executable: &mut dyn Executable, input: &str, recorded: (Vec<usize>, Vec<f32>)) {
@@ -115,7 +115,7 @@ fn the_image_encoder_answers_as_the_original() {
     let component = open().component("image_encoder").unwrap();
     // Of several pictures each by itself.
     let plan = pipeline.plan(Stage::ImageEncoder, 2, false).unwrap();
-    let mut executable = Cpu::new(2).unwrap().compile(plan, &component).unwrap();
+    let mut executable = Cpu::new(2).unwrap().prepare(plan, &component).unwrap();
     let (shape, pixels) = recording.get("image_encoder/pixel_values");
     let pixels = channels_last(&shape, &pixels);
     executable.write("pixel_values", &[vec![0.0; pixels.len()], pixels].concat()).unwrap();

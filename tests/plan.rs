@@ -189,7 +189,7 @@ proptest! {
     fn slots_give_the_same_bits_as_memory_for_every_value(recipe in recipes()) {
         let weights = weights();
         let plan = planned(&recipe, &weights, true);
-        let mut executable = cpu().compile(plan.clone(), &weights).unwrap();
+        let mut executable = cpu().prepare(plan.clone(), &weights).unwrap();
         let got = replay(executable.as_mut());
         let want = Interpreter::new(&plan, &weights).replay();
         prop_assert_eq!(bits(&got), bits(&want));
@@ -200,14 +200,14 @@ proptest! {
         let weights = weights();
         let plan = planned(&recipe, &weights, true);
         let unhoisted = Plan { once: 0, ..plan.clone() };
-        let run = |plan: Plan| replay(cpu().compile(plan, &weights).unwrap().as_mut());
+        let run = |plan: Plan| replay(cpu().prepare(plan, &weights).unwrap().as_mut());
         prop_assert_eq!(bits(&run(plan)), bits(&run(unhoisted)));
     }
 
     #[test]
     fn fusing_changes_results_by_rounding_only(recipe in recipes()) {
         let weights = weights();
-        let run = |fused| replay(cpu().compile(planned(&recipe, &weights, fused), &weights).unwrap().as_mut());
+        let run = |fused| replay(cpu().prepare(planned(&recipe, &weights, fused), &weights).unwrap().as_mut());
         for (got, want) in run(true).iter().zip(run(false)) {
             prop_assert_eq!(near(got, &want), Ok(()));
         }

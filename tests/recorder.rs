@@ -88,7 +88,7 @@ fn check_fusion(name: &str, model: Model, steps: usize) -> Plan {
     let weights = block_weights();
     let (fused, unfused) = (model_plan(model, &weights, true), model_plan(model, &weights, false));
     assert_eq!(fused.steps.len(), steps, "{name}:\n{fused}");
-    let run = |plan: &Plan| replay(cpu().compile(plan.clone(), &weights).unwrap().as_mut());
+    let run = |plan: &Plan| replay(cpu().prepare(plan.clone(), &weights).unwrap().as_mut());
     for (got, want) in run(&fused).iter().zip(run(&unfused)) {
         let want: Vec<f64> = want.iter().map(|&v| f64::from(v)).collect();
         close(got, &want, Dtype::F32, 108).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -342,7 +342,7 @@ fn a_weight_can_be_an_output_and_be_fed() {
         graph.feed(bias, state);
     }
     let plan = graph.finish().unwrap();
-    let mut executable = cpu().compile(plan, &weights).unwrap();
+    let mut executable = cpu().prepare(plan, &weights).unwrap();
     executable.run_step(0).unwrap();
     let bias = weights.load("linear.bias").unwrap().to_f32();
     assert_eq!(executable.read("bias").unwrap(), bias);

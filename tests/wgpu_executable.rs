@@ -57,7 +57,7 @@ fn a_step_is_one_submission_and_the_four_bytes_of_its_number() {
     for (storage, noise) in [(Dtype::F32, Noise::Given), (Dtype::F32, Noise::Philox), (Dtype::F16, Noise::Given)] {
         let Some(backend) = open(storage) else { return };
         let (plan, weights) = tiny_decoder(noise);
-        let mut executable = backend.compile(plan, &weights).unwrap();
+        let mut executable = backend.prepare(plan, &weights).unwrap();
         write_inputs(executable.as_mut());
         executable.run_once().unwrap();
         let before = backend.traffic();
@@ -78,7 +78,7 @@ fn slots_take_the_memory_that_the_plan_states_and_half_precision_nearly_halves_i
         let Some(backend) = open(storage) else { return };
         let (plan, weights) = tiny_decoder(Noise::Given);
         let stated = narrow(plan.clone(), storage);
-        backend.compile(plan, &weights).unwrap();
+        backend.prepare(plan, &weights).unwrap();
         assert_eq!(backend.traffic().slot_bytes, assign(&stated).bytes());
         bytes.push((backend.traffic().slot_bytes, backend.traffic().weight_bytes));
     }
@@ -95,7 +95,7 @@ fn karlos_decoder_for_two_pictures_takes_the_memory_that_its_plan_states() {
     let weights = Drawn::new(Dtype::F16);
     let plan = case.plan(2, &weights).unwrap();
     let stated = assign(&narrow(plan.clone(), Dtype::F16)).bytes();
-    let executable = backend.compile(plan, &weights).unwrap();
+    let executable = backend.prepare(plan, &weights).unwrap();
     let traffic = backend.traffic();
     println!("slots {} bytes, weights {} bytes", traffic.slot_bytes, traffic.weight_bytes);
     assert_eq!(traffic.slot_bytes, stated);
@@ -108,7 +108,7 @@ fn replaying_a_loop_gives_what_the_cpu_gives_and_the_same_bits_again() {
     let Some(backend) = open(Dtype::F32) else { return };
     let run = |backend: &dyn Backend, noise: Noise| {
         let (plan, weights) = tiny_decoder(noise);
-        let mut executable = backend.compile(plan, &weights).unwrap();
+        let mut executable = backend.prepare(plan, &weights).unwrap();
         let once = |executable: &mut dyn Executable| {
             write_inputs(executable);
             executable.run_once().unwrap();
@@ -134,7 +134,7 @@ fn open_small() -> Option<Wgpu> {
 
 /// Compiling is refused with an error that names the adapter, the tensor and the limit.
 fn assert_too_large(backend: &Wgpu, graph: Graph<'_>, weights: &Tensors, tensor: &str) {
-    let error = backend.compile(graph.finish().unwrap(), weights).err().unwrap();
+    let error = backend.prepare(graph.finish().unwrap(), weights).err().unwrap();
     assert_eq!(error.exit_code(), 4);
     let text = error.to_string();
     let parts = [&backend.adapter().name, tensor, "max_storage_buffer_binding_size is 1048576"];
@@ -263,7 +263,7 @@ fn weights_of_a_random_plan_can_be_outputs_as_they_are_stored() {
     graph.output("w", graph.weights().tensor("w", &[3, 5]));
     let plan = graph.finish().unwrap();
     let read = |backend: &dyn Backend| {
-        let mut executable = backend.compile(plan.clone(), &weights).unwrap();
+        let mut executable = backend.prepare(plan.clone(), &weights).unwrap();
         executable.run_once().unwrap();
         executable.read("w").unwrap()
     };

@@ -91,7 +91,7 @@ fn a_divided_weight_may_be_read_by_several_steps() {
     let first = x.project(graph.weights().at("w"), 200);
     graph.output("y", first.silu().project(graph.weights().at("w"), 200));
     let plan = graph.finish().unwrap();
-    let run = |backend: &dyn Backend| support::replay(backend.compile(plan.clone(), &weights).unwrap().as_mut());
+    let run = |backend: &dyn Backend| support::replay(backend.prepare(plan.clone(), &weights).unwrap().as_mut());
     for (got, want) in run(&backend).iter().zip(&run(&Cpu::new(1).unwrap())) {
         let want: Vec<f64> = want.iter().map(|&v| f64::from(v)).collect();
         close(got, &want, Dtype::F32, 400).unwrap();

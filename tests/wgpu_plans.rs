@@ -40,7 +40,7 @@ fn agree(got: &[Vec<f32>], want: &[Vec<f32>], precision: Dtype) -> Result<(), St
 }
 
 fn run(backend: &dyn Backend, plan: Plan, weights: &Tensors) -> Vec<Vec<f32>> {
-    replay(backend.compile(plan, weights).unwrap().as_mut())
+    replay(backend.prepare(plan, weights).unwrap().as_mut())
 }
 
 #[test]

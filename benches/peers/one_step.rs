@@ -44,7 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     eprintln!("once {}; every step {}", plan.cost(once), plan.cost(each));
 
     let started = Instant::now();
-    let mut executable = cpu.profiled().compile(plan, &component)?;
+    let mut executable = cpu.profiled().prepare(plan, &component)?;
     drop(component);
     eprintln!("loaded in {:.2} s", started.elapsed().as_secs_f64());
     fill(executable.as_mut())?;

@@ -1,9 +1,10 @@
 //! What runs a plan.
 //!
-//! A [`Backend`] compiles a [`Plan`] for one device: it takes the weights out of the checkpoint, brings them into
-//! the device's own order and reserves the plan's slots. The [`Executable`] it returns is replayed: the caller
-//! writes inputs, runs the first part once, then the varying part for every step, and reads outputs. A back end
-//! knows operations and memory, never models.
+//! A [`Backend`] is one device. It [loads](Backend::load) the weights that a [`Plan`] reads, converted to the device's
+//! own layouts, and [compiles](Backend::compile) the plan with them: memory for its values is reserved, kernels are
+//! chosen. The [`Executable`] is replayed: the caller writes inputs, runs the first part once, then the varying part for
+//! every step, and reads outputs. Loaded [`Weights`] are shared: several executables, of other batch sizes for example,
+//! use one copy. A back end knows operations and memory, never models.
 
 pub mod cpu;
 #[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
@@ -13,24 +14,60 @@ mod launches;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::plan::{Cost, Plan, WeightSource};
+use std::any::Any;
+use std::sync::Arc;
 
 /// A device that can compile plans.
 pub trait Backend: Send + Sync {
     /// How the device is named on the command line and in messages.
     fn name(&self) -> String;
 
-    /// Loads the plan's weights and prepares all steps. The source may be dropped afterwards.
+    /// Loads the plan's weights. What `held` has in the layout that the plan needs is shared and not read again. The
+    /// source may be dropped afterwards.
     ///
     /// # Errors
     /// A weight cannot be read, or the device lacks the memory or an operation.
-    fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>>;
+    fn load(&self, plan: &Plan, source: &dyn WeightSource, held: Option<&Arc<dyn Weights>>)
+    -> Result<Arc<dyn Weights>>;
+
+    /// Prepares all steps of a plan whose weights are loaded.
+    ///
+    /// # Errors
+    /// The weights are another plan's or back end's, or the device lacks the memory or an operation.
+    fn compile(&self, plan: Plan, weights: &Arc<dyn Weights>) -> Result<Box<dyn Executable>>;
+
+    /// Loads and compiles a plan whose weights nothing else needs.
+    ///
+    /// # Errors
+    /// As for [`Backend::load`] and [`Backend::compile`].
+    fn prepare(&self, plan: Plan, source: &dyn WeightSource) -> Result<Box<dyn Executable>> {
+        let weights = self.load(&plan, source, None)?;
+        self.compile(plan, &weights)
+    }
 
     /// What the device could do at best, measured now; `None` where nothing measures it.
     fn roofline(&self) -> Option<Roofline> {
         None
     }
+}
+
+/// Weights on a device, each in the layouts that plans asked for.
+pub trait Weights: Any + Send + Sync {
+    /// Bytes of device memory.
+    fn size_bytes(&self) -> u64;
+}
+
+/// Weights as their own back end keeps them.
+fn own<W: Weights>(weights: &Arc<dyn Weights>, backend: &dyn Backend) -> Result<Arc<W>> {
+    let any: Arc<dyn Any + Send + Sync> = weights.clone();
+    any.downcast().map_err(|_| Error::Device { backend: backend.name(), reason: "these weights are elsewhere".into() })
+}
+
+/// The error of a plan whose weights were not loaded.
+fn not_loaded(backend: String, plan: &Plan, tensor: &str) -> Error {
+    Error::Device { backend, reason: format!("{}: tensor {tensor} was not loaded for this plan", plan.name) }
 }
 
 /// The two rates that bound every operation (Williams et al. 2009).
@@ -56,13 +93,16 @@ pub trait Executable: Send {
     /// The plan that it runs.
     fn plan(&self) -> &Plan;
 
+    /// Bytes of device memory for the plan's values; weights are not counted.
+    fn size_bytes(&self) -> u64;
+
     /// Fills an input.
     ///
     /// # Errors
     /// There is no input of that name and length.
     fn write(&mut self, input: &str, data: &[f32]) -> Result<()>;
 
-    /// Fills an input of whole numbers.
+    /// Fills an input of integers.
     ///
     /// # Errors
     /// There is no input of that name and length.

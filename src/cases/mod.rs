@@ -146,7 +146,7 @@ impl Problem {
                 weights.insert(&format!("in{i}"), &tensor.shape, x.clone(), stored);
             }
         }
-        let mut executable = backend.compile(self.plan(), &weights)?;
+        let mut executable = backend.prepare(self.plan(), &weights)?;
         for (i, tensor) in self.tensors.iter().enumerate().filter(|(_, t)| t.stored.is_none()) {
             let name = format!("in{i}");
             match &tensor.data {

@@ -116,7 +116,7 @@ impl ModelCase {
     /// The back end cannot do it.
     pub fn prepare(&self, pictures: usize, stored: Dtype, backend: &dyn Backend) -> Result<Box<dyn Executable>> {
         let weights = Drawn::new(stored);
-        let mut executable = backend.compile(self.plan(pictures, &weights)?, &weights)?;
+        let mut executable = backend.prepare(self.plan(pictures, &weights)?, &weights)?;
         fill(executable.as_mut())?;
         executable.run_once()?;
         Ok(executable)

@@ -115,7 +115,7 @@ impl Session<'_, '_> {
             let warning = format!("{}: unused tensors: {shown}{more}", open.component.path().display());
             report(self.observer, Event::Warning(&warning))?;
         }
-        let executable = self.pipeline.backend.compile(plan, &open.component)?;
+        let executable = self.pipeline.backend.prepare(plan, &open.component)?;
         open.component.check_unchanged()?;
         if !open.loaded {
             open.loaded = true;

@@ -1,6 +1,6 @@
 //! The CPU back end: channels last, f32 arithmetic, threads by rayon.
 //!
-//! Compiling packs the weights of products (`panels`) and keeps the others as f32; running is a loop over the
+//! Loading packs the weights of matrix products (`panels`) and keeps the others as f32; running is a loop over the
 //! plan's steps, and the one `match` over [`Op`] is in `Compiled::run`. One file per operation, with the stem
 //! that it has under `ops/`.
 //!
@@ -29,16 +29,16 @@ mod winograd_transform;
 
 pub use tile::Isa;
 
-use super::{Backend, Executable, Roofline};
+use super::{Backend, Executable, Roofline, Weights, not_loaded, own};
 use crate::dtype::Dtype;
 use crate::dtype::Precision;
 use crate::error::{Error, Result};
 use crate::ops::{Op, elements};
-use crate::plan::{Origin, Plan, Slots, Step, ValueId, WeightSource, assign};
+use crate::plan::{Plan, Slots, Step, ValueId, WeightSource, assign};
 use lanes::Aligned;
 use panels::{PanelFormat, Panels};
 use rayon::prelude::*;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -131,9 +131,29 @@ impl Backend for Cpu {
         format!("cpu ({}, {} threads{weights})", self.machine.isa.name(), self.machine.threads)
     }
 
-    fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>> {
+    fn load(
+        &self,
+        plan: &Plan,
+        source: &dyn WeightSource,
+        held: Option<&Arc<dyn Weights>>,
+    ) -> Result<Arc<dyn Weights>> {
+        let held = held.map(|weights| own::<CpuWeights>(weights, self)).transpose()?;
+        let weights = self.pool.install(|| CpuWeights::load(plan, source, held.as_deref(), self.machine.weights))?;
+        Ok(Arc::new(weights))
+    }
+
+    fn compile(&self, plan: Plan, weights: &Arc<dyn Weights>) -> Result<Box<dyn Executable>> {
+        let weights = own::<CpuWeights>(weights, self)?;
+        let missing = |name: &str| not_loaded(self.name(), &plan, name);
+        let mut panels = HashMap::new();
+        let mut constants = HashMap::new();
+        for (name, id, layout) in wanted(&plan, self.machine.weights) {
+            match weights.0.get(&(name.to_owned(), layout)).ok_or_else(|| missing(name))? {
+                Stored::Packed(weight) => _ = panels.insert(id, weight.clone()),
+                Stored::Plain(weight) => _ = constants.insert(id, weight.clone()),
+            }
+        }
         let slots = assign(&plan);
-        let (panels, constants) = self.pool.install(|| load(&plan, weights, self.machine.weights))?;
         let memory = slots.words.iter().map(|&n| Aligned::zeros(n)).collect();
         let seconds = self.profile.then(|| vec![0.0; plan.steps.len()]);
         let (pool, machine) = (self.pool.clone(), self.machine);
@@ -146,51 +166,96 @@ impl Backend for Cpu {
     }
 }
 
-/// Packed weights by value, and the other weights as numbers.
-type Loaded = (HashMap<ValueId, Panels>, HashMap<ValueId, Vec<f32>>);
+/// How a weight is kept in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Layout {
+    /// As it is stored, in f32.
+    Plain,
+    /// In panels, for matrix products.
+    Panels(PanelFormat),
+}
 
-/// Reads all weights, those of products straight into panels.
-fn load(plan: &Plan, source: &dyn WeightSource, format: PanelFormat) -> Result<Loaded> {
+enum Stored {
+    Plain(Arc<Vec<f32>>),
+    Packed(Arc<Panels>),
+}
+
+/// Weights by tensor name and layout.
+struct CpuWeights(HashMap<(String, Layout), Stored>);
+
+impl Weights for CpuWeights {
+    fn size_bytes(&self) -> u64 {
+        let bytes = |stored: &Stored| match stored {
+            Stored::Plain(weight) => size_of_val(&weight[..]) as u64,
+            Stored::Packed(panels) => panels.size_bytes(),
+        };
+        self.0.values().map(bytes).sum()
+    }
+}
+
+impl CpuWeights {
+    /// Reads the weights of a plan that are not held, those of matrix products straight into panels.
+    fn load(
+        plan: &Plan,
+        source: &dyn WeightSource,
+        held: Option<&CpuWeights>,
+        format: PanelFormat,
+    ) -> Result<CpuWeights> {
+        let held = held.into_iter().flat_map(|held| &held.0).map(|(key, stored)| {
+            let stored = match stored {
+                Stored::Plain(weight) => Stored::Plain(weight.clone()),
+                Stored::Packed(panels) => Stored::Packed(panels.clone()),
+            };
+            (key.clone(), stored)
+        });
+        let mut weights: HashMap<(String, Layout), Stored> = held.collect();
+        let mut missing = wanted(plan, format);
+        missing.retain(|(name, _, layout)| !weights.contains_key(&((*name).to_owned(), *layout)));
+        let load = |(name, id, layout): (&str, ValueId, Layout)| {
+            let weight = source.load(name)?;
+            let shape = plan.shape(id);
+            let stored = match layout {
+                Layout::Plain => Stored::Plain(Arc::new(weight.to_f32())),
+                Layout::Panels(format) => {
+                    let taps = elements(&shape[2..]);
+                    Stored::Packed(Arc::new(Panels::pack(&weight, shape[0], shape[1], taps, format)))
+                }
+            };
+            Ok(((name.to_owned(), layout), stored))
+        };
+        weights.extend(missing.into_par_iter().map(load).collect::<Result<Vec<_>>>()?);
+        Ok(CpuWeights(weights))
+    }
+}
+
+/// Every weight of a plan in each layout that a step reads.
+fn wanted(plan: &Plan, format: PanelFormat) -> Vec<(&str, ValueId, Layout)> {
     let mut packed: HashMap<ValueId, PanelFormat> = HashMap::new();
-    let mut plain: HashMap<ValueId, ()> = HashMap::new();
+    let mut plain: HashSet<ValueId> = HashSet::new();
     for step in &plan.steps {
-        let is_product = matches!(step.op, Op::Linear(_) | Op::Conv2d(_));
+        let is_matmul = matches!(step.op, Op::Linear(_) | Op::Conv2d(_));
         for (i, &input) in step.inputs.iter().enumerate() {
             let root = plan.root(input);
-            if matches!(plan.values[root.0].origin, Origin::Weight(_)) {
-                if is_product && i == 1 {
-                    let form = panel_format(plan, step, format);
-                    // A weight that two steps want in different forms has the one that serves both.
-                    packed
-                        .entry(root)
-                        .and_modify(|f| *f = if *f == form { form } else { PanelFormat::Bf16 })
-                        .or_insert(form);
-                } else {
-                    plain.insert(root, ());
-                }
+            if is_matmul && i == 1 {
+                let format = panel_format(plan, step, format);
+                // A weight that two steps want in different formats has the one that serves both.
+                let both = |f: &mut PanelFormat| *f = if *f == format { format } else { PanelFormat::Bf16 };
+                packed.entry(root).and_modify(both).or_insert(format);
+            } else {
+                plain.insert(root);
             }
         }
     }
-    // A weight may also be read or fed as it is.
+    // A weight may also be an output or feed an input.
     for &id in plan.outputs.iter().map(|(_, id)| id).chain(plan.feeds.iter().map(|(from, _)| from)) {
-        plain.insert(plan.root(id), ());
+        plain.insert(plan.root(id));
     }
-    let wanted: Vec<(&str, ValueId)> = plan.weights().collect();
-    let panels = wanted
-        .par_iter()
-        .filter_map(|&(name, id)| Some((name, id, *packed.get(&id)?)))
-        .map(|(name, id, form)| {
-            let shape = plan.shape(id);
-            let taps = elements(&shape[2..]);
-            Ok((id, Panels::pack(&source.load(name)?, shape[0], shape[1], taps, form)))
-        })
-        .collect::<Result<_>>()?;
-    let constants = wanted
-        .par_iter()
-        .filter(|(_, id)| plain.contains_key(id))
-        .map(|&(name, id)| Ok((id, source.load(name)?.to_f32())))
-        .collect::<Result<_>>()?;
-    Ok((panels, constants))
+    let mut wanted = Vec::new();
+    for (name, id) in plan.weights() {
+        wanted.extend(packed.get(&id).map(|&format| (name, id, Layout::Panels(format))));
+        wanted.extend(plain.contains(&id).then_some((name, id, Layout::Plain)));
+    }
+    wanted
 }
 
 /// The panel format of a matrix product's weight. Winograd transforms weights before it multiplies, so its panels hold
@@ -207,8 +272,8 @@ fn panel_format(plan: &Plan, step: &Step, format: PanelFormat) -> PanelFormat {
 struct Compiled {
     plan: Plan,
     slots: Slots,
-    panels: HashMap<ValueId, Panels>,
-    constants: HashMap<ValueId, Vec<f32>>,
+    panels: HashMap<ValueId, Arc<Panels>>,
+    constants: HashMap<ValueId, Arc<Vec<f32>>>,
     /// The memory of each slot. A step's output is taken out while the step runs; the planner keeps outputs and inputs
     /// of a step in different slots.
     memory: Vec<Aligned>,
@@ -223,7 +288,7 @@ impl Compiled {
         let root = self.plan.root(id);
         match self.slots.of[root.0] {
             Some(slot) => &self.memory[slot][..elements(self.plan.shape(root))],
-            None => self.constants.get(&root).map_or(&[], Vec::as_slice),
+            None => self.constants.get(&root).map_or(&[], |weight| weight),
         }
     }
 
@@ -249,7 +314,7 @@ impl Compiled {
         let inputs: Vec<&[f32]> = step.inputs.iter().map(|&i| self.data(i)).collect();
         let shapes = self.plan.input_shapes(step);
         let shape = self.plan.shape(step.output);
-        let panels = |i: usize| &self.panels[&self.plan.root(step.inputs[i])];
+        let panels = |i: usize| &*self.panels[&self.plan.root(step.inputs[i])];
         let machine = &self.machine;
         match &step.op {
             Op::Attention(op) => attention::run(machine, op, &inputs, &shapes, out),
@@ -285,6 +350,10 @@ impl Compiled {
 impl Executable for Compiled {
     fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.slots.bytes()
     }
 
     fn write(&mut self, input: &str, data: &[f32]) -> Result<()> {

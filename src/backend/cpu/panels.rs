@@ -28,7 +28,7 @@ pub struct Panels {
 }
 
 /// Element type of panels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PanelFormat {
     /// As the checkpoint stores it.
     Stored,
@@ -47,6 +47,16 @@ enum Data {
 }
 
 impl Panels {
+    /// Bytes of memory.
+    pub fn size_bytes(&self) -> u64 {
+        let bytes = match &self.data {
+            Data::F32(x) => size_of_val(&x[..]),
+            Data::F16(x) => size_of_val(&x[..]),
+            Data::Bf16(x) => size_of_val(&x[..]),
+        };
+        bytes as u64
+    }
+
     /// Packs a stored weight `[outputs, channels, taps]`.
     pub fn pack(weight: &TensorData<'_>, outputs: usize, channels: usize, taps: usize, format: PanelFormat) -> Panels {
         let shape = (outputs, channels, taps);

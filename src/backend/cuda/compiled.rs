@@ -1,20 +1,20 @@
-//! A plan on the device: one allocation for all slots, one for all weights, and the list of calls to replay.
+//! A plan on the device: one allocation for all slots, and the list of calls to replay.
 
 use super::device::{Call, Captured, Driver, Loaded};
 use super::device_slice::DeviceSlice;
 use super::kernels;
 use super::tensor_map::TensorMap;
-use super::weights::{Order, send};
+use super::weights::{CudaWeights, Order};
 use crate::backend::{Executable, launches};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::ops::{Launch, Lowering, MatmulUnit, Op, Operand, Operation, elements};
-use crate::plan::{Lowerings, Origin, Plan, Slots, Step, ValueId, WeightSource, assign, lowerings};
+use crate::plan::{Lowerings, Plan, Slots, Step, ValueId, assign, lowerings};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 /// What allocations and the tensors in them are aligned to, so that kernels can read vectors.
-const ALIGNMENT: u64 = 256;
+pub(super) const ALIGNMENT: u64 = 256;
 /// Most blocks of a grid in the second and third dimension; the first allows 2^31 - 1.
 const MOST_BLOCKS: u32 = 65_535;
 
@@ -37,6 +37,7 @@ pub(super) struct Compiled {
     driver: Arc<dyn Driver>,
     /// The allocation of all slots, and where in it each begins.
     memory: u64,
+    size_bytes: u64,
     offsets: Vec<u64>,
     /// What launches of one step leave to each other, behind the slots.
     scratch: u64,
@@ -44,7 +45,8 @@ pub(super) struct Compiled {
     left: u64,
     matmul: MatmulUnit,
     weights: HashMap<(ValueId, Order), DeviceSlice>,
-    weight_memory: Option<u64>,
+    /// Keeps their memory.
+    _weights: Arc<CudaWeights>,
     dispatches: Vec<Dispatch>,
     /// How many of the dispatches belong to the part that does not vary.
     once: usize,
@@ -56,8 +58,36 @@ pub(super) struct Compiled {
     shown: Option<u32>,
 }
 
+/// A plan's launches.
+pub(super) struct Lowered {
+    /// Each with the step that it belongs to.
+    pub launches: Vec<(usize, Launch)>,
+    /// How many of them belong to the part that does not vary.
+    once: usize,
+    steps: Vec<Lowering>,
+    /// f32 values that steps leave to each other.
+    left: usize,
+}
+
+impl Lowered {
+    pub fn new(plan: &Plan, matmul: MatmulUnit) -> Lowered {
+        let Lowerings { steps, numbers } = lowerings(plan, matmul);
+        let lower = |i: usize, op: &Op, inputs: &[&[usize]], output: &[usize]| op.ptx(inputs, output, &steps[i]);
+        let (launches, once) = launches::lower(plan, lower);
+        Lowered { launches, once, steps, left: numbers }
+    }
+}
+
 impl Compiled {
-    pub fn new(driver: Arc<dyn Driver>, plan: Plan, source: &dyn WeightSource, matmul: MatmulUnit) -> Result<Compiled> {
+    pub fn new(
+        driver: Arc<dyn Driver>,
+        plan: Plan,
+        matmul: MatmulUnit,
+        lowered: &Lowered,
+        held: Arc<CudaWeights>,
+    ) -> Result<Compiled> {
+        let weights = held.of(&plan, matmul, &lowered.launches, &driver.name())?;
+        let Lowered { launches, once, steps, left: numbers } = lowered;
         let slots = assign(&plan);
         let mut end = 0;
         let mut offsets = Vec::new();
@@ -65,13 +95,10 @@ impl Compiled {
             offsets.push(end);
             end += (4 * words as u64).next_multiple_of(ALIGNMENT);
         }
-        let Lowerings { steps, numbers } = lowerings(&plan, matmul);
-        let lower = |i: usize, op: &Op, inputs: &[&[usize]], output: &[usize]| op.ptx(inputs, output, &steps[i]);
-        let (launches, once) = launches::lower(&plan, lower);
         let scratch = end;
         end += scratch_bytes(launches.iter().map(|(_, launch)| launch)).next_multiple_of(ALIGNMENT);
         let left = end;
-        end += 4 * numbers as u64;
+        end += 4 * *numbers as u64;
         let memory = driver.allocate(end.max(ALIGNMENT))?;
         // From here on the destructor gives back what was reserved.
         let mut compiled = Compiled {
@@ -83,44 +110,17 @@ impl Compiled {
             scratch: memory + scratch,
             left: memory + left,
             matmul,
-            weights: HashMap::new(),
-            weight_memory: None,
+            weights,
+            _weights: held,
+            size_bytes: end,
             dispatches: Vec::new(),
-            once,
+            once: *once,
             counter: None,
             captured: None,
             shown: None,
         };
-        compiled.upload(&launches, source)?;
-        compiled.bind(&launches, &steps)?;
+        compiled.bind(launches, steps)?;
         Ok(compiled)
-    }
-
-    /// Brings every weight over in each order that some launch wants.
-    fn upload(&mut self, launches: &[(usize, Launch)], source: &dyn WeightSource) -> Result<()> {
-        let packed = Order::of(self.matmul);
-        let wanted = launches::weights(&self.plan, launches, Order::Stored, |_| packed);
-        let mut end = 0;
-        let mut places = Vec::new();
-        for &(id, order) in &wanted {
-            let bytes = order.size_bytes(self.plan.shape(id), self.plan.values[id.0].dtype);
-            places.push(DeviceSlice { address: end, bytes, written: false });
-            end += bytes.next_multiple_of(ALIGNMENT);
-        }
-        if end == 0 {
-            return Ok(());
-        }
-        let memory = self.driver.allocate(end)?;
-        self.weight_memory = Some(memory);
-        for ((id, order), mut place) in wanted.into_iter().zip(places) {
-            place.address += memory;
-            let value = &self.plan.values[id.0];
-            if let Origin::Weight(name) = &value.origin {
-                send(&*self.driver, place, &source.load(name)?, (&value.shape, value.dtype), order)?;
-            }
-            self.weights.insert((id, order), place);
-        }
-        Ok(())
     }
 
     /// Kernels and arguments of all launches.
@@ -274,6 +274,10 @@ impl Executable for Compiled {
         &self.plan
     }
 
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
     fn write(&mut self, input: &str, data: &[f32]) -> Result<()> {
         let to = self.target(input, Dtype::F32, data.len())?;
         self.driver.write(to.address, bytemuck::cast_slice(data))
@@ -327,6 +331,5 @@ impl Drop for Compiled {
     fn drop(&mut self) {
         self.captured.iter().for_each(|&captured| self.driver.release(captured));
         self.driver.free(self.memory);
-        self.weight_memory.iter().for_each(|&memory| self.driver.free(memory));
     }
 }

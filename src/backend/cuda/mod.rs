@@ -16,29 +16,20 @@ pub mod kernels;
 mod tensor_map;
 mod weights;
 
-use super::{Backend, Executable};
+use super::{Backend, Executable, Weights, own};
 use crate::dtype::Precision;
 use crate::error::Result;
 use crate::ops::MatmulUnit;
 use crate::plan::{Plan, WeightSource, narrow};
-use compiled::Compiled;
+use compiled::{Compiled, Lowered};
 use device::Driver;
 pub use device_slice::DeviceSlice;
 use std::sync::Arc;
 pub use tensor_map::{Swizzle, TensorMap};
+use weights::CudaWeights;
 
 /// The compute capability that has warpgroups: code for them runs on nothing newer.
 const HOPPER: (u32, u32) = (9, 0);
-
-/// The units that multiply matrices in this precision, on a device of this compute capability.
-fn matmul_unit(precision: Precision, capability: (u32, u32)) -> MatmulUnit {
-    match precision {
-        Precision::F32 => MatmulUnit::CudaCores,
-        Precision::Tf32 => MatmulUnit::Tf32,
-        Precision::F16 | Precision::Bf16 if capability == HOPPER => MatmulUnit::Warpgroup,
-        Precision::F16 | Precision::Bf16 => MatmulUnit::Half,
-    }
-}
 
 /// A device that runs PTX.
 pub struct Cuda {
@@ -86,6 +77,16 @@ impl Cuda {
         Cuda { precision, ..self }
     }
 
+    /// The units that multiply matrices.
+    fn matmul_unit(&self) -> MatmulUnit {
+        match self.precision {
+            Precision::F32 => MatmulUnit::CudaCores,
+            Precision::Tf32 => MatmulUnit::Tf32,
+            Precision::F16 | Precision::Bf16 if self.driver.capability() == HOPPER => MatmulUnit::Warpgroup,
+            Precision::F16 | Precision::Bf16 => MatmulUnit::Half,
+        }
+    }
+
     /// What each kernel has done so far on the emulator, by entry: launches and what was counted in them. Empty for a
     /// real device.
     #[cfg(feature = "cuda-emulator")]
@@ -102,9 +103,24 @@ impl Backend for Cuda {
         }
     }
 
-    fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>> {
+    fn load(
+        &self,
+        plan: &Plan,
+        source: &dyn WeightSource,
+        held: Option<&Arc<dyn Weights>>,
+    ) -> Result<Arc<dyn Weights>> {
+        let held = held.map(|weights| own::<CudaWeights>(weights, self)).transpose()?;
+        let plan = narrow(plan.clone(), self.precision.storage());
+        let matmul = self.matmul_unit();
+        let Lowered { launches, .. } = Lowered::new(&plan, matmul);
+        Ok(Arc::new(CudaWeights::load(&self.driver, &plan, matmul, &launches, source, held.as_deref())?))
+    }
+
+    fn compile(&self, plan: Plan, weights: &Arc<dyn Weights>) -> Result<Box<dyn Executable>> {
+        let weights = own::<CudaWeights>(weights, self)?;
         let plan = narrow(plan, self.precision.storage());
-        let matmul = matmul_unit(self.precision, self.driver.capability());
-        Ok(Box::new(Compiled::new(Arc::clone(&self.driver), plan, weights, matmul)?))
+        let matmul = self.matmul_unit();
+        let lowered = Lowered::new(&plan, matmul);
+        Ok(Box::new(Compiled::new(Arc::clone(&self.driver), plan, matmul, &lowered, weights)?))
     }
 }

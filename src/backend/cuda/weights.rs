@@ -1,13 +1,17 @@
-//! Weights from the checkpoint to one allocation on the device, in the order and type in which kernels read them.
+//! Weights on the device, in the order and type in which kernels read them.
 
+use super::compiled::ALIGNMENT;
 use super::device::Driver;
 use super::device_slice::DeviceSlice;
+use crate::backend::{Weights, launches, not_loaded};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::ops::{MatmulUnit, elements};
-use crate::plan::TensorData;
+use crate::ops::{Launch, MatmulUnit, elements};
+use crate::plan::{Origin, Plan, TensorData, ValueId, WeightSource};
 use half::vec::HalfFloatVecExt;
 use half::{bf16, f16};
+use std::collections::HashMap;
+use std::sync::Arc;
 
 /// A weight's order on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,6 +25,101 @@ pub(super) enum Order {
     /// eight: what tensor cores take, the depth of the product in one piece. Numbers in single precision are rounded to
     /// tf32, which the tensor cores would cut them to.
     Rows,
+}
+
+/// Memory of the device, given back with the last of its users.
+struct Allocation {
+    driver: Arc<dyn Driver>,
+    address: u64,
+    bytes: u64,
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        self.driver.free(self.address);
+    }
+}
+
+/// Weights by tensor name, order and type.
+pub(super) struct CudaWeights {
+    tensors: HashMap<(String, Order, Dtype), DeviceSlice>,
+    /// One allocation for each plan that needed more than was there.
+    memory: Vec<Arc<Allocation>>,
+}
+
+impl Weights for CudaWeights {
+    fn size_bytes(&self) -> u64 {
+        self.memory.iter().map(|allocation| allocation.bytes).sum()
+    }
+}
+
+impl CudaWeights {
+    /// Loads every weight in each order that some launch reads, except what is held.
+    pub fn load(
+        driver: &Arc<dyn Driver>,
+        plan: &Plan,
+        matmul: MatmulUnit,
+        launches: &[(usize, Launch)],
+        source: &dyn WeightSource,
+        held: Option<&CudaWeights>,
+    ) -> Result<CudaWeights> {
+        let mut weights = match held {
+            Some(held) => CudaWeights { tensors: held.tensors.clone(), memory: held.memory.clone() },
+            None => CudaWeights { tensors: HashMap::new(), memory: Vec::new() },
+        };
+        let mut places = Vec::new();
+        let mut end = 0;
+        for (name, id, order) in wanted(plan, matmul, launches) {
+            let value = &plan.values[id.0];
+            let key = (name.to_owned(), order, value.dtype);
+            if !weights.tensors.contains_key(&key) {
+                let bytes = order.size_bytes(&value.shape, value.dtype);
+                places.push((key, &value.shape, DeviceSlice { address: end, bytes, written: false }));
+                end += bytes.next_multiple_of(ALIGNMENT);
+            }
+        }
+        if end == 0 {
+            return Ok(weights);
+        }
+        let allocation = Allocation { driver: driver.clone(), address: driver.allocate(end)?, bytes: end };
+        for (key, shape, mut place) in places {
+            place.address += allocation.address;
+            send(&**driver, place, &source.load(&key.0)?, (shape, key.2), key.1)?;
+            weights.tensors.insert(key, place);
+        }
+        weights.memory.push(Arc::new(allocation));
+        Ok(weights)
+    }
+
+    /// Where the weights of a plan are.
+    ///
+    /// # Errors
+    /// One of them was not loaded.
+    pub fn of(
+        &self,
+        plan: &Plan,
+        matmul: MatmulUnit,
+        launches: &[(usize, Launch)],
+        device: &str,
+    ) -> Result<HashMap<(ValueId, Order), DeviceSlice>> {
+        let place = |(name, id, order): (&str, ValueId, Order)| {
+            let key = (name.to_owned(), order, plan.values[id.0].dtype);
+            let place = self.tensors.get(&key).ok_or_else(|| not_loaded(device.to_owned(), plan, name))?;
+            Ok(((id, order), *place))
+        };
+        wanted(plan, matmul, launches).into_iter().map(place).collect()
+    }
+}
+
+/// Every weight of a plan in each order that some launch reads.
+fn wanted<'p>(plan: &'p Plan, matmul: MatmulUnit, launches: &[(usize, Launch)]) -> Vec<(&'p str, ValueId, Order)> {
+    let packed = Order::of(matmul);
+    let wanted = launches::weights(plan, launches, Order::Stored, |_| packed).into_iter();
+    let named = |(id, order): (ValueId, Order)| match &plan.values[id.0].origin {
+        Origin::Weight(name) => Some((name.as_str(), id, order)),
+        _ => None,
+    };
+    wanted.filter_map(named).collect()
 }
 
 /// Numbers to which rows are filled up.
@@ -44,7 +143,7 @@ impl Order {
 }
 
 /// Copies a stored tensor to its place.
-pub(super) fn send(
+fn send(
     driver: &dyn Driver,
     to: DeviceSlice,
     stored: &TensorData<'_>,

@@ -2,12 +2,12 @@
 
 use super::device::Device;
 use super::upload::Order;
-use super::weights::{Part, Weights};
+use super::weights::{Part, PlanWeights, WgpuWeights};
 use crate::backend::{Executable, launches};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::ops::{Launch, Operand, Operation, Tiles, elements};
-use crate::plan::{Origin, Plan, Slots, Step, ValueId, WeightSource, assign};
+use crate::plan::{Origin, Plan, Slots, Step, ValueId, assign};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -36,7 +36,7 @@ pub(super) struct Compiled {
     device: Arc<Device>,
     /// One buffer per slot: WebGPU tracks the use of whole buffers.
     memory: Vec<wgpu::Buffer>,
-    weights: Weights,
+    weights: PlanWeights,
     dispatches: Vec<Dispatch>,
     /// How many of the dispatches belong to the part that does not vary.
     once: usize,
@@ -66,10 +66,17 @@ pub(super) struct Kernels {
     pub profile: bool,
 }
 
+/// The launches of a plan, each with the step that it belongs to.
+pub(super) fn lower(plan: &Plan, tiles: Tiles) -> Vec<(usize, Launch)> {
+    launches::lower(plan, |_, op, inputs, output| op.wgsl(inputs, output, tiles)).0
+}
+
 const NOTHING_LEFT: &str = "no WGSL kernel leaves anything to another";
 
 impl Compiled {
-    pub fn new(device: Arc<Device>, plan: Plan, source: &dyn WeightSource, kernels: Kernels) -> Result<Compiled> {
+    pub fn new(device: Arc<Device>, plan: Plan, weights: &WgpuWeights, kernels: Kernels) -> Result<Compiled> {
+        let launches = lower(&plan, kernels.tiles);
+        let weights = weights.of(&device, &plan, &launches)?;
         let slots = assign(&plan);
         let mut memory = Vec::new();
         for (slot, &words) in slots.words.iter().enumerate() {
@@ -77,8 +84,6 @@ impl Compiled {
             memory.push(device.buffer(&|| tenant(&plan, &slots, slot), bytes)?);
             device.counters.slot_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
-        let (launches, _) = launches::lower(&plan, |_, op, inputs, output| op.wgsl(inputs, output, kernels.tiles));
-        let weights = Weights::upload(&device, &plan, &launches, source)?;
         let mut compiled = Compiled {
             slots,
             device,
@@ -292,6 +297,10 @@ fn tenant(plan: &Plan, slots: &Slots, slot: usize) -> String {
 impl Executable for Compiled {
     fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.slots.bytes()
     }
 
     fn write(&mut self, input: &str, data: &[f32]) -> Result<()> {

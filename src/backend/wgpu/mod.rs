@@ -16,7 +16,7 @@ mod weights;
 pub use adapters::{Adapter, Choice, Kind, adapters};
 pub use device::Traffic;
 
-use super::{Backend, Executable};
+use super::{Backend, Executable, Weights, own};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::ops::Tiles;
@@ -26,6 +26,7 @@ use compiled::{Compiled, Kernels};
 use device::Device;
 use std::path::Path;
 use std::sync::Arc;
+use weights::WgpuWeights;
 
 /// How an adapter is chosen and used.
 #[derive(Clone, Copy, Debug)]
@@ -107,6 +108,11 @@ impl Wgpu {
         &self.device.adapter
     }
 
+    fn kernels(&self) -> Kernels {
+        let Options { tiles, subgroups, profile, .. } = self.options;
+        Kernels { tiles: self.device.adapter.tiles(tiles, subgroups), subgroups, profile }
+    }
+
     /// What went to and from the adapter so far, over all executables.
     pub fn traffic(&self) -> Traffic {
         self.device.traffic()
@@ -121,11 +127,22 @@ impl Backend for Wgpu {
         format!("wgpu:{number} ({name}, {storage}, operands in {tiles:?})")
     }
 
-    fn compile(&self, plan: Plan, weights: &dyn WeightSource) -> Result<Box<dyn Executable>> {
+    fn load(
+        &self,
+        plan: &Plan,
+        source: &dyn WeightSource,
+        held: Option<&Arc<dyn Weights>>,
+    ) -> Result<Arc<dyn Weights>> {
+        let held = held.map(|weights| own::<WgpuWeights>(weights, self)).transpose()?;
+        let plan = narrow(plan.clone(), self.options.storage);
+        let launches = compiled::lower(&plan, self.kernels().tiles);
+        Ok(Arc::new(WgpuWeights::load(&self.device, &plan, &launches, source, held.as_deref())?))
+    }
+
+    fn compile(&self, plan: Plan, weights: &Arc<dyn Weights>) -> Result<Box<dyn Executable>> {
+        let weights = own::<WgpuWeights>(weights, self)?;
         let plan = narrow(plan, self.options.storage);
-        let Options { tiles, subgroups, profile, .. } = self.options;
-        let kernels = Kernels { tiles: self.device.adapter.tiles(tiles, subgroups), subgroups, profile };
-        let compiled = Compiled::new(Arc::clone(&self.device), plan, weights, kernels)?;
+        let compiled = Compiled::new(Arc::clone(&self.device), plan, &weights, self.kernels())?;
         if let Some(cache) = &self.device.cache {
             cache.save();
         }

@@ -3,12 +3,14 @@
 
 use super::device::Device;
 use super::upload::{Order, Uploads, size_bytes};
-use crate::backend::launches;
+use crate::backend::{Weights, launches, not_loaded};
+use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::ops::{Launch, Operand, Operation, WeightSplit};
-use crate::plan::{Origin, Plan, ValueId, WeightSource};
+use crate::plan::{Origin, Plan, Value, ValueId, WeightSource};
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Some rows of a weight's first dimension, or all of them.
@@ -17,26 +19,48 @@ pub struct Part {
     pub buffer: wgpu::Buffer,
 }
 
-pub struct Weights(HashMap<(ValueId, Order), Vec<Part>>);
+/// A weight as kernels read it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    tensor: String,
+    order: Order,
+    dtype: Dtype,
+    /// Whether every reader takes it in parts.
+    split: bool,
+}
 
-impl Weights {
-    /// Brings every weight over in each order that some launch wants.
-    pub fn upload(
+/// Weights on the device.
+#[derive(Default)]
+pub struct WgpuWeights(HashMap<Key, Arc<Vec<Part>>>);
+
+impl Weights for WgpuWeights {
+    fn size_bytes(&self) -> u64 {
+        self.0.values().flat_map(|parts| parts.iter()).map(|part| part.buffer.size()).sum()
+    }
+}
+
+impl WgpuWeights {
+    /// Loads every weight in each order that some launch reads, except what is held.
+    pub fn load(
         device: &Device,
         plan: &Plan,
         launches: &[(usize, Launch)],
         source: &dyn WeightSource,
-    ) -> Result<Weights> {
-        let mut weights = Weights(HashMap::new());
+        held: Option<&WgpuWeights>,
+    ) -> Result<WgpuWeights> {
+        let mut weights = WgpuWeights(held.map(|held| held.0.clone()).unwrap_or_default());
         let mut uploads = Uploads::new(device);
-        for (id, order) in launches::weights(plan, launches, Order::Stored, Order::packed) {
+        for (id, key) in wanted(device, plan, launches) {
+            if weights.0.contains_key(&key) {
+                continue;
+            }
             let value = &plan.values[id.0];
-            let Origin::Weight(name) = &value.origin else { continue };
+            let Key { tensor: name, order, split, .. } = &key;
             let stored = source.load(name)?;
             let bytes = |rows: &Range<usize>| size_bytes(order.elements(&value.shape, rows).len(), value.dtype);
             let count = order.rows(&value.shape);
             let mut most = count;
-            if bytes(&(0..count)) > device.adapter.largest_tensor && is_divisible(plan, launches, id, order) {
+            if *split {
                 let least = bytes(&(0..WeightSplit::MULTIPLE));
                 most = WeightSplit::MULTIPLE * (device.adapter.largest_tensor / least).max(1) as usize;
             }
@@ -49,15 +73,45 @@ impl Weights {
                 };
                 let buffer = device.buffer(&what, bytes(&rows))?;
                 device.counters.weight_bytes.fetch_add(bytes(&rows), Ordering::Relaxed);
-                uploads.send(&buffer, &stored, order, order.elements(&value.shape, &rows), value.dtype)?;
+                uploads.send(&buffer, &stored, *order, order.elements(&value.shape, &rows), value.dtype)?;
                 parts.push(Part { rows, buffer });
             }
-            weights.0.insert((id, order), parts);
+            weights.0.insert(key, Arc::new(parts));
         }
         uploads.finish()?;
         Ok(weights)
     }
 
+    /// The weights of a plan.
+    ///
+    /// # Errors
+    /// One of them was not loaded.
+    pub fn of(&self, device: &Device, plan: &Plan, launches: &[(usize, Launch)]) -> Result<PlanWeights> {
+        let parts = |(id, key): (ValueId, Key)| {
+            let parts = self.0.get(&key).ok_or_else(|| not_loaded(device.adapter.name.clone(), plan, &key.tensor))?;
+            Ok(((id, key.order), parts.clone()))
+        };
+        Ok(PlanWeights(wanted(device, plan, launches).into_iter().map(parts).collect::<Result<_>>()?))
+    }
+}
+
+/// Every weight of a plan in each order that some launch reads.
+fn wanted(device: &Device, plan: &Plan, launches: &[(usize, Launch)]) -> Vec<(ValueId, Key)> {
+    let wanted = launches::weights(plan, launches, Order::Stored, Order::packed).into_iter();
+    let key = |(id, order): (ValueId, Order)| {
+        let Value { shape, dtype, origin } = &plan.values[id.0];
+        let Origin::Weight(tensor) = origin else { return None };
+        let bytes = size_bytes(order.elements(shape, &(0..order.rows(shape))).len(), *dtype);
+        let split = bytes > device.adapter.largest_tensor && is_divisible(plan, launches, id, order);
+        Some((id, Key { tensor: tensor.clone(), order, dtype: *dtype, split }))
+    };
+    wanted.filter_map(key).collect()
+}
+
+/// The weights of one plan, by value and order.
+pub struct PlanWeights(HashMap<(ValueId, Order), Arc<Vec<Part>>>);
+
+impl PlanWeights {
     /// The memory of a part of a weight, or of the whole if it was not divided.
     pub fn part(&self, id: ValueId, order: Order, part: usize) -> &wgpu::Buffer {
         let parts = &self.0[&(id, order)];
