@@ -20,7 +20,7 @@ fn main() -> Result<()> {
     let request = Request { seed: 7, ..Request::new(prompt.as_str()) };
     let began = Instant::now();
     let images = pipeline.run(&request, &mut |event| {
-        if let Event::Step { stage, done, steps } = event {
+        if let Event::Step { stage, done, steps, .. } = event {
             println!("{stage}: {done} of {steps}");
         }
         if began.elapsed() > Duration::from_secs(60) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

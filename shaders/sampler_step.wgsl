@@ -1,14 +1,13 @@
 // sampler_step - one reverse step of the diffusion: guidance, x0, clipping, posterior mean and noise.
 //
-// Math      out = u + s (c - u); x0 = (x_t - row[0] out) / row[1] or out, within +-range
+// Math      row = rows[b]; out = u + row[8] (c - u); x0 = (x_t - row[0] out) / row[1] or out, within +-range
 //           sigma = exp((f row[5] + (1 - f) row[6]) / 2), f = (v + 1) / 2, or row[4]
 //           x_{t-1} = (row[2] x0 + row[3] x_t) + row[7] (sigma z)
 //           z = noise, or element c P + p of draw seeds[b, 2..4] + step of seed seeds[b, 0..2]
 // Source    see ops/sampler_step.rs, whose order of operations this keeps, and for z noise/philox.rs
-// Tensors   output [2B | B, P, C | 2C] f32, x_t [B, P, C] f32, row [8] f32, noise [B, P, C] f32, seeds [B, 4] u32,
+// Tensors   output [2B | B, P, C | 2C] f32, x_t [B, P, C] f32, rows [B, 9] f32, noise [B, P, C] f32, seeds [B, 4] u32,
 //           step_number [1] u32 -> y [B, P, C] f32
-// Scalars   count, channels, positions, wide, conditional, guided, epsilon, learned, clipped, drawn u32; guidance,
-//           range f32
+// Scalars   count, channels, positions, wide, conditional, guided, epsilon, learned, clipped, drawn u32; range f32
 // Launch    grid spread over count, 256 threads: one invocation owns one element
 // Memory    none shared
 // Numerics  f32; a draw's words are exact, its numbers within a few roundings of the CPU's
@@ -31,13 +30,12 @@ struct Scalars {
     clipped: u32,
     // Whether z is drawn here.
     drawn: u32,
-    guidance: f32,
     range: f32,
 }
 
 @group(0) @binding(0) var<storage, read> output: array<f32>;
 @group(0) @binding(1) var<storage, read> x_t: array<f32>;
-@group(0) @binding(2) var<storage, read> row: array<f32>;
+@group(0) @binding(2) var<storage, read> rows: array<f32>;
 @group(0) @binding(3) var<storage, read> noise: array<f32>;
 @group(0) @binding(4) var<storage, read> seeds: array<u32>;
 @group(0) @binding(5) var<storage, read> step_number: array<u32>;
@@ -138,16 +136,18 @@ fn sampler_step(
     }
     let position = i / scalars.channels;
     let channel = i % scalars.channels;
+    let picture = position / scalars.positions;
+    let row = 9u * picture;
     let at = position * scalars.wide + channel;
     let conditional = f32(output[scalars.conditional + at]);
     var out = conditional;
     if scalars.guided != 0u {
         let unconditional = f32(output[at]);
-        out = unconditional + scalars.guidance * (conditional - unconditional);
+        out = unconditional + rows[row + 8u] * (conditional - unconditional);
     }
     var x0 = out;
     if scalars.epsilon != 0u {
-        x0 = (x_t[i] - row[0] * out) / row[1];
+        x0 = (x_t[i] - rows[row] * out) / rows[row + 1u];
     }
     if scalars.clipped != 0u {
         // Comparisons, not clamp(): a NaN stays one.
@@ -157,16 +157,16 @@ fn sampler_step(
             x0 = scalars.range;
         }
     }
-    var sigma = row[4];
+    var sigma = rows[row + 4u];
     if scalars.learned != 0u {
         let fraction = (f32(output[scalars.conditional + at + scalars.channels]) + 1.0) / 2.0;
-        sigma = exp(0.5 * (fraction * row[5] + (1.0 - fraction) * row[6]));
+        sigma = exp(0.5 * (fraction * rows[row + 5u] + (1.0 - fraction) * rows[row + 6u]));
     }
     var z = 0.0;
     if scalars.drawn == 0u {
         z = noise[i];
-    } else if row[7] != 0.0 {
-        z = normal(position / scalars.positions, channel * scalars.positions + position % scalars.positions);
+    } else if rows[row + 7u] != 0.0 {
+        z = normal(picture, channel * scalars.positions + position % scalars.positions);
     }
-    y[i] = (row[2] * x0 + row[3] * x_t[i]) + row[7] * (sigma * z);
+    y[i] = (rows[row + 2u] * x0 + rows[row + 3u] * x_t[i]) + rows[row + 7u] * (sigma * z);
 }

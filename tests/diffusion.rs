@@ -72,9 +72,11 @@ fn coefficients_agree_to_2_ulps_with_steps_of_diffusers_on_zeros_and_ones() {
     for steps in [7, 25] {
         let theirs = golden.f32(&format!("coefficients/{steps}"));
         let schedule = schedule();
-        let ours = coefficients(&schedule, &schedule.timesteps("steps", steps).unwrap());
-        assert_eq!(ours.as_flattened().len(), theirs.len());
-        for (i, (&a, &b)) in ours.as_flattened().iter().zip(&theirs).enumerate() {
+        let rows = coefficients(&schedule, &schedule.timesteps("steps", steps).unwrap(), 1.0);
+        // The ninth is the guidance scale.
+        let ours: Vec<f32> = rows.iter().flat_map(|row| &row[..8]).copied().collect();
+        assert_eq!(ours.len(), theirs.len());
+        for (i, (&a, &b)) in ours.iter().zip(&theirs).enumerate() {
             assert!(ulps(a, b) <= 2, "step {} of {steps}, coefficient {}: {a:e}, diffusers {b:e}", i / 8, i % 8);
         }
     }
@@ -93,11 +95,12 @@ fn steps_have_the_bits_of_diffusers_in_all_four_forms() {
             for (variance_name, variance) in
                 [("fixed_small_log", Variance::FixedSmallLog), ("learned_range", Variance::LearnedRange)]
             {
-                let rule = SamplerStep { prediction, variance, clip: Some(1.0), guidance: None, noise: Noise::Given };
+                let rule = SamplerStep { prediction, variance, clip: Some(1.0), guided: false, noise: Noise::Given };
                 let key = format!("step/{steps}/{prediction_name}/{variance_name}");
                 let (x0, next) = (golden.f32(&format!("{key}/x0")), golden.f32(&format!("{key}/prev")));
                 assert_eq!(x0.len(), steps * IMAGE);
                 for (k, row) in rows.iter().enumerate() {
+                    let row = &[&row[..], &[1.0]].concat().try_into().unwrap();
                     for i in 0..IMAGE {
                         let ours = element(&rule, row, 0.0, output[i], output[IMAGE + i], x_t[i], noise[i]);
                         let at = k * IMAGE + i;
@@ -139,11 +142,11 @@ fn recorded_steps_of_the_pipeline_are_reproduced() {
     for (stage, steps, guidance) in [("prior", 25, Some(4.0)), ("decoder", 25, Some(8.0)), ("super_res", 7, None)] {
         let path = folder.join(format!("{stage}_scheduler/scheduler_config.json"));
         let config = SchedulerConfig::from_json(&path, &std::fs::read(&path).unwrap()).unwrap();
-        let rule = config.step(guidance, Noise::Given);
+        let rule = config.step(guidance.is_some(), Noise::Given);
         let schedule = Schedule::new(&config);
         let timesteps = schedule.timesteps("steps", steps).unwrap();
         assert_eq!(timesteps, golden.timesteps(&format!("{stage}/timesteps")));
-        let rows = coefficients(&schedule, &timesteps);
+        let rows = coefficients(&schedule, &timesteps, guidance.unwrap_or(1.0));
         // Torch's layout: two pictures, channels first. A learned variance is the second half of an output's
         // channels; the upscaled picture is the second half of super-resolution's input.
         let output_parts = if rule.variance == Variance::LearnedRange { 2 } else { 1 };

@@ -15,7 +15,7 @@ use unclip::diffusion::{Schedule, SchedulerConfig};
 use unclip::image::Image;
 use unclip::noise::{NoiseKind, NoiseSource};
 use unclip::ops::{Noise, element};
-use unclip::pipeline::{Event, Pipeline, Prompt, Request, Stage, Trace};
+use unclip::pipeline::{Event, Pipeline, Prompt, Request, Task, Trace};
 use unclip::weights::{Checkpoint, LoadOptions};
 
 /// Errors of a step grow in the steps after it; what one network may be off by is in `tests/models.rs`.
@@ -26,10 +26,12 @@ fn pipeline(threads: usize) -> Pipeline {
     Pipeline::open(checkpoint, Box::new(Cpu::new(threads).unwrap())).unwrap()
 }
 
+fn prompts(texts: &[&str]) -> Task {
+    Task::Prompts(texts.iter().map(|&text| text.into()).collect())
+}
+
 fn recorded_request() -> Request {
-    let mut request = Request::new("a red frog on a green leaf");
-    request.prompts.push("An oil painting of Łódź at night, 1999!".into());
-    request
+    Request::of(prompts(&["a red frog on a green leaf", "An oil painting of Łódź at night, 1999!"]))
 }
 
 fn run(pipeline: &Pipeline, request: &Request) -> Vec<Image> {
@@ -60,7 +62,8 @@ fn each_picture_of_a_run_can_be_made_again_alone() {
     let pictures = run(&pipeline(2), &all);
     for (k, picture) in pictures.iter().enumerate() {
         let mut alone = all.clone();
-        alone.prompts = vec![all.prompts[k / 2].clone()];
+        let Task::Prompts(prompts) = &all.task else { panic!("they are prompts") };
+        alone.task = Task::Prompts(vec![prompts[k / 2].clone()]);
         alone.pictures_per_prompt = 1;
         alone.seed = 40 + k as u64;
         assert_eq!(&run(&pipeline(2), &alone)[0], picture, "picture {k}");
@@ -92,7 +95,7 @@ fn prompt_negative_seed_and_generator_each_make_a_difference() {
     let pipeline = pipeline(2);
     let plain = run(&pipeline, &request);
     let others = [
-        Request { prompts: vec!["a cat".into(), "a dog".into()], ..request.clone() },
+        Request { task: prompts(&["a cat", "a dog"]), ..request.clone() },
         Request { negative: Some("a leaf".into()), ..request.clone() },
         Request { seed: 1000, ..request.clone() },
         Request { noise: NoiseKind::Philox, ..request.clone() },
@@ -119,9 +122,9 @@ fn noise_that_the_steps_draw_is_the_one_sequence_of_each_picture() {
         let file = format!("{MODEL}/{name}_scheduler/scheduler_config.json");
         let config = SchedulerConfig::from_json(file.as_ref(), &std::fs::read(&file).unwrap()).unwrap();
         let schedule = Schedule::new(&config);
-        let rows = coefficients(&schedule, &schedule.timesteps("steps", steps).unwrap());
+        let rows = coefficients(&schedule, &schedule.timesteps("steps", steps).unwrap(), 1.0);
         // Guidance is in what the trace calls guided.
-        let rule = config.step(None, Noise::Given);
+        let rule = config.step(false, Noise::Given);
         let mut draw = |recorded: Vec<f32>, what: &str| {
             let size = recorded.len() / sources.len();
             for (source, got) in sources.iter_mut().zip(recorded.chunks_exact(size)) {
@@ -157,23 +160,23 @@ fn events_tell_the_stages_in_order_and_any_of_them_can_end_the_run() {
     let observe = &mut |event: Event<'_>| {
         events += 1;
         match event {
-            Event::Begin { stage, .. } => stages.push(stage),
-            Event::Step { stage, done, steps: total } => steps.push((stage, done, total)),
+            Event::Begin { stage, .. } => stages.push(stage.name()),
+            Event::Step { stage, done, steps: total, .. } => steps.push((stage.name(), done, total)),
             Event::Warning(text) => panic!("{text}"),
             _ => {}
         }
         ControlFlow::Continue(())
     };
     pipeline.run(&request, observe).unwrap();
-    assert_eq!(stages, Stage::ALL.into_iter().filter(|stage| *stage != Stage::ImageEncoder).collect::<Vec<_>>());
+    assert_eq!(stages, ["text_encoder", "prior", "text_proj", "decoder", "super_res_first", "super_res_last"]);
     let expected = [
-        (Stage::Prior, 1, 2),
-        (Stage::Prior, 2, 2),
-        (Stage::Decoder, 1, 2),
-        (Stage::Decoder, 2, 2),
-        (Stage::SuperResFirst, 1, 2),
-        (Stage::SuperResFirst, 2, 2),
-        (Stage::SuperResLast, 1, 1),
+        ("prior", 1, 2),
+        ("prior", 2, 2),
+        ("decoder", 1, 2),
+        ("decoder", 2, 2),
+        ("super_res_first", 1, 2),
+        ("super_res_first", 2, 2),
+        ("super_res_last", 1, 1),
     ];
     assert_eq!(steps, expected);
     for last in 1..=events {
@@ -209,7 +212,7 @@ fn a_long_prompt_is_cut_with_a_warning_that_quotes_the_rest() {
 fn settings_out_of_range_are_refused_before_anything_is_loaded() {
     let request = recorded_request();
     let bad = [
-        (Request { prompts: Vec::new(), ..request.clone() }, "prompt"),
+        (Request { task: prompts(&[]), ..request.clone() }, "prompt"),
         (Request { pictures_per_prompt: 0, ..request.clone() }, "pictures per prompt"),
         (Request { prior_steps: Some(0), ..request.clone() }, "prior steps"),
         (Request { decoder_steps: Some(1001), ..request.clone() }, "decoder steps"),
@@ -223,7 +226,7 @@ fn settings_out_of_range_are_refused_before_anything_is_loaded() {
         assert_eq!(error.exit_code(), 2);
     }
     let wrong = Prompt::Tokens(unclip::model::text_encoder::Tokens { ids: vec![0], mask: vec![true], cut: None });
-    let error = run_error(&Request { prompts: vec![wrong], ..request });
+    let error = run_error(&Request { task: Task::Prompts(vec![wrong]), ..request });
     assert!(error.to_string().contains("77"), "{error}");
 }
 

@@ -11,7 +11,8 @@ use safetensors::{Dtype as Stored, serialize, tensor::TensorView};
 use tempfile::TempDir;
 use unclip::Dtype;
 use unclip::Error;
-use unclip::weights::{Checkpoint, Component, LoadOptions, WeightFile, inspect};
+use unclip::pipeline::inspect;
+use unclip::weights::{Checkpoint, Component, LoadOptions, WeightFile};
 
 /// A file of three tensors in two types, written by the format's own crate.
 fn small_file() -> Vec<u8> {
@@ -241,7 +242,7 @@ fn a_folder_that_is_no_checkpoint_is_refused() {
         (r#"{"_class_name":"StableDiffusionPipeline"}"#, "found \"StableDiffusionPipeline\""),
     ] {
         fs::write(dir.path().join("model_index.json"), text).unwrap();
-        let error = open(dir.path()).expect_err("an error");
+        let error = open(dir.path()).and_then(|checkpoint| inspect(&checkpoint)).expect_err("an error");
         assert!(matches!(error, Error::Config { .. }) && error.exit_code() == 3);
         assert!(error.to_string().contains(expected), "{error}");
     }
@@ -380,7 +381,7 @@ fn inspect_goes_on_past_broken_components() {
         ("tokenizer/vocab.json", b"{}"),
         ("tokenizer/merges.txt", b""),
     ]);
-    let reports = inspect(&Checkpoint::open(dir.path(), LoadOptions::default()).unwrap());
+    let reports = inspect(&Checkpoint::open(dir.path(), LoadOptions::default()).unwrap()).unwrap();
     let by_name: BTreeMap<&str, _> = reports.iter().map(|r| (r.name.as_str(), r)).collect();
     assert_eq!(by_name.len(), 10);
     let prior = by_name["prior"];

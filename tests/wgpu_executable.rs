@@ -35,7 +35,7 @@ fn tiny_decoder(noise: Noise) -> (Plan, Component) {
         prediction: Prediction::Epsilon,
         variance: Variance::LearnedRange,
         clip: Some(1.0),
-        guidance: Some(4.0),
+        guided: true,
         noise,
     };
     let plan = decoder::plan(&config, &component, &Sizes { pictures: 1, steps: 4, rule }, 9).unwrap();

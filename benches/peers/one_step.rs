@@ -8,14 +8,13 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::BufRead;
-use std::ops::ControlFlow;
 use std::time::Instant;
 use unclip::Precision;
 use unclip::backend::Backend;
 use unclip::backend::cpu::Cpu;
 use unclip::cases::models::fill;
 use unclip::ops::Operation;
-use unclip::pipeline::{Pipeline, Request, Stage};
+use unclip::pipeline::{Pipeline, Request};
 use unclip::plan::Plan;
 use unclip::weights::{Checkpoint, LoadOptions};
 
@@ -35,11 +34,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     if stage == "picture" {
         return whole_pictures(Pipeline::open(checkpoint, Box::new(cpu))?, pictures.parse()?);
     }
-    let stage = Stage::ALL.into_iter().find(|s| s.name() == stage).ok_or("no stage of that name")?;
-    let component = checkpoint.component(stage.name())?;
+    let component = checkpoint.component(stage)?;
     let pipeline = Pipeline::open(checkpoint, Box::new(Cpu::new(1)?))?;
-    let guided = !matches!(stage, Stage::SuperResFirst | Stage::SuperResLast);
-    let plan = pipeline.plan(stage, pictures.parse()?, guided)?;
+    let request = Request { pictures_per_prompt: pictures.parse()?, ..Request::new("") };
+    let of_stage = pipeline.route(&request)?.into_iter().find(|(of, _)| of.name() == stage);
+    let (stage, shapes) = of_stage.ok_or("no stage of that name")?;
+    let plan = pipeline.plan(stage, &shapes)?;
     let (once, each) = plan.parts();
     eprintln!("once {}; every step {}", plan.cost(once), plan.cost(each));
 
@@ -78,7 +78,7 @@ fn on_demand(mut work: impl FnMut() -> Result<(), Box<dyn Error>>) -> Result<(f6
 fn whole_pictures(pipeline: Pipeline, pictures: usize) -> Result<(), Box<dyn Error>> {
     let request = Request { pictures_per_prompt: pictures, ..Request::new("a red apple") };
     on_demand(|| {
-        pipeline.run(&request, &mut |_| ControlFlow::Continue(()))?;
+        pipeline.pictures(&request)?;
         Ok(())
     })?;
     Ok(())

@@ -123,12 +123,12 @@ impl ModelCase {
     }
 
     fn rule(&self) -> SamplerStep {
-        let (prediction, variance, clip, guidance) = match self.network {
-            Network::Prior => (Prediction::Sample, Variance::FixedSmallLog, 5.0, Some(4.0)),
-            Network::Decoder => (Prediction::Epsilon, Variance::LearnedRange, 1.0, Some(8.0)),
-            Network::SuperRes => (Prediction::Epsilon, Variance::FixedSmallLog, 1.0, None),
+        let (prediction, variance, clip, guided) = match self.network {
+            Network::Prior => (Prediction::Sample, Variance::FixedSmallLog, 5.0, true),
+            Network::Decoder => (Prediction::Epsilon, Variance::LearnedRange, 1.0, true),
+            Network::SuperRes => (Prediction::Epsilon, Variance::FixedSmallLog, 1.0, false),
         };
-        SamplerStep { prediction, variance, clip: Some(clip), guidance, noise: Noise::Given }
+        SamplerStep { prediction, variance, clip: Some(clip), guided, noise: Noise::Given }
     }
 
     /// A component's configuration.

@@ -7,8 +7,8 @@ use super::{Data, Problem, Random, Tensor};
 use crate::dtype::Dtype::{self, Bf16, F16, F32};
 use crate::ops::Activation::{Gelu, QuickGelu, Silu};
 use crate::ops::{
-    Attention, Concat, Conv2d, Embed, GroupNorm, LayerNorm, Linear, Noise, Op, Pointwise, Prediction, Resize,
-    SamplerStep, Slice, Variance,
+    Attention, COEFFICIENTS, Concat, Conv2d, Embed, GroupNorm, LayerNorm, Linear, Noise, Op, Pointwise, Prediction,
+    Resize, SamplerStep, Slice, Variance,
 };
 use crate::plan::Plan;
 
@@ -431,24 +431,28 @@ fn resize() -> Vec<Case> {
 }
 
 fn sampler_step() -> Vec<Case> {
-    let fixed = |x: &[f32]| Input { shape: vec![x.len()], fill: Fill::Fixed(x.to_vec()), stored: None };
+    // Every picture has a guidance scale of its own.
+    let fixed = |pictures: usize, x: &[f32]| {
+        let rows = (0..pictures).flat_map(|picture| [x, &[4.0 + picture as f32]].concat()).collect();
+        Input { shape: vec![pictures, COEFFICIENTS], fill: Fill::Fixed(rows), stored: None }
+    };
     let words =
         |shape: &[usize], x: &[u32]| Input { shape: shape.to_vec(), fill: Fill::Words(x.to_vec()), stored: None };
     let row = [0.6, 0.8, 0.25, 0.7, 0.3, (0.02f32).ln(), (0.013f32).ln(), 1.0];
     let case = |what: &str, shape: &[usize], op: SamplerStep, row: &[f32], noise: Vec<Input>| {
         let mut output = shape.to_vec();
-        output[0] *= if op.guidance.is_some() { 2 } else { 1 };
+        output[0] *= if op.guided { 2 } else { 1 };
         output[shape.len() - 1] *= if op.variance == Variance::LearnedRange { 2 } else { 1 };
-        let inputs = [vec![x(&output), x(shape), fixed(row)], noise].concat();
+        let inputs = [vec![x(&output), x(shape), fixed(shape[0], row)], noise].concat();
         Case::new(format!("sampler_step/{what}"), op, inputs)
     };
     let mut cases = Vec::new();
     for (p, prediction) in [("eps", Prediction::Epsilon), ("sample", Prediction::Sample)] {
         for (v, variance) in [("fixed", Variance::FixedSmallLog), ("learned", Variance::LearnedRange)] {
-            for (g, guidance) in [("plain", None), ("guided", Some(4.0))] {
+            for (g, guided) in [("plain", false), ("guided", true)] {
                 for (c, clip) in [("free", None), ("clipped", Some(1.5))] {
                     let shape = [2, 5 * 7, 3];
-                    let op = SamplerStep { prediction, variance, clip, guidance, noise: Noise::Given };
+                    let op = SamplerStep { prediction, variance, clip, guided, noise: Noise::Given };
                     cases.push(case(&format!("{p}-{v}-{g}-{c}"), &shape, op, &row, vec![x(&shape)]));
                 }
             }
@@ -458,14 +462,14 @@ fn sampler_step() -> Vec<Case> {
         prediction: Prediction::Sample,
         variance: Variance::FixedSmallLog,
         clip: None,
-        guidance: None,
+        guided: false,
         noise: Noise::Philox,
     };
     let whole = SamplerStep {
         prediction: Prediction::Epsilon,
         variance: Variance::LearnedRange,
         clip: Some(1.5),
-        guidance: Some(4.0),
+        guided: true,
         noise: Noise::Philox,
     };
     let decoder = SamplerStep { clip: Some(1.0), noise: Noise::Given, ..whole };

@@ -6,7 +6,6 @@ use clap_complete::Shell;
 use std::path::PathBuf;
 use unclip::Precision;
 use unclip::noise::NoiseKind;
-use unclip::pipeline::Stage;
 
 /// Text to image, and image to variations, with the unCLIP (DALL-E 2) architecture.
 #[derive(Debug, Parser)]
@@ -160,8 +159,8 @@ pub struct PlanArguments {
     #[command(flatten)]
     pub model: ModelArguments,
     /// Which stage
-    #[arg(long, value_parser = stage())]
-    pub stage: Stage,
+    #[arg(long, value_name = "NAME")]
+    pub stage: String,
     /// Pictures made together
     #[arg(short, long, value_name = "COUNT", default_value_t = 1)]
     pub batch: usize,
@@ -232,13 +231,6 @@ impl Arguments {
     pub fn wants_json(&self) -> bool {
         matches!(&self.command, Command::Run(arguments) if arguments.json)
     }
-}
-
-/// A stage by the name of its folder.
-fn stage() -> impl clap::builder::TypedValueParser<Value = Stage> {
-    use clap::builder::{PossibleValuesParser, TypedValueParser};
-    PossibleValuesParser::new(Stage::ALL.map(Stage::name))
-        .map(|name| Stage::ALL.into_iter().find(|s| s.name() == name).expect("one of the possible values"))
 }
 
 /// A precision by its name.

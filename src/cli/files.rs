@@ -4,7 +4,7 @@ use super::args::RunArguments;
 use serde_json::json;
 use std::path::PathBuf;
 use unclip::image::Parameters;
-use unclip::pipeline::Defaults;
+use unclip::pipeline::Settings;
 use unclip::{Error, Result};
 
 /// The files of `count` pictures.
@@ -80,7 +80,7 @@ impl<'a> Origin<'a> {
 /// What one picture was made from.
 pub struct Recipe<'a> {
     pub arguments: &'a RunArguments,
-    pub settings: &'a Defaults,
+    pub settings: &'a Settings,
     pub origin: Origin<'a>,
     pub seed: u64,
     /// Width and height in pixels.

@@ -5,8 +5,8 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use unclip::backend::cpu::Cpu;
-use unclip::pipeline::{Pipeline, Stage};
-use unclip::weights::{self, Checkpoint, ComponentReport, LoadOptions};
+use unclip::pipeline::{self, Pipeline};
+use unclip::weights::{Checkpoint, ComponentReport, LoadOptions};
 use unclip::{Error, Result};
 
 /// Prints one line per component.
@@ -17,7 +17,7 @@ pub fn inspect(arguments: &InspectArguments) -> Result<()> {
     let options = LoadOptions { mmap: true, variant: arguments.variant.clone() };
     let open = || super::open(arguments.model.as_deref(), options.clone());
     let checkpoint = open()?;
-    let mut reports = weights::inspect(&checkpoint);
+    let mut reports = pipeline::inspect(&checkpoint)?;
     let models = check_models(open()?, &mut reports);
     super::print(&if arguments.json {
         format!("{}\n", as_json(&checkpoint, &reports, &models))
@@ -55,7 +55,7 @@ fn check_models(checkpoint: Checkpoint, reports: &mut [ComponentReport]) -> Mode
         }
     };
     // Prior and image encoder may be missing, one of them.
-    for stage in Stage::ALL.into_iter().filter(|stage| pipeline.checkpoint().has(stage.name())) {
+    for stage in pipeline.stages().into_iter().filter(|stage| pipeline.checkpoint().has(stage.name())) {
         let found = pipeline.unused_tensors(stage);
         let report = reports.iter_mut().find(|r| r.name == stage.name());
         match (found, report) {

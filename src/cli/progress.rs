@@ -26,8 +26,8 @@ pub struct Progress {
     verbose: bool,
     began: Instant,
     bar: Option<ProgressBar>,
-    /// Steps of the present stage, and when the first of them began.
-    stage: (usize, Instant),
+    /// Steps of the present stage.
+    steps: usize,
 }
 
 impl Progress {
@@ -38,13 +38,13 @@ impl Progress {
             _ if std::io::stderr().is_terminal() => Style::Bars,
             _ => Style::Lines,
         };
-        Progress { style, verbose, began: Instant::now(), bar: None, stage: (0, Instant::now()) }
+        Progress { style, verbose, began: Instant::now(), bar: None, steps: 0 }
     }
 
     /// Takes one event of the pipeline.
     pub fn event(&mut self, event: &Event<'_>) -> Result<()> {
         match self.style {
-            Style::Json => self.json(&as_json(event)),
+            Style::Json => as_json(event).map_or(Ok(()), |event| self.json(&event)),
             Style::Quiet => Ok(()),
             Style::Bars | Style::Lines => {
                 self.human(event);
@@ -102,17 +102,16 @@ impl Progress {
         match *event {
             Event::Warning(text) => self.line(&format!("engine: warning: {text}")),
             Event::Begin { stage, steps } => {
-                self.stage = (steps, Instant::now());
+                self.steps = steps;
                 if self.style == Style::Bars && steps > 0 {
                     self.bar = Some(bar(stage, steps));
                 }
             }
             Event::Loaded { stage, elapsed } => {
-                self.stage.1 = Instant::now();
                 if let Some(bar) = &self.bar {
                     bar.reset_elapsed(); // the time left is that of the steps alone
                 }
-                self.detail(&format!("{}: loaded in {:.2} s", title(stage), elapsed.as_secs_f64()));
+                self.detail(&format!("{}: loaded in {:.2} s", stage.title(), elapsed.as_secs_f64()));
             }
             Event::Step { done, steps, .. } => {
                 if let Some(bar) = &self.bar {
@@ -120,22 +119,23 @@ impl Progress {
                     bar.set_position(done as u64);
                 }
             }
-            Event::End { stage, elapsed } => self.end(stage, elapsed),
+            Event::End { stage, elapsed, sampling } => self.end(stage, elapsed, sampling),
+            _ => {}
         }
     }
 
-    fn end(&mut self, stage: Stage, elapsed: Duration) {
+    fn end(&mut self, stage: Stage, elapsed: Duration, sampling: Duration) {
         if let Some(bar) = self.bar.take() {
             bar.finish();
         }
-        let (steps, first) = self.stage;
+        let steps = self.steps;
         let total = elapsed.as_secs_f64();
         if steps > 0 && (self.style == Style::Lines || self.verbose) {
-            let each = first.elapsed().as_secs_f64() / steps as f64;
+            let each = sampling.as_secs_f64() / steps as f64;
             let unit = if steps == 1 { "step" } else { "steps" };
-            self.line(&format!("{}: {steps} {unit} in {total:.2} s, {each:.3} s each", title(stage)));
+            self.line(&format!("{}: {steps} {unit} in {total:.2} s, {each:.3} s each", stage.title()));
         } else {
-            self.detail(&format!("{}: {total:.2} s", title(stage)));
+            self.detail(&format!("{}: {total:.2} s", stage.title()));
         }
     }
 }
@@ -144,36 +144,26 @@ fn bar(stage: Stage, steps: usize) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(steps as u64), ProgressDrawTarget::stderr());
     let template = "{prefix:>22} {bar:32} {pos}/{len} {elapsed} ({eta} left)";
     bar.set_style(ProgressStyle::with_template(template).expect("a fixed template").progress_chars("=> "));
-    bar.set_prefix(title(stage));
+    bar.set_prefix(stage.title());
     bar.tick();
     bar
 }
 
-/// A stage as people call it.
-fn title(stage: Stage) -> &'static str {
-    match stage {
-        Stage::TextEncoder => "text encoder",
-        Stage::Prior => "prior",
-        Stage::ImageEncoder => "image encoder",
-        Stage::TextProj => "text projection",
-        Stage::Decoder => "decoder",
-        Stage::SuperResFirst => "super-resolution",
-        Stage::SuperResLast => "super-resolution, last",
-    }
-}
-
-fn as_json(event: &Event<'_>) -> Value {
-    match *event {
+fn as_json(event: &Event<'_>) -> Option<Value> {
+    Some(match *event {
         Event::Warning(text) => json!({ "event": "warning", "message": text }),
         Event::Begin { stage, steps } => json!({ "event": "begin", "stage": stage.name(), "steps": steps }),
         Event::Loaded { stage, elapsed } => {
             json!({ "event": "loaded", "stage": stage.name(), "stage_s": round(elapsed) })
         }
-        Event::Step { stage, done, steps } => {
+        Event::Step { stage, done, steps, .. } => {
             json!({ "event": "step", "stage": stage.name(), "done": done, "steps": steps })
         }
-        Event::End { stage, elapsed } => json!({ "event": "end", "stage": stage.name(), "stage_s": round(elapsed) }),
-    }
+        Event::End { stage, elapsed, .. } => {
+            json!({ "event": "end", "stage": stage.name(), "stage_s": round(elapsed) })
+        }
+        _ => return None,
+    })
 }
 
 /// Seconds to the microsecond.

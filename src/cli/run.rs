@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use unclip::image::Image;
 use unclip::output::check_writable;
-use unclip::pipeline::{Pipeline, Prompt, Request, Trace};
+use unclip::pipeline::{Keep, Pipeline, Prompt, Request, Task, Trace};
 use unclip::{Error, Result};
 
 /// Set by the first Ctrl-C; the run ends after the step at hand.
@@ -46,7 +46,8 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         Some(folder) => progress.detail(&format!("model {}, {device}", folder.display())),
         None => progress.note(&format!("the built-in model, {device}; -m DIR takes another")),
     }
-    let pipeline = Pipeline::open(checkpoint, backend)?;
+    // One run: what stays would only take memory.
+    let pipeline = Pipeline::open(checkpoint, backend)?.keep(Keep::Nothing, None);
     let settings = request.settings(pipeline.defaults());
 
     let mut trace = if arguments.trace.is_some() { Trace::on() } else { Trace::off() };
@@ -106,9 +107,15 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
 }
 
 fn request(arguments: &RunArguments) -> Result<Request> {
+    let task = if arguments.image.is_empty() {
+        Task::Prompts(arguments.prompt.iter().map(|text| Prompt::Text(text.clone())).collect())
+    } else if !arguments.prompt.is_empty() {
+        return Err(Error::request("prompt", "not with an image; its variations have neither prompt nor prior"));
+    } else {
+        Task::Variations(arguments.image.iter().map(Image::read_png).collect::<Result<_>>()?)
+    };
     Ok(Request {
-        prompts: arguments.prompt.iter().map(|text| Prompt::Text(text.clone())).collect(),
-        images: arguments.image.iter().map(Image::read_png).collect::<Result<_>>()?,
+        task,
         negative: arguments.negative.clone().map(Prompt::Text),
         pictures_per_prompt: arguments.batch,
         seed: arguments.seed,

@@ -1,12 +1,13 @@
 //! What changes from step to step, as small tensors made before the run starts.
 //!
 //! A recorded step is replayed unchanged, so everything that depends on the timestep is an input:
-//! [`coefficients`] gives the eight numbers that [`SamplerStep`](crate::ops::SamplerStep) reads, and
+//! [`coefficients`] gives the nine values that [`SamplerStep`](crate::ops::SamplerStep) reads, and
 //! [`time_features`] the sinusoids that the models' time embeddings start from. Both follow diffusers operation by
 //! operation in f32; functions such as `ln` are evaluated in f64 and rounded once, which is the best guess at
 //! whatever polynomial a given build of torch uses.
 
 use super::schedule::Schedule;
+use crate::ops::COEFFICIENTS;
 
 /// Smallest posterior variance whose logarithm is taken; diffusers clamps there too.
 const MIN_VARIANCE: f32 = 1e-20;
@@ -14,7 +15,7 @@ const MIN_VARIANCE: f32 = 1e-20;
 /// One row for every step of a run over `timesteps` (from [`Schedule::timesteps`]).
 ///
 /// A row is `[sqrt(1 - alpha_bar_t), sqrt(alpha_bar_t), x0 weight, x_t weight, sigma, ln(beta), ln(posterior
-/// variance), noise factor]`. `beta` is that of the jump from `t` to the next timestep of the list; the last one
+/// variance), noise factor, guidance scale]`. `beta` is that of the jump from `t` to the next timestep of the list; the last one
 /// jumps to t - 1. The noise factor is 1, and 0 at t = 0, where sigma and both logarithms are 0 as well: a learned
 /// variance then gives a deviation of 1, whatever the model says, which the factor removes.
 ///
@@ -29,7 +30,7 @@ const MIN_VARIANCE: f32 = 1e-20;
 ///
 /// # Panics
 /// If a timestep lies outside the schedule.
-pub fn coefficients(schedule: &Schedule, timesteps: &[u32]) -> Vec<[f32; 8]> {
+pub fn coefficients(schedule: &Schedule, timesteps: &[u32], guidance: f32) -> Vec<[f32; COEFFICIENTS]> {
     let row = |(step, &t): (usize, &u32)| {
         let next = timesteps.get(step + 1).copied().or(t.checked_sub(1));
         let t = t as usize;
@@ -51,7 +52,7 @@ pub fn coefficients(schedule: &Schedule, timesteps: &[u32]) -> Vec<[f32; 8]> {
         } else {
             (0.0, 0.0, 0.0, 0.0)
         };
-        [rest.sqrt(), alpha_bar.sqrt(), x0_weight, x_t_weight, sigma, log_beta, log_posterior, on]
+        [rest.sqrt(), alpha_bar.sqrt(), x0_weight, x_t_weight, sigma, log_beta, log_posterior, on, guidance]
     };
     timesteps.iter().enumerate().map(row).collect()
 }
@@ -98,10 +99,10 @@ mod tests {
             let schedule = Schedule::new(&SchedulerConfig { num_train_timesteps, ..Default::default() });
             for steps in [2, 7, 25, 1000] {
                 let Ok(timesteps) = schedule.timesteps("steps", steps) else { continue };
-                let rows = coefficients(&schedule, &timesteps);
+                let rows = coefficients(&schedule, &timesteps, 4.0);
                 assert!(rows.as_flattened().iter().all(|c| c.is_finite()), "{num_train_timesteps} {steps}");
                 assert!(rows.iter().rev().skip(1).all(|row| row[7] == 1.0));
-                assert_eq!(rows[steps - 1][4..], [0.0; 4]);
+                assert_eq!(rows[steps - 1][4..], [0.0, 0.0, 0.0, 0.0, 4.0]);
             }
         }
     }

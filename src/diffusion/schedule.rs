@@ -125,9 +125,9 @@ impl SchedulerConfig {
         Ok(SchedulerConfig { num_train_timesteps, variance, prediction, clip })
     }
 
-    /// The sampler step of this stage, with a guidance scale if the batch holds both halves.
-    pub fn step(&self, guidance: Option<f32>, noise: Noise) -> SamplerStep {
-        SamplerStep { prediction: self.prediction, variance: self.variance, clip: self.clip, guidance, noise }
+    /// The sampler step of this stage; `guided` if the batch holds both halves.
+    pub fn step(&self, guided: bool, noise: Noise) -> SamplerStep {
+        SamplerStep { prediction: self.prediction, variance: self.variance, clip: self.clip, guided, noise }
     }
 }
 

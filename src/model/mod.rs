@@ -19,7 +19,7 @@ pub mod text_proj;
 pub mod unet;
 
 use crate::error::{Error, Result};
-use crate::ops::Noise;
+use crate::ops::{COEFFICIENTS, Noise};
 use crate::plan::{Graph, Tensor};
 use std::fmt::Display;
 use std::path::Path;
@@ -29,7 +29,7 @@ use std::path::Path;
 pub struct Sizes {
     /// `B`, pictures made together.
     pub pictures: usize,
-    /// `S`, steps of the sampling loop that this model takes part in.
+    /// `S`, steps that the tables have room for; a run may be shorter.
     pub steps: usize,
     /// Formula of one step; with guidance the model sees `2B` rows.
     pub rule: crate::ops::SamplerStep,
@@ -38,15 +38,15 @@ pub struct Sizes {
 impl Sizes {
     /// `G`, rows that the model sees at once.
     pub fn rows(&self) -> usize {
-        self.pictures * if self.rule.guidance.is_some() { 2 } else { 1 }
+        self.pictures * if self.rule.guided { 2 } else { 1 }
     }
 
     /// Records what every sampling network ends in: the step from `x_t [B, ..]` with what the network `predicted`, fed
-    /// back. Inputs: `coefficients [S, 8]`, and `noise [S, B, ..]` or, where the kernel draws, `seeds [B, 4]`. Outputs:
+    /// back. Inputs: `coefficients [S, B, 9]`, and `noise [S, B, ..]` or, where the kernel draws, `seeds [B, 4]`. Outputs:
     /// `model_output`, before guidance, and `x [B, ..]`, after the step, which is returned.
     #[track_caller]
     fn sample<'g>(&self, graph: &'g Graph<'_>, predicted: Tensor<'g>, x_t: Tensor<'g>, step: Tensor<'g>) -> Tensor<'g> {
-        let coefficients = graph.input("coefficients", &[self.steps, 8]).row(step);
+        let coefficients = graph.input("coefficients", &[self.steps, self.pictures, COEFFICIENTS]).row(step);
         let x = match self.rule.noise {
             Noise::Given => {
                 let noise = graph.input("noise", &[&[self.steps], &x_t.shape()[..]].concat()).row(step);

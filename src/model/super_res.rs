@@ -12,7 +12,7 @@ use crate::plan::{Graph, Plan, Tensor, WeightSource};
 /// Records one of the two networks with its sampling step. `small` is the decoder's side, `size` the side of the
 /// result: the second network's own configuration leaves it out.
 ///
-/// Inputs: `small [B, h, w, C]`, `time [S, W]`, `coefficients [S, 8]`, `noise [S, B, H, W, C]` or `seeds [B, 4]`, and per
+/// Inputs: `small [B, h, w, C]`, `time [S, W]`, `coefficients [S, B, 9]`, `noise [S, B, H, W, C]` or `seeds [B, 4]`, and per
 /// step `x_t [B, H, W, C]`, fed back. Outputs: `upscaled [B, H, W, C]`, `model_output [B, H, W, C]`, `x [B, H, W, C]`.
 ///
 /// # Errors

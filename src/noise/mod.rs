@@ -46,6 +46,14 @@ impl NoiseSource {
         })
     }
 
+    /// Which generator it is.
+    pub fn kind(&self) -> NoiseKind {
+        match &self.0 {
+            Generator::Torch(_) => NoiseKind::Torch,
+            Generator::Philox { .. } => NoiseKind::Philox,
+        }
+    }
+
     /// Makes the next draw: standard normal values, in the row-major order of `[C, H, W]` that diffusers has.
     pub fn fill_normal(&mut self, out: &mut [f32]) {
         match &mut self.0 {

@@ -36,7 +36,7 @@ pub use moments::{Lowering, Moments, OutputTile};
 pub use pointwise::{Activation, Pointwise};
 pub(crate) use resize::cubic_window;
 pub use resize::{Resize, cubic_taps};
-pub use sampler_step::{Noise, Prediction, SamplerStep, StepResult, Variance, element};
+pub use sampler_step::{COEFFICIENTS, Noise, Prediction, SamplerStep, StepResult, Variance, element};
 pub use slice::Slice;
 
 /// What every operation can say about itself without running.

@@ -2,9 +2,10 @@
 //!
 //! Classifier-free guidance, the estimate of `x0`, its clipping, the posterior mean and the noise are one
 //! operation, because each is a few flops per element and every one of them would otherwise read and write the
-//! whole image. What a run fixes once (which formulas, the guidance scale, the clipping range) is in
-//! [`SamplerStep`]; what changes with every step is a row of eight numbers, see
-//! [`coefficients`](crate::diffusion::sampler::coefficients), so a recorded step can be replayed unchanged.
+//! whole image. What shapes the computation (which formulas, the clipping range) is in [`SamplerStep`]; what changes
+//! with the step or the picture is a row of nine coefficients, see
+//! [`coefficients`](crate::diffusion::sampler::coefficients). So a recorded step is replayed unchanged, also with another
+//! guidance scale or number of steps, and pictures of one batch may have scales of their own.
 //!
 //! [`element`] is the whole arithmetic for one element, in f32 and in the order in which diffusers'
 //! `UnCLIPScheduler` does it: at t = 999 the factor `1 / sqrt(alpha_bar)` is about 20 000, and another order of
@@ -13,6 +14,9 @@
 use super::launch::optional;
 use super::{Launch, Operand, Operation, Scalar, StorageRule, Tiles, count, elements, require};
 use crate::noise::NoiseKind;
+
+/// Coefficients of a picture's step.
+pub const COEFFICIENTS: usize = 9;
 
 /// What the model predicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,9 +37,10 @@ pub enum Variance {
 }
 
 /// Where the numbers of a step's noise come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Noise {
     /// They are an input.
+    #[default]
     Given,
     /// Each is drawn where it is added, by [`Philox`](crate::noise::Philox).
     Philox,
@@ -54,7 +59,7 @@ impl From<NoiseKind> for Noise {
 /// One step of ancestral sampling.
 ///
 /// # Shapes
-/// `output [2B | B, P, C * (1 | 2)]`, `x_t [B, P, C]`, `coefficients [8]`, and either `noise [B, P, C]` or
+/// `output [2B | B, P, C * (1 | 2)]`, `x_t [B, P, C]`, `coefficients [B, 9]`, and either `noise [B, P, C]` or
 /// `seeds [B, 4]`, `step [1]` -> `x_{t-1} [B, P, C]`, channels last. The output has the doubled batch with guidance, and
 /// the doubled channels with a learned variance; the second half of the channels is then the variance.
 ///
@@ -70,9 +75,10 @@ impl From<NoiseKind> for Noise {
 /// sigma  = exp(logvar / 2),  logvar = f ln(beta) + (1 - f) ln(posterior),  f = (v + 1) / 2    LearnedRange
 /// x_{t-1} = a x0 + b x_t + on sigma noise
 /// ```
-/// `v` is the conditional half's variance output and is not guided. The row of coefficients holds, in order,
+/// `v` is the conditional half's variance output and is not guided. A picture's row of coefficients holds, in order,
 /// `sqrt(1 - alpha_bar)`, `sqrt(alpha_bar)`, `a`, `b`, `sigma` of the fixed variance, `ln(beta)`, `ln(posterior)`,
-/// `on` (1, or 0 in the last step: none is drawn there, and what is given must still be finite).
+/// `on` (1, or 0 in the last step: none is drawn there, and what is given must still be finite), and the guidance scale
+/// `s`.
 ///
 /// # Source
 /// Ho et al. 2020 (DDPM), eq. 7 and 15; Nichol & Dhariwal 2021, eq. 15; Ho & Salimans 2022, eq. 6. The
@@ -85,8 +91,8 @@ pub struct SamplerStep {
     pub variance: Variance,
     /// Bound on the magnitude of `x0`, if it is clipped.
     pub clip: Option<f32>,
-    /// Guidance scale `s`. With one, the model's output holds the unconditional half of the batch first.
-    pub guidance: Option<f32>,
+    /// Classifier-free guidance: the model's output holds the unconditional half of the batch first.
+    pub guided: bool,
     /// Where the noise comes from.
     pub noise: Noise,
 }
@@ -102,10 +108,10 @@ impl Operation for SamplerStep {
         let (output, x_t, row, noise) = (inputs[0], inputs[1], inputs[2], &inputs[3..]);
         require(x_t.len() >= 2, || format!("sampler_step: x_t {x_t:?}"))?;
         let mut wanted = x_t.to_vec();
-        wanted[0] *= if self.guidance.is_some() { 2 } else { 1 };
+        wanted[0] *= if self.guided { 2 } else { 1 };
         wanted[x_t.len() - 1] *= if self.variance == Variance::LearnedRange { 2 } else { 1 };
         let fits = if drawn { noise[0] == [x_t[0], 4] && noise[1] == [1] } else { noise[0] == x_t };
-        require(output == wanted && fits && row == [8], || {
+        require(output == wanted && fits && row == [x_t[0], COEFFICIENTS], || {
             let noise_name = if drawn { "seeds and step" } else { "noise" };
             format!("sampler_step: output {output:?}, {noise_name} {noise:?}, coefficients {row:?} for x_t {x_t:?}")
         })?;
@@ -131,15 +137,14 @@ impl Operation for SamplerStep {
         let wide = inputs[0][inputs[0].len() - 1];
         let drawn = self.noise == Noise::Philox;
         // With guidance the conditional half follows the unconditional one.
-        let conditional = if self.guidance.is_some() { elements(inputs[0]) / 2 } else { 0 };
+        let conditional = if self.guided { elements(inputs[0]) / 2 } else { 0 };
         let mut scalars: Vec<Scalar> = [channels, positions, wide, conditional].map(Scalar::from).to_vec();
         scalars.extend([
-            Scalar::from(self.guidance.is_some()),
+            Scalar::from(self.guided),
             (self.prediction == Prediction::Epsilon).into(),
             (self.variance == Variance::LearnedRange).into(),
             self.clip.is_some().into(),
             drawn.into(),
-            self.guidance.unwrap_or(1.0).into(),
             self.clip.unwrap_or(0.0).into(),
         ]);
         let mut tensors: Vec<Operand> = (0..3).map(Operand::Input).collect();
@@ -168,19 +173,25 @@ pub struct StepResult {
 #[inline(always)]
 pub fn element(
     rule: &SamplerStep,
-    row: &[f32; 8],
+    row: &[f32; COEFFICIENTS],
     unconditional: f32,
     conditional: f32,
     variance: f32,
     x_t: f32,
     noise: f32,
 ) -> StepResult {
-    let [sqrt_one_minus_alpha_bar, sqrt_alpha_bar, x0_weight, x_t_weight, fixed_sigma, log_beta, log_posterior, on] =
-        *row;
-    let guided = match rule.guidance {
-        Some(scale) => unconditional + scale * (conditional - unconditional),
-        None => conditional,
-    };
+    let [
+        sqrt_one_minus_alpha_bar,
+        sqrt_alpha_bar,
+        x0_weight,
+        x_t_weight,
+        fixed_sigma,
+        log_beta,
+        log_posterior,
+        on,
+        scale,
+    ] = *row;
+    let guided = if rule.guided { unconditional + scale * (conditional - unconditional) } else { conditional };
     let mut x0 = match rule.prediction {
         Prediction::Epsilon => (x_t - sqrt_one_minus_alpha_bar * guided) / sqrt_alpha_bar,
         Prediction::Sample => guided,
@@ -212,21 +223,27 @@ mod tests {
         prediction: Prediction::Sample,
         variance: Variance::FixedSmallLog,
         clip: None,
-        guidance: None,
+        guided: false,
         noise: Noise::Given,
     };
-    const ROW: [f32; 8] = [0.6, 0.8, 0.25, 0.5, 2.0, 0.0, -2.0, 1.0];
+    const ROW: [f32; COEFFICIENTS] = [0.6, 0.8, 0.25, 0.5, 2.0, 0.0, -2.0, 1.0, 1.0];
+
+    fn scaled(scale: f32) -> [f32; COEFFICIENTS] {
+        let mut row = ROW;
+        row[8] = scale;
+        row
+    }
 
     #[test]
     fn guidance_of_one_gives_the_conditional_output() {
-        let rule = SamplerStep { guidance: Some(1.0), ..PLAIN };
-        assert_eq!(element(&rule, &ROW, 5.0, 3.0, 0.0, 1.0, 1.0).guided, 3.0);
+        let rule = SamplerStep { guided: true, ..PLAIN };
+        assert_eq!(element(&rule, &scaled(1.0), 5.0, 3.0, 0.0, 1.0, 1.0).guided, 3.0);
     }
 
     #[test]
     fn guidance_extrapolates_from_the_unconditional_output() {
-        let rule = SamplerStep { guidance: Some(4.0), ..PLAIN };
-        assert_eq!(element(&rule, &ROW, 1.0, 1.5, 0.0, 1.0, 1.0).guided, 3.0);
+        let rule = SamplerStep { guided: true, ..PLAIN };
+        assert_eq!(element(&rule, &scaled(4.0), 1.0, 1.5, 0.0, 1.0, 1.0).guided, 3.0);
     }
 
     #[test]

@@ -1,118 +1,99 @@
-//! Text to pictures, and pictures to variations: which plan runs when, how often, and with what inputs.
+//! Text to pictures, and pictures to variations.
 //!
-//! A [`Pipeline`] is a checkpoint, its configurations and a back end. [`Pipeline::run`] takes a [`Request`] through
-//! the stages in order, from prompts by way of the prior, from given pictures by way of the image encoder; a stage
-//! opens its component's weights, records and compiles its plan, runs it and lets go of everything before the next
-//! stage begins, so that no more than one network is in memory.
+//! A [`Pipeline`] is a checkpoint, its family and a back end. [`Pipeline::run`] takes a [`Request`] through the stages
+//! of the family: texts and given pictures are encoded; then groups of pictures pass through the sampling stages, and
+//! each group's pictures are reported when they are finished. What a stage loaded and compiled [stays](Keep) for the
+//! next group and the next run, within a memory limit.
 //!
 //! Pictures do not influence one another: each has a noise source of its own (picture `k` of a request has seed
-//! `seed + k`), and back ends compute each row of a batch as if it were alone. So they are worked on in groups as
-//! large as memory allows, and a group's size shows in nothing but time.
+//! `seed + k`), and back ends compute each row of a batch as if it were alone. So a group is as large as memory allows,
+//! and its size shows in nothing but time.
+//!
+//! The way can be left and entered between its parts: [`Pipeline::embed`] gives image embeddings, [`Pipeline::paint`]
+//! makes small pictures of such, [`Pipeline::enlarge`] finishes them.
 
-mod recording;
+mod event;
+mod family;
 mod request;
+mod resident;
 mod sampling;
-mod stages;
+mod session;
 mod trace;
-mod vision;
+mod unclip;
 
-pub use request::{Defaults, Event, Observer, Prompt, Request, Stage};
+pub use event::{Event, Latents, Observer, Stage};
+pub use family::{Embedding, EncodedText, Painting, Shapes, inspect};
+pub use request::{Prompt, Request, Settings, Task};
+pub use resident::{Counts, Keep};
 pub use trace::Trace;
 
 use crate::backend::Backend;
-use crate::diffusion::{Schedule, SchedulerConfig};
 use crate::error::{Error, Result};
 use crate::image::Image;
-use crate::model::text_encoder::Tokens;
-use crate::model::{prior, text_encoder, text_proj, unet};
-use crate::noise::NoiseSource;
+use crate::ops::Noise;
 use crate::plan::Plan;
-#[cfg(feature = "tokenizer")]
-use crate::tokenizer::Tokenizer;
 use crate::weights::Checkpoint;
-use vision::Vision;
+use family::Family;
+use resident::Residents;
+use session::{Progress, Session};
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
 
 /// Bytes of intermediate values that a group of pictures may need, unless the caller says otherwise.
 const MEMORY: u64 = 2 << 30;
+/// Bytes of stages that stay, unless the caller says otherwise and where the machine does not say what it has.
+const KEPT: u64 = 4 << 30;
 
-/// A checkpoint that is ready to make pictures.
+/// A checkpoint that is ready to make pictures. It can be shared between threads: runs at the same time share the
+/// weights of each stage.
 pub struct Pipeline {
-    checkpoint: Checkpoint,
+    checkpoint: Arc<Checkpoint>,
     backend: Box<dyn Backend>,
-    configs: Configs,
-    defaults: Defaults,
+    family: Box<dyn Family>,
+    residents: Residents,
     memory: u64,
-    #[cfg(feature = "tokenizer")]
-    tokenizer: Tokenizer,
-}
-
-/// The typed configurations of all components, read and checked before any weight is touched.
-struct Configs {
-    text_encoder: text_encoder::Config,
-    /// Checkpoints for variations alone have none.
-    prior: Option<Prior>,
-    text_proj: text_proj::Config,
-    decoder: unet::Config,
-    super_res_first: unet::Config,
-    super_res_last: unet::Config,
-    decoder_scheduler: SchedulerConfig,
-    super_res_scheduler: SchedulerConfig,
-}
-
-/// What leads from text to an image embedding.
-struct Prior {
-    config: prior::Config,
-    scheduler: SchedulerConfig,
 }
 
 impl Pipeline {
-    /// Reads a checkpoint's configurations and tokenizer; weights are opened when their stage begins.
+    /// Reads a checkpoint's configurations and tokenizer; weights are opened when a run needs them.
     ///
     /// # Errors
     /// A component is missing, or a configuration is damaged, not implemented, or contradicts another.
     pub fn open(checkpoint: Checkpoint, backend: Box<dyn Backend>) -> Result<Pipeline> {
-        let always = ["text_encoder", "text_proj", "decoder", "super_res_first", "super_res_last"];
-        let from = if checkpoint.is_for_variations() { &Vision::FOLDERS[..] } else { &["prior"] };
-        checkpoint.require(&[&always, from].concat())?;
-        let scheduler = |name: &str| {
-            let file = format!("{name}/scheduler_config.json");
-            SchedulerConfig::from_json(&checkpoint.path().join(&file), &checkpoint.read(&file)?)
-        };
-        let prior = || -> Result<Prior> {
-            Ok(Prior { config: checkpoint.json("prior/config.json")?, scheduler: scheduler("prior_scheduler")? })
-        };
-        let configs = Configs {
-            text_encoder: checkpoint.json("text_encoder/config.json")?,
-            prior: checkpoint.has("prior").then(prior).transpose()?,
-            text_proj: checkpoint.json("text_proj/config.json")?,
-            decoder: checkpoint.json("decoder/config.json")?,
-            super_res_first: checkpoint.json("super_res_first/config.json")?,
-            super_res_last: checkpoint.json("super_res_last/config.json")?,
-            decoder_scheduler: scheduler("decoder_scheduler")?,
-            super_res_scheduler: scheduler("super_res_scheduler")?,
-        };
-        configs.check(&checkpoint)?;
-        Ok(Pipeline {
-            #[cfg(feature = "tokenizer")]
-            tokenizer: Tokenizer::from_checkpoint(&checkpoint, configs.tokens())?,
-            defaults: Defaults::read(&checkpoint)?,
-            checkpoint,
-            backend,
-            configs,
-            memory: MEMORY,
-        })
+        let checkpoint = Arc::new(checkpoint);
+        let family = family::open(&checkpoint)?;
+        let residents = Residents::new(Keep::default(), kept_by_default());
+        Ok(Pipeline { checkpoint, backend, family, residents, memory: MEMORY })
     }
 
-    /// Limits the memory for intermediate values of pictures that are worked on together. One picture is always
+    /// Limits the memory for intermediate values of pictures that are computed together. One picture is always
     /// possible.
     pub fn memory_limit(mut self, bytes: u64) -> Pipeline {
         self.memory = bytes;
         self
     }
 
+    /// What stays in memory between runs, and how many bytes of it at most: half of the machine's memory if no limit is
+    /// given. What was used longest ago goes first.
+    pub fn keep(mut self, keep: Keep, limit: Option<u64>) -> Pipeline {
+        self.residents = Residents::new(keep, limit.unwrap_or_else(kept_by_default));
+        self
+    }
+
+    /// Bytes that stay in memory at present.
+    pub fn kept_bytes(&self) -> u64 {
+        self.residents.size_bytes()
+    }
+
+    /// How often something was recorded, compiled and loaded so far.
+    pub fn counts(&self) -> Counts {
+        self.residents.counts()
+    }
+
     /// The settings that the checkpoint asks for, where a request leaves them open.
-    pub fn defaults(&self) -> &Defaults {
-        &self.defaults
+    pub fn defaults(&self) -> &Settings {
+        self.family.defaults()
     }
 
     /// The checkpoint.
@@ -120,15 +101,43 @@ impl Pipeline {
         &self.checkpoint
     }
 
+    /// The device.
+    pub fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+
+    /// All stages of the checkpoint's family in the order in which they run.
+    pub fn stages(&self) -> Vec<Stage> {
+        self.family.stages()
+    }
+
+    /// The stage of that name.
+    ///
+    /// # Errors
+    /// [`Error::Request`] with the names that there are.
+    pub fn stage(&self, name: &str) -> Result<Stage> {
+        let stages = self.stages();
+        stages.iter().copied().find(|stage| stage.name() == name).ok_or_else(|| {
+            let names: Vec<&str> = stages.iter().map(|stage| stage.name()).collect();
+            Error::request("stage", format!("{name}: expected one of {}", names.join(", ")))
+        })
+    }
+
     /// Side of the finished picture in pixels.
     pub fn picture_size(&self) -> usize {
-        self.configs.super_res_first.sample_size.unwrap_or(0)
+        self.family.picture_size()
     }
 
     /// Makes the request's pictures, prompts or given pictures outer and pictures per prompt inner.
     ///
-    /// `observer` is called when stages begin and end and after every step; it can end the run by answering
-    /// [`ControlFlow::Break`](std::ops::ControlFlow::Break).
+    /// # Errors
+    /// As for [`Pipeline::run`].
+    pub fn pictures(&self, request: &Request) -> Result<Vec<Image>> {
+        self.run(request, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// Makes the request's pictures and reports to `observer`, which can end the run by answering
+    /// [`ControlFlow::Break`].
     ///
     /// # Errors
     /// [`Error::Request`] for settings out of range, [`Error::Cancelled`] if the observer asked to stop, and
@@ -138,40 +147,119 @@ impl Pipeline {
     }
 
     /// As [`Pipeline::run`], and keeps the intermediate tensors that `trace` asks for. With a trace that is on, all
-    /// pictures are worked on together, whatever memory that takes.
+    /// pictures are computed together, whatever memory that takes.
     ///
     /// # Errors
     /// As for [`Pipeline::run`].
     pub fn run_traced(&self, request: &Request, observer: &mut Observer<'_>, trace: &mut Trace) -> Result<Vec<Image>> {
-        request.check()?;
-        let settings = request.settings(&self.defaults);
-        settings.check()?;
-        let source = match &request.images[..] {
-            [] => Source::Text(self.configs.prior(&self.checkpoint)?),
-            _ => Source::Images(Vision::read(self)?),
-        };
-        self.configs.check_steps(&settings)?;
-        let guided = request.guided(&settings);
-        let pictures = request.pictures();
-        let noise = (0..pictures as u64).map(|k| NoiseSource::new(request.noise, request.seed.wrapping_add(k)));
-        let (noise, noise_source) = (noise.collect(), request.noise.into());
-        let mut session = stages::Session { pipeline: self, settings, guided, observer, trace, noise, noise_source };
-        let text = session.text(request)?;
-        let image_embeds = match &source {
-            Source::Text(prior) => session.prior(prior, &text)?,
-            Source::Images(vision) => session.encode_images(vision, &request.images, request.pictures_per_prompt)?,
-        };
-        let conditions = session.text_proj(&text, &image_embeds)?;
-        let small = session.decoder(&conditions)?;
-        session.super_res(&small)
+        let mut session = self.session(request, observer, trace)?;
+        let images = self.run_session(&mut session, request);
+        if self.residents.keep == Keep::Nothing {
+            self.residents.trim(0);
+        }
+        images
     }
 
-    /// The plan of one stage as the request would run it, for listings. The plan is for all pictures together.
+    fn run_session(&self, session: &mut Session<'_, '_>, request: &Request) -> Result<Vec<Image>> {
+        let route = self.family.route(request, &session.settings)?;
+        session.check(&route)?;
+        let passes = session.passes(&route, request.pictures());
+        let mut drafts = self.family.encode(session, request)?;
+        let mut images = Vec::with_capacity(drafts.len());
+        for group in passes {
+            let drafts = &mut drafts[group];
+            self.family.embed(session, drafts)?;
+            let mut small = self.family.paint(session, drafts)?;
+            images.extend(self.family.enlarge(session, &mut small, images.len())?);
+        }
+        Ok(images)
+    }
+
+    /// The image embeddings of a request's pictures, which [`Pipeline::paint`] makes pictures of.
     ///
     /// # Errors
     /// As for [`Pipeline::run`].
-    pub fn plan(&self, stage: Stage, pictures: usize, guided: bool) -> Result<Plan> {
-        stages::plan(self, stage, pictures, guided)
+    pub fn embed(&self, request: &Request, observer: &mut Observer<'_>) -> Result<Vec<Embedding>> {
+        let mut trace = Trace::off();
+        let mut session = self.session(request, observer, &mut trace)?;
+        let mut drafts = self.family.encode(&mut session, request)?;
+        self.family.embed(&mut session, &mut drafts)?;
+        Ok(drafts)
+    }
+
+    /// Small pictures of image embeddings, with the request's settings; its task is of no account.
+    ///
+    /// # Errors
+    /// As for [`Pipeline::run`].
+    pub fn paint(
+        &self,
+        mut embeddings: Vec<Embedding>,
+        request: &Request,
+        observer: &mut Observer<'_>,
+    ) -> Result<Vec<Painting>> {
+        if embeddings.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut trace = Trace::off();
+        self.family.paint(&mut self.session(request, observer, &mut trace)?, &mut embeddings)
+    }
+
+    /// Finished pictures of small ones, with the request's settings; its task is of no account.
+    ///
+    /// # Errors
+    /// As for [`Pipeline::run`].
+    pub fn enlarge(
+        &self,
+        mut small: Vec<Painting>,
+        request: &Request,
+        observer: &mut Observer<'_>,
+    ) -> Result<Vec<Image>> {
+        if small.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut trace = Trace::off();
+        self.family.enlarge(&mut self.session(request, observer, &mut trace)?, &mut small, 0)
+    }
+
+    fn session<'a, 'o>(
+        &'a self,
+        request: &Request,
+        observer: &'a mut Observer<'o>,
+        trace: &'a mut Trace,
+    ) -> Result<Session<'a, 'o>> {
+        request.check()?;
+        let settings = request.settings(self.defaults());
+        settings.check()?;
+        Ok(Session {
+            checkpoint: &self.checkpoint,
+            backend: &*self.backend,
+            family: &*self.family,
+            residents: &self.residents,
+            keep: self.residents.keep,
+            memory: self.memory,
+            settings,
+            observer,
+            trace,
+            recorded: HashMap::new(),
+            progress: Progress::default(),
+        })
+    }
+
+    /// The stages of a request, with the shapes for all of its pictures or texts together.
+    ///
+    /// # Errors
+    /// As for [`Pipeline::run`].
+    pub fn route(&self, request: &Request) -> Result<Vec<(Stage, Shapes)>> {
+        request.check()?;
+        self.family.route(request, &request.settings(self.defaults()))
+    }
+
+    /// The plan of a stage as a run records it.
+    ///
+    /// # Errors
+    /// The family has no such stage, or the component lacks a tensor or has it in another shape.
+    pub fn plan(&self, stage: Stage, shapes: &Shapes) -> Result<Plan> {
+        self.family.record(stage, shapes, &self.checkpoint.component(stage.name())?)
     }
 
     /// The component's tensors that the stage's plan does not ask for, by name. Position numbers that old exports store
@@ -180,85 +268,20 @@ impl Pipeline {
     /// # Errors
     /// As for [`Pipeline::plan`].
     pub fn unused_tensors(&self, stage: Stage) -> Result<Vec<String>> {
-        let plan = self.plan(stage, 1, true)?;
-        Ok(stages::unused(&self.checkpoint.component(stage.name())?, &plan))
-    }
-
-    /// A prompt's tokens, and a warning if a part had to be left out.
-    fn tokens(&self, prompt: &Prompt) -> Result<Tokens> {
-        let length = self.configs.tokens();
-        let tokens = match prompt {
-            #[cfg(feature = "tokenizer")]
-            Prompt::Text(text) => self.tokenizer.encode(text)?,
-            Prompt::Tokens(tokens) => tokens.clone(),
-        };
-        if tokens.ids.len() != length || tokens.mask.len() != length {
-            let reason =
-                format!("{} ids and {} mask entries; both must be {length}", tokens.ids.len(), tokens.mask.len());
-            return Err(Error::request("tokens", reason));
-        }
-        let vocabulary = self.configs.text_encoder.vocab_size;
-        match tokens.ids.iter().find(|&&id| id as usize >= vocabulary) {
-            Some(id) => {
-                Err(Error::request("prompt", format!("token {id} lies beyond the model's vocabulary of {vocabulary}")))
-            }
-            None => Ok(tokens),
-        }
+        let component = self.checkpoint.component(stage.name())?;
+        let plan = self.family.record(stage, &Shapes::sampling(1, 1, true, Noise::Given), &component)?;
+        Ok(session::unused(&component, &plan))
     }
 }
 
-/// Where a request's image embeddings come from.
-enum Source<'a> {
-    Text(&'a Prior),
-    Images(Vision),
-}
-
-impl Configs {
-    /// Tokens of a prompt.
-    fn tokens(&self) -> usize {
-        self.text_encoder.max_position_embeddings
-    }
-
-    /// The prior, for whoever has prompts.
-    fn prior(&self, checkpoint: &Checkpoint) -> Result<&Prior> {
-        checkpoint.require_for("pictures from prompts", &["prior"])?;
-        Ok(self.prior.as_ref().expect("a checkpoint that has it was opened with it"))
-    }
-
-    /// Step counts must fit their schedules; found out before any stage has done its work.
-    fn check_steps(&self, settings: &Defaults) -> Result<()> {
-        let prior = self.prior.as_ref().map(|prior| (&prior.scheduler, "prior steps", settings.prior_steps));
-        let stages = [
-            (&self.decoder_scheduler, "decoder steps", settings.decoder_steps),
-            (&self.super_res_scheduler, "super-resolution steps", settings.super_res_steps),
-        ];
-        let mut stages = prior.into_iter().chain(stages);
-        stages.try_for_each(|(config, name, steps)| Schedule::new(config).timesteps(name, steps).map(drop))
-    }
-
-    /// Sizes that two components must agree on.
-    fn check(&self, checkpoint: &Checkpoint) -> Result<()> {
-        let agree = |component: &str, key: &str, found: usize, other: &str, wanted: usize| {
-            agree(checkpoint, component, key, found, other, wanted)
-        };
-        let (dim, of_dim) = (self.text_proj.clip_embeddings_dim, "the text projection's clip_embeddings_dim");
-        if let Some(Prior { config, .. }) = &self.prior {
-            let of_tokens = "the text encoder's max_position_embeddings";
-            agree("prior", "num_embeddings", config.num_embeddings, of_tokens, self.tokens())?;
-            agree("prior", "embedding_dim", config.embedding_dim, of_dim, dim)?;
-        }
-        agree("text_encoder", "projection_dim", self.text_encoder.projection_dim, of_dim, dim)?;
-        agree("text_encoder", "hidden_size", self.text_encoder.hidden_size, of_dim, dim)?;
-        let cross = self.decoder.cross_attention_dim.unwrap_or(0);
-        let own = self.text_proj.cross_attention_dim;
-        agree("text_proj", "cross_attention_dim", own, "the decoder's cross_attention_dim", cross)?;
-        let time = self.decoder.time_embedding();
-        let own = self.text_proj.time_embed_dim;
-        agree("text_proj", "time_embed_dim", own, "the width of the decoder's time embedding", time)?;
-        agree("super_res_first", "out_channels", self.super_res_first.out_channels, "the number of colours", 3)?;
-        agree("super_res_last", "out_channels", self.super_res_last.out_channels, "the number of colours", 3)?;
-        agree("decoder", "in_channels", self.decoder.in_channels, "the number of colours", 3)
-    }
+/// Half of the machine's memory.
+fn kept_by_default() -> u64 {
+    // Only Linux says it in a file; elsewhere a constant has to do.
+    let total = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+    });
+    total.map_or(KEPT, |kib| kib * 1024 / 2)
 }
 
 /// Refuses a component's size that is another than that of what it works with.
@@ -268,4 +291,17 @@ fn agree(checkpoint: &Checkpoint, component: &str, key: &str, found: usize, othe
     }
     let path = checkpoint.path().join(component).join("config.json");
     Err(Error::config(path, format!("{key} is {found}, but {other} is {wanted}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pipelines_and_requests_can_be_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<Pipeline>();
+        shared::<Request>();
+        shared::<Embedding>();
+    }
 }

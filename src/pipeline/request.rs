@@ -1,4 +1,4 @@
-//! What is asked of a pipeline, and what it reports meanwhile.
+//! What is asked of a pipeline.
 
 use crate::error::{Error, Result};
 use crate::image::Image;
@@ -6,9 +6,6 @@ use crate::model::text_encoder::Tokens;
 use crate::noise::NoiseKind;
 use crate::weights::Checkpoint;
 use serde::{Deserialize, Serialize};
-use std::fmt;
-use std::ops::ControlFlow;
-use std::time::Duration;
 
 /// Most pictures of one request.
 const MOST_PICTURES: usize = 65_536;
@@ -30,17 +27,25 @@ impl From<&str> for Prompt {
     }
 }
 
+/// What a request asks for.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Task {
+    /// Pictures of prompts.
+    Prompts(Vec<Prompt>),
+    /// Variations of pictures: the image encoder takes the place of the prior, and the text is empty.
+    Variations(Vec<Image>),
+}
+
 /// Pictures to be made.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// One or more prompts, or none where there are `images`.
-    pub prompts: Vec<Prompt>,
-    /// Pictures of which variations are made, instead of prompts: the image encoder takes the place of the prior.
-    pub images: Vec<Image>,
-    /// What the pictures should not be: stands where the empty prompt otherwise does in guidance. Without a tokenizer
-    /// it has to be given, and is the empty prompt of variations.
+    /// What they show.
+    pub task: Task,
+    /// What they should not show: takes the place of the empty prompt in guidance. Without a tokenizer it has to be
+    /// given, and is the empty prompt of variations.
     pub negative: Option<Prompt>,
-    /// Pictures for each prompt or each of the `images`.
+    /// Pictures for each prompt or each picture that is varied.
     pub pictures_per_prompt: usize,
     /// Picture `k` of the request is made from seed `seed + k`.
     pub seed: u64,
@@ -61,18 +66,18 @@ pub struct Request {
 impl Request {
     /// One picture of a prompt with seed 0 and the checkpoint's defaults.
     pub fn new(prompt: impl Into<Prompt>) -> Request {
-        Request { prompts: vec![prompt.into()], ..Request::empty() }
+        Request::of(Task::Prompts(vec![prompt.into()]))
     }
 
     /// One variation of a picture with seed 0 and the checkpoint's defaults.
     pub fn variation(image: Image) -> Request {
-        Request { images: vec![image], ..Request::empty() }
+        Request::of(Task::Variations(vec![image]))
     }
 
-    fn empty() -> Request {
+    /// One picture for each prompt or picture of a task, with seed 0 and the checkpoint's defaults.
+    pub fn of(task: Task) -> Request {
         Request {
-            prompts: Vec::new(),
-            images: Vec::new(),
+            task,
             negative: None,
             pictures_per_prompt: 1,
             seed: 0,
@@ -86,8 +91,11 @@ impl Request {
     }
 
     /// Number of prompts or given pictures.
-    fn subjects(&self) -> usize {
-        self.prompts.len() + self.images.len()
+    pub fn subjects(&self) -> usize {
+        match &self.task {
+            Task::Prompts(prompts) => prompts.len(),
+            Task::Variations(images) => images.len(),
+        }
     }
 
     /// Number of pictures asked for.
@@ -96,13 +104,13 @@ impl Request {
     }
 
     /// Whether the networks see an unconditional half: as in diffusers, for prior and decoder if either asks for it.
-    pub fn guided(&self, settings: &Defaults) -> bool {
-        settings.decoder_guidance > 1.0 || self.images.is_empty() && settings.prior_guidance > 1.0
+    pub fn guided(&self, settings: &Settings) -> bool {
+        settings.decoder_guidance > 1.0 || matches!(self.task, Task::Prompts(_)) && settings.prior_guidance > 1.0
     }
 
     /// The request's settings, with the defaults where it leaves them open.
-    pub fn settings(&self, defaults: &Defaults) -> Defaults {
-        Defaults {
+    pub fn settings(&self, defaults: &Settings) -> Settings {
+        Settings {
             prior_steps: self.prior_steps.unwrap_or(defaults.prior_steps),
             decoder_steps: self.decoder_steps.unwrap_or(defaults.decoder_steps),
             super_res_steps: self.super_res_steps.unwrap_or(defaults.super_res_steps),
@@ -119,20 +127,17 @@ impl Request {
         if self.subjects() == 0 {
             return Err(Error::request("prompt", "there is none; at least one, or an image, is needed"));
         }
-        if !self.images.is_empty() {
-            let idle = [
-                ("prompt", !self.prompts.is_empty()),
-                ("prior steps", self.prior_steps.is_some()),
-                ("prior guidance", self.prior_guidance.is_some()),
-            ];
-            if let Some((what, _)) = idle.into_iter().find(|(_, given)| *given) {
-                return Err(Error::request(what, "not with an image; its variations have neither prompt nor prior"));
+        if let Task::Variations(images) = &self.task {
+            images.iter().try_for_each(Image::check)?;
+            let of_prior =
+                [("prior steps", self.prior_steps.is_some()), ("prior guidance", self.prior_guidance.is_some())];
+            if let Some((what, _)) = of_prior.into_iter().find(|(_, given)| *given) {
+                return Err(Error::request(what, "variations of a picture have no prior"));
             }
         }
         if self.pictures_per_prompt == 0 {
             return Err(Error::request("pictures per prompt", "0; it has to be at least 1"));
         }
-        self.images.iter().try_for_each(Image::check)?;
         let pictures = self.subjects().checked_mul(self.pictures_per_prompt);
         if pictures.is_none_or(|n| n > MOST_PICTURES) {
             return Err(Error::request("pictures per prompt", format!("more than {MOST_PICTURES} pictures in all")));
@@ -145,7 +150,7 @@ impl Request {
 /// are run as Karlo is.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Defaults {
+pub struct Settings {
     /// Steps of the prior.
     pub prior_steps: usize,
     /// Steps of the decoder.
@@ -158,18 +163,18 @@ pub struct Defaults {
     pub decoder_guidance: f32,
 }
 
-impl Default for Defaults {
+impl Default for Settings {
     fn default() -> Self {
-        Defaults { prior_steps: 25, decoder_steps: 25, super_res_steps: 7, prior_guidance: 4.0, decoder_guidance: 8.0 }
+        Settings { prior_steps: 25, decoder_steps: 25, super_res_steps: 7, prior_guidance: 4.0, decoder_guidance: 8.0 }
     }
 }
 
-impl Defaults {
-    pub(super) fn read(checkpoint: &Checkpoint) -> Result<Defaults> {
+impl Settings {
+    pub(super) fn read(checkpoint: &Checkpoint) -> Result<Settings> {
         #[derive(Deserialize)]
         struct Index {
             #[serde(default, rename = "_engine_defaults")]
-            defaults: Defaults,
+            defaults: Settings,
         }
         Ok(checkpoint.json::<Index>("model_index.json")?.defaults)
     }
@@ -182,98 +187,5 @@ impl Defaults {
             }
         }
         Ok(())
-    }
-}
-
-/// A part of the way from text, or from a picture, to picture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs)] // the checkpoint's own names
-pub enum Stage {
-    TextEncoder,
-    Prior,
-    ImageEncoder,
-    TextProj,
-    Decoder,
-    SuperResFirst,
-    SuperResLast,
-}
-
-impl Stage {
-    /// All stages in the order in which they run; prompts pass by the image encoder, and given pictures by the prior.
-    pub const ALL: [Stage; 7] = [
-        Stage::TextEncoder,
-        Stage::Prior,
-        Stage::ImageEncoder,
-        Stage::TextProj,
-        Stage::Decoder,
-        Stage::SuperResFirst,
-        Stage::SuperResLast,
-    ];
-
-    /// The checkpoint folder that the stage runs.
-    pub fn name(self) -> &'static str {
-        match self {
-            Stage::TextEncoder => "text_encoder",
-            Stage::Prior => "prior",
-            Stage::ImageEncoder => "image_encoder",
-            Stage::TextProj => "text_proj",
-            Stage::Decoder => "decoder",
-            Stage::SuperResFirst => "super_res_first",
-            Stage::SuperResLast => "super_res_last",
-        }
-    }
-}
-
-impl fmt::Display for Stage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// What happens during a run, in order.
-#[derive(Clone, Debug)]
-pub enum Event<'a> {
-    /// Something that the user should know, in one line.
-    Warning(&'a str),
-    /// A stage begins to load its weights.
-    Begin {
-        /// Which one.
-        stage: Stage,
-        /// How many steps it will report; 0 for a stage without a loop.
-        steps: usize,
-    },
-    /// The weights are loaded, and the first step begins.
-    Loaded {
-        /// Which one.
-        stage: Stage,
-        /// Since the stage began.
-        elapsed: Duration,
-    },
-    /// One step is done.
-    Step {
-        /// Which one.
-        stage: Stage,
-        /// Steps done so far.
-        done: usize,
-        /// Steps in all.
-        steps: usize,
-    },
-    /// A stage is done and its weights are released.
-    End {
-        /// Which one.
-        stage: Stage,
-        /// Since the stage began.
-        elapsed: Duration,
-    },
-}
-
-/// What a caller of a pipeline sees; see [`Event`].
-pub type Observer<'a> = dyn FnMut(Event<'_>) -> ControlFlow<()> + 'a;
-
-/// Passes an event on; the observer's wish to stop becomes an error.
-pub(super) fn report(observer: &mut Observer<'_>, event: Event<'_>) -> Result<()> {
-    match observer(event) {
-        ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(Error::Cancelled),
     }
 }

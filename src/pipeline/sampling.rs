@@ -1,13 +1,12 @@
 //! The sampling loop: what prior, decoder and super-resolution have in common.
 
-use super::request::{Event, Observer, Stage, report};
 use super::trace::{Trace, channels_last};
 use crate::backend::Executable;
 use crate::diffusion::sampler::coefficients;
 use crate::diffusion::{Schedule, SchedulerConfig};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::noise::{NoiseSource, Philox};
-use crate::ops::{SamplerStep, Variance, element, elements};
+use crate::ops::{COEFFICIENTS, Noise, SamplerStep, Variance, element, elements};
 
 /// One stage's schedule and the shape of what it samples.
 pub struct Loop {
@@ -16,9 +15,11 @@ pub struct Loop {
     /// From the noisiest to 0.
     pub timesteps: Vec<u32>,
     /// One row per step.
-    pub coefficients: Vec<[f32; 8]>,
-    /// Of one picture: `[H, W, C]` or `[D]`.
+    coefficients: Vec<[f32; COEFFICIENTS]>,
+    /// Of one sample: `[H, W, C]` or `[D]`.
     pub shape: Vec<usize>,
+    /// Formula of a step.
+    rule: SamplerStep,
 }
 
 /// Latents and noise of some pictures, channels last.
@@ -31,27 +32,39 @@ pub struct Draws {
 
 /// The noise of all steps of a loop.
 pub enum StepNoise {
-    /// Numbers, `[S, B, ..]`; zeros in the last step, which has no noise.
+    /// Values `[S, B, ..]`; zeros in the last step, which has no noise.
     Given(Vec<f32>),
+    /// There is none: for the last step alone.
+    None,
     /// Of each picture the seed and the number of the first step's draw, for kernels that draw by themselves.
     Philox(Vec<(u64, u64)>),
 }
 
+impl Draws {
+    /// Number of pictures.
+    pub fn pictures(&self, sampling: &Loop) -> usize {
+        self.latents.len() / elements(&sampling.shape)
+    }
+}
+
 impl Loop {
-    /// The schedule of `steps` steps.
+    /// The schedule of `steps` steps, with the guidance scale of a batch that holds both halves.
     ///
     /// # Errors
     /// The number of steps is out of range; `setting` names it.
     pub fn new(
         name: &'static str,
         config: &SchedulerConfig,
-        setting: &str,
-        steps: usize,
+        (setting, steps): (&str, usize),
         shape: Vec<usize>,
+        guidance: Option<f32>,
+        noise: Noise,
     ) -> Result<Loop> {
         let schedule = Schedule::new(config);
         let timesteps = schedule.timesteps(setting, steps)?;
-        Ok(Loop { name, coefficients: coefficients(&schedule, &timesteps), timesteps, shape })
+        let coefficients = coefficients(&schedule, &timesteps, guidance.unwrap_or(1.0));
+        let rule = config.step(guidance.is_some(), noise);
+        Ok(Loop { name, coefficients, timesteps, shape, rule })
     }
 
     /// Number of steps.
@@ -59,14 +72,15 @@ impl Loop {
         self.timesteps.len()
     }
 
-    /// The coefficients of all steps in one row after the other.
-    pub fn table(&self) -> Vec<f32> {
-        self.coefficients.concat()
+    /// The coefficients `[S, B, 9]` of all steps for so many pictures.
+    pub fn table(&self, pictures: usize) -> Vec<f32> {
+        self.coefficients.iter().flat_map(|row| std::iter::repeat_n(row, pictures)).flatten().copied().collect()
     }
 
     /// Draws latents, then the noise of every step but the last, each picture from its own source in the order in
     /// which diffusers draws them: `[C, H, W]`, brought to channels last. Sources that can leave the noise to kernels.
-    pub fn draw(&self, sources: &mut [NoiseSource]) -> Draws {
+    pub fn draw<'s>(&self, sources: impl Iterator<Item = &'s mut NoiseSource>) -> Draws {
+        let mut sources: Vec<&mut NoiseSource> = sources.collect();
         let (size, c) = (elements(&self.shape), self.shape[self.shape.len() - 1]);
         let pictures = sources.len();
         let mut drawn = vec![0.0; size];
@@ -96,6 +110,7 @@ impl Loop {
     fn noise_of(&self, draws: &Draws, step: usize) -> Vec<f32> {
         let (size, c) = (elements(&self.shape), self.shape[self.shape.len() - 1]);
         match &draws.noise {
+            StepNoise::None => vec![0.0; draws.latents.len()],
             StepNoise::Given(noise) => noise[step * draws.latents.len()..][..draws.latents.len()].to_vec(),
             StepNoise::Philox(seeds) => {
                 let mut drawn = vec![0.0; seeds.len() * size];
@@ -107,45 +122,25 @@ impl Loop {
         }
     }
 
-    /// Runs steps `range` with an executable whose inputs are all written, starting from the latents and leaving the
-    /// result there. The executable counts its steps from 0. Reports each step as one of `total`, `done` of which
-    /// were before.
-    pub fn run(
-        &self,
-        executable: &mut dyn Executable,
-        range: std::ops::Range<usize>,
-        rule: &SamplerStep,
-        draws: &mut Draws,
-        (stage, done, total): (Stage, usize, usize),
-        observer: &mut Observer<'_>,
-        trace: &mut Trace,
-    ) -> Result<()> {
-        executable.write("x_t", &draws.latents)?;
-        for (i, step) in range.enumerate() {
-            executable.run_step(i as u32)?;
-            if trace.is_on() {
-                self.record(executable, step, rule, draws, trace)?;
-            }
-            report(observer, Event::Step { stage, done: done + i + 1, steps: total })?;
-        }
-        draws.latents = executable.read("x")?;
-        if draws.latents.iter().all(|x| x.is_finite()) {
-            return Ok(());
-        }
-        Err(Error::NotFinite { stage: stage.to_string() })
+    /// Puts what the loop starts from into the trace.
+    pub fn trace_start(&self, draws: &Draws, trace: &mut Trace) {
+        let name = self.name;
+        let mut shape = vec![draws.pictures(self)];
+        shape.extend_from_slice(&self.shape);
+        trace.put_ids(|| format!("{name}/timesteps"), &[self.steps()], &self.timesteps);
+        trace.put_pictures(|| format!("{name}/initial_latents"), &shape, &draws.latents);
     }
 
     /// Puts one step into the trace; `draws.latents` is advanced with it.
-    fn record(
+    pub fn record(
         &self,
         executable: &mut dyn Executable,
         step: usize,
-        rule: &SamplerStep,
         draws: &mut Draws,
         trace: &mut Trace,
     ) -> Result<()> {
         let c = self.shape[self.shape.len() - 1];
-        let pictures = draws.latents.len() / elements(&self.shape);
+        let (pictures, rule) = (draws.pictures(self), &self.rule);
         let shaped = |rows: usize, channels: usize| {
             let mut shape = vec![rows];
             shape.extend_from_slice(&self.shape);
@@ -155,7 +150,7 @@ impl Loop {
         let key = |what: &'static str| move || format!("{}/step_{step:02}/{what}", self.name);
         let output = executable.read("model_output")?;
         let next = executable.read("x")?;
-        let rows = pictures * if rule.guidance.is_some() { 2 } else { 1 };
+        let rows = pictures * if rule.guided { 2 } else { 1 };
         let wide = output.len() / (rows * elements(&self.shape)) * c;
 
         let noise = self.noise_of(draws, step);

@@ -16,6 +16,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Component as Part, Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error as _, MapAccess, Visitor};
@@ -28,7 +29,6 @@ use crate::error::{Error, Result};
 use crate::plan::{TensorData, WeightSource};
 
 const MODEL_INDEX: &str = "model_index.json";
-const PIPELINES: [&str; 2] = ["UnCLIPPipeline", "UnCLIPImageVariationPipeline"];
 
 /// How weight files are opened, and which.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,16 +89,9 @@ impl Checkpoint {
 
     fn with_root(root: Root, options: LoadOptions) -> Result<Checkpoint> {
         let mut checkpoint = Checkpoint { root, options, class_name: String::new(), classes: BTreeMap::new() };
-        let path = checkpoint.path_of(MODEL_INDEX);
         let index: serde_json::Map<String, serde_json::Value> = checkpoint.json(MODEL_INDEX)?;
-        let class = index.get("_class_name").and_then(|c| c.as_str());
-        match class {
-            Some(class) if PIPELINES.contains(&class) => checkpoint.class_name = class.to_string(),
-            _ => {
-                let found = class.map_or("none".to_string(), |c| format!("{c:?}"));
-                let expected = PIPELINES.join(" or ");
-                return Err(Error::config(path, format!("_class_name: expected {expected}, found {found}")));
-            }
+        if let Some(class) = index.get("_class_name").and_then(|c| c.as_str()) {
+            checkpoint.class_name = class.to_string();
         }
         for (name, value) in index.iter().filter(|(name, _)| !name.starts_with('_')) {
             // [library, class]; [null, null] marks an optional component that is left out.
@@ -117,14 +110,9 @@ impl Checkpoint {
         }
     }
 
-    /// The pipeline class: `UnCLIPPipeline` or `UnCLIPImageVariationPipeline`.
+    /// The pipeline class, such as `UnCLIPPipeline`; empty if `model_index.json` names none.
     pub fn class_name(&self) -> &str {
         &self.class_name
-    }
-
-    /// Whether it is for variations of pictures alone, and has no prior.
-    pub fn is_for_variations(&self) -> bool {
-        self.class_name == PIPELINES[1]
     }
 
     /// The components named by `model_index.json` with their classes, sorted by name.
@@ -380,6 +368,11 @@ impl Component {
         self.files.iter().try_for_each(WeightFile::check_unchanged)
     }
 
+    /// What tells whether the files behind the component's path are still the ones that were opened.
+    pub fn signature(&self) -> Signature {
+        Signature(self.files.iter().filter_map(WeightFile::stamp).collect())
+    }
+
     fn locate(&self, tensor: &str) -> Option<(&WeightFile, &TensorInfo)> {
         let file = &self.files[*self.tensors.get(tensor)?];
         Some((file, file.tensors().get(tensor)?))
@@ -396,6 +389,19 @@ impl Component {
             expected: expected.to_string(),
             found: found.to_string(),
         }
+    }
+}
+
+/// Length and time of a component's files when they were opened. Files that are part of the program never change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signature(Vec<(PathBuf, u64, Option<SystemTime>)>);
+
+impl Signature {
+    /// Whether the paths still name files of the same length and time.
+    pub fn is_current(&self) -> bool {
+        self.0.iter().all(|(path, len, modified)| {
+            fs::metadata(path).is_ok_and(|now| now.len() == *len && now.modified().ok() == *modified)
+        })
     }
 }
 

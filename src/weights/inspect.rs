@@ -8,33 +8,6 @@ use super::Checkpoint;
 use crate::dtype::Dtype;
 use crate::error::Result;
 
-/// What a text-to-image checkpoint is made of.
-const TEXT_TO_IMAGE: [&str; 10] = [
-    "decoder",
-    "decoder_scheduler",
-    "prior",
-    "prior_scheduler",
-    "super_res_first",
-    "super_res_last",
-    "super_res_scheduler",
-    "text_encoder",
-    "text_proj",
-    "tokenizer",
-];
-/// What an image-variation checkpoint is made of.
-const IMAGE_VARIATION: [&str; 10] = [
-    "decoder",
-    "decoder_scheduler",
-    "feature_extractor",
-    "image_encoder",
-    "super_res_first",
-    "super_res_last",
-    "super_res_scheduler",
-    "text_encoder",
-    "text_proj",
-    "tokenizer",
-];
-
 /// What [`inspect`] found about one component.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ComponentReport {
@@ -56,18 +29,14 @@ pub struct ComponentReport {
     pub problem: Option<String>,
 }
 
-/// Looks at every component that `model_index.json` names or the pipeline needs, and at those that are there for
-/// another kind of run, sorted by name.
+/// Looks at every component that is `needed` or that `model_index.json` names, and at those of `optional` that are
+/// there, sorted by name.
 ///
 /// Headers and configurations are read, tensors are not. Whether the tensors are those that a model asks for is the
 /// model's question, not asked here.
-pub fn inspect(checkpoint: &Checkpoint) -> Vec<ComponentReport> {
-    let (needed, other) = match checkpoint.is_for_variations() {
-        false => (TEXT_TO_IMAGE, IMAGE_VARIATION),
-        true => (IMAGE_VARIATION, TEXT_TO_IMAGE),
-    };
-    let more = other.into_iter().filter(|name| checkpoint.has(name));
-    let mut classes: BTreeMap<&str, &str> = needed.into_iter().chain(more).map(|name| (name, "")).collect();
+pub fn inspect(checkpoint: &Checkpoint, needed: &[&str], optional: &[&str]) -> Vec<ComponentReport> {
+    let more = optional.iter().filter(|name| checkpoint.has(name));
+    let mut classes: BTreeMap<&str, &str> = needed.iter().chain(more).map(|name| (*name, "")).collect();
     classes.extend(checkpoint.classes());
     let report = |(name, class): (&str, &str)| {
         let mut report = ComponentReport { name: name.into(), class: class.into(), ..Default::default() };

@@ -26,7 +26,7 @@ use std::fmt;
 
 #[cfg(feature = "default-model")]
 pub use default_model::default_model;
-pub use diffusers::{Checkpoint, Component, LoadOptions};
+pub use diffusers::{Checkpoint, Component, LoadOptions, Signature};
 pub use inspect::{ComponentReport, inspect};
 pub use safetensors::WeightFile;
 

@@ -140,6 +140,14 @@ impl WeightFile {
         }
     }
 
+    /// Path, length and modification time when it was opened; none for a file that is part of the program.
+    pub(super) fn stamp(&self) -> Option<(PathBuf, u64, Option<SystemTime>)> {
+        match &self.source {
+            Source::Mapped(_, disk) | Source::Read(disk) => Some((self.path.clone(), disk.len, disk.modified)),
+            Source::Memory(_) => None,
+        }
+    }
+
     /// Compares length and modification time with those at the time of opening. To be called after the tensors
     /// were consumed and before anything made from them is kept.
     ///

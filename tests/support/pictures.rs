@@ -6,7 +6,7 @@ use unclip::backend::Backend;
 use unclip::backend::cpu::Cpu;
 use unclip::image::Image;
 use unclip::noise::NoiseKind;
-use unclip::pipeline::{Pipeline, Request, Trace};
+use unclip::pipeline::{Pipeline, Request, Task, Trace};
 use unclip::weights::{Checkpoint, LoadOptions};
 
 /// The trained model that ships.
@@ -32,8 +32,7 @@ pub fn run_unguided(model: &str, backend: Box<dyn Backend>, prompts: &[&str], st
 }
 
 fn of_prompts(prompts: &[&str]) -> Request {
-    let prompts = prompts.iter().map(|p| (*p).into()).collect();
-    Request { prompts, ..Request::new("") }
+    Request::of(Task::Prompts(prompts.iter().map(|p| (*p).into()).collect()))
 }
 
 fn run_request(model: &str, backend: Box<dyn Backend>, request: Request, steps: Steps) -> (Vec<Image>, Trace) {

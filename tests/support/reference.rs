@@ -358,12 +358,14 @@ fn sampler_step(op: &SamplerStep, inputs: &[Wide]) -> Vec<f64> {
         Noise::Philox => drawn(&inputs[3].x, inputs[4].x[0], x_t.len() / inputs[1].shape[0] / c, c),
     };
     let wide = output.width();
-    let conditional_at = if op.guidance.is_some() { output.x.len() / 2 } else { 0 };
+    let conditional_at = if op.guided { output.x.len() / 2 } else { 0 };
+    let picture = x_t.len() / inputs[1].shape[0];
     (0..x_t.len())
         .map(|i| {
+            let row = &row[9 * (i / picture)..][..9];
             let at = i / c * wide + i % c;
             let conditional = output.x[conditional_at + at];
-            let out = op.guidance.map_or(conditional, |s| output.x[at] + f64::from(s) * (conditional - output.x[at]));
+            let out = if op.guided { output.x[at] + row[8] * (conditional - output.x[at]) } else { conditional };
             let mut x0 = match op.prediction {
                 Prediction::Epsilon => (x_t[i] - row[0] * out) / row[1],
                 Prediction::Sample => out,

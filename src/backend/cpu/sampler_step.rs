@@ -2,28 +2,30 @@
 
 use super::for_rows;
 use crate::noise::Philox;
-use crate::ops::{Noise, SamplerStep, Variance, element, elements};
+use crate::ops::{COEFFICIENTS, Noise, SamplerStep, Variance, element, elements};
 use std::borrow::Cow;
 
 pub fn run(op: &SamplerStep, inputs: &[&[f32]], shape: &[usize], out: &mut [f32]) {
     let (output, x_t) = (inputs[0], inputs[1]);
-    let row: &[f32; 8] = inputs[2].try_into().expect("the shape rule asks for eight coefficients");
+    let (rows, _) = inputs[2].as_chunks::<COEFFICIENTS>();
+    let positions = elements(&shape[1..]) / shape[shape.len() - 1];
     let c = shape[shape.len() - 1];
     let stride = if op.variance == Variance::LearnedRange { 2 * c } else { c };
     // With guidance the conditional half follows the unconditional one.
-    let half = if op.guidance.is_some() { elements(shape) / c * stride } else { 0 };
-    for_rows(out, c, |first, rows| {
+    let half = if op.guided { elements(shape) / c * stride } else { 0 };
+    for_rows(out, c, |first, out| {
         let noise = match op.noise {
-            Noise::Given => Cow::Borrowed(&inputs[3][first * c..][..rows.len()]),
+            Noise::Given => Cow::Borrowed(&inputs[3][first * c..][..out.len()]),
             // The last step has none.
-            Noise::Philox if row[7] == 0.0 => Cow::Owned(vec![0.0; rows.len()]),
+            Noise::Philox if rows.iter().all(|row| row[7] == 0.0) => Cow::Owned(vec![0.0; out.len()]),
             Noise::Philox => {
                 let (seeds, step) = (bytemuck::cast_slice(inputs[3]), inputs[4][0].to_bits());
-                Cow::Owned(draw(seeds, step, [elements(&shape[1..]) / c, c], first, rows.len()))
+                Cow::Owned(draw(seeds, step, [positions, c], first, out.len()))
             }
         };
-        for (i, y) in rows.chunks_exact_mut(c).enumerate() {
+        for (i, y) in out.chunks_exact_mut(c).enumerate() {
             let position = first + i;
+            let row = &rows[position / positions];
             let conditional = &output[half + position * stride..][..stride];
             let unconditional = &output[position * stride..][..stride];
             for k in 0..c {

@@ -1,0 +1,168 @@
+//! What a family of checkpoints is to the pipeline.
+//!
+//! A family is a kind of checkpoint: which stages it has, how each records its network, and how a request passes
+//! through them. Families live in files of their own; [`FAMILIES`] is the only list of them. Everything else of the
+//! pipeline, loading, grouping, sampling, keeping stages, is the same for all.
+
+use super::event::Stage;
+use super::request::{Request, Settings};
+use super::session::Session;
+use crate::error::{Error, Result};
+use crate::image::Image;
+use crate::noise::{NoiseKind, NoiseSource};
+use crate::ops::Noise;
+use crate::plan::{Plan, WeightSource};
+use crate::weights::{Checkpoint, ComponentReport};
+use std::sync::Arc;
+
+/// All families.
+const FAMILIES: &[&Kind] = &[&super::unclip::KIND];
+
+/// How checkpoints of a family are recognised and opened.
+pub(super) struct Kind {
+    /// Pipeline classes of `model_index.json`.
+    pub classes: &'static [&'static str],
+    /// The components that a checkpoint of a class needs, and those that it may have.
+    pub components: fn(class: &str) -> [&'static [&'static str]; 2],
+    /// Reads and checks a checkpoint's configurations; no weight is touched.
+    pub open: fn(&Arc<Checkpoint>) -> Result<Box<dyn Family>>,
+}
+
+/// Looks at every component of a checkpoint; see [`weights::inspect`](crate::weights::inspect).
+///
+/// # Errors
+/// No family has checkpoints of this class.
+pub fn inspect(checkpoint: &Checkpoint) -> Result<Vec<ComponentReport>> {
+    let [needed, optional] = (kind(checkpoint)?.components)(checkpoint.class_name());
+    Ok(crate::weights::inspect(checkpoint, needed, optional))
+}
+
+/// Opens a checkpoint's family.
+///
+/// # Errors
+/// No family has checkpoints of this class, or a configuration is damaged, not implemented, or contradicts another.
+pub(super) fn open(checkpoint: &Arc<Checkpoint>) -> Result<Box<dyn Family>> {
+    (kind(checkpoint)?.open)(checkpoint)
+}
+
+fn kind(checkpoint: &Checkpoint) -> Result<&'static Kind> {
+    let class = checkpoint.class_name();
+    FAMILIES.iter().find(|kind| kind.classes.contains(&class)).copied().ok_or_else(|| {
+        let known: Vec<&str> = FAMILIES.iter().flat_map(|kind| kind.classes).copied().collect();
+        let found = if class.is_empty() { "none".to_owned() } else { format!("{class:?}") };
+        let path = checkpoint.path().join("model_index.json");
+        Error::config(path, format!("_class_name: expected {}, found {found}", known.join(" or ")))
+    })
+}
+
+/// What a stage's plan depends on, beside the checkpoint. Guidance scales and timesteps are data, not part of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Shapes {
+    /// Pictures or texts computed together.
+    pub batch: usize,
+    /// Steps of the sampling loop that the tables have room for; 0 for a stage without a loop.
+    pub steps: usize,
+    /// Whether the batch holds an unconditional half.
+    pub guided: bool,
+    /// Who draws the noise of the steps.
+    pub noise: Noise,
+}
+
+impl Shapes {
+    /// Of a stage without a loop.
+    pub fn batch(batch: usize, guided: bool) -> Shapes {
+        Shapes { batch, guided, ..Shapes::default() }
+    }
+
+    /// Of a sampling loop. Tables have room for a power of two, so that loops of similar length share a plan.
+    pub fn sampling(batch: usize, steps: usize, guided: bool, noise: Noise) -> Shapes {
+        Shapes { batch, steps: steps.next_power_of_two(), guided, noise }
+    }
+
+    /// The same for another batch.
+    pub fn of(self, batch: usize) -> Shapes {
+        Shapes { batch, ..self }
+    }
+}
+
+/// A kind of checkpoint.
+pub(super) trait Family: Send + Sync {
+    /// All stages in the order in which they run.
+    fn stages(&self) -> Vec<Stage>;
+
+    /// The settings that the checkpoint asks for, where a request leaves them open.
+    fn defaults(&self) -> &Settings;
+
+    /// Side of the finished picture in pixels.
+    fn picture_size(&self) -> usize;
+
+    /// Records the plan of a stage. Both runs and listings take their plans from here.
+    fn record(&self, stage: Stage, shapes: &Shapes, source: &dyn WeightSource) -> Result<Plan>;
+
+    /// The stages that a request passes through, with the shapes for all of its pictures or texts together.
+    ///
+    /// # Errors
+    /// The checkpoint lacks what the request needs, or a setting is out of range.
+    fn route(&self, request: &Request, settings: &Settings) -> Result<Vec<(Stage, Shapes)>>;
+
+    /// Encodes a request's texts and pictures: a draft for each picture asked for.
+    fn encode(&self, session: &mut Session<'_, '_>, request: &Request) -> Result<Vec<Embedding>>;
+
+    /// Fills in the image embeddings that are missing.
+    fn embed(&self, session: &mut Session<'_, '_>, drafts: &mut [Embedding]) -> Result<()>;
+
+    /// Samples small pictures from their embeddings.
+    fn paint(&self, session: &mut Session<'_, '_>, embeddings: &mut [Embedding]) -> Result<Vec<Painting>>;
+
+    /// Enlarges small pictures; each is reported when it is finished, numbered from `first` on.
+    fn enlarge(&self, session: &mut Session<'_, '_>, small: &mut [Painting], first: usize) -> Result<Vec<Image>>;
+}
+
+/// An encoded text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EncodedText {
+    /// The text's embedding `[D]`.
+    pub embeds: Vec<f32>,
+    /// A state for each token `[T, width]`.
+    pub hidden: Vec<f32>,
+    /// 1 for tokens that may be seen, `[T]`.
+    pub mask: Vec<f32>,
+}
+
+/// What a picture is painted from, and the noise that is left of its seed.
+#[derive(Clone, Debug)]
+pub struct Embedding {
+    /// The image embedding in CLIP's space, `[D]`. Change it to blend or move pictures.
+    pub image: Vec<f32>,
+    /// The text that the picture is guided by.
+    pub text: Arc<EncodedText>,
+    /// With guidance, the text of the unconditional half.
+    pub unconditional: Option<Arc<EncodedText>>,
+    pub(super) noise: NoiseSource,
+}
+
+/// A small picture, not yet enlarged, and the noise that is left of its seed.
+#[derive(Clone, Debug)]
+pub struct Painting {
+    /// Width and height in pixels.
+    pub size: usize,
+    /// `[size, size, 3]` in -1..1.
+    pub pixels: Vec<f32>,
+    pub(super) noise: NoiseSource,
+}
+
+impl Painting {
+    /// A picture from elsewhere, to be enlarged with noise of this seed.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if it is not square.
+    pub fn new(image: &Image, noise: NoiseKind, seed: u64) -> Result<Painting> {
+        image.check()?;
+        if image.width != image.height {
+            let reason = format!("{}x{} pixels; expected a square", image.width, image.height);
+            return Err(Error::request("image", reason));
+        }
+        let pixels = image.pixels.iter().map(|&p| f32::from(p) / 127.5 - 1.0).collect();
+        Ok(Painting { size: image.width, pixels, noise: NoiseSource::new(noise, seed) })
+    }
+}

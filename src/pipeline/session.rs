@@ -1,0 +1,263 @@
+//! One run: its stages, each opened, run group by group, and ended.
+
+use super::event::{Event, Latents, Observer, Stage, report};
+use super::family::{Family, Shapes};
+use super::request::Settings;
+use super::resident::{Keep, Needs, Residents};
+use super::sampling::{Draws, Loop, StepNoise};
+use super::trace::Trace;
+use crate::backend::{Backend, Executable};
+use crate::error::{Error, Result};
+use crate::ops::elements;
+use crate::plan::{Plan, assign};
+use crate::weights::{Checkpoint, Component};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+/// One run of a pipeline.
+pub(super) struct Session<'a, 'o> {
+    pub checkpoint: &'a Checkpoint,
+    pub backend: &'a dyn Backend,
+    pub family: &'a dyn Family,
+    pub residents: &'a Residents,
+    /// What stays after each stage.
+    pub keep: Keep,
+    /// Bytes of intermediate values that pictures computed together may need.
+    pub memory: u64,
+    pub settings: Settings,
+    pub observer: &'a mut Observer<'o>,
+    pub trace: &'a mut Trace,
+    /// Plans that were recorded to check the route, for the stages that begin with them.
+    pub recorded: HashMap<(Stage, Shapes), Plan>,
+    pub progress: Progress,
+}
+
+/// Where the present stage stands.
+#[derive(Default)]
+pub(super) struct Progress {
+    done: usize,
+    steps: usize,
+    sampling: Duration,
+}
+
+impl Session<'_, '_> {
+    /// Opens every stage of a route and records its plan for one picture, so that whatever is wrong with any of them
+    /// comes to light before the first one has done its work. Stages that stay were checked when they were loaded.
+    pub fn check(&mut self, route: &[(Stage, Shapes)]) -> Result<()> {
+        for &(stage, shapes) in route {
+            if self.residents.needs(stage, shapes).is_none() || !self.residents.is_loaded(stage) {
+                self.check_stage(stage, shapes)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_stage(&mut self, stage: Stage, shapes: Shapes) -> Result<Needs> {
+        let component = self.checkpoint.component(stage.name())?;
+        let shapes = shapes.of(1);
+        let plan = self.record(stage, &shapes, &component)?;
+        self.warn_of_unused(&component, &plan)?;
+        let needs = Needs { weights: component.total_bytes(), picture: assign(&plan).bytes() };
+        self.residents.learn(stage, shapes, needs);
+        self.recorded.insert((stage, shapes), plan);
+        Ok(needs)
+    }
+
+    fn record(&self, stage: Stage, shapes: &Shapes, component: &Component) -> Result<Plan> {
+        self.residents.count_recording();
+        self.family.record(stage, shapes, component)
+    }
+
+    fn warn_of_unused(&mut self, component: &Component, plan: &Plan) -> Result<()> {
+        let unused = unused(component, plan);
+        if unused.is_empty() {
+            return Ok(());
+        }
+        let more = if unused.len() > 5 { format!(" and {} more", unused.len() - 5) } else { String::new() };
+        let shown = unused[..unused.len().min(5)].join(", ");
+        self.warn(&format!("{}: unused tensors: {shown}{more}", component.path().display()))
+    }
+
+    pub fn warn(&mut self, warning: &str) -> Result<()> {
+        report(self.observer, Event::Warning(warning))
+    }
+
+    /// Groups of pictures that go through all stages before the next group begins: as large as the largest stage allows,
+    /// so that pictures are finished early. Stages then stay in memory until the last group. Where they cannot, all
+    /// pictures are one group, because every group would load all weights anew.
+    pub fn passes(&mut self, route: &[(Stage, Shapes)], pictures: usize) -> Vec<Range<usize>> {
+        let needs = || route.iter().filter_map(|&(stage, shapes)| self.residents.needs(stage, shapes));
+        let weights: u64 = needs().map(|needs| needs.weights).sum();
+        if self.trace.is_on() || weights > self.residents.limit {
+            return groups(pictures, pictures);
+        }
+        let passes = groups(pictures, self.most(needs().map(|needs| needs.picture).max().unwrap_or(1)));
+        if passes.len() > 1 && self.keep == Keep::Nothing {
+            self.keep = Keep::Everything;
+        }
+        passes
+    }
+
+    /// Pictures that may be computed together if one needs so many bytes.
+    fn most(&self, picture: u64) -> usize {
+        usize::try_from(self.memory / picture.max(1)).unwrap_or(usize::MAX).max(1)
+    }
+
+    /// Runs a stage over `count` pictures or texts, in groups as large as memory allows. `run` is given an executable for
+    /// each group; `steps` is how many steps it reports for it.
+    pub fn stage(
+        &mut self,
+        stage: Stage,
+        shapes: Shapes,
+        count: usize,
+        steps: usize,
+        mut run: impl FnMut(&mut Self, &mut dyn Executable, Range<usize>) -> Result<()>,
+    ) -> Result<()> {
+        let needs = match self.residents.needs(stage, shapes) {
+            Some(needs) => needs,
+            None => self.check_stage(stage, shapes)?,
+        };
+        let most = if self.trace.is_on() { count } else { self.most(needs.picture) };
+        let groups = groups(count, most);
+        self.progress = Progress { steps: steps * groups.len(), ..Progress::default() };
+        report(self.observer, Event::Begin { stage, steps: self.progress.steps })?;
+        let began = Instant::now();
+        let (mut lease, changed) = self.residents.lease(stage, self.keep);
+        if changed {
+            self.warn(&format!("{stage}: the weights changed on disk; they are loaded again"))?;
+        }
+        let over = || {
+            for (number, group) in groups.into_iter().enumerate() {
+                let shapes = shapes.of(group.len());
+                let recorded = self.recorded.remove(&(stage, shapes));
+                let record = |component: &Component| match recorded {
+                    Some(plan) => Ok(plan),
+                    None => self.record(stage, &shapes, component),
+                };
+                let executable = lease.executable(shapes, self.backend, self.checkpoint, record)?;
+                if number == 0 {
+                    report(self.observer, Event::Loaded { stage, elapsed: began.elapsed() })?;
+                }
+                run(self, executable, group)?;
+            }
+            Ok(())
+        };
+        let result = over();
+        // A run that was cancelled leaves a sound executable behind; one that failed may not.
+        if matches!(result, Ok(()) | Err(Error::Cancelled)) {
+            lease.end();
+        }
+        result?;
+        report(self.observer, Event::End { stage, elapsed: began.elapsed(), sampling: self.progress.sampling })
+    }
+
+    /// Writes a loop's tables, runs the part that does not vary, and then the steps `range`, from the latents to the
+    /// latents.
+    pub fn sample(
+        &mut self,
+        stage: Stage,
+        sampling: &Loop,
+        executable: &mut dyn Executable,
+        range: Range<usize>,
+        time: &[f32],
+        draws: &mut Draws,
+    ) -> Result<()> {
+        let room = executable.plan().input("time").map_or(0, |time| executable.plan().shape(time)[0]);
+        // Tables have room for more steps than the loop may have; the rest is never read.
+        let mut table = |name: &str, rows: &[f32]| {
+            let row = rows.len() / sampling.steps();
+            let mut padded = rows[range.start * row..range.end * row].to_vec();
+            padded.resize(room * row, 0.0);
+            executable.write(name, &padded)
+        };
+        table("time", time)?;
+        table("coefficients", &sampling.table(draws.pictures(sampling)))?;
+        match &draws.noise {
+            StepNoise::Given(noise) => table("noise", noise)?,
+            StepNoise::None => match executable.plan().input("noise") {
+                Some(noise) => {
+                    let zeros = vec![0.0; elements(executable.plan().shape(noise))];
+                    executable.write("noise", &zeros)?;
+                }
+                None => executable.write_u32("seeds", &vec![0; 4 * draws.pictures(sampling)])?,
+            },
+            StepNoise::Philox(seeds) => {
+                // The executable counts its steps from 0.
+                let words = seeds.iter().flat_map(|&(seed, first)| [seed, first + range.start as u64]);
+                let words: Vec<u32> = words.flat_map(|n| [n as u32, (n >> 32) as u32]).collect();
+                executable.write_u32("seeds", &words)?;
+            }
+        }
+        executable.run_once()?;
+        executable.finish()?;
+
+        let began = Instant::now();
+        executable.write("x_t", &draws.latents)?;
+        let executable = RefCell::new(executable);
+        for (i, step) in range.enumerate() {
+            executable.borrow_mut().run_step(i as u32)?;
+            if self.trace.is_on() {
+                sampling.record(*executable.borrow_mut(), step, draws, self.trace)?;
+            }
+            self.progress.done += 1;
+            let Progress { done, steps, .. } = self.progress;
+            let read = || executable.borrow_mut().read("x");
+            let latents = Latents::new(&read, &sampling.shape);
+            report(self.observer, Event::Step { stage, done, steps, latents })?;
+        }
+        draws.latents = executable.into_inner().read("x")?;
+        self.progress.sampling += began.elapsed();
+        if draws.latents.iter().all(|x| x.is_finite()) {
+            return Ok(());
+        }
+        Err(Error::NotFinite { stage: stage.to_string() })
+    }
+}
+
+/// Consecutive groups of nearly one size, none larger than `most`; the larger ones come first, so that no more than two
+/// sizes are compiled, each once.
+fn groups(count: usize, most: usize) -> Vec<Range<usize>> {
+    let groups = count.div_ceil(most.clamp(1, count.max(1))).max(1);
+    let (size, larger) = (count / groups, count % groups);
+    let end = |group: usize| group * size + group.min(larger);
+    (0..groups).map(|group| end(group)..end(group + 1)).collect()
+}
+
+/// Tensors of the component that the plan does not use. Position numbers that old exports store are known and left out.
+pub(super) fn unused(component: &Component, plan: &Plan) -> Vec<String> {
+    let used: std::collections::HashSet<&str> = plan.weights().map(|(name, _)| name).collect();
+    let idle = |name: &&str| !used.contains(name) && !name.ends_with("embeddings.position_ids");
+    component.tensors().map(|(name, _)| name).filter(idle).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_cover_all_pictures_in_at_most_two_sizes_the_larger_first() {
+        for count in 1..40 {
+            for most in 1..12 {
+                let groups = groups(count, most);
+                assert_eq!(groups.concat_range(), 0..count);
+                let sizes: Vec<usize> = groups.iter().map(|group| group.len()).collect();
+                assert!(sizes.iter().all(|&size| (1..=most).contains(&size)), "{count} by {most}: {sizes:?}");
+                assert!(sizes.is_sorted_by(|a, b| a >= b) && sizes[0] - sizes[sizes.len() - 1] <= 1, "{sizes:?}");
+            }
+        }
+        assert_eq!(groups(10, 3), [0..3, 3..6, 6..8, 8..10]);
+    }
+
+    trait Concat {
+        fn concat_range(&self) -> Range<usize>;
+    }
+
+    impl Concat for Vec<Range<usize>> {
+        fn concat_range(&self) -> Range<usize> {
+            assert!(self.windows(2).all(|pair| pair[0].end == pair[1].start));
+            self[0].start..self[self.len() - 1].end
+        }
+    }
+}

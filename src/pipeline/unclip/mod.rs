@@ -1,0 +1,284 @@
+//! unCLIP in pixels: DALL-E 2's architecture as Karlo and the built-in model have it (Ramesh et al. 2022).
+//!
+//! | stage | what it makes |
+//! | --- | --- |
+//! | text encoder | an embedding and a state per token of each text |
+//! | prior, or image encoder | an image embedding of the text, or of a picture |
+//! | text projection | what the decoder attends to, and what is added to its time embedding |
+//! | decoder | a small picture |
+//! | super-resolution | the finished picture: one network for all steps but the last, another for the last |
+
+mod recording;
+mod stages;
+mod vision;
+
+use super::agree;
+use super::event::Stage;
+use super::family::{Embedding, Family, Kind, Painting, Shapes};
+use super::request::{Prompt, Request, Settings, Task};
+use super::session::Session;
+use crate::diffusion::{Schedule, SchedulerConfig};
+use crate::error::{Error, Result};
+use crate::image::Image;
+use crate::model::text_encoder::Tokens;
+use crate::model::{Sizes, decoder, image_encoder, prior, super_res, text_encoder, text_proj, unet};
+use crate::ops::SamplerStep;
+use crate::plan::{Plan, WeightSource};
+#[cfg(feature = "tokenizer")]
+use crate::tokenizer::Tokenizer;
+use crate::weights::Checkpoint;
+use std::sync::{Arc, OnceLock};
+use vision::Vision;
+
+/// How the family's checkpoints are recognised; those of the second class are for variations alone and have no prior.
+pub const KIND: Kind = Kind { classes: &["UnCLIPPipeline", "UnCLIPImageVariationPipeline"], components, open };
+
+/// The components of a checkpoint of this class, and those that it may have for another kind of request.
+fn components(class: &str) -> [&'static [&'static str]; 2] {
+    const OF_PROMPTS: &[&str] = &[
+        "decoder",
+        "decoder_scheduler",
+        "prior",
+        "prior_scheduler",
+        "super_res_first",
+        "super_res_last",
+        "super_res_scheduler",
+        "text_encoder",
+        "text_proj",
+        "tokenizer",
+    ];
+    const OF_PICTURES: &[&str] = &[
+        "decoder",
+        "decoder_scheduler",
+        "feature_extractor",
+        "image_encoder",
+        "super_res_first",
+        "super_res_last",
+        "super_res_scheduler",
+        "text_encoder",
+        "text_proj",
+        "tokenizer",
+    ];
+    if class == KIND.classes[1] { [OF_PICTURES, OF_PROMPTS] } else { [OF_PROMPTS, OF_PICTURES] }
+}
+
+pub const TEXT_ENCODER: Stage = Stage::new("text_encoder", "text encoder");
+pub const PRIOR: Stage = Stage::new("prior", "prior");
+pub const IMAGE_ENCODER: Stage = Stage::new("image_encoder", "image encoder");
+pub const TEXT_PROJ: Stage = Stage::new("text_proj", "text projection");
+pub const DECODER: Stage = Stage::new("decoder", "decoder");
+pub const SUPER_RES_FIRST: Stage = Stage::new("super_res_first", "super-resolution");
+pub const SUPER_RES_LAST: Stage = Stage::new("super_res_last", "super-resolution, last");
+
+/// A checkpoint of the family: its configurations, read and checked before any weight is touched.
+pub struct UnClip {
+    checkpoint: Arc<Checkpoint>,
+    defaults: Settings,
+    #[cfg(feature = "tokenizer")]
+    tokenizer: Tokenizer,
+    text_encoder: text_encoder::Config,
+    /// Checkpoints for variations alone have none.
+    prior: Option<Prior>,
+    /// Read when it is asked for: a checkpoint that lacks it still makes pictures from prompts.
+    vision: OnceLock<Vision>,
+    text_proj: text_proj::Config,
+    decoder: unet::Config,
+    super_res_first: unet::Config,
+    super_res_last: unet::Config,
+    decoder_scheduler: SchedulerConfig,
+    super_res_scheduler: SchedulerConfig,
+}
+
+/// What leads from text to an image embedding.
+struct Prior {
+    config: prior::Config,
+    scheduler: SchedulerConfig,
+}
+
+/// Reads and checks a checkpoint's configurations.
+fn open(checkpoint: &Arc<Checkpoint>) -> Result<Box<dyn Family>> {
+    let always = ["text_encoder", "text_proj", "decoder", "super_res_first", "super_res_last"];
+    let from = if checkpoint.class_name() == KIND.classes[1] { &Vision::FOLDERS[..] } else { &["prior"] };
+    checkpoint.require(&[&always, from].concat())?;
+    let scheduler = |name: &str| {
+        let file = format!("{name}/scheduler_config.json");
+        SchedulerConfig::from_json(&checkpoint.path().join(&file), &checkpoint.read(&file)?)
+    };
+    let prior = || -> Result<Prior> {
+        Ok(Prior { config: checkpoint.json("prior/config.json")?, scheduler: scheduler("prior_scheduler")? })
+    };
+    let text_encoder: text_encoder::Config = checkpoint.json("text_encoder/config.json")?;
+    let family = UnClip {
+        prior: checkpoint.has("prior").then(prior).transpose()?,
+        vision: OnceLock::new(),
+        text_proj: checkpoint.json("text_proj/config.json")?,
+        decoder: checkpoint.json("decoder/config.json")?,
+        super_res_first: checkpoint.json("super_res_first/config.json")?,
+        super_res_last: checkpoint.json("super_res_last/config.json")?,
+        decoder_scheduler: scheduler("decoder_scheduler")?,
+        super_res_scheduler: scheduler("super_res_scheduler")?,
+        #[cfg(feature = "tokenizer")]
+        tokenizer: Tokenizer::from_checkpoint(checkpoint, text_encoder.max_position_embeddings)?,
+        defaults: Settings::read(checkpoint)?,
+        text_encoder,
+        checkpoint: checkpoint.clone(),
+    };
+    family.check()?;
+    Ok(Box::new(family))
+}
+
+impl Family for UnClip {
+    fn stages(&self) -> Vec<Stage> {
+        vec![TEXT_ENCODER, PRIOR, IMAGE_ENCODER, TEXT_PROJ, DECODER, SUPER_RES_FIRST, SUPER_RES_LAST]
+    }
+
+    fn defaults(&self) -> &Settings {
+        &self.defaults
+    }
+
+    fn picture_size(&self) -> usize {
+        self.super_res_first.sample_size.unwrap_or(0)
+    }
+
+    fn record(&self, stage: Stage, shapes: &Shapes, source: &dyn WeightSource) -> Result<Plan> {
+        let &Shapes { batch, steps, guided, noise } = shapes;
+        let sizes = |scheduler: &SchedulerConfig, guided| -> Sizes {
+            let rule: SamplerStep = scheduler.step(guided, noise);
+            Sizes { pictures: batch, steps, rule }
+        };
+        let super_res = |config| {
+            let small = self.decoder.sample_size.unwrap_or(0);
+            let sizes = sizes(&self.super_res_scheduler, false);
+            super_res::plan(stage.name(), config, source, &sizes, small, self.super_res_first.sample_size)
+        };
+        match stage {
+            TEXT_ENCODER => text_encoder::plan(&self.text_encoder, source, batch),
+            PRIOR => {
+                let Prior { config, scheduler } = self.prior()?;
+                prior::plan(config, source, &sizes(scheduler, guided))
+            }
+            IMAGE_ENCODER => image_encoder::plan(&self.vision()?.config, source, batch),
+            TEXT_PROJ => text_proj::plan(&self.text_proj, source, batch, self.tokens(), guided),
+            DECODER => {
+                let context = self.tokens() + self.text_proj.clip_extra_context_tokens;
+                decoder::plan(&self.decoder, source, &sizes(&self.decoder_scheduler, guided), context)
+            }
+            SUPER_RES_FIRST => super_res(&self.super_res_first),
+            SUPER_RES_LAST => super_res(&self.super_res_last),
+            _ => Err(Error::request("stage", format!("unCLIP has no stage {stage}"))),
+        }
+    }
+
+    fn route(&self, request: &Request, settings: &Settings) -> Result<Vec<(Stage, Shapes)>> {
+        let (guided, noise) = (request.guided(settings), request.noise.into());
+        let (subjects, pictures) = (request.subjects(), request.pictures());
+        let texts = subjects + usize::from(guided);
+        let Settings { prior_steps, decoder_steps, super_res_steps, .. } = *settings;
+        let of_image = match request.task {
+            Task::Prompts(_) => {
+                Schedule::new(&self.prior()?.scheduler).timesteps("prior steps", prior_steps)?;
+                (PRIOR, Shapes::sampling(pictures, prior_steps, guided, noise))
+            }
+            Task::Variations(_) => {
+                self.vision()?;
+                (IMAGE_ENCODER, Shapes::batch(subjects, false))
+            }
+        };
+        Schedule::new(&self.decoder_scheduler).timesteps("decoder steps", decoder_steps)?;
+        Schedule::new(&self.super_res_scheduler).timesteps("super-resolution steps", super_res_steps)?;
+        Ok(vec![
+            (TEXT_ENCODER, Shapes::batch(texts, false)),
+            of_image,
+            (TEXT_PROJ, Shapes::batch(pictures, guided)),
+            (DECODER, Shapes::sampling(pictures, decoder_steps, guided, noise)),
+            (SUPER_RES_FIRST, Shapes::sampling(pictures, super_res_steps - 1, false, noise)),
+            (SUPER_RES_LAST, Shapes::sampling(pictures, 1, false, noise)),
+        ])
+    }
+
+    fn encode(&self, session: &mut Session<'_, '_>, request: &Request) -> Result<Vec<Embedding>> {
+        self.encode_request(session, request)
+    }
+
+    fn embed(&self, session: &mut Session<'_, '_>, drafts: &mut [Embedding]) -> Result<()> {
+        // Variations have their pictures' embeddings already.
+        if drafts.iter().all(|draft| !draft.image.is_empty()) { Ok(()) } else { self.sample_prior(session, drafts) }
+    }
+
+    fn paint(&self, session: &mut Session<'_, '_>, embeddings: &mut [Embedding]) -> Result<Vec<Painting>> {
+        let conditions = self.project(session, embeddings)?;
+        self.decode(session, embeddings, &conditions)
+    }
+
+    fn enlarge(&self, session: &mut Session<'_, '_>, small: &mut [Painting], first: usize) -> Result<Vec<Image>> {
+        self.super_resolve(session, small, first)
+    }
+}
+
+impl UnClip {
+    /// Tokens of a prompt.
+    fn tokens(&self) -> usize {
+        self.text_encoder.max_position_embeddings
+    }
+
+    /// The prior, for whoever has prompts.
+    fn prior(&self) -> Result<&Prior> {
+        self.checkpoint.require_for("pictures from prompts", &["prior"])?;
+        Ok(self.prior.as_ref().expect("a checkpoint that has it was opened with it"))
+    }
+
+    /// The image encoder, for whoever has pictures.
+    fn vision(&self) -> Result<&Vision> {
+        if let Some(vision) = self.vision.get() {
+            return Ok(vision);
+        }
+        let vision = Vision::read(&self.checkpoint, self.text_proj.clip_embeddings_dim)?;
+        Ok(self.vision.get_or_init(|| vision))
+    }
+
+    /// A prompt's tokens.
+    fn tokenize(&self, prompt: &Prompt) -> Result<Tokens> {
+        let length = self.tokens();
+        let tokens = match prompt {
+            #[cfg(feature = "tokenizer")]
+            Prompt::Text(text) => self.tokenizer.encode(text)?,
+            Prompt::Tokens(tokens) => tokens.clone(),
+        };
+        if tokens.ids.len() != length || tokens.mask.len() != length {
+            let reason =
+                format!("{} ids and {} mask entries; both must be {length}", tokens.ids.len(), tokens.mask.len());
+            return Err(Error::request("tokens", reason));
+        }
+        let vocabulary = self.text_encoder.vocab_size;
+        match tokens.ids.iter().find(|&&id| id as usize >= vocabulary) {
+            Some(id) => {
+                Err(Error::request("prompt", format!("token {id} lies beyond the model's vocabulary of {vocabulary}")))
+            }
+            None => Ok(tokens),
+        }
+    }
+
+    /// Sizes that two components must agree on.
+    fn check(&self) -> Result<()> {
+        let agree = |component: &str, key: &str, found: usize, other: &str, wanted: usize| {
+            agree(&self.checkpoint, component, key, found, other, wanted)
+        };
+        let (dim, of_dim) = (self.text_proj.clip_embeddings_dim, "the text projection's clip_embeddings_dim");
+        if let Some(Prior { config, .. }) = &self.prior {
+            let of_tokens = "the text encoder's max_position_embeddings";
+            agree("prior", "num_embeddings", config.num_embeddings, of_tokens, self.tokens())?;
+            agree("prior", "embedding_dim", config.embedding_dim, of_dim, dim)?;
+        }
+        agree("text_encoder", "projection_dim", self.text_encoder.projection_dim, of_dim, dim)?;
+        agree("text_encoder", "hidden_size", self.text_encoder.hidden_size, of_dim, dim)?;
+        let cross = self.decoder.cross_attention_dim.unwrap_or(0);
+        let own = self.text_proj.cross_attention_dim;
+        agree("text_proj", "cross_attention_dim", own, "the decoder's cross_attention_dim", cross)?;
+        let time = self.decoder.time_embedding();
+        let own = self.text_proj.time_embed_dim;
+        agree("text_proj", "time_embed_dim", own, "the width of the decoder's time embedding", time)?;
+        agree("super_res_first", "out_channels", self.super_res_first.out_channels, "the number of colours", 3)?;
+        agree("super_res_last", "out_channels", self.super_res_last.out_channels, "the number of colours", 3)?;
+        agree("decoder", "in_channels", self.decoder.in_channels, "the number of colours", 3)
+    }
+}

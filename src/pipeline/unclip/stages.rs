@@ -1,0 +1,301 @@
+//! The stages, one after the other: what each is given, and what it hands on.
+
+use super::{DECODER, IMAGE_ENCODER, PRIOR, Prior, SUPER_RES_FIRST, SUPER_RES_LAST, TEXT_ENCODER, TEXT_PROJ, UnClip};
+use crate::diffusion::sampler::time_features;
+use crate::error::{Error, Result};
+use crate::image::Image;
+use crate::model::text_encoder::Tokens;
+use crate::model::unet;
+use crate::noise::NoiseSource;
+use crate::ops::elements;
+use crate::pipeline::event::{Event, report};
+use crate::pipeline::family::{Embedding, EncodedText, Painting, Shapes};
+use crate::pipeline::request::{Prompt, Request, Task};
+use crate::pipeline::sampling::{Draws, Loop, StepNoise};
+use crate::pipeline::session::Session;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// What the decoder is given for a row of a picture.
+pub struct Condition {
+    /// `[T', cross]`
+    context: Vec<f32>,
+    /// `[E]`
+    added: Vec<f32>,
+    /// `[T']`, 1 for tokens that may be seen.
+    mask: Vec<f32>,
+}
+
+/// One part of the texts of a group's rows, the unconditional half first.
+fn of_texts(drafts: &[Embedding], part: impl Fn(&EncodedText) -> &[f32]) -> Vec<f32> {
+    let unconditional = drafts.iter().filter_map(|draft| draft.unconditional.as_deref());
+    let texts = unconditional.chain(drafts.iter().map(|draft| &*draft.text));
+    texts.flat_map(part).copied().collect()
+}
+
+/// Whether all drafts have an unconditional half.
+fn guided(drafts: &[Embedding]) -> bool {
+    drafts.iter().all(|draft| draft.unconditional.is_some())
+}
+
+/// Row `i` of a matrix of so many rows.
+fn row(data: &[f32], i: usize, rows: usize) -> &[f32] {
+    &data[i * data.len() / rows..(i + 1) * data.len() / rows]
+}
+
+fn time_table(sampling: &Loop, config: &unet::Config) -> Vec<f32> {
+    time_features(&sampling.timesteps, config.time_features(), config.flip_sin_to_cos, config.freq_shift)
+}
+
+impl UnClip {
+    /// A request's texts and given pictures to a draft for each picture asked for. Prompts have no image embedding yet.
+    pub fn encode_request(&self, session: &mut Session<'_, '_>, request: &Request) -> Result<Vec<Embedding>> {
+        let mut tokens = match &request.task {
+            Task::Prompts(prompts) => prompts.iter().map(|p| self.tokens_of(session, p)).collect::<Result<Vec<_>>>()?,
+            Task::Variations(images) => vec![self.empty_prompt(session, request)?; images.len()],
+        };
+        let guided = request.guided(&session.settings);
+        if guided {
+            tokens.push(match &request.negative {
+                Some(negative) => self.tokens_of(session, negative)?,
+                None => self.empty_prompt(session, request)?,
+            });
+        }
+        let mut texts = self.encode_texts(session, &tokens)?;
+        super::recording::texts(session.trace, &texts, &tokens, guided);
+        let unconditional = if guided { texts.pop() } else { None };
+        let images = match &request.task {
+            Task::Prompts(prompts) => vec![Vec::new(); prompts.len()],
+            Task::Variations(images) => self.encode_images(session, images)?,
+        };
+        let noise = |k: usize| NoiseSource::new(request.noise, request.seed.wrapping_add(k as u64));
+        let draft = |k: usize| {
+            let of = k / request.pictures_per_prompt;
+            let (image, text) = (images[of].clone(), texts[of].clone());
+            Embedding { image, text, unconditional: unconditional.clone(), noise: noise(k) }
+        };
+        Ok((0..request.pictures()).map(draft).collect())
+    }
+
+    fn tokens_of(&self, session: &mut Session<'_, '_>, prompt: &Prompt) -> Result<Tokens> {
+        let tokens = self.tokenize(prompt)?;
+        if let Some(cut) = &tokens.cut {
+            session.warn(&format!("the prompt is too long for {} tokens; left out: {cut}", tokens.ids.len()))?;
+        }
+        Ok(tokens)
+    }
+
+    #[cfg(feature = "tokenizer")]
+    fn empty_prompt(&self, session: &mut Session<'_, '_>, _: &Request) -> Result<Tokens> {
+        self.tokens_of(session, &Prompt::Text(String::new()))
+    }
+
+    /// Without a tokenizer the caller has to give it.
+    #[cfg(not(feature = "tokenizer"))]
+    fn empty_prompt(&self, session: &mut Session<'_, '_>, request: &Request) -> Result<Tokens> {
+        let reason = "missing; without a tokenizer guidance and variations need the tokens of the empty prompt";
+        self.tokens_of(session, request.negative.as_ref().ok_or_else(|| Error::request("negative", reason))?)
+    }
+
+    fn encode_texts(&self, session: &mut Session<'_, '_>, tokens: &[Tokens]) -> Result<Vec<Arc<EncodedText>>> {
+        let mut texts = Vec::new();
+        session.stage(TEXT_ENCODER, Shapes::batch(1, false), tokens.len(), 0, |_, executable, group| {
+            let tokens = &tokens[group];
+            let ids: Vec<u32> = tokens.iter().flat_map(|t| &t.ids).copied().collect();
+            let pooled: Vec<u32> = tokens.iter().map(|t| self.text_encoder.pooled_position(&t.ids)).collect();
+            executable.write_u32("ids", &ids)?;
+            executable.write_u32("pooled", &pooled)?;
+            executable.run_once()?;
+            let (embeds, hidden) = (executable.read("text_embeds")?, executable.read("hidden")?);
+            texts.extend(tokens.iter().enumerate().map(|(i, t)| {
+                let of = |data: &[f32]| row(data, i, tokens.len()).to_vec();
+                let mask = t.mask.iter().map(|&seen| f32::from(u8::from(seen))).collect();
+                Arc::new(EncodedText { embeds: of(&embeds), hidden: of(&hidden), mask })
+            }));
+            Ok(())
+        })?;
+        Ok(texts)
+    }
+
+    /// Given pictures to image embeddings `[D]`.
+    fn encode_images(&self, session: &mut Session<'_, '_>, images: &[Image]) -> Result<Vec<Vec<f32>>> {
+        let vision = self.vision()?;
+        let (mut pixels, mut embeds) = (Vec::new(), Vec::new());
+        session.stage(IMAGE_ENCODER, Shapes::batch(1, false), images.len(), 0, |session, executable, group| {
+            let mut prepared = Vec::new();
+            for image in &images[group.clone()] {
+                prepared.extend(vision.preprocessor.prepare(image)?);
+            }
+            executable.write("pixel_values", &prepared)?;
+            executable.run_once()?;
+            let found = executable.read("image_embeds")?;
+            if found.iter().any(|x| !x.is_finite()) {
+                return Err(Error::NotFinite { stage: IMAGE_ENCODER.to_string() });
+            }
+            embeds.extend((0..group.len()).map(|i| row(&found, i, group.len()).to_vec()));
+            if session.trace.is_on() {
+                pixels.extend(prepared);
+            }
+            Ok(())
+        })?;
+        super::recording::images(session.trace, &pixels, vision.preprocessor.size(), &embeds);
+        Ok(embeds)
+    }
+
+    /// Samples the drafts' image embeddings from their texts.
+    pub fn sample_prior(&self, session: &mut Session<'_, '_>, drafts: &mut [Embedding]) -> Result<()> {
+        let Prior { config, scheduler } = self.prior()?;
+        let dim = config.embedding_dim;
+        let (guided, noise) = (guided(drafts), drafts[0].noise.kind().into());
+        let (steps, scale) = (session.settings.prior_steps, session.settings.prior_guidance);
+        let guidance = guided.then_some(scale);
+        let sampling = Loop::new("prior", scheduler, ("prior steps", steps), vec![dim], guidance, noise)?;
+        let time = time_features(&sampling.timesteps, config.inner(), true, 0.0);
+        let shapes = Shapes::sampling(1, steps, guided, noise);
+        session.stage(PRIOR, shapes, drafts.len(), steps, |session, executable, group| {
+            let drafts = &mut drafts[group];
+            let mut draws = sampling.draw(drafts.iter_mut().map(|draft| &mut draft.noise));
+            executable.write("text_embeds", &of_texts(drafts, |text| &text.embeds))?;
+            executable.write("hidden", &of_texts(drafts, |text| &text.hidden))?;
+            executable.write("mask", &of_texts(drafts, |text| &text.mask))?;
+            sampling.trace_start(&draws, session.trace);
+            super::recording::prior_inputs(session.trace, executable)?;
+            session.sample(PRIOR, &sampling, executable, 0..steps, &time, &mut draws)?;
+            let found = executable.read("image_embeds")?;
+            for (draft, image) in drafts.iter_mut().zip(found.chunks_exact(dim)) {
+                draft.image = image.to_vec();
+            }
+            Ok(())
+        })
+    }
+
+    /// Embeddings to what the decoder is given: for each picture its rows, the unconditional one first.
+    pub fn project(&self, session: &mut Session<'_, '_>, drafts: &[Embedding]) -> Result<Vec<Vec<Condition>>> {
+        let extra = self.text_proj.clip_extra_context_tokens;
+        let dim = self.text_proj.clip_embeddings_dim;
+        if let Some(draft) = drafts.iter().find(|draft| draft.image.len() != dim) {
+            return Err(Error::request("embedding", format!("{} elements; expected {dim}", draft.image.len())));
+        }
+        let images = |drafts: &[Embedding]| drafts.iter().flat_map(|draft| &draft.image).copied().collect::<Vec<f32>>();
+        session.trace.put(|| "image_embeds".to_owned(), &[drafts.len(), dim], &images(drafts));
+        let halves = if guided(drafts) { 2 } else { 1 };
+        let shapes = Shapes::batch(1, guided(drafts));
+        let mut conditions: Vec<Vec<Condition>> = Vec::new();
+        session.stage(TEXT_PROJ, shapes, drafts.len(), 0, |session, executable, group| {
+            let drafts = &drafts[group];
+            executable.write("image_embeds", &images(drafts))?;
+            executable.write("text_embeds", &of_texts(drafts, |text| &text.embeds))?;
+            executable.write("hidden", &of_texts(drafts, |text| &text.hidden))?;
+            executable.run_once()?;
+            let (context, added) = (executable.read("context")?, executable.read("added")?);
+            let masks = of_texts(drafts, |text| &text.mask);
+            let rows = halves * drafts.len();
+            super::recording::conditions(session.trace, &context, &added, rows, self.tokens() + extra);
+            conditions.extend((0..drafts.len()).map(|k| {
+                let condition = |half: usize| {
+                    let of = |data: &[f32]| row(data, half * drafts.len() + k, rows).to_vec();
+                    let mask = [vec![1.0; extra], of(&masks)].concat();
+                    Condition { context: of(&context), added: of(&added), mask }
+                };
+                (0..halves).map(condition).collect()
+            }));
+            Ok(())
+        })?;
+        Ok(conditions)
+    }
+
+    /// Conditions to small pictures.
+    pub fn decode(
+        &self,
+        session: &mut Session<'_, '_>,
+        drafts: &mut [Embedding],
+        conditions: &[Vec<Condition>],
+    ) -> Result<Vec<Painting>> {
+        let size = self.decoder.sample_size.unwrap_or(0);
+        let shape = vec![size, size, self.decoder.in_channels];
+        let (guided, noise) = (guided(drafts), drafts[0].noise.kind().into());
+        let (steps, scale) = (session.settings.decoder_steps, session.settings.decoder_guidance);
+        let setting = ("decoder steps", steps);
+        let sampling = Loop::new("decoder", &self.decoder_scheduler, setting, shape, guided.then_some(scale), noise)?;
+        let time = time_table(&sampling, &self.decoder);
+        let shapes = Shapes::sampling(1, steps, guided, noise);
+        let mut small = Vec::new();
+        session.stage(DECODER, shapes, drafts.len(), steps, |session, executable, group| {
+            let (drafts, conditions) = (&mut drafts[group.clone()], &conditions[group]);
+            let mut draws = sampling.draw(drafts.iter_mut().map(|draft| &mut draft.noise));
+            // All unconditional rows, then all conditional ones.
+            let rows = || (0..conditions[0].len()).flat_map(|half| conditions.iter().map(move |rows| &rows[half]));
+            executable.write("context", &rows().flat_map(|row| &row.context).copied().collect::<Vec<f32>>())?;
+            executable.write("added", &rows().flat_map(|row| &row.added).copied().collect::<Vec<f32>>())?;
+            executable.write("mask", &rows().flat_map(|row| &row.mask).copied().collect::<Vec<f32>>())?;
+            super::recording::mask(session.trace, executable, "decoder/attention_mask")?;
+            sampling.trace_start(&draws, session.trace);
+            session.sample(DECODER, &sampling, executable, 0..steps, &time, &mut draws)?;
+            for (draft, latents) in drafts.iter().zip(draws.latents.chunks_exact(elements(&sampling.shape))) {
+                let pixels = latents.iter().map(|x| x.clamp(-1.0, 1.0)).collect();
+                small.push(Painting { size, pixels, noise: draft.noise.clone() });
+            }
+            Ok(())
+        })?;
+        super::recording::small(session.trace, &small);
+        Ok(small)
+    }
+
+    /// Small pictures to finished ones: the first network takes all steps but the last, the second takes that.
+    pub fn super_resolve(
+        &self,
+        session: &mut Session<'_, '_>,
+        small: &mut [Painting],
+        first: usize,
+    ) -> Result<Vec<Image>> {
+        let (size, small_size) = (self.super_res_first.sample_size.unwrap_or(0), self.decoder.sample_size.unwrap_or(0));
+        if let Some(other) = small.iter().find(|painting| painting.size != small_size) {
+            let reason = format!("{0}x{0} pixels; expected {small_size}x{small_size}", other.size);
+            return Err(Error::request("small picture", reason));
+        }
+        let shape = vec![size, size, self.super_res_first.out_channels];
+        let noise = small[0].noise.kind().into();
+        let steps = session.settings.super_res_steps;
+        let setting = ("super-resolution steps", steps);
+        let sampling = Loop::new("super_res", &self.super_res_scheduler, setting, shape, None, noise)?;
+        let of_group = |small: &[Painting], group: Range<usize>| -> Vec<f32> {
+            small[group].iter().flat_map(|painting| &painting.pixels).copied().collect()
+        };
+
+        let time = time_table(&sampling, &self.super_res_first);
+        let shapes = |steps| Shapes::sampling(1, steps, false, noise);
+        let mut latents = Vec::new();
+        session.stage(SUPER_RES_FIRST, shapes(steps - 1), small.len(), steps - 1, |session, executable, group| {
+            let mut draws = sampling.draw(small[group.clone()].iter_mut().map(|painting| &mut painting.noise));
+            sampling.trace_start(&draws, session.trace);
+            executable.write("small", &of_group(small, group.clone()))?;
+            session.sample(SUPER_RES_FIRST, &sampling, executable, 0..steps - 1, &time, &mut draws)?;
+            super::recording::upscaled(session.trace, executable)?;
+            latents.extend(draws.latents);
+            Ok(())
+        })?;
+
+        let time = time_table(&sampling, &self.super_res_last);
+        let mut images = Vec::new();
+        let mut finished = Vec::new();
+        let count = small.len();
+        session.stage(SUPER_RES_LAST, shapes(1), count, 1, |session, executable, group| {
+            // No noise is added in the last step.
+            let own = group.start * elements(&sampling.shape)..group.end * elements(&sampling.shape);
+            let mut draws = Draws { latents: latents[own].to_vec(), noise: StepNoise::None };
+            executable.write("small", &of_group(small, group))?;
+            session.sample(SUPER_RES_LAST, &sampling, executable, steps - 1..steps, &time, &mut draws)?;
+            for latents in draws.latents.chunks_exact(elements(&sampling.shape)) {
+                let image = Image::from_unit_range(size, size, latents)?;
+                report(session.observer, Event::Picture { index: first + images.len(), image: &image })?;
+                images.push(image);
+                if session.trace.is_on() {
+                    finished.extend(latents.iter().map(|x| (x * 0.5 + 0.5).clamp(0.0, 1.0)));
+                }
+            }
+            Ok(())
+        })?;
+        super::recording::finished(session.trace, &images, &finished);
+        Ok(images)
+    }
+}
