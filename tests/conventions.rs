@@ -235,8 +235,8 @@ mod shaders {
             let entry = header.launches.iter().find(|l| l.entry == launch.entry).expect("the entry is in the header");
             assert_eq!(launch.threads, entry.threads, "{case}");
             assert_eq!(launch.tensors.len(), header.tensors.len(), "{case}");
-            let written = launch.tensors.iter().filter(|t| **t == Operand::Output).count();
-            assert!(written == 1 && launch.tensors.last() == Some(&Operand::Output), "{case}: {:?}", launch.tensors);
+            let written = launch.tensors.iter().filter(|t| **t == Operand::Output(0)).count();
+            assert!(written == 1 && launch.tensors.last() == Some(&Operand::Output(0)), "{case}: {:?}", launch.tensors);
             let kinds: Vec<&str> =
                 launch.scalars.iter().map(|s| if matches!(s, Scalar::U32(_)) { "u32" } else { "f32" }).collect();
             let wanted: Vec<&str> = header.scalars.iter().map(|p| p.kind.as_str()).collect();

@@ -130,14 +130,14 @@ fn parts_of_products_are_added_up_by_moving_little_more_than_they_are() {
         let output = problem.op.shape(&shapes).unwrap();
         let plan = narrow(problem.plan(), Dtype::F16);
         let step = plan.steps.last().unwrap();
-        let launches = problem.op.ptx(&shapes, &output, &MatmulUnit::Half.into());
+        let launches = problem.op.ptx(&shapes, &[&output], MatmulUnit::Half);
         let launch = launches.iter().find(|launch| launch.stem == "matmul_sum").unwrap();
         let mut tensors = launch.tensors.clone();
         tensors.retain(|tensor| *tensor != Operand::Input(0));
         let least = tensors.into_iter().map(|tensor| match tensor {
             Operand::Input(i) | Operand::Packed(i) => plan.values[step.inputs[i].0].size_bytes(),
-            Operand::Output => plan.values[step.output.0].size_bytes(),
-            Operand::Scratch { count, .. } | Operand::Left { count, .. } => 4 * count,
+            Operand::Output(_) => plan.values[step.output().0].size_bytes(),
+            Operand::Scratch { count, .. } => 4 * count,
         });
         let least: usize = least.sum();
         let backend = Cuda::emulator().with_precision(Precision::F16);

@@ -110,7 +110,7 @@ fn launches() -> Vec<(String, Launch)> {
         let shapes: Vec<&[usize]> = case.inputs.iter().map(|i| i.shape.as_slice()).collect();
         let output = case.op.shape(&shapes).unwrap();
         for matmul in [MatmulUnit::CudaCores, MatmulUnit::Tf32, MatmulUnit::Half, MatmulUnit::Warpgroup] {
-            all.extend(case.op.ptx(&shapes, &output, &matmul.into()).into_iter().map(|l| (case.name.clone(), l)));
+            all.extend(case.op.ptx(&shapes, &[&output], matmul).into_iter().map(|l| (case.name.clone(), l)));
         }
     }
     all
@@ -130,7 +130,7 @@ fn launches_give_kernels_what_their_headers_ask_for() {
         if let Some(tiling) = &launch.tiling {
             assert_eq!(f64::from(tiling.shared_bytes) / 1024.0, entry.shared_kib, "{case}");
         }
-        assert!(matches!(launch.tensors.last(), Some(Operand::Output | Operand::Scratch { .. })), "{case}");
+        assert!(matches!(launch.tensors.last(), Some(Operand::Output(0) | Operand::Scratch { .. })), "{case}");
         let kinds = launch.scalars.iter().map(|s| if matches!(s, Scalar::U32(_)) { "u32" } else { "f32" });
         assert!(kinds.eq(header.scalars.iter().map(|p| p.kind.as_str())), "{case}");
         assert!(launch.grid[1..].iter().all(|&n| (1..=65_535).contains(&n)), "{case}: {:?}", launch.grid);

@@ -26,7 +26,7 @@ fn run(text: &str) -> Result<Result<f64, String>, Fault> {
     let want = reference::run(&problem);
     let shapes = problem.shapes();
     let output = problem.op.shape(&shapes).unwrap();
-    let launch = problem.op.ptx(&shapes, &output, &MatmulUnit::Warpgroup.into()).remove(0);
+    let launch = problem.op.ptx(&shapes, &[&output], MatmulUnit::Warpgroup).remove(0);
     let tiling = launch.tiling.as_ref().unwrap();
 
     let mut machine = Machine::default();

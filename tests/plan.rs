@@ -55,7 +55,7 @@ impl<'a> Interpreter<'a> {
                 cases::Tensor { shape: value.shape.clone(), data, stored }
             });
             let problem = Problem { op: step.op.clone(), tensors: tensors.collect() };
-            self.memory[step.output.0] = problem.run(&self.cpu).expect("the device works");
+            self.memory[step.output().0] = problem.run(&self.cpu).expect("the device works");
         }
     }
 
@@ -91,7 +91,7 @@ fn check_owners(plan: &Plan) -> Result<(), String> {
             (Origin::Alias(of), mine) if mine == slot(*of) => {}
             (Origin::Alias(_) | Origin::Weight(_), mine) => return Err(format!("value {i} has slot {mine:?}")),
             // Fusing leaves values that no step writes.
-            (Origin::Computed, None) if plan.steps.iter().all(|s| s.output != ValueId(i)) => {}
+            (Origin::Computed, None) if plan.steps.iter().all(|s| s.output() != ValueId(i)) => {}
             (_, None) => return Err(format!("value {i} has no slot")),
             (_, Some(s)) if slots.words[s] < elements(&value.shape) => {
                 return Err(format!("value {i} {:?} does not fit slot {s}", value.shape));
@@ -114,11 +114,11 @@ fn check_owners(plan: &Plan) -> Result<(), String> {
             for (i, step) in plan.steps[range].iter().enumerate() {
                 for &input in &step.inputs {
                     holds(&owner, input, &format!("step {i} of round {round}"))?;
-                    if slot(input).is_some() && slot(input) == slot(step.output) {
+                    if slot(input).is_some() && slot(input) == slot(step.output()) {
                         return Err(format!("step {i} of round {round} writes over its input"));
                     }
                 }
-                owner[slot(step.output).expect("checked above")] = Some(step.output);
+                owner[slot(step.output()).expect("checked above")] = Some(step.output());
             }
             if round > 0 {
                 let read = plan.outputs.iter().map(|(_, id)| id).chain(plan.feeds.iter().flat_map(|(a, b)| [a, b]));
@@ -135,7 +135,7 @@ fn varying(plan: &Plan) -> HashSet<ValueId> {
     let mut varying: HashSet<ValueId> = (0..plan.values.len()).filter(is_varying).map(ValueId).collect();
     for step in &plan.steps {
         if step.inputs.iter().any(|&i| varying.contains(&plan.root(i))) {
-            varying.insert(step.output);
+            varying.insert(step.output());
         }
     }
     varying
@@ -176,7 +176,7 @@ proptest! {
             let plan = planned(&recipe, &weights(), fused);
             let varying = varying(&plan);
             for (i, step) in plan.steps.iter().enumerate() {
-                prop_assert_eq!(i >= plan.once, varying.contains(&step.output), "step {} {}", i, step.op.name());
+                prop_assert_eq!(i >= plan.once, varying.contains(&step.output()), "step {} {}", i, step.op.name());
             }
         }
     }

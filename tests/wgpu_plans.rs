@@ -70,7 +70,7 @@ proptest! {
                 let fits = match step.op.storage_rule(Operand::Input(which)) {
                     StorageRule::Storage => element == Dtype::F16,
                     StorageRule::F32 => element == Dtype::F32,
-                    StorageRule::LikeOutput => element == plan.values[step.output.0].dtype,
+                    StorageRule::LikeOutput => element == plan.values[step.output().0].dtype,
                     StorageRule::Any => true,
                 };
                 prop_assert!(fits, "step {} {} reads {:?}", i, step.op.name(), element);
@@ -79,8 +79,8 @@ proptest! {
                 prop_assert!(!computed || written[root.0], "step {} reads what comes later", i);
                 prop_assert_eq!(plan.values[root.0].dtype, element);
             }
-            prop_assert!(!written[step.output.0]);
-            written[step.output.0] = true;
+            prop_assert!(!written[step.output().0]);
+            written[step.output().0] = true;
         }
         for &(from, to) in &plan.feeds {
             prop_assert_eq!(plan.values[from.0].dtype, plan.values[to.0].dtype);

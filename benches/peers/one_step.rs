@@ -89,7 +89,7 @@ fn print_profile(plan: &Plan, seconds: &[f64]) {
     let mut kinds: BTreeMap<String, (f64, u64)> = BTreeMap::new();
     for (step, seconds) in plan.steps.iter().zip(seconds) {
         let shapes: Vec<&[usize]> = step.inputs.iter().map(|&i| plan.shape(i)).collect();
-        let output = plan.shape(step.output);
+        let output = plan.shape(step.output());
         let kind = kinds.entry(format!("{} {:?} -> {output:?}", step.op.name(), shapes[0])).or_default();
         kind.0 += seconds;
         kind.1 += step.op.flops(&shapes, output);

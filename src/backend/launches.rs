@@ -6,14 +6,14 @@ use crate::ops::{Launch, Op, Operand};
 use crate::plan::{Origin, Plan, TensorData, ValueId};
 
 /// All launches of a plan, each with the step that it belongs to, and how many of them run once; `lower` gives those of
-/// a step, whose number it is told, from its operation, its inputs' shapes and its output's.
+/// a step from its operation and the shapes of its inputs and outputs.
 pub(super) fn lower(
     plan: &Plan,
-    lower: impl Fn(usize, &Op, &[&[usize]], &[usize]) -> Vec<Launch>,
+    lower: impl Fn(&Op, &[&[usize]], &[&[usize]]) -> Vec<Launch>,
 ) -> (Vec<(usize, Launch)>, usize) {
     let (mut all, mut once) = (Vec::new(), 0);
     for (i, step) in plan.steps.iter().enumerate() {
-        let launches = lower(i, &step.op, &plan.input_shapes(step), plan.shape(step.output));
+        let launches = lower(&step.op, &plan.input_shapes(step), &plan.output_shapes(step));
         all.extend(launches.into_iter().map(|launch| (i, launch)));
         if i < plan.once {
             once = all.len();
@@ -43,7 +43,7 @@ pub(super) fn weights<O: Copy + PartialEq>(
             match *tensor {
                 Operand::Input(i) => want(inputs[i], stored),
                 Operand::Packed(i) => want(inputs[i], packed(plan.shape(inputs[i]))),
-                Operand::Output | Operand::Scratch { .. } | Operand::Left { .. } => {}
+                Operand::Output(_) | Operand::Scratch { .. } => {}
             }
         }
     }

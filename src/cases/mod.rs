@@ -128,7 +128,7 @@ impl Problem {
         Plan {
             name: self.op.name().to_owned(),
             values,
-            steps: vec![Step { op: self.op.clone(), inputs, output, label: "case".to_owned() }],
+            steps: vec![Step { op: self.op.clone(), inputs, outputs: vec![output], label: "case".to_owned() }],
             once: 0,
             outputs: vec![("y".to_owned(), output)],
             feeds: Vec::new(),

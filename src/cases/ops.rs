@@ -301,7 +301,7 @@ fn norms() -> Vec<Case> {
         let c = shape[shape.len() - 1];
         let mut inputs = vec![spread(shape, mean, 1.5), vector(c, 1.0, F32), vector(c, 0.0, F16)];
         inputs.extend(style.then(|| spread(&[shape[0], 2 * c], 0.0, 0.5)));
-        let op = GroupNorm { groups, eps: 1e-5, style, activation };
+        let op = GroupNorm { groups, eps: 1e-5, style, activation, statistics: Vec::new() };
         Case::new(format!("group_norm/{what}"), op, inputs)
     };
     let layer = |what: &str, shape: &[usize], mean: f64, stored: Dtype| {

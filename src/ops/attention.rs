@@ -1,7 +1,5 @@
 use super::launch::{grid, optional};
-use super::{
-    Launch, Lowering, MatmulUnit, Operand, Operation, Scalar, StorageRule, Tiles, Tiling, Walk, count, require,
-};
+use super::{Launch, MatmulUnit, Operand, Operation, Scalar, StorageRule, Tiles, Tiling, Walk, count, require};
 
 /// Multi-head attention with one joint softmax over extra keys and the sequence's own keys.
 ///
@@ -85,16 +83,17 @@ impl Operation for Attention {
         let mut next = 3;
         let mut tensors: Vec<Operand> = (0..3).map(Operand::Input).collect();
         tensors.extend([self.extra, self.extra, self.mask].map(|present| optional(present, &mut next)));
-        tensors.push(Operand::Output);
+        tensors.push(Operand::Output(0));
         let mut scalars: Vec<Scalar> = [queries, own, extra, width, d_head, masked].map(Scalar::from).to_vec();
         scalars.extend([Scalar::from(self.causal), Scalar::from(1.0 / (d_head as f32).sqrt())]);
         let grid = [grid(queries.div_ceil(TILE[0])), grid(self.heads * d_head.div_ceil(TILE[1])), grid(batch)];
         vec![Launch { stem: "attention", entry: "attention", threads: 64, grid, tensors, scalars, tiling: None }]
     }
 
-    fn ptx(&self, inputs: &[&[usize]], output: &[usize], lowering: &Lowering) -> Vec<Launch> {
+    fn ptx(&self, inputs: &[&[usize]], outputs: &[&[usize]], unit: MatmulUnit) -> Vec<Launch> {
         /// Queries that a block of `attention_mma` owns.
         const QUERIES: usize = 64;
+        let output = outputs[0];
         let mut launches = self.wgsl(inputs, output, Tiles::Shared);
         let [batch, queries, width] = [output[0], output[1], output[2]];
         let d_head = width / self.heads;
@@ -104,7 +103,7 @@ impl Operation for Attention {
             33..=64 => "attention_mma_64",
             _ => return launches,
         };
-        let (kernel, threads, rows, tiling) = match lowering.matmul {
+        let (kernel, threads, rows, tiling) = match unit {
             MatmulUnit::CudaCores | MatmulUnit::Tf32 => return launches,
             // Columns of a head are whole pieces of 16 bytes; few queries leave most of a block empty.
             MatmulUnit::Warpgroup if d_head.is_multiple_of(8) && queries > QUERIES / 2 => {

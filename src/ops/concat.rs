@@ -44,7 +44,7 @@ impl Operation for Concat {
             let width = elements(&shape[self.axis..]);
             let scalars = [width, stride, offset].map(Scalar::from);
             offset += width;
-            Launch::each("concat", elements(shape), vec![Operand::Input(i), Operand::Output], scalars)
+            Launch::each("concat", elements(shape), vec![Operand::Input(i), Operand::Output(0)], scalars)
         };
         inputs.iter().enumerate().map(part).collect()
     }

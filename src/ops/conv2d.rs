@@ -1,8 +1,8 @@
 use super::launch::{optional, rows};
 use super::matmul::{Matmul, product};
 use super::{
-    Activation, Launch, Lowering, MatmulUnit, Operand, Operation, OutputTile, Scalar, StorageRule, Tiles, WeightSplit,
-    count, elements, require,
+    Activation, Launch, MatmulUnit, Operand, Operation, Scalar, Statistics, StorageRule, Tiles, WeightSplit, count,
+    elements, require,
 };
 
 /// Two-dimensional convolution over channels-last images, zeros beyond the border.
@@ -71,8 +71,8 @@ impl Operation for Conv2d {
             Operand::Input(0 | 1) | Operand::Packed(_) => StorageRule::Storage,
             Operand::Input(_) => StorageRule::LikeOutput,
             // A network's last product can hand the sampler its sums as they are.
-            Operand::Output => StorageRule::Any,
-            Operand::Scratch { .. } | Operand::Left { .. } => StorageRule::F32,
+            Operand::Output(0) => StorageRule::Any,
+            Operand::Output(_) | Operand::Scratch { .. } => StorageRule::F32,
         }
     }
 
@@ -81,7 +81,7 @@ impl Operation for Conv2d {
         let mut next = 2;
         let mut tensors = vec![Operand::Input(0), Operand::Packed(1)];
         tensors.extend([self.bias, self.shift, self.residual].map(|present| optional(present, &mut next)));
-        tensors.push(Operand::Output);
+        tensors.push(Operand::Output(0));
         let mut scalars: Vec<Scalar> = self.sizes(inputs, output).map(Scalar::from).to_vec();
         scalars.extend([self.bias, self.shift, self.residual].map(Scalar::from));
         vec![Launch { tensors, scalars, ..product(kernels, tiles, rows(output), output[3]) }]
@@ -91,12 +91,10 @@ impl Operation for Conv2d {
         Some(WeightSplit::OF_MATMUL)
     }
 
-    fn ptx(&self, inputs: &[&[usize]], output: &[usize], lowering: &Lowering) -> Vec<Launch> {
-        self.product(inputs, output).launches(|| self.wgsl(inputs, output, Tiles::Shared), lowering)
-    }
-
-    fn patch(&self, inputs: &[&[usize]], output: &[usize], matmul: MatmulUnit) -> Option<OutputTile> {
-        self.product(inputs, output).patch(output, matmul)
+    fn ptx(&self, inputs: &[&[usize]], outputs: &[&[usize]], unit: MatmulUnit) -> Vec<Launch> {
+        let statistics = outputs.get(1).map(|shape| Statistics::of(shape, outputs[0][3]));
+        let plain = || self.wgsl(inputs, outputs[0], Tiles::Shared);
+        self.matmul(inputs, outputs[0]).launches(plain, unit, statistics)
     }
 }
 
@@ -107,7 +105,7 @@ impl Conv2d {
         [rows(output), x[1], x[2], x[3], output[1], output[2], w[0], w[2], w[3], self.stride, self.padding]
     }
 
-    fn product(&self, inputs: &[&[usize]], output: &[usize]) -> Matmul {
+    pub(super) fn matmul(&self, inputs: &[&[usize]], output: &[usize]) -> Matmul {
         let mut next = 2;
         let added = [self.bias, self.shift, self.residual].map(|present| present.then(|| optional(true, &mut next)));
         Matmul { sizes: self.sizes(inputs, output), added, activation: Activation::code(None) }

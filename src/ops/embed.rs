@@ -55,7 +55,7 @@ impl Operation for Embed {
             Embed::Token => (inputs[0][2], inputs[0][1]),
             Embed::Row => (elements(output), 0),
         };
-        let tensors = vec![Operand::Input(0), Operand::Input(1), Operand::Output];
+        let tensors = vec![Operand::Input(0), Operand::Input(1), Operand::Output(0)];
         vec![Launch::each("embed", elements(output), tensors, [width, jump].map(Scalar::from))]
     }
 

@@ -1,12 +1,13 @@
 use super::launch::{grid, optional};
 use super::{
-    Activation, Launch, Lowering, MatmulUnit, Moments, Operand, Operation, Scalar, StorageRule, Tiles, Tiling, count,
+    Activation, Launch, MatmulUnit, Operand, Operation, Scalar, Statistics, StorageRule, Tiles, Tiling, count,
     elements, require, width,
 };
 
 /// Normalises each group of channels of each image over all positions, then scales and shifts.
 ///
-/// *Shapes* `x [N, .., C]`, `gamma [C]`, `beta [C]`, then `style [N, 2C]` if `style`, gives `[N, .., C]`.
+/// *Shapes* `x [N, .., C]`, `gamma [C]`, `beta [C]`, then `style [N, 2C]` if `style`, gives `[N, .., C]`. With
+/// `statistics`, those of `x` follow: one value, or two for the two parts of a concatenation.
 ///
 /// *Formula* `y = (x - mean) / sqrt(var + eps) * gamma + beta`, mean and biased variance over the positions and
 /// the `C / groups` channels of a group; with `style`, whose first half is `scale` and second half `shift`,
@@ -23,6 +24,8 @@ pub struct GroupNorm {
     pub style: bool,
     /// Applied last.
     pub activation: Option<Activation>,
+    /// Channels of the parts of `x` whose [`Statistics`] follow as further inputs; empty in a plan as it is recorded.
+    pub statistics: Vec<usize>,
 }
 
 /// A block of the PTX kernel that keeps a group in shared memory while its mean and variance are computed.
@@ -96,7 +99,7 @@ impl Operation for GroupNorm {
     }
 
     fn shape(&self, inputs: &[&[usize]]) -> Result<Vec<usize>, String> {
-        count(inputs, 3 + usize::from(self.style))?;
+        count(inputs, self.first_statistics() + self.statistics.len())?;
         let (x, c) = (inputs[0], width(inputs[0]));
         require(x.len() >= 2 && self.groups > 0 && c.is_multiple_of(self.groups), || {
             format!("group_norm: {c} channels of {x:?} cannot be divided into {} groups", self.groups)
@@ -115,7 +118,11 @@ impl Operation for GroupNorm {
     }
 
     fn storage_rule(&self, tensor: Operand) -> StorageRule {
-        if matches!(tensor, Operand::Input(1 | 2)) { StorageRule::F32 } else { StorageRule::Storage }
+        match tensor {
+            Operand::Input(1 | 2) => StorageRule::F32,
+            Operand::Input(i) if i >= self.first_statistics() => StorageRule::F32,
+            _ => StorageRule::Storage,
+        }
     }
 
     fn wgsl(&self, inputs: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {
@@ -123,7 +130,7 @@ impl Operation for GroupNorm {
         let positions = elements(inputs[0]) / (images * c);
         let mut next = 3;
         let mut tensors: Vec<Operand> = (0..3).map(Operand::Input).collect();
-        tensors.extend([optional(self.style, &mut next), Operand::Output]);
+        tensors.extend([optional(self.style, &mut next), Operand::Output(0)]);
         let mut scalars: Vec<Scalar> = [positions, c, self.groups].map(Scalar::from).to_vec();
         scalars.extend([self.style.into(), Activation::code(self.activation), self.eps.into()]);
         let grid = [grid(self.groups), grid(images), 1];
@@ -133,9 +140,10 @@ impl Operation for GroupNorm {
     /// One launch where a group fits into a block's shared memory, so that it is read once. Otherwise one that makes of
     /// moments what each channel is multiplied by and what is added to it, and one that does so; before them, where no
     /// other step has left the moments, one that computes them, for which all elements are read once more.
-    fn ptx(&self, inputs: &[&[usize]], output: &[usize], lowering: &Lowering) -> Vec<Launch> {
+    fn ptx(&self, inputs: &[&[usize]], outputs: &[&[usize]], unit: MatmulUnit) -> Vec<Launch> {
+        let output = outputs[0];
         let (images, c) = (output[0], width(output));
-        let group = self.group(output, lowering.matmul);
+        let group = self.group(output, unit);
         let Group { members, positions, .. } = group;
         let plain = self.wgsl(inputs, output, Tiles::Shared).remove(0);
         let on_chip = |chip: &BlockSize| Some(Tiling { walks: Vec::new(), shared_bytes: chip.shared_bytes });
@@ -143,14 +151,16 @@ impl Operation for GroupNorm {
             let entry = chip.entries[usize::from(group.pairs)];
             return vec![Launch { entry, threads: chip.threads as u32, tiling: on_chip(chip), ..plain }];
         }
-        let [x, gamma, beta, style, y] = plain.tensors[..] else { unreachable!("so many tensors has the kernel") };
+        let [x, gamma, beta, style, y] = plain.tensors[..] else {
+            unreachable!("the kernel takes exactly five tensors")
+        };
         let mut launches = Vec::new();
         let mut scratch = 0;
-        let moments: Vec<(Operand, Moments)> = if lowering.finds.is_empty() {
+        let partial: Vec<(Operand, Statistics)> = if self.statistics.is_empty() {
             let [part, span, parts] = group.parts();
-            let own = Moments { images, parts, channels: c, unit: span, first: 0 };
-            scratch = own.numbers().next_multiple_of(ALIGNMENT);
-            let sums = Operand::Scratch { first: 0, count: own.numbers() };
+            let own = Statistics { images, parts, channels: c, unit: span };
+            scratch = own.elements().next_multiple_of(ALIGNMENT);
+            let sums = Operand::Scratch { first: 0, count: own.elements() };
             launches.push(Launch {
                 stem: "group_norm_sums",
                 entry: SUMS.entries[usize::from(group.pairs)],
@@ -162,12 +172,16 @@ impl Operation for GroupNorm {
             });
             vec![(sums, own)]
         } else {
-            lowering.finds.iter().map(|moments| (moments.operand(), *moments)).collect()
+            let first = self.first_statistics();
+            let of = |(i, &channels): (usize, &usize)| {
+                (Operand::Input(first + i), Statistics::of(inputs[first + i], channels))
+            };
+            self.statistics.iter().enumerate().map(of).collect()
         };
         let factors = Operand::Scratch { first: scratch, count: 2 * images * c };
-        let (first, second) = (moments[0], moments.get(1));
-        let sizes = |moments: Option<&(Operand, Moments)>| {
-            moments.map_or([0, 0, 1], |(_, m)| [m.parts, m.channels, m.unit]).map(Scalar::from)
+        let (first, second) = (partial[0], partial.get(1));
+        let sizes = |partial: Option<&(Operand, Statistics)>| {
+            partial.map_or([0, 0, 1], |(_, m)| [m.parts, m.channels, m.unit]).map(Scalar::from)
         };
         launches.push(Launch {
             stem: "group_norm_factors",
@@ -200,14 +214,21 @@ impl Operation for GroupNorm {
         });
         launches
     }
-
-    fn seeks(&self, _: &[&[usize]], output: &[usize], matmul: MatmulUnit) -> Option<usize> {
-        let group = self.group(output, matmul);
-        group.chip().is_none().then_some(group.members)
-    }
 }
 
 impl GroupNorm {
+    /// The input at which statistics begin.
+    fn first_statistics(&self) -> usize {
+        3 + usize::from(self.style)
+    }
+
+    /// The channels of a group, if a group does not fit into a block's shared memory: the kernels then read their input
+    /// twice unless they are given [`Statistics`] of it.
+    pub fn wants_statistics(&self, output: &[usize], unit: MatmulUnit) -> Option<usize> {
+        let group = self.group(output, unit);
+        group.chip().is_none().then_some(group.members)
+    }
+
     fn group(&self, output: &[usize], matmul: MatmulUnit) -> Group {
         let c = width(output);
         let (members, positions) = (c / self.groups, elements(output) / (output[0] * c));

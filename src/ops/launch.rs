@@ -56,18 +56,11 @@ pub enum Operand {
     Input(usize),
     /// An input of the step that is a weight `[O, C, taps]` of a product, in the back end's own order for products.
     Packed(usize),
-    /// The output of the step.
-    Output,
+    /// An output of the step; the first is the operation's result.
+    Output(usize),
     /// Numbers in single precision that one launch of a step leaves to the next.
     Scratch {
         /// The first of them among those of the step.
-        first: usize,
-        /// How many there are.
-        count: usize,
-    },
-    /// Numbers in single precision that one step leaves to a later one.
-    Left {
-        /// The first of them among those of the plan.
         first: usize,
         /// How many there are.
         count: usize,

@@ -1,8 +1,8 @@
 use super::launch::{optional, rows};
 use super::matmul::{Matmul, product};
 use super::{
-    Activation, Launch, Lowering, MatmulUnit, Operand, Operation, OutputTile, Scalar, StorageRule, Tiles, WeightSplit,
-    count, elements, require, width,
+    Activation, Launch, MatmulUnit, Operand, Operation, Scalar, Statistics, StorageRule, Tiles, WeightSplit, count,
+    elements, require, width,
 };
 
 /// Matrix product with a stored weight: every row of `x` times `W` transposed.
@@ -52,8 +52,8 @@ impl Operation for Linear {
             Operand::Input(0 | 1) | Operand::Packed(_) => StorageRule::Storage,
             Operand::Input(_) => StorageRule::LikeOutput,
             // A network's last product can hand the sampler its sums as they are.
-            Operand::Output => StorageRule::Any,
-            Operand::Scratch { .. } | Operand::Left { .. } => StorageRule::F32,
+            Operand::Output(0) => StorageRule::Any,
+            Operand::Output(_) | Operand::Scratch { .. } => StorageRule::F32,
         }
     }
 
@@ -63,7 +63,7 @@ impl Operation for Linear {
         let mut next = 2;
         let mut tensors = vec![Operand::Input(0), Operand::Packed(1)];
         tensors.extend([self.bias, self.residual].map(|present| optional(present, &mut next)));
-        tensors.push(Operand::Output);
+        tensors.push(Operand::Output(0));
         let mut scalars: Vec<Scalar> = [m, k, n].map(Scalar::from).to_vec();
         scalars.extend([Activation::code(self.activation), self.bias.into(), self.residual.into()]);
         vec![Launch { tensors, scalars, ..product(kernels, tiles, m, n) }]
@@ -73,17 +73,15 @@ impl Operation for Linear {
         Some(WeightSplit::OF_MATMUL)
     }
 
-    fn ptx(&self, inputs: &[&[usize]], output: &[usize], lowering: &Lowering) -> Vec<Launch> {
-        self.product(inputs, output).launches(|| self.wgsl(inputs, output, Tiles::Shared), lowering)
-    }
-
-    fn patch(&self, inputs: &[&[usize]], output: &[usize], matmul: MatmulUnit) -> Option<OutputTile> {
-        self.product(inputs, output).patch(output, matmul)
+    fn ptx(&self, inputs: &[&[usize]], outputs: &[&[usize]], unit: MatmulUnit) -> Vec<Launch> {
+        let statistics = outputs.get(1).map(|shape| Statistics::of(shape, width(outputs[0])));
+        let plain = || self.wgsl(inputs, outputs[0], Tiles::Shared);
+        self.matmul(inputs, outputs[0]).launches(plain, unit, statistics)
     }
 }
 
 impl Linear {
-    fn product(&self, inputs: &[&[usize]], output: &[usize]) -> Matmul {
+    pub(super) fn matmul(&self, inputs: &[&[usize]], output: &[usize]) -> Matmul {
         let (m, k, n) = (rows(output), width(inputs[0]), width(output));
         let mut next = 2;
         let [bias, residual] = [self.bias, self.residual].map(|present| present.then(|| optional(true, &mut next)));

@@ -1,7 +1,7 @@
 //! How matrix products, convolutions among them, become launches: which kernel, which tiles, how many parts.
 
 use super::launch::grid;
-use super::{Launch, Lowering, Operand, OutputTile, Scalar, Tiles, Tiling, Walk, elements, width};
+use super::{Launch, Op, Operand, OutputTile, Scalar, Statistics, Tiles, Tiling, Walk, elements, width};
 
 /// Which units of a GPU multiply matrices, and in which precision. Accumulation is always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,10 +40,20 @@ pub(super) fn product(kernels: [[&'static str; 2]; 4], tiles: Tiles, rows: usize
     Launch { stem, entry, threads, grid, tensors: Vec::new(), scalars: Vec::new(), tiling: None }
 }
 
-/// The tensor and the scalar that PTX kernels for products have for the moments that they leave, or in their place.
-fn moments(lowering: &Lowering) -> (Operand, Scalar) {
-    let (operand, unit) = lowering.leaves.map_or((Operand::Input(0), 0), |left| (left.operand(), left.unit));
-    (operand, unit.into())
+/// The tensor and the scalar of a kernel that may leave statistics of its output.
+fn statistics_operands(statistics: Option<Statistics>) -> (Operand, Scalar) {
+    statistics.map_or((Operand::Input(0), 0.into()), |of| (Operand::Output(1), of.unit.into()))
+}
+
+/// What a block of the kernel for a step owns of its output, if the step is a matrix product whose blocks divide the
+/// positions of each image evenly: the tile of which it can leave [`Statistics`].
+pub fn output_tile(op: &Op, inputs: &[&[usize]], output: &[usize], unit: MatmulUnit) -> Option<OutputTile> {
+    let matmul = match op {
+        Op::Linear(op) => op.matmul(inputs, output),
+        Op::Conv2d(op) => op.matmul(inputs, output),
+        _ => return None,
+    };
+    matmul.output_tile(output, unit)
 }
 
 /// What a product in PTX reads, and what is done to its sums.
@@ -161,8 +171,7 @@ impl Matmul {
         by_warpgroups.unwrap_or_else(|| self.by_warps(matmul))
     }
 
-    /// What a block that has whole sums leaves moments of, where such blocks divide each image's positions evenly.
-    pub fn patch(&self, output: &[usize], matmul: MatmulUnit) -> Option<OutputTile> {
+    fn output_tile(&self, output: &[usize], matmul: MatmulUnit) -> Option<OutputTile> {
         let patch = if matmul == MatmulUnit::CudaCores {
             let [columns, positions] = Tiles::Shared.size();
             Some(OutputTile { positions, columns })
@@ -174,15 +183,21 @@ impl Matmul {
         patch.filter(|patch| positions.is_multiple_of(patch.positions))
     }
 
-    /// The launches: on plain cores that for WGSL, whose twin in PTX can leave moments before its output.
-    pub fn launches(self, plain: impl FnOnce() -> Vec<Launch>, lowering: &Lowering) -> Vec<Launch> {
-        if lowering.matmul != MatmulUnit::CudaCores {
-            return self.on_tensor_cores(lowering);
+    /// The launches. On CUDA cores they are those for WGSL; the PTX variant of that kernel has an operand for statistics
+    /// before its output.
+    pub fn launches(
+        self,
+        plain: impl FnOnce() -> Vec<Launch>,
+        matmul: MatmulUnit,
+        statistics: Option<Statistics>,
+    ) -> Vec<Launch> {
+        if matmul != MatmulUnit::CudaCores {
+            return self.on_tensor_cores(matmul, statistics);
         }
-        let (moments, unit) = moments(lowering);
+        let (operand, unit) = statistics_operands(statistics);
         let mut launches = plain();
         for launch in &mut launches {
-            launch.tensors.insert(launch.tensors.len() - 1, moments);
+            launch.tensors.insert(launch.tensors.len() - 1, operand);
             launch.scalars.push(unit);
         }
         launches
@@ -190,17 +205,17 @@ impl Matmul {
 
     /// One launch, or where tiles are fewer than multiprocessors one that makes sums over parts of the depth and one that
     /// adds these up.
-    fn on_tensor_cores(self, lowering: &Lowering) -> Vec<Launch> {
+    fn on_tensor_cores(self, matmul: MatmulUnit, statistics: Option<Statistics>) -> Vec<Launch> {
         let [rows, _, _, _, out_height, out_width, outputs, ..] = self.sizes;
-        let way = self.way(lowering.matmul);
+        let way = self.way(matmul);
         let [parts, steps_of_part] = way.parts();
         let launch = way.launch;
 
         // Behind the sums come bias, shift, residual and moments, each read or written if its scalar says so.
         let absent = Operand::Input(0);
-        let (moments, unit) = moments(lowering);
+        let (left, unit) = statistics_operands(statistics);
         let [bias, shift, residual] = self.added.map(|operand| operand.unwrap_or(absent));
-        let operands = [bias, shift, residual, moments];
+        let operands = [bias, shift, residual, left];
         let present = self.added.map(|operand| Scalar::from(operand.is_some()));
         let behind = [self.activation, present[0], present[1], present[2], unit];
         let product = |operands: [Operand; 4], to: Operand, behind: [Scalar; 5]| Launch {
@@ -210,20 +225,20 @@ impl Matmul {
             ..launch.clone()
         };
         if parts == 1 {
-            return vec![product(operands, Operand::Output, behind)];
+            return vec![product(operands, Operand::Output(0), behind)];
         }
         let scratch = Operand::Scratch { first: 0, count: parts * rows * outputs };
         let across = outputs.div_ceil(SUM.columns);
         // Fewer rows to a block where that keeps more multiprocessors busy, unless their moments are wanted.
         let few = (rows * across / (4 * MULTIPROCESSORS)).next_multiple_of(2).clamp(2, SUM.positions);
-        let part = if lowering.leaves.is_some() { SUM.positions } else { few };
+        let part = if statistics.is_some() { SUM.positions } else { few };
         let sizes = [rows, parts, outputs, out_height * out_width, part].map(Scalar::from);
         let sum = Launch {
             stem: "matmul_sum",
             entry: "matmul_sum",
             threads: 2 * SUM.columns as u32,
             grid: [grid(across), grid(rows.div_ceil(part)), 1],
-            tensors: [&[scratch], &operands[..], &[Operand::Output]].concat(),
+            tensors: [&[scratch], &operands[..], &[Operand::Output(0)]].concat(),
             scalars: [&sizes[..], &behind].concat(),
             tiling: None,
         };
@@ -318,7 +333,7 @@ mod tests {
 
     fn launches(rows: usize, depth: usize, outputs: usize) -> Vec<Launch> {
         let sizes = [rows, rows, 1, depth, rows, 1, outputs, 1, 1, 1, 0];
-        Matmul { sizes, added: [None; 3], activation: Scalar::U32(0) }.on_tensor_cores(&MatmulUnit::Half.into())
+        Matmul { sizes, added: [None; 3], activation: Scalar::U32(0) }.on_tensor_cores(MatmulUnit::Half, None)
     }
 
     #[test]
@@ -343,7 +358,7 @@ mod tests {
         let out = side.map(|n| n.div_ceil(stride));
         let rows = images * out[0] * out[1];
         let sizes = [rows, side[0], side[1], channels, out[0], out[1], 320, 3, 3, stride, 1];
-        Matmul { sizes, added: [None; 3], activation: Scalar::U32(0) }.on_tensor_cores(&MatmulUnit::Warpgroup.into())
+        Matmul { sizes, added: [None; 3], activation: Scalar::U32(0) }.on_tensor_cores(MatmulUnit::Warpgroup, None)
     }
 
     #[test]

@@ -17,11 +17,11 @@ mod launch;
 mod layer_norm;
 mod linear;
 mod matmul;
-mod moments;
 mod pointwise;
 mod resize;
 mod sampler_step;
 mod slice;
+mod statistics;
 
 pub use attention::Attention;
 pub use concat::Concat;
@@ -31,13 +31,13 @@ pub use group_norm::GroupNorm;
 pub use launch::{Launch, Operand, Scalar, StorageRule, Tiles, Tiling, Walk, WeightSplit};
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
-pub use matmul::MatmulUnit;
-pub use moments::{Lowering, Moments, OutputTile};
+pub use matmul::{MatmulUnit, output_tile};
 pub use pointwise::{Activation, Pointwise};
 pub(crate) use resize::cubic_window;
 pub use resize::{Resize, cubic_taps};
 pub use sampler_step::{COEFFICIENTS, Noise, Prediction, SamplerStep, StepResult, Variance, element};
 pub use slice::Slice;
+pub use statistics::{OutputTile, Statistics};
 
 /// What every operation can say about itself without running.
 pub trait Operation {
@@ -66,20 +66,10 @@ pub trait Operation {
         None
     }
 
-    /// The PTX kernels that compute it: the same launches, operands by way of shared memory, unless an operation says
-    /// otherwise.
-    fn ptx(&self, inputs: &[&[usize]], output: &[usize], _: &Lowering) -> Vec<Launch> {
-        self.wgsl(inputs, output, Tiles::Shared)
-    }
-
-    /// What a block of its PTX kernel can leave moments of.
-    fn patch(&self, _inputs: &[&[usize]], _output: &[usize], _: MatmulUnit) -> Option<OutputTile> {
-        None
-    }
-
-    /// The channels of a group whose moments it would have to read its input once more for, if no other step left them.
-    fn seeks(&self, _inputs: &[&[usize]], _output: &[usize], _: MatmulUnit) -> Option<usize> {
-        None
+    /// The PTX kernels that compute it: the plain launches, with operands in shared memory, unless an operation says
+    /// otherwise. A matrix product with a second output leaves [`Statistics`] there.
+    fn ptx(&self, inputs: &[&[usize]], outputs: &[&[usize]], _: MatmulUnit) -> Vec<Launch> {
+        self.wgsl(inputs, outputs[0], Tiles::Shared)
     }
 }
 
@@ -116,14 +106,8 @@ macro_rules! operations {
             fn weight_split(&self) -> Option<WeightSplit> {
                 match self { $(Op::$variant(op) => op.weight_split(),)* }
             }
-            fn ptx(&self, inputs: &[&[usize]], output: &[usize], lowering: &Lowering) -> Vec<Launch> {
-                match self { $(Op::$variant(op) => op.ptx(inputs, output, lowering),)* }
-            }
-            fn patch(&self, inputs: &[&[usize]], output: &[usize], matmul: MatmulUnit) -> Option<OutputTile> {
-                match self { $(Op::$variant(op) => op.patch(inputs, output, matmul),)* }
-            }
-            fn seeks(&self, inputs: &[&[usize]], output: &[usize], matmul: MatmulUnit) -> Option<usize> {
-                match self { $(Op::$variant(op) => op.seeks(inputs, output, matmul),)* }
+            fn ptx(&self, inputs: &[&[usize]], outputs: &[&[usize]], unit: MatmulUnit) -> Vec<Launch> {
+                match self { $(Op::$variant(op) => op.ptx(inputs, outputs, unit),)* }
             }
         }
     };

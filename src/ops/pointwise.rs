@@ -101,6 +101,6 @@ impl Operation for Pointwise {
         let other = optional(inputs.len() > 1, &mut next);
         let period = inputs.get(1).map_or(1, |other| elements(other));
         let scalars = [kind, period.into(), width(output).into(), image.into(), low.into(), high.into()];
-        vec![Launch::each("pointwise", count, vec![Operand::Input(0), other, Operand::Output], scalars)]
+        vec![Launch::each("pointwise", count, vec![Operand::Input(0), other, Operand::Output(0)], scalars)]
     }
 }

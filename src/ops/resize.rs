@@ -1,5 +1,5 @@
 use super::launch::grid;
-use super::{Launch, Lowering, Operand, Operation, Scalar, StorageRule, Tiles, count, elements, require};
+use super::{Launch, MatmulUnit, Operand, Operation, Scalar, StorageRule, Tiles, count, elements, require};
 
 /// Changes the height and width of channels-last images. *Shapes* `[N, H, W, C]` gives `[N, H', W', C]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,10 +60,11 @@ impl Operation for Resize {
         };
         let x = inputs[0];
         let scalars = [kind, x[1], x[2], x[3], output[1], output[2]].map(Scalar::from);
-        vec![Launch::each("resize", elements(output), vec![Operand::Input(0), Operand::Output], scalars)]
+        vec![Launch::each("resize", elements(output), vec![Operand::Input(0), Operand::Output(0)], scalars)]
     }
 
-    fn ptx(&self, inputs: &[&[usize]], output: &[usize], _: &Lowering) -> Vec<Launch> {
+    fn ptx(&self, inputs: &[&[usize]], outputs: &[&[usize]], _: MatmulUnit) -> Vec<Launch> {
+        let output = outputs[0];
         let x = inputs[0];
         let plain = self.wgsl(inputs, output, Tiles::Shared).remove(0);
         match self {

@@ -150,7 +150,7 @@ impl Operation for SamplerStep {
         let mut tensors: Vec<Operand> = (0..3).map(Operand::Input).collect();
         let mut next = 3;
         tensors.extend([!drawn, drawn, drawn].map(|present| optional(present, &mut next)));
-        tensors.push(Operand::Output);
+        tensors.push(Operand::Output(0));
         vec![Launch::each("sampler_step", elements(output), tensors, scalars)]
     }
 }

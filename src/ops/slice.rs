@@ -46,6 +46,6 @@ impl Operation for Slice {
         let inner = elements(&output[self.axis + 1..]);
         let outer = elements(&inputs[0][self.axis..]);
         let scalars = [inner, self.length, outer, self.start * inner, self.step * inner].map(Scalar::from);
-        vec![Launch::each("slice", elements(output), vec![Operand::Input(0), Operand::Output], scalars)]
+        vec![Launch::each("slice", elements(output), vec![Operand::Input(0), Operand::Output(0)], scalars)]
     }
 }

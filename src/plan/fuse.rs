@@ -44,7 +44,7 @@ fn fuse_part(plan: &Plan, steps: Vec<Step>, readers: &[usize]) -> Vec<Step> {
             }
             None => step,
         };
-        producer[step.output.0] = Some(kept.len());
+        producer[step.output().0] = Some(kept.len());
         kept.push(Some(step));
     }
     kept.into_iter().flatten().collect()
@@ -58,12 +58,12 @@ fn join(plan: &Plan, earlier: &Step, later: &Step, which: usize) -> Option<Step>
         Pointwise::Activation(activation) => (activate(&earlier.op, *activation)?, None),
         Pointwise::ScaleShift if which == 0 => (style(&earlier.op)?, other),
         Pointwise::AddChannels if which == 0 => (shift(&earlier.op)?, other),
-        Pointwise::Add => (residual(plan, earlier, later.output, other?)?, other),
+        Pointwise::Add => (residual(plan, earlier, later.output(), other?)?, other),
         _ => return None,
     };
     let mut inputs = earlier.inputs.clone();
     inputs.extend(extra);
-    Some(Step { op, inputs, output: later.output, label: earlier.label.clone() })
+    Some(Step { op, inputs, outputs: later.outputs.clone(), label: earlier.label.clone() })
 }
 
 fn activate(op: &Op, activation: crate::ops::Activation) -> Option<Op> {
@@ -97,7 +97,7 @@ fn shift(op: &Op) -> Option<Op> {
 /// Only a sum of equal shapes: a broadcast one would need the residual repeated.
 fn residual(plan: &Plan, earlier: &Step, output: ValueId, other: ValueId) -> Option<Op> {
     let wanted = plan.shape(output);
-    if plan.shape(other) != wanted || plan.shape(earlier.output) != wanted {
+    if plan.shape(other) != wanted || plan.shape(earlier.output()) != wanted {
         return None;
     }
     match &earlier.op {

@@ -210,7 +210,7 @@ impl<'w> Graph<'w> {
         });
         let output = self.add_value(shape, Dtype::F32, Origin::Computed);
         let inputs = inputs.iter().map(|t| t.id).collect();
-        self.state.borrow_mut().steps.push(Step { op, inputs, output: output.id, label });
+        self.state.borrow_mut().steps.push(Step { op, inputs, outputs: vec![output.id], label });
         output
     }
 }
@@ -238,7 +238,7 @@ fn hoist(plan: &mut Plan) {
     let (mut once, mut each) = (Vec::new(), Vec::new());
     for step in std::mem::take(&mut plan.steps) {
         let varying = step.inputs.iter().any(|&i| varies[plan.root(i).0]);
-        varies[step.output.0] = varying;
+        step.outputs.iter().for_each(|output| varies[output.0] = varying);
         if varying { &mut each } else { &mut once }.push(step);
     }
     plan.once = once.len();
@@ -353,7 +353,11 @@ impl<'g> Tensor<'g> {
     pub fn group_norm(self, w: Weights<'g>, groups: usize, eps: f32) -> Tensor<'g> {
         let c = self.channels();
         let inputs = [self, w.tensor("weight", &[c]), w.tensor("bias", &[c])];
-        self.graph.record(GroupNorm { groups, eps, style: false, activation: None }, &inputs, w.path)
+        self.graph.record(
+            GroupNorm { groups, eps, style: false, activation: None, statistics: Vec::new() },
+            &inputs,
+            w.path,
+        )
     }
 
     /// Layer normalisation with `weight` and `bias` below `w`.

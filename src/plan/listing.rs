@@ -57,7 +57,7 @@ impl Plan {
 
     fn write_step(&self, f: &mut fmt::Formatter<'_>, step: &Step, slots: &super::Slots) -> fmt::Result {
         let shapes = self.input_shapes(step);
-        let output = self.shape(step.output);
+        let output = self.shape(step.output());
         let flops = step.op.flops(&shapes, output);
         write!(f, "  {:<12} {:<44}", step.op.name(), step.label)?;
         let tensors: Vec<String> = step
@@ -66,9 +66,12 @@ impl Plan {
             .filter(|&&i| !matches!(self.values[i.0].origin, Origin::Weight(_)))
             .map(|&i| format!("{:?}", self.shape(i)))
             .collect();
-        write!(f, " {} -> {output:?}", tensors.join(" "))?;
-        if let Some(slot) = slots.of[step.output.0] {
-            write!(f, " @{slot}")?;
+        write!(f, " {} ->", tensors.join(" "))?;
+        for id in &step.outputs {
+            write!(f, " {:?}", self.shape(*id))?;
+            if let Some(slot) = slots.of[id.0] {
+                write!(f, " @{slot}")?;
+            }
         }
         if flops > 0 {
             write!(f, "  {:.3} GFLOP", flops as f64 / 1e9)?;

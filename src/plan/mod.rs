@@ -1,7 +1,7 @@
 //! A model as a list: what is computed, in which order, and where it is kept.
 //!
 //! Model code is run once by the recorder ([`Graph`]) and leaves a [`Plan`]: values with static shapes, and
-//! steps that each read some values and write one. There are no strides, no views, no control flow. A
+//! steps that each read some values and write one or more. There are no strides, no views, no control flow. A
 //! reshape only renames a value. A back end compiles the plan and replays it.
 //!
 //! A plan has two parts. Values that depend on the step of the sampling loop (the noisy picture, the step's
@@ -17,15 +17,15 @@
 mod fuse;
 mod graph;
 mod listing;
-mod moments;
 mod narrow;
 mod slots;
+mod statistics;
 
 pub use fuse::fuse;
 pub use graph::{Graph, Tensor, Weights};
-pub use moments::{Lowerings, lowerings};
 pub use narrow::narrow;
 pub use slots::{Slots, assign};
+pub use statistics::with_statistics;
 
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -80,10 +80,17 @@ pub struct Step {
     pub op: Op,
     /// What it reads, in the operation's order.
     pub inputs: Vec<ValueId>,
-    /// What it writes.
-    pub output: ValueId,
+    /// What it writes: the operation's result, and behind it what a pass of a back end has added.
+    pub outputs: Vec<ValueId>,
     /// Where in the model: the weight's path, or the line that recorded it.
     pub label: String,
+}
+
+impl Step {
+    /// The operation's result.
+    pub fn output(&self) -> ValueId {
+        self.outputs[0]
+    }
 }
 
 /// A recorded model; see the module's documentation.
@@ -128,6 +135,11 @@ impl Plan {
         &self.values[id.0].shape
     }
 
+    /// The shapes of what a step writes.
+    pub fn output_shapes(&self, step: &Step) -> Vec<&[usize]> {
+        step.outputs.iter().map(|&id| self.shape(id)).collect()
+    }
+
     /// The shapes of what a step reads.
     pub fn input_shapes(&self, step: &Step) -> Vec<&[usize]> {
         step.inputs.iter().map(|&id| self.shape(id)).collect()
@@ -166,10 +178,9 @@ impl Plan {
     pub fn cost(&self, steps: &[Step]) -> Cost {
         let mut cost = Cost { steps: steps.len(), ..Cost::default() };
         for step in steps {
-            let output = self.shape(step.output);
+            let output = self.shape(step.output());
             cost.flops += step.op.flops(&self.input_shapes(step), output);
-            let written = self.values[step.output.0].size_bytes();
-            let mut moved = written;
+            let mut moved: usize = step.outputs.iter().map(|id| self.values[id.0].size_bytes()).sum();
             for (i, input) in step.inputs.iter().enumerate() {
                 // A step that chooses does not read what it leaves.
                 let chosen = matches!(step.op, Op::Embed(_) | Op::Slice(_)) && i == 0;

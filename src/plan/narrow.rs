@@ -16,10 +16,11 @@ pub fn narrow(mut plan: Plan, storage: Dtype) -> Plan {
     let mut casts = Casts::default();
     let mut steps = std::mem::take(&mut plan.steps);
     for step in &mut steps {
+        let output = step.output();
         for (i, input) in step.inputs.iter_mut().enumerate() {
             let wanted = match step.op.storage_rule(Operand::Input(i)) {
                 StorageRule::Storage => storage,
-                StorageRule::LikeOutput => plan.values[step.output.0].dtype,
+                StorageRule::LikeOutput => plan.values[output.0].dtype,
                 StorageRule::F32 => Dtype::F32,
                 StorageRule::Any => continue,
             };
@@ -54,10 +55,10 @@ fn choose(plan: &mut Plan, storage_type: Dtype) {
     let mut narrowed: Vec<bool> =
         (0..plan.values.len()).map(|v| matches!(plan.values[v].origin, Origin::Weight(_)) && storage[v]).collect();
     for step in &plan.steps {
-        narrowed[step.output.0] = match step.op.storage_rule(Operand::Output) {
+        narrowed[step.output().0] = match step.op.storage_rule(Operand::Output(0)) {
             StorageRule::Storage => true,
             StorageRule::F32 => false,
-            StorageRule::LikeOutput | StorageRule::Any => !single[step.output.0],
+            StorageRule::LikeOutput | StorageRule::Any => !single[step.output().0],
         };
     }
     for v in 0..plan.values.len() {
@@ -94,7 +95,7 @@ impl Casts {
         if root == id {
             let op = Concat { axis: 0 }.into();
             let label = format!("to {}", wanted.name());
-            self.steps.push((id, Step { op, inputs: vec![id], output: made, label }));
+            self.steps.push((id, Step { op, inputs: vec![id], outputs: vec![made], label }));
         }
         self.made.insert(id, made);
         made
@@ -114,7 +115,7 @@ fn insert(plan: &mut Plan, steps: Vec<Step>, casts: Vec<(ValueId, Step)>) {
     }
     for (i, step) in steps.into_iter().enumerate() {
         let part = if i < plan.once { &mut once } else { &mut each };
-        let cast = by_value.remove(&step.output);
+        let cast = by_value.remove(&step.output());
         part.push(step);
         part.extend(cast);
     }

@@ -42,7 +42,9 @@ pub(super) fn lifetimes(plan: &Plan) -> Vec<Option<(usize, usize)>> {
             let to = if i >= plan.once && written_once { ALWAYS } else { i };
             stretch(&mut spans, input, to);
         }
-        spans[step.output.0] = Some((i, i));
+        for output in &step.outputs {
+            spans[output.0] = Some((i, i));
+        }
     }
     for (_, id) in &plan.outputs {
         stretch(&mut spans, *id, ALWAYS);

@@ -298,8 +298,8 @@ impl Compiled {
             for i in range {
                 let started = self.seconds.is_some().then(Instant::now);
                 let step = &self.plan.steps[i];
-                let slot = self.slots.of[step.output.0].expect("every computed value has a slot");
-                let length = elements(self.plan.shape(step.output));
+                let slot = self.slots.of[step.output().0].expect("every computed value has a slot");
+                let length = elements(self.plan.shape(step.output()));
                 let mut output = std::mem::take(&mut self.memory[slot]);
                 self.run(&self.plan.steps[i], &mut output[..length]);
                 self.memory[slot] = output;
@@ -313,7 +313,7 @@ impl Compiled {
     fn run(&self, step: &Step, out: &mut [f32]) {
         let inputs: Vec<&[f32]> = step.inputs.iter().map(|&i| self.data(i)).collect();
         let shapes = self.plan.input_shapes(step);
-        let shape = self.plan.shape(step.output);
+        let shape = self.plan.shape(step.output());
         let panels = |i: usize| &*self.panels[&self.plan.root(step.inputs[i])];
         let machine = &self.machine;
         match &step.op {

@@ -8,8 +8,8 @@ use super::weights::{CudaWeights, Order};
 use crate::backend::{Executable, launches};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::ops::{Launch, Lowering, MatmulUnit, Op, Operand, Operation, elements};
-use crate::plan::{Lowerings, Plan, Slots, Step, ValueId, assign, lowerings};
+use crate::ops::{Launch, MatmulUnit, Operand, Operation, elements};
+use crate::plan::{Plan, Slots, Step, ValueId, assign};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -41,8 +41,6 @@ pub(super) struct Compiled {
     offsets: Vec<u64>,
     /// What launches of one step leave to each other, behind the slots.
     scratch: u64,
-    /// What one step leaves to another, behind that.
-    left: u64,
     matmul: MatmulUnit,
     weights: HashMap<(ValueId, Order), DeviceSlice>,
     /// Keeps their memory.
@@ -64,17 +62,12 @@ pub(super) struct Lowered {
     pub launches: Vec<(usize, Launch)>,
     /// How many of them belong to the part that does not vary.
     once: usize,
-    steps: Vec<Lowering>,
-    /// f32 values that steps leave to each other.
-    left: usize,
 }
 
 impl Lowered {
     pub fn new(plan: &Plan, matmul: MatmulUnit) -> Lowered {
-        let Lowerings { steps, numbers } = lowerings(plan, matmul);
-        let lower = |i: usize, op: &Op, inputs: &[&[usize]], output: &[usize]| op.ptx(inputs, output, &steps[i]);
-        let (launches, once) = launches::lower(plan, lower);
-        Lowered { launches, once, steps, left: numbers }
+        let (launches, once) = launches::lower(plan, |op, inputs, outputs| op.ptx(inputs, outputs, matmul));
+        Lowered { launches, once }
     }
 }
 
@@ -87,7 +80,7 @@ impl Compiled {
         held: Arc<CudaWeights>,
     ) -> Result<Compiled> {
         let weights = held.of(&plan, matmul, &lowered.launches, &driver.name())?;
-        let Lowered { launches, once, steps, left: numbers } = lowered;
+        let Lowered { launches, once } = lowered;
         let slots = assign(&plan);
         let mut end = 0;
         let mut offsets = Vec::new();
@@ -97,8 +90,6 @@ impl Compiled {
         }
         let scratch = end;
         end += scratch_bytes(launches.iter().map(|(_, launch)| launch)).next_multiple_of(ALIGNMENT);
-        let left = end;
-        end += 4 * *numbers as u64;
         let memory = driver.allocate(end.max(ALIGNMENT))?;
         // From here on the destructor gives back what was reserved.
         let mut compiled = Compiled {
@@ -108,7 +99,6 @@ impl Compiled {
             memory,
             offsets,
             scratch: memory + scratch,
-            left: memory + left,
             matmul,
             weights,
             _weights: held,
@@ -119,14 +109,14 @@ impl Compiled {
             captured: None,
             shown: None,
         };
-        compiled.bind(launches, steps)?;
+        compiled.bind(launches)?;
         Ok(compiled)
     }
 
     /// Kernels and arguments of all launches.
-    fn bind(&mut self, launches: &[(usize, Launch)], steps: &[Lowering]) -> Result<()> {
+    fn bind(&mut self, launches: &[(usize, Launch)]) -> Result<()> {
         for of_step in launches.chunk_by(|(a, _), (b, _)| a == b) {
-            self.bind_step(of_step, &steps[of_step[0].0])?;
+            self.bind_step(of_step)?;
         }
         if let Some(step) = self.plan.input("step") {
             let kernel = self.load_entry("advance", "advance", [Dtype::F32; 2])?;
@@ -146,14 +136,14 @@ impl Compiled {
     }
 
     /// Those of one step's launches.
-    fn bind_step(&mut self, launches: &[(usize, Launch)], lowering: &Lowering) -> Result<()> {
+    fn bind_step(&mut self, launches: &[(usize, Launch)]) -> Result<()> {
         let step = &self.plan.steps[launches[0].0];
         // Written anew before the first of them. Concatenation writes its output with several launches, and a product in
         // parts reads what another wrote.
         let bytes = scratch_bytes(launches.iter().map(|(_, launch)| launch));
         let scratch = DeviceSlice { address: self.scratch, bytes, written: true };
-        let left = lowering.leaves.map(|moments| self.tensor(step, moments.operand()));
-        let mut fresh: Vec<DeviceSlice> = [self.range(step.output, true), scratch].into_iter().chain(left).collect();
+        let outputs = step.outputs.iter().map(|&output| self.range(output, true));
+        let mut fresh: Vec<DeviceSlice> = outputs.chain([scratch]).collect();
         fresh.retain(|range| range.bytes > 0);
         for (_, launch) in launches {
             let kernel = self.load(step, launch)?;
@@ -196,8 +186,8 @@ impl Compiled {
     fn element(&self, step: &Step, tensor: Operand) -> Dtype {
         match tensor {
             Operand::Input(i) | Operand::Packed(i) => self.plan.values[step.inputs[i].0].dtype,
-            Operand::Output => self.plan.values[step.output.0].dtype,
-            Operand::Scratch { .. } | Operand::Left { .. } => Dtype::F32,
+            Operand::Output(i) => self.plan.values[step.outputs[i].0].dtype,
+            Operand::Scratch { .. } => Dtype::F32,
         }
     }
 
@@ -211,17 +201,13 @@ impl Compiled {
 
     /// The memory of a launch's tensor.
     fn tensor(&self, step: &Step, tensor: Operand) -> DeviceSlice {
-        let numbers = |address: u64, first: usize, count: usize| DeviceSlice {
-            address: address + 4 * first as u64,
-            bytes: 4 * count as u64,
-            written: true,
-        };
         match tensor {
             Operand::Packed(i) => self.weights[&(self.plan.root(step.inputs[i]), Order::of(self.matmul))],
             Operand::Input(i) => self.range(step.inputs[i], false),
-            Operand::Output => self.range(step.output, true),
-            Operand::Scratch { first, count } => numbers(self.scratch, first, count),
-            Operand::Left { first, count } => numbers(self.left, first, count),
+            Operand::Output(i) => self.range(step.outputs[i], true),
+            Operand::Scratch { first, count } => {
+                DeviceSlice { address: self.scratch + 4 * first as u64, bytes: 4 * count as u64, written: true }
+            }
         }
     }
 

@@ -20,7 +20,7 @@ use super::{Backend, Executable, Weights, own};
 use crate::dtype::Precision;
 use crate::error::Result;
 use crate::ops::MatmulUnit;
-use crate::plan::{Plan, WeightSource, narrow};
+use crate::plan::{Plan, WeightSource, narrow, with_statistics};
 use compiled::{Compiled, Lowered};
 use device::Driver;
 pub use device_slice::DeviceSlice;
@@ -77,6 +77,11 @@ impl Cuda {
         Cuda { precision, ..self }
     }
 
+    /// The plan as the device runs it.
+    fn device_plan(&self, plan: Plan) -> Plan {
+        with_statistics(narrow(plan, self.precision.storage()), self.matmul_unit())
+    }
+
     /// The units that multiply matrices.
     fn matmul_unit(&self) -> MatmulUnit {
         match self.precision {
@@ -110,7 +115,7 @@ impl Backend for Cuda {
         held: Option<&Arc<dyn Weights>>,
     ) -> Result<Arc<dyn Weights>> {
         let held = held.map(|weights| own::<CudaWeights>(weights, self)).transpose()?;
-        let plan = narrow(plan.clone(), self.precision.storage());
+        let plan = self.device_plan(plan.clone());
         let matmul = self.matmul_unit();
         let Lowered { launches, .. } = Lowered::new(&plan, matmul);
         Ok(Arc::new(CudaWeights::load(&self.driver, &plan, matmul, &launches, source, held.as_deref())?))
@@ -118,7 +123,7 @@ impl Backend for Cuda {
 
     fn compile(&self, plan: Plan, weights: &Arc<dyn Weights>) -> Result<Box<dyn Executable>> {
         let weights = own::<CudaWeights>(weights, self)?;
-        let plan = narrow(plan, self.precision.storage());
+        let plan = self.device_plan(plan);
         let matmul = self.matmul_unit();
         let lowered = Lowered::new(&plan, matmul);
         Ok(Box::new(Compiled::new(Arc::clone(&self.driver), plan, matmul, &lowered, weights)?))

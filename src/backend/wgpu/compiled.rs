@@ -68,10 +68,10 @@ pub(super) struct Kernels {
 
 /// The launches of a plan, each with the step that it belongs to.
 pub(super) fn lower(plan: &Plan, tiles: Tiles) -> Vec<(usize, Launch)> {
-    launches::lower(plan, |_, op, inputs, output| op.wgsl(inputs, output, tiles)).0
+    launches::lower(plan, |op, inputs, outputs| op.wgsl(inputs, outputs[0], tiles)).0
 }
 
-const NOTHING_LEFT: &str = "no WGSL kernel leaves anything to another";
+const NO_SCRATCH: &str = "no step takes several WGSL launches that share scratch memory";
 
 impl Compiled {
     pub fn new(device: Arc<Device>, plan: Plan, weights: &WgpuWeights, kernels: Kernels) -> Result<Compiled> {
@@ -145,11 +145,11 @@ impl Compiled {
             }
             let leading = match launch.tensors[0] {
                 Operand::Input(i) | Operand::Packed(i) => step.inputs[i],
-                Operand::Output => step.output,
-                Operand::Scratch { .. } | Operand::Left { .. } => unreachable!("{NOTHING_LEFT}"),
+                Operand::Output(i) => step.outputs[i],
+                Operand::Scratch { .. } => unreachable!("{NO_SCRATCH}"),
             };
             let dtype = |id: ValueId| self.plan.values[id.0].dtype;
-            let variant = self.device.variant(dtype(leading), dtype(step.output), subgroups);
+            let variant = self.device.variant(dtype(leading), dtype(step.output()), subgroups);
             let pipeline = self.device.pipeline(launch, variant, *first)?;
             let tensors = launch.tensors.iter().map(|&tensor| self.binding(step, tensor, *part));
             let uniform =
@@ -182,8 +182,8 @@ impl Compiled {
             Operand::Packed(i) => weight(step.inputs[i], Order::packed(self.plan.shape(step.inputs[i]))),
             Operand::Input(i) if self.is_weight(step.inputs[i]) => weight(step.inputs[i], Order::Stored),
             Operand::Input(i) => self.memory_of(step.inputs[i]),
-            Operand::Output => self.memory_of(step.output),
-            Operand::Scratch { .. } | Operand::Left { .. } => unreachable!("{NOTHING_LEFT}"),
+            Operand::Output(i) => self.memory_of(step.outputs[i]),
+            Operand::Scratch { .. } => unreachable!("{NO_SCRATCH}"),
         };
         // Tensors of a few elements bind what the smallest element of a kernel's array needs.
         wgpu::BufferBinding { buffer, offset: 0, size: wgpu::BufferSize::new(bytes.max(16)) }
@@ -286,7 +286,7 @@ fn tenant(plan: &Plan, slots: &Slots, slot: usize) -> String {
     let Some(v) = tenants.max_by_key(|&v| plan.values[v].size_bytes()) else { return format!("slot {slot}") };
     let what = match &plan.values[v].origin {
         Origin::Input { name, .. } => format!("input {name}"),
-        _ => match plan.steps.iter().find(|s| s.output.0 == v) {
+        _ => match plan.steps.iter().find(|s| s.output().0 == v) {
             Some(step) => format!("the output of {} {}", step.op.name(), step.label),
             None => format!("value {v}"),
         },

@@ -221,7 +221,7 @@ impl Device {
             ty: wgpu::BindingType::Buffer { ty: kind, has_dynamic_offset: false, min_binding_size: None },
             count: None,
         };
-        let storage = |t: &Operand| wgpu::BufferBindingType::Storage { read_only: *t != Operand::Output };
+        let storage = |t: &Operand| wgpu::BufferBindingType::Storage { read_only: !matches!(t, Operand::Output(_)) };
         let kinds = launch.tensors.iter().map(storage).chain([wgpu::BufferBindingType::Uniform]);
         let entries: Vec<wgpu::BindGroupLayoutEntry> = kinds.enumerate().map(entry).collect();
         let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
@@ -317,7 +317,7 @@ mod tests {
             entry: "slice",
             threads: 256,
             grid: [1, 1, 1],
-            tensors: vec![Operand::Output],
+            tensors: vec![Operand::Output(0)],
             scalars: Vec::new(),
             tiling: None,
         };

@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::collections::{HashMap, HashSet};
 use support::cases::models::{Drawn, ModelCase, Network, Size};
 use support::close::close;
 use support::{Random, Tensors};
@@ -13,8 +14,8 @@ use unclip::Precision;
 use unclip::backend::Backend;
 use unclip::backend::cpu::{Cpu, Isa};
 use unclip::backend::cuda::Cuda;
-use unclip::ops::{MatmulUnit, Op, Operation, elements};
-use unclip::plan::{Graph, Plan, Tensor, lowerings, narrow};
+use unclip::ops::{MatmulUnit, Op, elements};
+use unclip::plan::{Graph, Plan, Tensor, ValueId, assign, narrow, with_statistics};
 
 /// All ways to multiply.
 fn backends() -> [(Cuda, Precision); 6] {
@@ -191,45 +192,50 @@ fn all_of_karlos_norms_find_moments_or_fit_on_a_chip() {
     ] {
         let case = ModelCase { network, size: Size::Karlo };
         let plan = narrow(case.plan(1, &Drawn::new(element)).unwrap(), element);
-        let lowerings = lowerings(&plan, matmul);
-        let (mut chip, mut found, mut without) = (0, 0, Vec::new());
-        for (step, lowering) in plan.steps.iter().zip(&lowerings.steps) {
-            let seeks = step.op.seeks(&plan.input_shapes(step), plan.shape(step.output), matmul).is_some();
-            match (&step.op, seeks) {
-                (Op::GroupNorm(_), false) => chip += 1,
-                (_, true) if lowering.finds.is_empty() => without.push(step.label.clone()),
-                (_, true) => found += 1,
-                _ => {}
+        let plan = with_statistics(plan, matmul);
+        let (mut in_block, mut found, mut without) = (0, 0, Vec::new());
+        for step in &plan.steps {
+            let Op::GroupNorm(op) = &step.op else { continue };
+            match op.wants_statistics(plan.shape(step.output()), matmul) {
+                None => in_block += 1,
+                Some(_) if op.statistics.is_empty() => without.push(step.label.clone()),
+                Some(_) => found += 1,
             }
         }
-        let kib = lowerings.numbers / 256;
-        println!("{} with {matmul:?}: {chip} norms on a chip, {found} find moments, {kib} KiB of them", case.name());
+        let kib: usize = statistics(&plan).map(|id| plan.values[id.0].size_bytes() / 1024).sum();
+        println!("{} with {matmul:?}: {in_block} norms in one block, {found} with statistics, {kib} KiB", case.name());
         assert!(without.is_empty(), "{} with {matmul:?}: {without:?}", case.name());
         assert!(found > 0, "{}", case.name());
     }
 }
 
-/// Moments share memory, but never with others that are needed at the same time.
+/// The values that hold statistics.
+fn statistics(plan: &Plan) -> impl Iterator<Item = ValueId> {
+    plan.steps.iter().flat_map(|step| &step.outputs[1..]).copied()
+}
+
 #[test]
-fn moments_that_are_needed_at_one_time_are_apart() {
+fn statistics_are_values_that_share_slots_and_are_whole_when_they_are_read() {
     let case = ModelCase { network: Network::SuperRes, size: Size::Karlo };
-    let plan = case.plan(1, &Drawn::new(Dtype::F32)).unwrap();
-    let lowerings = lowerings(&plan, MatmulUnit::Tf32);
-    let mut owners: Vec<Option<usize>> = vec![None; lowerings.numbers];
-    let mut all = 0;
-    for (i, lowering) in lowerings.steps.iter().enumerate() {
-        for found in &lowering.finds {
-            let owner = owners[found.first];
-            assert!(owners[found.first..][..found.numbers()].iter().all(|other| *other == owner), "step {i}");
-            assert_eq!(owner.and_then(|owner| lowerings.steps[owner].leaves), Some(*found), "step {i}");
+    let plan = with_statistics(case.plan(1, &Drawn::new(Dtype::F32)).unwrap(), MatmulUnit::Tf32);
+    let slots = assign(&plan);
+    let mut owners: HashMap<usize, ValueId> = HashMap::new();
+    let mut read = 0;
+    for step in &plan.steps {
+        if let Op::GroupNorm(op) = &step.op {
+            for &id in &step.inputs[step.inputs.len() - op.statistics.len()..] {
+                assert_eq!(owners[&slots.of[id.0].unwrap()], id, "{}", step.label);
+                read += 1;
+            }
         }
-        if let Some(left) = lowering.leaves {
-            owners[left.first..][..left.numbers()].fill(Some(i));
-            all += left.numbers();
+        for &id in &step.outputs {
+            owners.insert(slots.of[id.0].unwrap(), id);
         }
     }
-    println!("{} of {all} numbers", lowerings.numbers);
-    assert!(3 * lowerings.numbers < all);
+    let own: HashSet<usize> = statistics(&plan).map(|id| slots.of[id.0].unwrap()).collect();
+    println!("{} tensors of statistics, read {read} times, in {} slots", statistics(&plan).count(), own.len());
+    assert!(read > 0 && own.len() < statistics(&plan).count());
+    assert!(plan.to_string().contains(", 3] @"), "a listing shows them");
 }
 
 /// A norm behind its product moves no more than its input and its output, but for the moments.
@@ -252,8 +258,8 @@ fn norms_that_find_moments_read_their_input_once() {
         model.run(&backend);
         let (shape, bytes) = ([2, 4096, channels], 2 * 4096 * channels * precision.storage().size_bytes());
         let plan = narrow(model.plan.clone(), precision.storage());
-        let left = lowerings(&plan, matmul).steps.into_iter().filter_map(|lowering| lowering.leaves);
-        let of_product = left.map(|moments| 4 * moments.numbers()).sum::<usize>();
+        let plan = with_statistics(plan, matmul);
+        let of_product: usize = statistics(&plan).map(|id| plan.values[id.0].size_bytes()).sum();
         let norm: Vec<_> =
             backend.counters().into_iter().filter(|(entry, ..)| entry.starts_with("group_norm")).collect();
         // What the product writes for the norm counts, too.
