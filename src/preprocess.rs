@@ -5,121 +5,122 @@
 //! the two directions; the middle is cut out; bytes become floats and are normalised. Only what the cut keeps is
 //! computed, so that a long thin picture needs no more memory than a square one.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::image::Image;
 use crate::ops::cubic_window;
 use crate::weights::Checkpoint;
+use crate::weights::config::Literal::{Bool, Null, Number, Numbers};
+use crate::weights::config::{Class, Configured, Key, Schema};
 use serde::Deserialize;
+use serde_json::Value;
 use std::ops::Range;
-use std::path::Path;
 
 /// The file in a checkpoint.
 const FILE: &str = "feature_extractor/preprocessor_config.json";
+/// Longest side of the prepared picture. Pictures and windows then have sizes that fit their types.
+const MAX_SIDE: usize = 1 << 14;
 
 /// How a picture is prepared: `feature_extractor/preprocessor_config.json`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(try_from = "File")]
 pub struct Preprocessor {
     /// Length of the shorter side after resizing.
     shortest_edge: usize,
     /// Side of the square that is cut out.
     crop: usize,
-    /// What a byte is multiplied by.
+    /// Factor of each byte.
     rescale: f64,
-    /// Of each colour, subtracted.
+    /// Subtracted from each colour.
     mean: [f32; 3],
-    /// Of each colour, divided by.
+    /// Divisor of each colour.
     std: [f32; 3],
 }
 
-/// The file as it is written; old ones have plain numbers for sizes.
+/// The file's own types.
 #[derive(Deserialize)]
-struct Config {
-    size: Size,
-    crop_size: Size,
-    #[serde(default = "bicubic")]
-    resample: u32,
-    #[serde(default = "per_byte")]
+struct File {
+    size: Value,
+    crop_size: Value,
     rescale_factor: f64,
-    image_mean: [f32; 3],
-    image_std: [f32; 3],
-    #[serde(default = "yes")]
-    do_resize: bool,
-    #[serde(default = "yes")]
-    do_center_crop: bool,
-    #[serde(default = "yes")]
-    do_rescale: bool,
-    #[serde(default = "yes")]
-    do_normalize: bool,
+    image_mean: Vec<f32>,
+    image_std: Vec<f32>,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Size {
-    Side(usize),
-    Shortest { shortest_edge: usize },
-    Both { height: usize, width: usize },
+const KEYS: &[Key] = &[
+    // A number in old files, else an object; null is 224.
+    Key::value("size crop_size"),
+    Key::float("rescale_factor").or(Number(1.0 / 255.0)),
+    Key::floats("image_mean").or(Numbers(&[0.48145466, 0.4578275, 0.40821073])),
+    Key::floats("image_std").or(Numbers(&[0.26862954, 0.26130258, 0.27577711])),
+    Key::only("do_resize do_center_crop do_rescale do_normalize", &[Bool(true)]),
+    // Pillow's number for the bicubic filter.
+    Key::only("resample", &[Number(3.0)]),
+    Key::only("do_pad default_to_square use_square_size", &[Null, Bool(false)]),
+    // A picture has three colours when it comes here; the rest says in what form results are wanted.
+    Key::no_effect("do_convert_rgb image_processor_type feature_extractor_type processor_class return_tensors"),
+    Key::no_effect("data_format input_data_format device disable_grouping pad_size image_seq_length"),
+];
+
+impl Schema for Preprocessor {
+    const CLASSES: &'static [Class] = &[Class { name: "CLIPImageProcessor", keys: &[KEYS] }];
 }
 
-/// Pillow's number of the filter.
-fn bicubic() -> u32 {
-    3
+impl TryFrom<File> for Preprocessor {
+    type Error = String;
+
+    fn try_from(file: File) -> Result<Preprocessor, String> {
+        let shortest_edge = match sides(&file.size) {
+            [Some(side), None, None] => side,
+            _ => {
+                let found = &file.size;
+                return Err(format!(r#"size is {found}; this engine knows a number and {{"shortest_edge": number}}"#));
+            }
+        };
+        let crop = match sides(&file.crop_size) {
+            [Some(side), None, None] if !file.crop_size.is_object() => side,
+            [None, Some(height), Some(width)] if height == width => height,
+            _ => {
+                let found = &file.crop_size;
+                return Err(format!("crop_size is {found}; this engine knows a number, also as height and width"));
+            }
+        };
+        if crop == 0 || shortest_edge < crop {
+            return Err(format!("crop_size is {crop}; expected 1 to size, which is {shortest_edge}"));
+        }
+        if shortest_edge > MAX_SIDE {
+            return Err(format!("size is {shortest_edge}; this engine knows up to {MAX_SIDE}"));
+        }
+        let colours = |key: &str, list: Vec<f32>| {
+            <[f32; 3]>::try_from(list).map_err(|list| format!("{key} has {} numbers; expected 3", list.len()))
+        };
+        let (mean, std) = (colours("image_mean", file.image_mean)?, colours("image_std", file.image_std)?);
+        if std.contains(&0.0) {
+            return Err("image_std has a 0, by which nothing can be divided".to_owned());
+        }
+        Ok(Preprocessor { shortest_edge, crop, rescale: file.rescale_factor, mean, std })
+    }
 }
 
-fn per_byte() -> f64 {
-    1.0 / 255.0
-}
-
-fn yes() -> bool {
-    true
+/// `[shortest edge, height, width]` of a size; all `None` if it is anything else.
+fn sides(size: &Value) -> [Option<usize>; 3] {
+    let number = |value: &Value| value.as_u64().and_then(|side| usize::try_from(side).ok());
+    let keys = ["shortest_edge", "height", "width"];
+    match size {
+        Value::Null => [Some(224), None, None],
+        Value::Object(map) if map.keys().all(|key| keys.contains(&key.as_str())) => {
+            keys.map(|key| map.get(key).and_then(number))
+        }
+        size => [number(size), None, None],
+    }
 }
 
 impl Preprocessor {
     /// Reads the checkpoint's settings.
     ///
     /// # Errors
-    /// [`Error::Config`] when the file is missing or damaged, or asks for what is not implemented.
-    pub fn read(checkpoint: &Checkpoint) -> Result<Preprocessor> {
-        Preprocessor::new(&checkpoint.path().join(FILE), checkpoint.json(FILE)?)
-    }
-
-    fn new(path: &Path, config: Config) -> Result<Preprocessor> {
-        let refused = |reason: String| Err(Error::config(path, reason));
-        let steps = [
-            ("do_resize", config.do_resize),
-            ("do_center_crop", config.do_center_crop),
-            ("do_rescale", config.do_rescale),
-            ("do_normalize", config.do_normalize),
-        ];
-        if let Some((key, _)) = steps.into_iter().find(|(_, wanted)| !wanted) {
-            return refused(format!("{key} is false; this engine knows true"));
-        }
-        if config.resample != bicubic() {
-            return refused(format!("resample is {}; this engine knows 3, bicubic", config.resample));
-        }
-        let (Size::Side(shortest_edge) | Size::Shortest { shortest_edge }) = config.size else {
-            return refused("size has height and width; this engine knows a number or shortest_edge".to_owned());
-        };
-        let crop = match config.crop_size {
-            Size::Side(side) => side,
-            Size::Both { height, width } if height == width => height,
-            _ => {
-                return refused(
-                    "crop_size is no square; this engine knows a number, or one as height and width".into(),
-                );
-            }
-        };
-        if crop == 0 || shortest_edge < crop {
-            return refused(format!("a square of {crop} cannot be cut from a picture with a side of {shortest_edge}"));
-        }
-        // Pictures and windows are measured in numbers of this order, so that none of them overflows.
-        if shortest_edge > 1 << 14 {
-            return refused(format!("size is {shortest_edge}; this engine knows up to {}", 1 << 14));
-        }
-        let (mean, std, rescale) = (config.image_mean, config.image_std, config.rescale_factor);
-        if !mean.iter().chain(&std).all(|x| x.is_finite()) || std.contains(&0.0) || !rescale.is_finite() {
-            return refused("image_mean, image_std and rescale_factor must be finite, and image_std not 0".to_owned());
-        }
-        Ok(Preprocessor { shortest_edge, crop, rescale, mean, std })
+    /// As [`Checkpoint::config`].
+    pub fn read(checkpoint: &Checkpoint) -> Result<Configured<Preprocessor>> {
+        checkpoint.config(FILE)
     }
 
     /// Side of the prepared picture.

@@ -7,6 +7,7 @@ use unclip::diffusion::sampler::{coefficients, time_features};
 use unclip::diffusion::{Schedule, SchedulerConfig};
 use unclip::noise::TorchGenerator;
 use unclip::ops::{Noise, Prediction, SamplerStep, Variance, element};
+use unclip::weights::config;
 
 /// One golden file.
 struct Golden(Vec<u8>);
@@ -141,7 +142,7 @@ fn recorded_steps_of_the_pipeline_are_reproduced() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny");
     for (stage, steps, guidance) in [("prior", 25, Some(4.0)), ("decoder", 25, Some(8.0)), ("super_res", 7, None)] {
         let path = folder.join(format!("{stage}_scheduler/scheduler_config.json"));
-        let config = SchedulerConfig::from_json(&path, &std::fs::read(&path).unwrap()).unwrap();
+        let config = config::read::<SchedulerConfig>(&path, &std::fs::read(&path).unwrap()).unwrap();
         let rule = config.step(guidance.is_some(), Noise::Given);
         let schedule = Schedule::new(&config);
         let timesteps = schedule.timesteps("steps", steps).unwrap();

@@ -29,7 +29,7 @@ fn open(storage: Dtype) -> Option<Wgpu> {
 /// The tiny decoder for one picture with guidance, four steps.
 fn tiny_decoder(noise: Noise) -> (Plan, Component) {
     let checkpoint = Checkpoint::open(MODEL, LoadOptions::default()).unwrap();
-    let config: unclip::model::unet::Config = checkpoint.json("decoder/config.json").unwrap();
+    let config = checkpoint.config::<unclip::model::unet::Config>("decoder/config.json").unwrap();
     let component = checkpoint.component("decoder").unwrap();
     let rule = SamplerStep {
         prediction: Prediction::Epsilon,

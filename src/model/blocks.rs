@@ -25,7 +25,7 @@ pub struct Residual<'g> {
 /// What a residual block does to the picture's size, on both branches after the first activation.
 #[derive(Clone, Copy)]
 pub enum Resample {
-    StorageRule,
+    Keep,
     Halve,
     Double,
 }
@@ -36,7 +36,7 @@ impl<'g> Residual<'g> {
     /// The time projection is taken of all steps at once and a row chosen, so that it is not part of any step.
     pub fn block(&self, w: &Weights<'g>, x: Tensor<'g>, width: usize, resample: Resample) -> Tensor<'g> {
         let resized = |t: Tensor<'g>| match resample {
-            Resample::StorageRule => t,
+            Resample::Keep => t,
             Resample::Halve => t.halve(),
             Resample::Double => t.double(),
         };

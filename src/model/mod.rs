@@ -17,12 +17,10 @@ pub mod super_res;
 pub mod text_encoder;
 pub mod text_proj;
 pub mod unet;
+mod unet_config;
 
-use crate::error::{Error, Result};
 use crate::ops::{COEFFICIENTS, Noise};
 use crate::plan::{Graph, Tensor};
-use std::fmt::Display;
-use std::path::Path;
 
 /// The sizes of one sampling run, from which a plan is recorded.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -61,22 +59,5 @@ impl Sizes {
         graph.output("x", x);
         graph.feed(x, x_t);
         x
-    }
-}
-
-/// Refuses a configuration value that this engine does not implement.
-fn legal<T: PartialEq + Display>(path: &Path, key: &str, found: &T, known: &[T]) -> Result<()> {
-    if known.contains(found) {
-        return Ok(());
-    }
-    let known: Vec<String> = known.iter().map(T::to_string).collect();
-    Err(Error::config(path, format!("{key} is {found}; this engine knows {}", known.join(", "))))
-}
-
-/// Refuses sizes that would make empty or undivided tensors.
-fn sized(path: &Path, sizes: &[(&str, usize)]) -> Result<()> {
-    match sizes.iter().find(|(_, size)| *size == 0) {
-        Some((key, _)) => Err(Error::config(path, format!("{key} is 0; it must be at least 1"))),
-        None => Ok(()),
     }
 }

@@ -6,10 +6,12 @@
 //! Causality makes the text tokens and the text embedding independent of what follows, so their keys and values do
 //! not vary; only the last three tokens are computed in every step.
 
-use super::{Sizes, legal, sized};
-use crate::error::{Error, Result};
+use super::Sizes;
+use crate::error::Result;
 use crate::ops::Activation;
 use crate::plan::{Graph, Plan, Tensor, WeightSource, Weights};
+use crate::weights::config::Literal::{Null, Number, Text};
+use crate::weights::config::{Class, Key, Schema};
 use serde::Deserialize;
 
 /// `prior/config.json`.
@@ -21,65 +23,46 @@ pub struct Config {
     pub num_layers: usize,
     pub embedding_dim: usize,
     pub num_embeddings: usize,
-    pub additional_embeddings: usize,
-    #[serde(default)]
-    pub time_embed_act_fn: Option<String>,
-    #[serde(default)]
-    pub norm_in_type: Option<String>,
-    #[serde(default)]
-    pub embedding_proj_norm_type: Option<String>,
-    #[serde(default)]
-    pub encoder_hid_proj_type: Option<String>,
-    #[serde(default)]
-    pub added_emb_type: Option<String>,
-    #[serde(default)]
     pub time_embed_dim: Option<usize>,
-    #[serde(default)]
     pub embedding_proj_dim: Option<usize>,
-    #[serde(default)]
     pub clip_embed_dim: Option<usize>,
+}
+
+const KEYS: &[Key] = &[
+    Key::size("num_attention_heads").or(Number(32.0)),
+    Key::size("attention_head_dim").or(Number(64.0)),
+    Key::size("num_layers").or(Number(20.0)),
+    Key::size("embedding_dim").or(Number(768.0)),
+    Key::size("num_embeddings").or(Number(77.0)),
+    Key::size("time_embed_dim embedding_proj_dim clip_embed_dim").nullable(),
+    Key::only("additional_embeddings", &[Number(4.0)]),
+    Key::only("time_embed_act_fn", &[Text("silu"), Text("swish")]),
+    Key::only("encoder_hid_proj_type", &[Text("linear")]),
+    Key::only("added_emb_type", &[Text("prd")]),
+    Key::only("norm_in_type embedding_proj_norm_type", &[Null]),
+    Key::no_effect("dropout"),
+];
+
+impl Schema for Config {
+    const CLASSES: &'static [Class] = &[Class { name: "PriorTransformer", keys: &[KEYS] }];
+
+    fn check(&self) -> Result<(), String> {
+        let widths = [
+            ("time_embed_dim", self.time_embed_dim, self.inner()),
+            ("embedding_proj_dim", self.embedding_proj_dim, self.embedding_dim),
+            ("clip_embed_dim", self.clip_embed_dim, self.embedding_dim),
+        ];
+        match widths.into_iter().find(|(_, found, only)| found.is_some_and(|found| found != *only)) {
+            Some((key, Some(found), only)) => Err(format!("{key} is {found}; this engine knows null, {only}")),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Config {
     /// Width of the transformer.
     pub fn inner(&self) -> usize {
         self.num_attention_heads * self.attention_head_dim
-    }
-
-    fn check(&self, source: &dyn WeightSource) -> Result<()> {
-        let path = source.path();
-        sized(
-            path,
-            &[
-                ("num_attention_heads", self.num_attention_heads),
-                ("attention_head_dim", self.attention_head_dim),
-                ("num_layers", self.num_layers),
-                ("embedding_dim", self.embedding_dim),
-                ("num_embeddings", self.num_embeddings),
-            ],
-        )?;
-        let text = |value: &Option<String>| value.clone().unwrap_or("null".to_owned());
-        let known = |key: &str, value: &Option<String>, names: &[&str]| {
-            let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
-            legal(path, key, &text(value), &names)
-        };
-        known("time_embed_act_fn", &self.time_embed_act_fn, &["null", "silu"])?;
-        known("norm_in_type", &self.norm_in_type, &["null"])?;
-        known("embedding_proj_norm_type", &self.embedding_proj_norm_type, &["null"])?;
-        known("encoder_hid_proj_type", &self.encoder_hid_proj_type, &["null", "linear"])?;
-        known("added_emb_type", &self.added_emb_type, &["null", "prd"])?;
-        legal(path, "additional_embeddings", &self.additional_embeddings, &[4])?;
-        let sizes = [
-            ("time_embed_dim", self.time_embed_dim, self.inner()),
-            ("embedding_proj_dim", self.embedding_proj_dim, self.embedding_dim),
-            ("clip_embed_dim", self.clip_embed_dim, self.embedding_dim),
-        ];
-        for (key, found, only) in sizes {
-            if found.is_some_and(|size| size != only) {
-                return Err(Error::config(path, format!("{key} is {found:?}; this engine knows null and {only}")));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -91,16 +74,15 @@ impl Config {
 /// `image_embeds [B, D]`, the same in the space of the image encoder, to be read after the last step.
 ///
 /// # Errors
-/// A configuration that is not implemented, or a tensor that is missing or of another shape.
-pub fn plan(config: &Config, source: &dyn WeightSource, run: &Sizes) -> Result<Plan> {
-    config.check(source)?;
+/// A tensor is missing or of another shape.
+pub fn plan(config: &Config, source: &dyn WeightSource, sizes: &Sizes) -> Result<Plan> {
     let (dim, inner, tokens) = (config.embedding_dim, config.inner(), config.num_embeddings);
-    let (rows, pictures) = (run.rows(), run.pictures);
+    let (rows, pictures) = (sizes.rows(), sizes.pictures);
     let graph = Graph::new("prior", source);
     let text_embeds = graph.input("text_embeds", &[rows, dim]);
     let hidden = graph.input("hidden", &[rows, tokens, dim]);
     let mask = graph.input("mask", &[rows, tokens]);
-    let time = graph.input("time", &[run.steps, inner]);
+    let time = graph.input("time", &[sizes.steps, inner]);
     let x_t = graph.step_input("x_t", &[pictures, dim]);
     let step = graph.step_number();
 
@@ -135,7 +117,7 @@ pub fn plan(config: &Config, source: &dyn WeightSource, run: &Sizes) -> Result<P
     }
     let late = late.reshape(&[rows, inner]).layer_norm(w.at("norm_out"), 1e-5);
     let predicted = late.linear(w.at("proj_to_clip_embeddings"), dim);
-    let x = run.sample(&graph, predicted, x_t, step);
+    let x = sizes.sample(&graph, predicted, x_t, step);
     let [mean, std] = ["clip_mean", "clip_std"].map(|name| w.tensor(name, &[1, dim]).reshape(&[dim]));
     graph.output("image_embeds", x.multiply(std) + mean);
     graph.finish()

@@ -1,9 +1,10 @@
 //! From embeddings to what the decoder is conditioned on: four image tokens in front of the projected text tokens,
 //! and a vector that is added to the time embedding (Ramesh et al. 2022, section 2.1).
 
-use super::sized;
 use crate::error::Result;
 use crate::plan::{Graph, Plan, Tensor, WeightSource};
+use crate::weights::config::Literal::Number;
+use crate::weights::config::{Class, Key, Schema};
 use serde::Deserialize;
 
 /// `text_proj/config.json`.
@@ -16,6 +17,16 @@ pub struct Config {
     pub time_embed_dim: usize,
 }
 
+impl Schema for Config {
+    const CLASSES: &'static [Class] = &[Class { name: "UnCLIPTextProjModel", keys: &[KEYS] }];
+}
+
+const KEYS: &[Key] = &[
+    Key::size("clip_extra_context_tokens").or(Number(4.0)),
+    Key::size("clip_embeddings_dim").or(Number(768.0)),
+    Key::size("time_embed_dim cross_attention_dim"),
+];
+
 /// Records the projections for `pictures` pictures with `tokens` text tokens each.
 ///
 /// Inputs: `image_embeds [B, D]`, `text_embeds [G, D]`, `hidden [G, T, D]`. Outputs: `context [G, extra + T, cross]`,
@@ -26,7 +37,6 @@ pub struct Config {
 pub fn plan(config: &Config, source: &dyn WeightSource, pictures: usize, tokens: usize, guided: bool) -> Result<Plan> {
     let (dim, cross, extra) =
         (config.clip_embeddings_dim, config.cross_attention_dim, config.clip_extra_context_tokens);
-    sized(source.path(), &[("clip_extra_context_tokens", extra), ("cross_attention_dim", cross)])?;
     let rows = pictures * if guided { 2 } else { 1 };
     let graph = Graph::new("text_proj", source);
     let images = graph.input("image_embeds", &[pictures, dim]);
