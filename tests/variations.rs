@@ -128,7 +128,7 @@ fn what_is_missing_or_not_implemented_is_named_before_anything_is_loaded() {
     for (from, to, part) in [
         ("\"resample\": 3", "\"resample\": 2", "resample is 2"),
         ("\"do_center_crop\": true", "\"do_center_crop\": false", "do_center_crop is false"),
-        ("\"shortest_edge\": 28", "\"shortest_edge\": 20", "square of 28"),
+        ("\"shortest_edge\": 28", "\"shortest_edge\": 20", "crop_size is 28"),
         ("\"shortest_edge\": 28", "\"height\": 28, \"width\": 28", "shortest_edge"),
         ("\"height\": 28", "\"height\": 30", "crop_size"),
         ("0.26862954", "0", "image_std"),
