@@ -1,5 +1,5 @@
 //! What CLIP's two towers share (Radford et al. 2021, section 2.4): the layers of a transformer with
-//! pre-normalisation, and what their configurations leave out.
+//! pre-normalisation, and keys of their configurations.
 
 use crate::ops::Activation;
 use crate::plan::{Tensor, Weights};
@@ -10,11 +10,11 @@ use crate::weights::config::Literal::{Number, Text};
 pub struct Transformer {
     pub layers: usize,
     pub heads: usize,
-    /// Width between the two layers of the perceptron.
+    /// Hidden width of the MLP.
     pub inner: usize,
     pub eps: f32,
     pub activation: Activation,
-    /// Whether a token sees those before it only.
+    /// Whether tokens attend to earlier tokens only.
     pub causal: bool,
 }
 
@@ -25,7 +25,7 @@ impl Transformer {
         (0..self.layers).fold(x, |x, layer| self.block(&layers.at(layer), x))
     }
 
-    /// Attention and perceptron, each on the normalised input and added back.
+    /// Attention and MLP, each with a normalised input and a skip connection.
     fn block<'g>(&self, w: &Weights<'g>, x: Tensor<'g>) -> Tensor<'g> {
         let width = x.channels();
         let h = x.layer_norm(w.at("layer_norm1"), self.eps);
@@ -60,7 +60,7 @@ pub const KEYS: &[Key] = &[
     ),
 ];
 
-/// The perceptron's activation by its name in `hidden_act`.
+/// The MLP's activation by its name in `hidden_act`.
 pub fn activation(name: &str) -> Activation {
     if name == "gelu" { Activation::Gelu } else { Activation::QuickGelu }
 }

@@ -1,4 +1,4 @@
-//! The decoder: image embedding and text to a small picture, the GLIDE way with the CLIP embedding added
+//! The decoder: image embedding and text to a small picture. GLIDE's U-Net, conditioned on CLIP embeddings as well
 //! (Ramesh et al. 2022, section 2.1).
 
 use super::Sizes;

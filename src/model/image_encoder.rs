@@ -1,7 +1,7 @@
 //! CLIP's image tower: a picture to one embedding in the space that the prior samples.
 //!
-//! A vision transformer (Dosovitskiy et al. 2021; Radford et al. 2021, section 2.4): patches of the picture and a
-//! learned class token, all of which see one another. The class token's last state, projected, is the embedding.
+//! A vision transformer (Dosovitskiy et al. 2021; Radford et al. 2021, section 2.4) over the picture's patches and a
+//! learned class token, with full attention. The class token's last state, projected, is the embedding.
 
 use super::clip::{self, Transformer};
 use crate::error::Result;
@@ -44,9 +44,9 @@ const KEYS: &[Key] = &[
 /// Records the encoder for this many pictures.
 ///
 /// Input: `pixel_values [N, size, size, 3]`, see [`Preprocessor`](crate::preprocess::Preprocessor). Output:
-/// `image_embeds [N, D]`, not normalised, which is how the prior's end is scaled, too.
+/// `image_embeds [N, D]`, not normalised, as the prior's result.
 ///
-/// *Source* transformers' `CLIPVisionModelWithProjection`, of which the first normalisation's name `pre_layrnorm` is.
+/// *Source* transformers' `CLIPVisionModelWithProjection`; its first normalisation is spelled `pre_layrnorm`.
 ///
 /// # Errors
 /// A tensor is missing or of another shape.
@@ -69,8 +69,8 @@ pub fn plan(config: &Config, source: &dyn WeightSource, pictures: usize) -> Resu
     let x = pixels.conv(embeddings.at("patch_embedding"), width, patch, patch, 0, false);
     let x = x.reshape(&[pictures, patches, width]);
     let class = embeddings.tensor("class_embedding", &[width]).reshape(&[1, 1, width]).repeat(pictures);
-    let place = embeddings.tensor("position_embedding.weight", &[patches + 1, width]);
-    let x = Tensor::concat(&[class, x], 1) + place;
+    let positions = embeddings.tensor("position_embedding.weight", &[patches + 1, width]);
+    let x = Tensor::concat(&[class, x], 1) + positions;
     let x = transformer.encode(&w, x.layer_norm(w.at("pre_layrnorm"), config.layer_norm_eps));
     let class = x.slice(1, 0, 1).reshape(&[pictures, width]);
     let class = class.layer_norm(w.at("post_layernorm"), config.layer_norm_eps);

@@ -1,8 +1,8 @@
 //! The networks, one file per folder of a diffusers checkpoint.
 //!
-//! Each is a function that records a [`Plan`](crate::plan::Plan): it takes the component's typed configuration, the
-//! sizes of one run (how many pictures, how many steps, guided or not) and the component's tensors, and writes the
-//! forward pass in the paper's words. No model holds weights or knows a back end.
+//! Each is a function that records a [`Plan`](crate::plan::Plan) from the component's configuration, the sizes of a run
+//! (pictures, steps, guided or not) and the component's tensors. The forward pass is written in the papers' terms. No
+//! model holds weights or knows a back end.
 //!
 //! Letters: `B` pictures, `G` rows of a guidance batch (`2B`, the unconditional half first, or `B` without
 //! guidance), `S` steps of the sampling loop, `T` tokens, `D` width of the CLIP embedding. Pictures are channels
@@ -22,10 +22,10 @@ mod unet_config;
 use crate::ops::{COEFFICIENTS, Noise};
 use crate::plan::{Graph, Tensor};
 
-/// The sizes of one sampling run, from which a plan is recorded.
+/// The sizes for which a sampling network's plan is recorded.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sizes {
-    /// `B`, pictures made together.
+    /// `B`, pictures in a batch.
     pub pictures: usize,
     /// `S`, steps that the tables have room for; a run may be shorter.
     pub steps: usize,
@@ -34,7 +34,7 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// `G`, rows that the model sees at once.
+    /// `G`, rows of the network's batch.
     pub fn rows(&self) -> usize {
         self.pictures * if self.rule.guided { 2 } else { 1 }
     }

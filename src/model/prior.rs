@@ -1,10 +1,10 @@
 //! The diffusion prior: a text's embedding to an image's embedding.
 //!
 //! A causal transformer over the text tokens, the text embedding, the time, the noisy image embedding and a learned
-//! query, whose last token predicts the clean image embedding (Ramesh et al. 2022, section 2.2).
+//! query. The last token predicts the clean image embedding (Ramesh et al. 2022, section 2.2).
 //!
-//! Causality makes the text tokens and the text embedding independent of what follows, so their keys and values do
-//! not vary; only the last three tokens are computed in every step.
+//! Attention is causal: keys and values of the text tokens and the text embedding are the same in all steps. A step
+//! computes the last three tokens only.
 
 use super::Sizes;
 use crate::error::Result;
@@ -71,7 +71,7 @@ impl Config {
 /// Inputs: `text_embeds [G, D]`, `hidden [G, T, D]`, `mask [G, T]` (1 for bos, text and eos), `time [S, inner]`
 /// (sinusoidal features of the timesteps), `coefficients [S, B, 9]`, `noise [S, B, D]` or `seeds [B, 4]`, and per step
 /// `x_t [B, D]`, fed back from step to step. Outputs: `model_output [G, D]` before guidance, `x [B, D]` after the step, and
-/// `image_embeds [B, D]`, the same in the space of the image encoder, to be read after the last step.
+/// `image_embeds [B, D]`, which is `x` in the image encoder's space, valid after the last step.
 ///
 /// # Errors
 /// A tensor is missing or of another shape.
@@ -87,12 +87,12 @@ pub fn plan(config: &Config, source: &dyn WeightSource, sizes: &Sizes) -> Result
     let step = graph.step_number();
 
     let w = graph.weights();
-    let places = w.tensor("positional_embedding", &[1, tokens + 4, inner]);
-    let place = |at: usize, length: usize| places.slice(1, at, length).reshape(&[length, inner]);
+    let positions = w.tensor("positional_embedding", &[1, tokens + 4, inner]);
+    let position = |at: usize, length: usize| positions.slice(1, at, length).reshape(&[length, inner]);
 
     let text = hidden.linear(w.at("encoder_hidden_states_proj"), inner);
     let embedding = text_embeds.linear(w.at("embedding_proj"), inner).reshape(&[rows, 1, inner]);
-    let mut prefix = Tensor::concat(&[text, embedding], 1) + place(0, tokens + 1);
+    let mut prefix = Tensor::concat(&[text, embedding], 1) + position(0, tokens + 1);
 
     let time =
         time.linear(w.at("time_embedding.linear_1"), inner).silu().linear(w.at("time_embedding.linear_2"), inner);
@@ -100,7 +100,7 @@ pub fn plan(config: &Config, source: &dyn WeightSource, sizes: &Sizes) -> Result
     let image = x_t.repeat(rows / pictures).linear(w.at("proj_in"), inner);
     let query = w.tensor("prd_embedding", &[1, 1, inner]).repeat(rows);
     let late = [time, image, query].map(|t| t.reshape(&[rows, 1, inner]));
-    let mut late = Tensor::concat(&late, 1) + place(tokens + 1, 3);
+    let mut late = Tensor::concat(&late, 1) + position(tokens + 1, 3);
 
     for layer in 0..config.num_layers {
         let w = w.at("transformer_blocks").at(layer);
@@ -111,7 +111,7 @@ pub fn plan(config: &Config, source: &dyn WeightSource, sizes: &Sizes) -> Result
             prefix = block.finish(prefix, block.query(h).attend(kept, None, Some(mask), block.heads, true));
         }
         let (h, own) = block.keys_and_values(late);
-        // Only the last token is read in the end, and it sees all tokens.
+        // Only the last token's output is read; it attends to all tokens.
         let (x, h) = if last { (late.slice(1, 2, 1), h.slice(1, 2, 1)) } else { (late, h) };
         late = block.finish(x, block.query(h).attend(own, Some(kept), Some(block.mask), block.heads, !last));
     }
@@ -123,7 +123,7 @@ pub fn plan(config: &Config, source: &dyn WeightSource, sizes: &Sizes) -> Result
     graph.finish()
 }
 
-/// One transformer block, in the parts that text tokens and late tokens go through at different times.
+/// One transformer block, in parts: the prefix and the late tokens pass through it separately.
 struct Block<'a, 'g> {
     w: &'a Weights<'g>,
     heads: usize,
@@ -142,7 +142,7 @@ impl<'g> Block<'_, 'g> {
         h.linear(self.w.at("attn1.to_q"), h.channels())
     }
 
-    /// Adds what attention found, then the perceptron.
+    /// The residual additions: attention's output, then the MLP's.
     fn finish(&self, x: Tensor<'g>, attended: Tensor<'g>) -> Tensor<'g> {
         let width = x.channels();
         let x = x + attended.linear(self.w.at("attn1.to_out.0"), width);

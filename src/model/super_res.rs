@@ -1,7 +1,7 @@
 //! Super-resolution: a small picture to a large one (Ramesh et al. 2022, section 2.1; Saharia et al. 2021).
 //!
-//! Two networks of one shape share the work: the first takes all steps but the last, the second, trained to repair
-//! details, the last. Both see the noisy large picture beside the small one, enlarged.
+//! Two networks of one architecture: the first takes all steps except the last; the second, trained to repair details,
+//! takes the last. The input of both is the noisy large picture, concatenated with the small one, enlarged.
 
 use super::Sizes;
 use super::unet::{Conditions, Config, UNCONDITIONAL, forward};
@@ -9,8 +9,8 @@ use crate::error::Result;
 use crate::plan::{Graph, Plan, Tensor, WeightSource};
 use crate::weights::config::Configured;
 
-/// Records one of the two networks with its sampling step. `small` is the decoder's side, `size` the side of the
-/// result: the second network's own configuration leaves it out.
+/// Records one of the two networks with its sampling step. `small` is the side of the decoder's picture, `size` that of
+/// the result, which the second network's own configuration lacks.
 ///
 /// Inputs: `small [B, h, w, C]`, `time [S, W]`, `coefficients [S, B, 9]`, `noise [S, B, H, W, C]` or `seeds [B, 4]`, and per
 /// step `x_t [B, H, W, C]`, fed back. Outputs: `upscaled [B, H, W, C]`, `model_output [B, H, W, C]`, `x [B, H, W, C]`.

@@ -1,7 +1,7 @@
 //! CLIP's text tower: token ids to one embedding and one hidden state per token.
 //!
-//! A causal transformer with pre-normalisation (Radford et al. 2021, section 2.4). It is called without a mask: pads
-//! come after the end of the text, where causality hides them from everything that is used.
+//! A causal transformer with pre-normalisation (Radford et al. 2021, section 2.4). It needs no mask: padding comes after
+//! the text, and causal attention hides it from every token that is used.
 
 use super::clip::{self, Transformer};
 use crate::error::Result;
@@ -10,14 +10,14 @@ use crate::weights::config::Literal::Number;
 use crate::weights::config::{Class, Key, Schema};
 use serde::Deserialize;
 
-/// A prompt as the text encoder takes it.
+/// A tokenised prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokens {
     /// `[context_length]`: begin, text, end, padding.
     pub ids: Vec<u32>,
     /// `[context_length]`: true for begin, text and end; false for padding.
     pub mask: Vec<bool>,
-    /// The end of the prompt that did not fit, as text; to be shown to whoever wrote it.
+    /// The end of the prompt that did not fit, as text, for a warning.
     pub cut: Option<String>,
 }
 
@@ -52,8 +52,8 @@ const KEYS: &[Key] = &[
 ];
 
 impl Config {
-    /// The token whose state becomes the text's embedding: the first with the largest id where the configuration
-    /// says 2 (which is no real id but what old files hold), else the first with the configured id.
+    /// Position of the token whose state becomes the text's embedding: the first with the configured end id. Old files
+    /// say 2, which is not the real id; it means the first with the largest id.
     pub fn pooled_position(&self, ids: &[u32]) -> u32 {
         let wanted = match self.eos_token_id {
             Some(2) | None => ids.iter().copied().max().unwrap_or(0),
@@ -86,8 +86,8 @@ pub fn plan(config: &Config, source: &dyn WeightSource, texts: usize) -> Result<
 
     let w = graph.weights().at("text_model");
     let table = w.at("embeddings").tensor("token_embedding.weight", &[config.vocab_size, width]);
-    let place = w.at("embeddings").tensor("position_embedding.weight", &[tokens, width]);
-    let x = transformer.encode(&w, table.lookup(ids) + place);
+    let positions = w.at("embeddings").tensor("position_embedding.weight", &[tokens, width]);
+    let x = transformer.encode(&w, table.lookup(ids) + positions);
     let hidden = x.layer_norm(w.at("final_layer_norm"), config.layer_norm_eps);
     let embeds = hidden.token(pooled).project(graph.weights().at("text_projection"), config.projection_dim);
     graph.output("text_embeds", embeds);

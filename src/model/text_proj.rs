@@ -1,5 +1,5 @@
-//! From embeddings to what the decoder is conditioned on: four image tokens in front of the projected text tokens,
-//! and a vector that is added to the time embedding (Ramesh et al. 2022, section 2.1).
+//! From embeddings to the decoder's conditions: extra tokens from the image embedding in front of the projected text
+//! tokens, and a vector that is added to the time embedding (Ramesh et al. 2022, section 2.1).
 
 use crate::error::Result;
 use crate::plan::{Graph, Plan, Tensor, WeightSource};
@@ -44,14 +44,14 @@ pub fn plan(config: &Config, source: &dyn WeightSource, pictures: usize, tokens:
     let hidden = graph.input("hidden", &[rows, tokens, dim]);
 
     let w = graph.weights();
-    // Taken in any case, so that the tensor is accounted for.
+    // Recorded without guidance as well, so that the tensor does not count as unused.
     let null = w.tensor("learned_classifier_free_guidance_embeddings", &[dim]).reshape(&[1, dim]);
     let images = if guided { Tensor::concat(&[null.repeat(pictures), images], 0) } else { images };
 
     let added = images.linear(w.at("clip_image_embeddings_project_to_time_embeddings"), config.time_embed_dim)
         + text_embeds.linear(w.at("embedding_proj"), config.time_embed_dim);
 
-    // Token k's channel c stands at place `extra * c + k`.
+    // Channel c of token k has the index `extra * c + k`.
     let mixed = images.linear(w.at("clip_extra_context_tokens_proj"), extra * cross);
     let mut parts: Vec<Tensor<'_>> =
         (0..extra).map(|k| mixed.slice_by(1, k, extra, cross).reshape(&[rows, 1, cross])).collect();

@@ -1,15 +1,15 @@
-//! The U-Net that decoder and super-resolution share (Dhariwal & Nichol 2021, section 3): residual blocks down to a
-//! small picture and up again, every output on the way down handed across to the way up.
+//! The U-Net of decoder and super-resolution (Dhariwal & Nichol 2021, section 3): residual blocks that halve the picture
+//! level by level, and blocks that double it again and read the first half's outputs through skip connections.
 
 use super::blocks::{Context, Resample, Residual, TimeForm};
 pub use super::unet_config::{CONDITIONAL, Config, UNCONDITIONAL};
 use crate::plan::{Tensor, Weights};
 
-/// What one run of the network sees beside the picture.
+/// The network's inputs beside the picture.
 pub struct Conditions<'g> {
     /// Sinusoidal features of all timesteps, `[S, W]`.
     pub time: Tensor<'g>,
-    /// Number of the present step.
+    /// Index of the current step.
     pub step: Tensor<'g>,
     /// Added to the time embedding of each row, `[G, E]`.
     pub added: Option<Tensor<'g>>,
@@ -63,7 +63,7 @@ pub fn forward<'g>(w: &Weights<'g>, config: &Config, x: Tensor<'g>, conditions: 
         let w = w.at("up_blocks").at(level);
         let attends = config.up_block_types[level].contains("Attn");
         for layer in 0..=config.layers_per_block {
-            let skip = skips.pop().expect("as many skips are pushed on the way down as are taken on the way up");
+            let skip = skips.pop().expect("the way down pushes one skip for each block of the way up");
             x = Tensor::concat(&[x, skip], 3);
             x = residual.block(&w.at("resnets").at(layer), x, width, Resample::Keep);
             x = attend(w.at("attentions").at(layer), attends, x);
