@@ -65,8 +65,8 @@ fn timesteps_are_those_of_diffusers() {
     }
 }
 
-/// A build of torch with MKL is itself a bit off in square roots and logarithms, by machine; ours are correctly
-/// rounded, so coefficients can be compared to the last bits but not by their bits.
+/// torch with MKL rounds square roots and logarithms differently from machine to machine; ours are correctly rounded. So
+/// the last bit may differ.
 #[test]
 fn coefficients_agree_to_2_ulps_with_steps_of_diffusers_on_zeros_and_ones() {
     let golden = Golden::open("schedule.safetensors");

@@ -1,8 +1,8 @@
-//! The noise schedule: how much of the picture is left at every timestep.
+//! The noise schedule: the share of the picture that is left at every timestep.
 //!
 //! Training mixed a clean sample with Gaussian noise, `x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps`,
 //! where `alpha_bar_t` is the running product of `1 - beta_t`. unCLIP models use the squared cosine of Nichol &
-//! Dhariwal 2021, eq. 17. [`SchedulerConfig`] is what a checkpoint says about one stage, [`Schedule`] its tables.
+//! Dhariwal 2021, eq. 17. [`SchedulerConfig`] is a stage's `scheduler_config.json`, [`Schedule`] its tables.
 //!
 //! The tables are rounded where diffusers rounds them (betas and alphas to f32, the product accumulated in f64
 //! and each entry rounded to f32): near t = 999 `alpha_bar` is 2e-9 and `1 / sqrt(alpha_bar)` shows every bit.
@@ -14,17 +14,17 @@ use crate::weights::config::Literal::{Bool, Number, Text};
 use crate::weights::config::{Class, Key, Schema};
 use crate::{Error, Result};
 
-/// What a checkpoint's `scheduler_config.json` says about one stage.
+/// A stage's `scheduler_config.json`.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(try_from = "File")]
 pub struct SchedulerConfig {
-    /// How many timesteps the model was trained with; they are numbered from 0.
+    /// Timesteps of the training, numbered from 0.
     pub num_train_timesteps: usize,
-    /// Where the standard deviation of a step's noise comes from.
+    /// Source of the variance of a step's noise.
     pub variance: Variance,
     /// What the model predicts.
     pub prediction: Prediction,
-    /// Bound on the magnitude of the estimated `x0`, if it is clipped.
+    /// Bound of the estimated `x0`; `None` without clipping.
     pub clip: Option<f32>,
 }
 
@@ -79,7 +79,7 @@ impl TryFrom<File> for SchedulerConfig {
 }
 
 impl Default for SchedulerConfig {
-    /// What diffusers assumes for keys that a file does not have.
+    /// diffusers' defaults.
     fn default() -> Self {
         SchedulerConfig {
             num_train_timesteps: 1000,
@@ -104,7 +104,7 @@ pub struct Schedule {
     pub betas: Vec<f32>,
     /// `1 - beta_t`.
     pub alphas: Vec<f32>,
-    /// The running product of the alphas: how much of the sample's variance is left at t.
+    /// The cumulative product of the alphas: the share of the sample's variance that is left at t.
     pub alpha_bar: Vec<f32>,
 }
 
@@ -133,12 +133,11 @@ impl Schedule {
 
     /// The timesteps of a run, from the noisiest to 0: `k (T - 1) / (steps - 1)`, ties to even.
     ///
-    /// `setting` is what the caller calls the step count, for messages.
+    /// `setting` is the caller's name for the step count, for messages.
     ///
     /// # Errors
-    /// [`Error::Request`] for fewer than two steps or more than the model was trained with. One step is refused
-    /// because the spacing is then undefined (diffusers divides by zero) and because the first timestep would be
-    /// the last one too, for which super-resolution has another model.
+    /// [`Error::Request`] for fewer than two steps or more than those of the training. One step has no spacing
+    /// (diffusers divides by zero), and super-resolution needs two: the last one has a network of its own.
     pub fn timesteps(&self, setting: &str, steps: usize) -> Result<Vec<u32>> {
         let most = self.betas.len();
         if !(2..=most).contains(&steps) {
