@@ -1,9 +1,9 @@
-//! A picture as CLIP's image tower wants it: its middle square, resized, as numbers about zero.
+//! The input of CLIP's image tower: a picture's middle square, resized and normalised.
 //!
-//! The numbers equal those of transformers' `CLIPImageProcessor` with Pillow to the bit: the shorter side is resized to
-//! a fixed length by Pillow's bicubic filter, which works on bytes with weights in fixed point and rounds after each of
-//! the two directions; the middle is cut out; bytes become floats and are normalised. Only what the cut keeps is
-//! computed, so that a long thin picture needs no more memory than a square one.
+//! Results are bit-equal to those of transformers' `CLIPImageProcessor` with Pillow. The shorter side is resized to a
+//! fixed length by Pillow's bicubic filter, which works on bytes with weights in fixed point and rounds after each
+//! direction; the middle is cropped; bytes become floats and are normalised. Only pixels inside the crop are computed,
+//! so a long thin picture needs no more memory than a square one.
 
 use crate::error::Result;
 use crate::image::Image;
@@ -26,7 +26,7 @@ const MAX_SIDE: usize = 1 << 14;
 pub struct Preprocessor {
     /// Length of the shorter side after resizing.
     shortest_edge: usize,
-    /// Side of the square that is cut out.
+    /// Side of the centre crop.
     crop: usize,
     /// Factor of each byte.
     rescale: f64,
@@ -56,7 +56,7 @@ const KEYS: &[Key] = &[
     // Pillow's number for the bicubic filter.
     Key::only("resample", &[Number(3.0)]),
     Key::only("do_pad default_to_square use_square_size", &[Null, Bool(false)]),
-    // A picture has three colours when it comes here; the rest says in what form results are wanted.
+    // Pictures have three colours here; the other keys choose a container for the result.
     Key::no_effect("do_convert_rgb image_processor_type feature_extractor_type processor_class return_tensors"),
     Key::no_effect("data_format input_data_format device disable_grouping pad_size image_seq_length"),
 ];
@@ -85,7 +85,7 @@ impl TryFrom<File> for Preprocessor {
             }
         };
         if crop == 0 || shortest_edge < crop {
-            return Err(format!("crop_size is {crop}; expected 1 to size, which is {shortest_edge}"));
+            return Err(format!("crop_size is {crop}; expected 1 to {shortest_edge}, the size"));
         }
         if shortest_edge > MAX_SIDE {
             return Err(format!("size is {shortest_edge}; this engine knows up to {MAX_SIDE}"));
@@ -95,7 +95,7 @@ impl TryFrom<File> for Preprocessor {
         };
         let (mean, std) = (colours("image_mean", file.image_mean)?, colours("image_std", file.image_std)?);
         if std.contains(&0.0) {
-            return Err("image_std has a 0, by which nothing can be divided".to_owned());
+            return Err("image_std has a 0; expected other numbers".to_owned());
         }
         Ok(Preprocessor { shortest_edge, crop, rescale: file.rescale_factor, mean, std })
     }
@@ -128,17 +128,18 @@ impl Preprocessor {
         self.crop
     }
 
-    /// The picture's numbers, `[size, size, 3]`.
+    /// The image tower's input, `[size, size, 3]`.
     ///
-    /// *Formula* `(byte * rescale_factor - mean) / std` of the resized and cut picture.
+    /// *Formula* `(byte * rescale_factor - mean) / std` of the resized and cropped picture.
     ///
     /// # Errors
-    /// [`Error::Request`] when the picture is empty, or its pixels are not as many as its sides say.
+    /// [`Error::Request`](crate::Error::Request) when the picture is empty, or the number of its pixels does not fit its
+    /// sides.
     pub fn prepare(&self, image: &Image) -> Result<Vec<f32>> {
         let bytes = self.square(image)?;
-        let number =
+        let normalise =
             |(i, &byte): (usize, &u8)| ((f64::from(byte) * self.rescale) as f32 - self.mean[i % 3]) / self.std[i % 3];
-        Ok(bytes.iter().enumerate().map(number).collect())
+        Ok(bytes.iter().enumerate().map(normalise).collect())
     }
 
     /// The middle square of the resized picture, `[size, size, 3]`.
@@ -152,7 +153,7 @@ impl Preprocessor {
         let columns = across.reach.len();
         let rows = image.pixels.chunks_exact(3 * width).skip(down.reach.start).take(down.reach.len());
         let part: Vec<u8> = rows.flat_map(|row| &row[3 * across.reach.start..3 * across.reach.end]).copied().collect();
-        // Pillow 13 begins with the height where it loses more than twice as many pixels as the width does.
+        // Pillow 13 resizes the height first if it loses more than twice as many pixels as the width.
         Ok(if high < height && height - high > 2 * width.saturating_sub(wide) {
             across.rows(&down.columns(&part, columns), columns)
         } else {
@@ -166,12 +167,12 @@ impl Preprocessor {
     }
 }
 
-/// Bits behind the point of a weight.
+/// Fraction bits of a fixed-point weight.
 const FRACTION: u32 = 22;
 
-/// One direction of the resize: for each position that the cut keeps, which pixels it is made of and how much of each.
+/// One direction of the resize: a window of input pixels and weights for each output position inside the crop.
 struct Axis {
-    /// The pixels that any window reads.
+    /// Input pixels that some window reads.
     reach: Range<usize>,
     windows: Vec<Window>,
 }
@@ -183,9 +184,9 @@ struct Window {
 }
 
 impl Axis {
-    /// From `length` pixels to `resized`, of which the middle `kept` are wanted.
+    /// From `length` pixels to `resized`, of which the middle `kept` are computed.
     ///
-    /// *Source* Pillow's `Resample.c`, whose weights are whole numbers. A side that does not change has the weights 1 and is thereby left alone.
+    /// *Source* Pillow's `Resample.c`, with its integer weights. A side that keeps its length has weights of 1.
     fn new(length: usize, resized: usize, kept: usize) -> Axis {
         let window = |i: usize| {
             let (first, weights) = cubic_window(length, resized, i);
@@ -203,7 +204,7 @@ impl Axis {
         Axis { reach: first..first + last.first + last.weights.len(), windows }
     }
 
-    /// Each row of `pixels [.., width, 3]`, which is as wide as the reach, resized: `[.., kept, 3]`.
+    /// Resizes each row of `pixels [.., width, 3]`, where width is that of the reach: `[.., kept, 3]`.
     fn rows(&self, pixels: &[u8], width: usize) -> Vec<u8> {
         let mut out = Vec::with_capacity(pixels.len() / width * self.windows.len());
         for row in pixels.chunks_exact(3 * width) {
@@ -214,7 +215,7 @@ impl Axis {
         out
     }
 
-    /// Each column of `pixels [.., width, 3]`, which is as high as the reach, resized: `[kept, width, 3]`.
+    /// Resizes each column of `pixels [.., width, 3]`, where the height is that of the reach: `[kept, width, 3]`.
     fn columns(&self, pixels: &[u8], width: usize) -> Vec<u8> {
         let mut out = Vec::with_capacity(3 * width * self.windows.len());
         for window in &self.windows {
