@@ -1,8 +1,7 @@
 //! The one error type of the crate.
 //!
-//! Variants are divided by who can act on them: the caller of a request, the owner of a checkpoint, the
-//! owner of the machine. The command line turns them into exit codes through [`Error::exit_code`].
-//! User data never panics; a message names the file, tensor or field and what was expected of it.
+//! Variants are divided by who can act on them: the caller of a request, the owner of a checkpoint, the owner of the
+//! machine. User data never panics. A message is one line that names the file, tensor or setting, and what was expected.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,10 +9,11 @@ use std::path::{Path, PathBuf};
 /// What every fallible function of this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Anything that can go wrong, with what a person needs to put it right.
+/// Anything that can go wrong, with what is needed to put it right.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Error {
-    /// A request that cannot be met as written: a number out of range, a contradiction between settings.
+    /// A request that cannot be met: a value out of range, settings that contradict each other.
     Request {
         /// Which setting, as the caller spelled it.
         what: String,
@@ -29,7 +29,7 @@ pub enum Error {
         /// What the operating system said.
         source: std::io::Error,
     },
-    /// A configuration file of a checkpoint is missing a value, or holds one that this engine does not know.
+    /// A configuration file of a checkpoint lacks a value, or holds one that this engine does not implement.
     Config {
         /// The file.
         path: PathBuf,
@@ -43,27 +43,27 @@ pub enum Error {
         /// What is wrong and what was expected.
         reason: String,
     },
-    /// A tensor is missing, or has another shape or type than the model asks for.
+    /// A tensor is missing, or its shape or type is not the one that the model expects.
     Weights {
         /// The file or folder searched.
         path: PathBuf,
         /// Full name of the tensor.
         tensor: String,
-        /// What the model asks for.
+        /// What the model expects.
         expected: String,
         /// What is there.
         found: String,
     },
-    /// A model was put together from shapes that do not fit: a configuration that contradicts itself.
+    /// The shapes inside a model do not fit: its configuration contradicts itself.
     Shape {
         /// Which step of which model.
         at: String,
         /// The rule that was broken, with both shapes.
         reason: String,
     },
-    /// Something a checkpoint asks for that this engine does not do.
+    /// A checkpoint needs something that this engine does not implement.
     Unsupported {
-        /// What was asked for, and what would be possible.
+        /// What is needed, and what would be possible.
         what: String,
     },
     /// A device is absent, refused a kernel, or was lost.
@@ -78,15 +78,10 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// A network gave something that is no number: damaged weights, or a range that the precision cannot hold.
+    /// A network's output contains NaN or infinity: damaged weights, or values beyond the range of the precision.
     NotFinite {
-        /// Which stage.
+        /// The stage in which it was found.
         stage: String,
-    },
-    /// A benchmark found something slower than it was.
-    Slower {
-        /// What, and by how much.
-        what: String,
     },
     /// The caller asked to stop.
     Cancelled,
@@ -103,27 +98,9 @@ impl Error {
         Error::Request { what: what.into(), reason: reason.into() }
     }
 
-    /// A configuration value that is missing or not understood.
+    /// A configuration value that is missing or not implemented.
     pub fn config(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
         Error::Config { path: path.as_ref().to_path_buf(), reason: reason.into() }
-    }
-
-    /// The exit code of the command line for this error:
-    /// 1 run time, 2 usage, 3 checkpoint, 4 device, 5 input/output, 130 interrupted.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Error::Request { .. } => 2,
-            Error::Config { .. }
-            | Error::WeightFile { .. }
-            | Error::Weights { .. }
-            | Error::Shape { .. }
-            | Error::Changed { .. }
-            | Error::Unsupported { .. } => 3,
-            Error::NotFinite { .. } | Error::Slower { .. } => 1,
-            Error::Device { .. } => 4,
-            Error::Io { .. } => 5,
-            Error::Cancelled => 130,
-        }
     }
 }
 
@@ -145,9 +122,8 @@ impl fmt::Display for Error {
                 write!(f, "{}: the file changed while it was being read; nothing was written", path.display())
             }
             Error::NotFinite { stage } => {
-                write!(f, "{stage}: the result holds values that are no numbers; are the weights damaged?")
+                write!(f, "{stage}: output contains NaN or infinity (damaged weights, or a range too large for f16)")
             }
-            Error::Slower { what } => write!(f, "slower: {what}"),
             Error::Cancelled => write!(f, "interrupted"),
         }
     }

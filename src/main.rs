@@ -1,7 +1,7 @@
 //! The command line `engine`: pictures from prompts or pictures, and a look at plans, checkpoints and devices.
 //!
 //! Results go to standard output, everything about the way there to standard error. Every failure is one line that
-//! names what to put right, and an exit code by who can: see [`unclip::Error::exit_code`].
+//! names what to put right, and an exit code by who can: see [`cli::exit_code`].
 
 #![warn(clippy::unwrap_used)]
 
@@ -11,7 +11,6 @@ use clap::Parser;
 use cli::args::{Arguments, Command};
 use std::io::Write;
 use std::process::ExitCode;
-use unclip::Result;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -32,13 +31,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn dispatch(command: Command) -> Result<()> {
-    match command {
-        Command::Run(arguments) => cli::run::run(&arguments),
-        Command::Plan(arguments) => cli::plan::plan(&arguments),
-        Command::Inspect(arguments) => cli::inspect::inspect(&arguments),
-        Command::Bench(arguments) => cli::bench::bench(&arguments),
-        Command::Devices => cli::devices::list(),
-        Command::Completions { shell } => cli::print(&cli::args::completions(shell)),
-    }
+fn dispatch(command: Command) -> Result<(), cli::Failure> {
+    Ok(match command {
+        Command::Run(arguments) => cli::run::run(&arguments)?,
+        Command::Plan(arguments) => cli::plan::plan(&arguments)?,
+        Command::Inspect(arguments) => cli::inspect::inspect(&arguments)?,
+        Command::Bench(arguments) => cli::bench::bench(&arguments)?,
+        Command::Devices => cli::devices::list()?,
+        Command::Completions { shell } => cli::print(&cli::args::completions(shell))?,
+    })
 }

@@ -1,125 +1,126 @@
-//! A picture as CLIP's image tower wants it: its middle square, resized, as numbers about zero.
+//! The input of CLIP's image tower: a picture's middle square, resized and normalised.
 //!
-//! The numbers equal those of transformers' `CLIPImageProcessor` with Pillow to the bit: the shorter side is resized to
-//! a fixed length by Pillow's bicubic filter, which works on bytes with weights in fixed point and rounds after each of
-//! the two directions; the middle is cut out; bytes become floats and are normalised. Only what the cut keeps is
-//! computed, so that a long thin picture needs no more memory than a square one.
+//! Results are bit-equal to those of transformers' `CLIPImageProcessor` with Pillow. The shorter side is resized to a
+//! fixed length by Pillow's bicubic filter, which works on bytes with weights in fixed point and rounds after each
+//! direction; the middle is cropped; bytes become floats and are normalised. Only pixels inside the crop are computed,
+//! so a long thin picture needs no more memory than a square one.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::image::Image;
 use crate::ops::cubic_window;
 use crate::weights::Checkpoint;
+use crate::weights::config::Literal::{Bool, Null, Number, Numbers};
+use crate::weights::config::{Class, Configured, Key, Schema};
 use serde::Deserialize;
+use serde_json::Value;
 use std::ops::Range;
-use std::path::Path;
 
 /// The file in a checkpoint.
 const FILE: &str = "feature_extractor/preprocessor_config.json";
+/// Longest side of the prepared picture. Pictures and windows then have sizes that fit their types.
+const MAX_SIDE: usize = 1 << 14;
 
 /// How a picture is prepared: `feature_extractor/preprocessor_config.json`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(try_from = "File")]
 pub struct Preprocessor {
     /// Length of the shorter side after resizing.
     shortest_edge: usize,
-    /// Side of the square that is cut out.
+    /// Side of the centre crop.
     crop: usize,
-    /// What a byte is multiplied by.
+    /// Factor of each byte.
     rescale: f64,
-    /// Of each colour, subtracted.
+    /// Subtracted from each colour.
     mean: [f32; 3],
-    /// Of each colour, divided by.
+    /// Divisor of each colour.
     std: [f32; 3],
 }
 
-/// The file as it is written; old ones have plain numbers for sizes.
+/// The file's own types.
 #[derive(Deserialize)]
-struct Config {
-    size: Size,
-    crop_size: Size,
-    #[serde(default = "bicubic")]
-    resample: u32,
-    #[serde(default = "per_byte")]
+struct File {
+    size: Value,
+    crop_size: Value,
     rescale_factor: f64,
-    image_mean: [f32; 3],
-    image_std: [f32; 3],
-    #[serde(default = "yes")]
-    do_resize: bool,
-    #[serde(default = "yes")]
-    do_center_crop: bool,
-    #[serde(default = "yes")]
-    do_rescale: bool,
-    #[serde(default = "yes")]
-    do_normalize: bool,
+    image_mean: Vec<f32>,
+    image_std: Vec<f32>,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Size {
-    Side(usize),
-    Shortest { shortest_edge: usize },
-    Both { height: usize, width: usize },
+const KEYS: &[Key] = &[
+    // A number in old files, else an object; null is 224.
+    Key::value("size crop_size"),
+    Key::float("rescale_factor").or(Number(1.0 / 255.0)),
+    Key::floats("image_mean").or(Numbers(&[0.48145466, 0.4578275, 0.40821073])),
+    Key::floats("image_std").or(Numbers(&[0.26862954, 0.26130258, 0.27577711])),
+    Key::only("do_resize do_center_crop do_rescale do_normalize", &[Bool(true)]),
+    // Pillow's number for the bicubic filter.
+    Key::only("resample", &[Number(3.0)]),
+    Key::only("do_pad default_to_square use_square_size", &[Null, Bool(false)]),
+    // Pictures have three colours here; the other keys choose a container for the result.
+    Key::no_effect("do_convert_rgb image_processor_type feature_extractor_type processor_class return_tensors"),
+    Key::no_effect("data_format input_data_format device disable_grouping pad_size image_seq_length"),
+];
+
+impl Schema for Preprocessor {
+    const CLASSES: &'static [Class] = &[Class { name: "CLIPImageProcessor", keys: &[KEYS] }];
 }
 
-/// Pillow's number of the filter.
-fn bicubic() -> u32 {
-    3
+impl TryFrom<File> for Preprocessor {
+    type Error = String;
+
+    fn try_from(file: File) -> Result<Preprocessor, String> {
+        let shortest_edge = match sides(&file.size) {
+            [Some(side), None, None] => side,
+            _ => {
+                let found = &file.size;
+                return Err(format!(r#"size is {found}; this engine knows a number and {{"shortest_edge": number}}"#));
+            }
+        };
+        let crop = match sides(&file.crop_size) {
+            [Some(side), None, None] if !file.crop_size.is_object() => side,
+            [None, Some(height), Some(width)] if height == width => height,
+            _ => {
+                let found = &file.crop_size;
+                return Err(format!("crop_size is {found}; this engine knows a number, also as height and width"));
+            }
+        };
+        if crop == 0 || shortest_edge < crop {
+            return Err(format!("crop_size is {crop}; expected 1 to {shortest_edge}, the size"));
+        }
+        if shortest_edge > MAX_SIDE {
+            return Err(format!("size is {shortest_edge}; this engine knows up to {MAX_SIDE}"));
+        }
+        let colours = |key: &str, list: Vec<f32>| {
+            <[f32; 3]>::try_from(list).map_err(|list| format!("{key} has {} numbers; expected 3", list.len()))
+        };
+        let (mean, std) = (colours("image_mean", file.image_mean)?, colours("image_std", file.image_std)?);
+        if std.contains(&0.0) {
+            return Err("image_std has a 0; expected other numbers".to_owned());
+        }
+        Ok(Preprocessor { shortest_edge, crop, rescale: file.rescale_factor, mean, std })
+    }
 }
 
-fn per_byte() -> f64 {
-    1.0 / 255.0
-}
-
-fn yes() -> bool {
-    true
+/// `[shortest edge, height, width]` of a size; all `None` if it is anything else.
+fn sides(size: &Value) -> [Option<usize>; 3] {
+    let number = |value: &Value| value.as_u64().and_then(|side| usize::try_from(side).ok());
+    let keys = ["shortest_edge", "height", "width"];
+    match size {
+        Value::Null => [Some(224), None, None],
+        Value::Object(map) if map.keys().all(|key| keys.contains(&key.as_str())) => {
+            keys.map(|key| map.get(key).and_then(number))
+        }
+        size => [number(size), None, None],
+    }
 }
 
 impl Preprocessor {
     /// Reads the checkpoint's settings.
     ///
     /// # Errors
-    /// [`Error::Config`] when the file is missing or damaged, or asks for what is not implemented.
-    pub fn read(checkpoint: &Checkpoint) -> Result<Preprocessor> {
-        Preprocessor::new(&checkpoint.path().join(FILE), checkpoint.json(FILE)?)
-    }
-
-    fn new(path: &Path, config: Config) -> Result<Preprocessor> {
-        let refused = |reason: String| Err(Error::config(path, reason));
-        let steps = [
-            ("do_resize", config.do_resize),
-            ("do_center_crop", config.do_center_crop),
-            ("do_rescale", config.do_rescale),
-            ("do_normalize", config.do_normalize),
-        ];
-        if let Some((key, _)) = steps.into_iter().find(|(_, wanted)| !wanted) {
-            return refused(format!("{key} is false; this engine knows true"));
-        }
-        if config.resample != bicubic() {
-            return refused(format!("resample is {}; this engine knows 3, bicubic", config.resample));
-        }
-        let (Size::Side(shortest_edge) | Size::Shortest { shortest_edge }) = config.size else {
-            return refused("size has height and width; this engine knows a number or shortest_edge".to_owned());
-        };
-        let crop = match config.crop_size {
-            Size::Side(side) => side,
-            Size::Both { height, width } if height == width => height,
-            _ => {
-                return refused(
-                    "crop_size is no square; this engine knows a number, or one as height and width".into(),
-                );
-            }
-        };
-        if crop == 0 || shortest_edge < crop {
-            return refused(format!("a square of {crop} cannot be cut from a picture with a side of {shortest_edge}"));
-        }
-        // Pictures and windows are measured in numbers of this order, so that none of them overflows.
-        if shortest_edge > 1 << 14 {
-            return refused(format!("size is {shortest_edge}; this engine knows up to {}", 1 << 14));
-        }
-        let (mean, std, rescale) = (config.image_mean, config.image_std, config.rescale_factor);
-        if !mean.iter().chain(&std).all(|x| x.is_finite()) || std.contains(&0.0) || !rescale.is_finite() {
-            return refused("image_mean, image_std and rescale_factor must be finite, and image_std not 0".to_owned());
-        }
-        Ok(Preprocessor { shortest_edge, crop, rescale, mean, std })
+    /// As [`Checkpoint::config`].
+    pub fn read(checkpoint: &Checkpoint) -> Result<Configured<Preprocessor>> {
+        checkpoint.config(FILE)
     }
 
     /// Side of the prepared picture.
@@ -127,17 +128,18 @@ impl Preprocessor {
         self.crop
     }
 
-    /// The picture's numbers, `[size, size, 3]`.
+    /// The image tower's input, `[size, size, 3]`.
     ///
-    /// *Formula* `(byte * rescale_factor - mean) / std` of the resized and cut picture.
+    /// *Formula* `(byte * rescale_factor - mean) / std` of the resized and cropped picture.
     ///
     /// # Errors
-    /// [`Error::Request`] when the picture is empty, or its pixels are not as many as its sides say.
+    /// [`Error::Request`](crate::Error::Request) when the picture is empty, or the number of its pixels does not fit its
+    /// sides.
     pub fn prepare(&self, image: &Image) -> Result<Vec<f32>> {
         let bytes = self.square(image)?;
-        let number =
+        let normalise =
             |(i, &byte): (usize, &u8)| ((f64::from(byte) * self.rescale) as f32 - self.mean[i % 3]) / self.std[i % 3];
-        Ok(bytes.iter().enumerate().map(number).collect())
+        Ok(bytes.iter().enumerate().map(normalise).collect())
     }
 
     /// The middle square of the resized picture, `[size, size, 3]`.
@@ -151,7 +153,7 @@ impl Preprocessor {
         let columns = across.reach.len();
         let rows = image.pixels.chunks_exact(3 * width).skip(down.reach.start).take(down.reach.len());
         let part: Vec<u8> = rows.flat_map(|row| &row[3 * across.reach.start..3 * across.reach.end]).copied().collect();
-        // Pillow 13 begins with the height where it loses more than twice as many pixels as the width does.
+        // Pillow 13 resizes the height first if it loses more than twice as many pixels as the width.
         Ok(if high < height && height - high > 2 * width.saturating_sub(wide) {
             across.rows(&down.columns(&part, columns), columns)
         } else {
@@ -165,12 +167,12 @@ impl Preprocessor {
     }
 }
 
-/// Bits behind the point of a weight.
+/// Fraction bits of a fixed-point weight.
 const FRACTION: u32 = 22;
 
-/// One direction of the resize: for each position that the cut keeps, which pixels it is made of and how much of each.
+/// One direction of the resize: a window of input pixels and weights for each output position inside the crop.
 struct Axis {
-    /// The pixels that any window reads.
+    /// Input pixels that some window reads.
     reach: Range<usize>,
     windows: Vec<Window>,
 }
@@ -182,9 +184,9 @@ struct Window {
 }
 
 impl Axis {
-    /// From `length` pixels to `resized`, of which the middle `kept` are wanted.
+    /// From `length` pixels to `resized`, of which the middle `kept` are computed.
     ///
-    /// *Source* Pillow's `Resample.c`, whose weights are whole numbers. A side that does not change has the weights 1 and is thereby left alone.
+    /// *Source* Pillow's `Resample.c`, with its integer weights. A side that keeps its length has weights of 1.
     fn new(length: usize, resized: usize, kept: usize) -> Axis {
         let window = |i: usize| {
             let (first, weights) = cubic_window(length, resized, i);
@@ -202,7 +204,7 @@ impl Axis {
         Axis { reach: first..first + last.first + last.weights.len(), windows }
     }
 
-    /// Each row of `pixels [.., width, 3]`, which is as wide as the reach, resized: `[.., kept, 3]`.
+    /// Resizes each row of `pixels [.., width, 3]`, where width is that of the reach: `[.., kept, 3]`.
     fn rows(&self, pixels: &[u8], width: usize) -> Vec<u8> {
         let mut out = Vec::with_capacity(pixels.len() / width * self.windows.len());
         for row in pixels.chunks_exact(3 * width) {
@@ -213,7 +215,7 @@ impl Axis {
         out
     }
 
-    /// Each column of `pixels [.., width, 3]`, which is as high as the reach, resized: `[kept, width, 3]`.
+    /// Resizes each column of `pixels [.., width, 3]`, where the height is that of the reach: `[kept, width, 3]`.
     fn columns(&self, pixels: &[u8], width: usize) -> Vec<u8> {
         let mut out = Vec::with_capacity(3 * width * self.windows.len());
         for window in &self.windows {

@@ -1,17 +1,15 @@
-//! Prompts to token ids: CLIP's byte-level byte-pair encoding, as transformers' `CLIPTokenizer` does it.
+//! Prompts to token ids: CLIP's byte-level byte-pair encoding, equal to transformers' `CLIPTokenizer`.
 //!
-//! The text is normalised (NFC, each run of white space to one space, lower case), special tokens written in it are
-//! cut out, and the rest is split into words, digits and runs of punctuation. The UTF-8 bytes of a piece, with an end
-//! mark on the last one, are merged pairwise by the rank of the pair in `merges.txt`. Begin and end tokens go around
-//! the whole; padding fills it up to the length that the models were made for.
+//! The text is normalised (NFC, each run of white space to one space, lower case). Special tokens in it are split off,
+//! and the rest is split into words, digits and runs of punctuation. The UTF-8 bytes of each word, with an end mark on
+//! the last one, are merged pairwise by the rank of the pair in `merges.txt`. A begin and an end token enclose the
+//! result, and padding fills it up to the models' length.
 //!
-//! Which tokens are special is the folder's decision, and matters: published unCLIP checkpoints pad with `!`, which
-//! makes every exclamation mark of a prompt the padding token 0 instead of a piece of text. Doing otherwise
-//! would be nicer and give other pictures than the original.
+//! The folder says which tokens are special. Published unCLIP checkpoints pad with `!`, so every exclamation mark of a
+//! prompt becomes the padding token 0. That is kept: anything else would give other pictures than the original.
 //!
-//! The settings are read as transformers 5 reads them: `tokenizer.json` gives only vocabulary, merges and added
-//! tokens, the steps above are fixed; `special_tokens_map.json` wins over `tokenizer_config.json` unless the latter
-//! lists `added_tokens_decoder`.
+//! Settings are read as transformers 5 reads them: `tokenizer.json` supplies vocabulary, merges and added tokens only;
+//! `special_tokens_map.json` overrides `tokenizer_config.json` unless the latter has `added_tokens_decoder`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -28,7 +26,7 @@ use crate::model::text_encoder::Tokens;
 use crate::weights::Checkpoint;
 
 const FOLDER: &str = "tokenizer";
-/// The end-of-word mark; part of the vocabulary's spelling.
+/// End-of-word mark of the vocabulary's entries.
 const END_OF_WORD: &str = "</w>";
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 /// The tokens with a role, in the order in which they are registered.
@@ -56,14 +54,14 @@ impl Tokenizer {
     /// `num_embeddings`, the text encoder's positions).
     ///
     /// # Errors
-    /// [`Error::Config`] when a file is missing or damaged, when the folder asks for another length
-    /// (`model_max_length`), or for padding or truncation on the left.
+    /// [`Error::Config`] when a file is missing or damaged, `model_max_length` is another length, or padding or truncation
+    /// is on the left.
     pub fn from_checkpoint(checkpoint: &Checkpoint, context_length: usize) -> Result<Tokenizer> {
         let path = checkpoint.path().join(FOLDER);
         checkpoint.require(&[FOLDER])?;
         let refused = |reason: String| Error::config(&path, reason);
         if context_length < 2 {
-            return Err(refused(format!("expected room for at least 2 tokens, the models take {context_length}")));
+            return Err(refused(format!("the models take {context_length} tokens; expected at least 2")));
         }
         let files = Files::read(checkpoint)?;
         let settings = Settings::read(checkpoint, files.added).map_err(&refused)?;
@@ -86,15 +84,15 @@ impl Tokenizer {
         self.context_length
     }
 
-    /// Number of different ids: the text encoder's embedding table must have at least as many rows.
+    /// Number of ids: the text encoder's embedding table must have at least as many rows.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// Encodes a prompt. A longer one keeps its beginning, and [`Tokens::cut`] quotes the rest.
+    /// Encodes a prompt. If it is too long, the end is left out and quoted in [`Tokens::cut`].
     ///
     /// # Errors
-    /// [`Error::Config`] when the vocabulary lacks both a piece of the text and the unknown token.
+    /// [`Error::Config`] when the vocabulary lacks both a part of the text and the unknown token.
     pub fn encode(&self, text: &str) -> Result<Tokens> {
         let failed = |e: tokenizers::Error| Error::config(&self.path, format!("cannot encode the prompt: {e}"));
         let encoding = self.inner.encode_fast(text, false).map_err(failed)?;
@@ -113,10 +111,10 @@ impl Tokenizer {
         Ok(Tokens { ids, mask, cut })
     }
 
-    /// Ids to text, in the words of the vocabulary: lower case, a space after each.
+    /// Ids to text: the vocabulary's lower-case words, a space after each.
     fn decode(&self, ids: &[u32]) -> tokenizers::Result<String> {
         let text = self.inner.decode(ids, false)?.replace(END_OF_WORD, " ");
-        // Python's `strip` also takes the four separators of ASCII.
+        // Python's `strip` also removes the four separators of ASCII.
         Ok(text.trim_matches(|c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)).to_string())
     }
 }
@@ -138,7 +136,7 @@ fn assemble(
     let white_space = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ")?;
     inner.with_normalizer(Some(normalizers::Sequence::new(vec![NFC.into(), white_space.into(), Lowercase.into()])))?;
     let words = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Removed, true)?;
-    // The second split is GPT-2's; it divides nothing more, except a special name that is not registered as written.
+    // The second split is GPT-2's. It only splits special names that are not registered in this spelling.
     let bytes = ByteLevel::new(false, true, true);
     inner.with_pre_tokenizer(Some(pre_tokenizers::sequence::Sequence::new(vec![words.into(), bytes.into()])));
     inner.with_decoder(Some(ByteLevel::default()));
@@ -147,7 +145,7 @@ fn assemble(
     Ok(inner)
 }
 
-/// The vocabulary, from `tokenizer.json` when there is one, as transformers does, or from the two older files.
+/// The vocabulary: of `tokenizer.json` if there is one, as in transformers, else of the two older files.
 struct Files {
     vocab: Vocab,
     merges: Merges,
@@ -205,7 +203,7 @@ fn merge(checkpoint: &Checkpoint, file: &str, index: usize, line: &str) -> Resul
     }
 }
 
-/// The `tokenizers` crate takes for granted that the parts and the whole of a merge fit its buffer.
+/// The `tokenizers` crate assumes that both parts of a merge and their concatenation are in the vocabulary.
 fn check_merges(vocab: &Vocab, merges: &Merges) -> Result<(), String> {
     let mut whole = String::new();
     for (a, b) in merges {
@@ -219,9 +217,9 @@ fn check_merges(vocab: &Vocab, merges: &Merges) -> Result<(), String> {
     Ok(())
 }
 
-/// What the folder says about special tokens and lengths.
+/// The folder's special tokens and length.
 struct Settings {
-    /// Tokens registered by id, before those with a role.
+    /// Tokens registered by id, in front of those with a role.
     added: BTreeMap<u64, AddedToken>,
     /// Tokens with a role: a string, or an object with `content` and flags.
     roles: Map<String, Value>,
@@ -307,7 +305,7 @@ impl Settings {
         let others = self.roles.iter().filter(|(role, _)| !ROLES.contains(&role.as_str())).map(|(_, token)| token);
         let in_order = ROLES.iter().filter_map(|role| self.roles.get(*role)).chain(others).chain(&self.extra);
         for value in in_order {
-            // Not an error: `content` was asked before for roles, and an extra that is no token has no text to find.
+            // Not an error: roles were checked for `content` before, and an extra without text matches nothing.
             let Ok(token) = added_token(value, true) else { continue };
             if !registered.contains(&token.content) {
                 tokens.push(token);
@@ -318,7 +316,7 @@ impl Settings {
 
     fn check_length(&self, context_length: usize) -> Result<(), String> {
         match self.max_length {
-            // A huge number is how transformers writes "none given".
+            // transformers writes a huge value for "not given".
             Some(n) if n < 1e9 && n != context_length as f64 => {
                 Err(format!("model_max_length: expected {context_length}, which the models take, found {n}"))
             }

@@ -7,6 +7,7 @@ use unclip::diffusion::sampler::{coefficients, time_features};
 use unclip::diffusion::{Schedule, SchedulerConfig};
 use unclip::noise::TorchGenerator;
 use unclip::ops::{Noise, Prediction, SamplerStep, Variance, element};
+use unclip::weights::config;
 
 /// One golden file.
 struct Golden(Vec<u8>);
@@ -64,8 +65,8 @@ fn timesteps_are_those_of_diffusers() {
     }
 }
 
-/// A build of torch with MKL is itself a bit off in square roots and logarithms, by machine; ours are correctly
-/// rounded, so coefficients can be compared to the last bits but not by their bits.
+/// torch with MKL rounds square roots and logarithms differently from machine to machine; ours are correctly rounded. So
+/// the last bit may differ.
 #[test]
 fn coefficients_agree_to_2_ulps_with_steps_of_diffusers_on_zeros_and_ones() {
     let golden = Golden::open("schedule.safetensors");
@@ -141,7 +142,7 @@ fn recorded_steps_of_the_pipeline_are_reproduced() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny");
     for (stage, steps, guidance) in [("prior", 25, Some(4.0)), ("decoder", 25, Some(8.0)), ("super_res", 7, None)] {
         let path = folder.join(format!("{stage}_scheduler/scheduler_config.json"));
-        let config = SchedulerConfig::from_json(&path, &std::fs::read(&path).unwrap()).unwrap();
+        let config = config::read::<SchedulerConfig>(&path, &std::fs::read(&path).unwrap()).unwrap();
         let rule = config.step(guidance.is_some(), Noise::Given);
         let schedule = Schedule::new(&config);
         let timesteps = schedule.timesteps("steps", steps).unwrap();

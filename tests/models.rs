@@ -98,8 +98,8 @@ fn the_text_encoder_answers_as_the_original() {
     let mut ids = recording.ids("text/input_ids");
     let length = ids.len() / PICTURES;
     ids.extend(&recording.ids("uncond/input_ids")[..length]);
-    let config: unclip::model::text_encoder::Config =
-        Checkpoint::open(MODEL, LoadOptions::default()).unwrap().json("text_encoder/config.json").unwrap();
+    let checkpoint = Checkpoint::open(MODEL, LoadOptions::default()).unwrap();
+    let config = checkpoint.config::<unclip::model::text_encoder::Config>("text_encoder/config.json").unwrap();
     let pooled: Vec<u32> = ids.chunks_exact(length).map(|ids| config.pooled_position(ids)).collect();
     executable.write_u32("ids", &ids).unwrap();
     executable.write_u32("pooled", &pooled).unwrap();

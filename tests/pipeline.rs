@@ -16,7 +16,7 @@ use unclip::image::Image;
 use unclip::noise::{NoiseKind, NoiseSource};
 use unclip::ops::{Noise, element};
 use unclip::pipeline::{Event, Pipeline, Prompt, Request, Task, Trace};
-use unclip::weights::{Checkpoint, LoadOptions};
+use unclip::weights::{Checkpoint, LoadOptions, config};
 
 /// Errors of a step grow in the steps after it; what one network may be off by is in `tests/models.rs`.
 const TOLERANCE: f32 = 1e-3;
@@ -120,7 +120,7 @@ fn noise_that_the_steps_draw_is_the_one_sequence_of_each_picture() {
     let mut sources = [u64::MAX, 0].map(|seed| NoiseSource::new(NoiseKind::Philox, seed));
     for (name, steps) in loops {
         let file = format!("{MODEL}/{name}_scheduler/scheduler_config.json");
-        let config = SchedulerConfig::from_json(file.as_ref(), &std::fs::read(&file).unwrap()).unwrap();
+        let config = config::read::<SchedulerConfig>(file.as_ref(), &std::fs::read(&file).unwrap()).unwrap();
         let schedule = Schedule::new(&config);
         let rows = coefficients(&schedule, &schedule.timesteps("steps", steps).unwrap(), 1.0);
         // Guidance is in what the trace calls guided.
@@ -223,7 +223,6 @@ fn settings_out_of_range_are_refused_before_anything_is_loaded() {
     for (request, named) in bad {
         let error = pipeline(1).run(&request, &mut |event| panic!("{event:?}")).unwrap_err();
         assert!(matches!(&error, Error::Request { what, .. } if what == named), "{named}: {error}");
-        assert_eq!(error.exit_code(), 2);
     }
     let wrong = Prompt::Tokens(unclip::model::text_encoder::Tokens { ids: vec![0], mask: vec![true], cut: None });
     let error = run_error(&Request { task: Task::Prompts(vec![wrong]), ..request });

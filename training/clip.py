@@ -21,7 +21,7 @@ from trainer import Trainer, load_averaged
 BATCH = {"cpu": 160, "gpu": 512}
 ISOTROPY = 0.3     # weight of the penalty
 MOST_SCALE = 50.0  # of the logits
-KEEP = 3.0         # weight of staying at the known embeddings, whose numbers have variance 1
+KEEP = 3.0         # weight of staying at the known embeddings, whose components have variance 1
 
 
 def anisotropy(unit):
@@ -40,7 +40,7 @@ def effective_rank(x):
 
 
 def degrade(x):
-    """What generated pictures suffer from: half of them soft, all a little noisy. So the encoder can judge them."""
+    """What generated pictures suffer from: half of them soft, all a little noisy. The encoder must be able to judge them."""
     soft = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
     x = torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x, soft)
     return x + 0.1 * torch.rand(len(x), 1, 1, 1, device=x.device) * torch.randn_like(x)

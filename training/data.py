@@ -1,4 +1,4 @@
-"""Pictures and captions on the device, drawn once, so that a training step only indexes.
+"""Pictures and captions on the device, drawn once: a training step only indexes.
 
 A *cell* is (concept, style, background); `variants` slightly moved, turned and tinted copies of each picture give the
 decoder something that the caption leaves open, so that seeds differ.
@@ -59,7 +59,7 @@ class Pictures:
             chosen = [(k, c) for k, c in enumerate(index["styles"][style]) if c in keep]
             self.rows += [(c, style) for _, c in chosen]
             planes.append(torch.from_numpy(array[[k for k, _ in chosen]]).permute(0, 3, 1, 2))
-        # Varied at twice the size and then shrunk: as sharp as the plain picture. In parts, for the sake of memory.
+        # Varied at twice the size and then shrunk: as sharp as the plain picture. In parts, to save memory.
         generator = torch.Generator().manual_seed(seed)
         self.pics = torch.cat([self.copies(part.float(), generator) for part in torch.cat(planes).split(64)]).to(device)
         colours = [BACKGROUNDS[b] for b in self.backgrounds]

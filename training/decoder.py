@@ -18,7 +18,7 @@ BATCH = {"cpu": 40, "gpu": 256}
 NOISY = 2.5          # t = 1000 (1 - u^NOISY): above 1 favours noisy timesteps
 NO_CONDITION = 0.06  # share of pictures trained without conditions, for guidance
 NO_CAPTION = 0.06    # share trained with the picture's embedding only, for image variations
-BLUR = 0.3           # most noise on the embedding, whose numbers have variance 1: the prior's are not exact either
+BLUR = 0.3           # most noise on the embedding (components of variance 1); the prior's are not exact either
 
 
 class Conditions:

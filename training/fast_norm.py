@@ -92,7 +92,7 @@ def speed_up(network):
     if library() is None:
         return
     if hasattr(network, "set_attn_processor"):
-        # At the few positions of the small levels, plain products beat the fused attention's backward.
+        # At the few positions of the small levels, plain matmuls beat the fused attention's backward.
         network.set_attn_processor(AttnAddedKVProcessor())
     network.conv_norm_out.forward = MethodType(head_forward, network.conv_norm_out)
     network.conv_act.forward = lambda x: x

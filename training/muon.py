@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024) for weight matrices, AdamW for the rest, behind one optimizer's face.
+"""Muon (Jordan et al. 2024) for weight matrices, AdamW for the rest, as one optimizer.
 
 Muon replaces the averaged gradient of a matrix by the nearest semi-orthogonal one, so that all directions are learnt
 at one speed and not only the few that dominate the gradient. Convolution kernels count as matrices

@@ -6,11 +6,11 @@
 use super::{Random, missing, store};
 use crate::backend::{Backend, Executable};
 use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::{Sizes, decoder, prior, super_res, unet};
 use crate::ops::{Noise, Prediction, SamplerStep, Variance, elements};
 use crate::plan::{Origin, Plan, TensorData, WeightSource};
-use serde::de::DeserializeOwned;
+use crate::weights::config::{self, Configured, Schema};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -96,7 +96,7 @@ impl ModelCase {
         let run = Sizes { pictures, steps: STEPS, rule: self.rule() };
         let unet = |component| self.config::<unet::Config>(component);
         match self.network {
-            Network::Prior => prior::plan(&self.config("prior")?, weights, &run),
+            Network::Prior => prior::plan(&*self.config("prior")?, weights, &run),
             Network::Decoder => {
                 let text = self.config::<prior::Config>("prior")?.num_embeddings;
                 decoder::plan(&unet("decoder")?, weights, &run, text + EXTRA_TOKENS)
@@ -132,7 +132,7 @@ impl ModelCase {
     }
 
     /// A component's configuration.
-    fn config<C: DeserializeOwned>(&self, component: &str) -> Result<C> {
+    fn config<C: Schema>(&self, component: &str) -> Result<Configured<C>> {
         let text = match (self.size, component) {
             (Size::Tiny, "prior") => include_str!("../../tests/golden/tiny/prior/config.json"),
             (Size::Tiny, "decoder") => include_str!("../../tests/golden/tiny/decoder/config.json"),
@@ -144,8 +144,7 @@ impl ModelCase {
             (Size::Karlo, "decoder") => include_str!("karlo/decoder.json"),
             (Size::Karlo, _) => include_str!("karlo/super_res_first.json"),
         };
-        serde_json::from_str(text)
-            .map_err(|e| Error::config(format!("{}/{component}", self.size.name()), e.to_string()))
+        config::read(&Path::new(self.size.name()).join(component).join("config.json"), text.as_bytes())
     }
 }
 

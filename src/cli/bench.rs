@@ -1,7 +1,7 @@
 //! `engine bench`: how fast a device is, as a table or as JSON, and whether it was faster before.
 
 use super::args::BenchArguments;
-use super::devices;
+use super::{Failure, devices};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::Path;
@@ -95,13 +95,15 @@ fn duration(seconds: f64) -> String {
 ///
 /// # Errors
 /// No case has such a name, the device failed, the earlier run cannot be read, or something became slower.
-pub fn bench(arguments: &BenchArguments) -> Result<()> {
+pub fn bench(arguments: &BenchArguments) -> Result<(), Failure> {
     let chosen = choose(&arguments.filter)?;
     if arguments.list {
-        return super::print(&chosen.iter().map(|workload| workload.name() + "\n").collect::<String>());
+        return Ok(super::print(&chosen.iter().map(|workload| workload.name() + "\n").collect::<String>())?);
     }
     if !(arguments.seconds >= 0.0 && arguments.seconds <= 3600.0) {
-        return Err(Error::request("--seconds", format!("{}; it has to be between 0 and 3600", arguments.seconds)));
+        return Err(
+            Error::request("--seconds", format!("{}; it has to be between 0 and 3600", arguments.seconds)).into()
+        );
     }
     let earlier = arguments.compare.as_deref().map(read).transpose()?;
     let rows: HashMap<&str, &Row> =
@@ -179,17 +181,17 @@ fn head(device: &str, roofline: Option<Roofline>, compared: bool) -> String {
 }
 
 /// An error that names what became slower, if anything did; a file that shares no case with this run is one, too.
-fn verdict(rows: &[Row], earlier: &HashMap<&str, &Row>) -> Result<()> {
+fn verdict(rows: &[Row], earlier: &HashMap<&str, &Row>) -> Result<(), Failure> {
     let pairs: Vec<(&Row, &Row)> = rows.iter().filter_map(|r| Some((r, *earlier.get(r.name.as_str())?))).collect();
     if pairs.is_empty() && !earlier.is_empty() {
-        return Err(Error::request("--compare", "the earlier run has none of these cases"));
+        return Err(Error::request("--compare", "the earlier run has none of these cases").into());
     }
     let slower = pairs.iter().filter(|(now, before)| now.slower_than(before));
     let named: Vec<String> =
         slower.map(|(now, before)| format!("{} {:.2} times", now.name, now.median_s / before.median_s)).collect();
     match named.is_empty() {
         true => Ok(()),
-        false => Err(Error::Slower { what: named.join(", ") }),
+        false => Err(Failure::Slower(named.join(", "))),
     }
 }
 

@@ -12,10 +12,62 @@ pub mod run;
 pub mod show;
 
 use args::ModelArguments;
+use std::fmt;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 use unclip::weights::{Checkpoint, LoadOptions};
 use unclip::{Error, Result};
+
+/// Why a command ends with another exit code than 0.
+#[derive(Debug)]
+pub enum Failure {
+    /// It could not do what was asked.
+    Engine(Error),
+    /// A benchmark became slower: which, and by how much.
+    Slower(String),
+}
+
+impl Failure {
+    /// See [`exit_code`].
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Failure::Engine(error) => exit_code(error),
+            Failure::Slower(_) => 1,
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure::Engine(error)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Engine(error) => error.fmt(f),
+            Failure::Slower(what) => write!(f, "slower: {what}"),
+        }
+    }
+}
+
+/// The exit code for an error: 1 run time, 2 usage, 3 checkpoint, 4 device, 5 input and output, 130 interrupted.
+pub fn exit_code(error: &Error) -> u8 {
+    match error {
+        Error::Request { .. } => 2,
+        Error::Config { .. }
+        | Error::WeightFile { .. }
+        | Error::Weights { .. }
+        | Error::Shape { .. }
+        | Error::Changed { .. }
+        | Error::Unsupported { .. } => 3,
+        Error::Device { .. } => 4,
+        Error::Io { .. } => 5,
+        Error::Cancelled => 130,
+        _ => 1,
+    }
+}
 
 /// Writes a text to standard output. A reader that has seen enough (`engine plan | head`) is no error.
 pub fn print(text: &str) -> Result<()> {

@@ -149,7 +149,7 @@ fn finish(progress: &Progress, images: &[Image]) -> Result<()> {
 fn watch_interrupts() -> Result<()> {
     let handler = || {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
-            std::process::exit(i32::from(Error::Cancelled.exit_code()));
+            std::process::exit(i32::from(super::exit_code(&Error::Cancelled)));
         }
     };
     ctrlc::set_handler(handler).map_err(|e| Error::Device { backend: "signals".to_owned(), reason: e.to_string() })

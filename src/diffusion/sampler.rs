@@ -1,10 +1,9 @@
-//! What changes from step to step, as small tensors made before the run starts.
+//! The inputs that change from step to step, as small tensors that are made before the run starts.
 //!
-//! A recorded step is replayed unchanged, so everything that depends on the timestep is an input:
-//! [`coefficients`] gives the nine values that [`SamplerStep`](crate::ops::SamplerStep) reads, and
-//! [`time_features`] the sinusoids that the models' time embeddings start from. Both follow diffusers operation by
-//! operation in f32; functions such as `ln` are evaluated in f64 and rounded once, which is the best guess at
-//! whatever polynomial a given build of torch uses.
+//! A recorded step is replayed unchanged, so everything that depends on the timestep is an input: the nine
+//! [`coefficients`] that [`SamplerStep`](crate::ops::SamplerStep) reads, and the sinusoids of the models' time
+//! embeddings, [`time_features`]. Both follow diffusers operation by operation in f32. Functions such as `ln` are
+//! evaluated in f64 and rounded once: builds of torch use different polynomials, and this is closest to all of them.
 
 use super::schedule::Schedule;
 use crate::ops::COEFFICIENTS;
@@ -15,9 +14,9 @@ const MIN_VARIANCE: f32 = 1e-20;
 /// One row for every step of a run over `timesteps` (from [`Schedule::timesteps`]).
 ///
 /// A row is `[sqrt(1 - alpha_bar_t), sqrt(alpha_bar_t), x0 weight, x_t weight, sigma, ln(beta), ln(posterior
-/// variance), noise factor, guidance scale]`. `beta` is that of the jump from `t` to the next timestep of the list; the last one
-/// jumps to t - 1. The noise factor is 1, and 0 at t = 0, where sigma and both logarithms are 0 as well: a learned
-/// variance then gives a deviation of 1, whatever the model says, which the factor removes.
+/// variance), noise factor, guidance scale]`. `beta` is that of the jump from `t` to the next timestep of the list; the
+/// last one jumps to t - 1. The noise factor is 1, and 0 at t = 0. There sigma and both logarithms are 0 as well: a
+/// learned variance is then a deviation of 1, for any model output, which the factor removes.
 ///
 /// # Formula
 /// With `alpha_bar'` at the next timestep (1 after the last): `beta = 1 - alpha_bar / alpha_bar'`,
@@ -57,7 +56,7 @@ pub fn coefficients(schedule: &Schedule, timesteps: &[u32], guidance: f32) -> Ve
     timesteps.iter().enumerate().map(row).collect()
 }
 
-/// Sinusoids of the timesteps, `[timesteps, width]`: what a time embedding's first linear layer reads.
+/// Sinusoids of the timesteps, `[timesteps, width]`: the input of a time embedding's first linear layer.
 ///
 /// Sines first, or cosines first with `flip_sin_to_cos`; an odd width ends in a zero.
 ///
@@ -83,7 +82,7 @@ pub fn time_features(timesteps: &[u32], width: usize, flip_sin_to_cos: bool, fre
     features
 }
 
-/// A function of an f32, correct to the last bit but for the rarest ties.
+/// A function of an f32, evaluated in f64 and rounded once.
 fn rounded(function: fn(f64) -> f64, x: f32) -> f32 {
     function(f64::from(x)) as f32
 }

@@ -1,4 +1,4 @@
-//! Pieces that the U-Nets share: residual and attention blocks.
+//! The U-Nets' residual and attention blocks.
 
 use crate::plan::{Tensor, Weights};
 
@@ -11,21 +11,21 @@ pub enum TimeForm {
     Added,
 }
 
-/// What a U-Net's residual blocks have in common in one run.
+/// What all residual blocks of a U-Net share.
 pub struct Residual<'g> {
     pub groups: usize,
     pub eps: f32,
     pub form: TimeForm,
     /// `silu(time embedding) [S, G, E]` of all steps.
     pub time: Tensor<'g>,
-    /// Number of the present step.
+    /// Index of the current step.
     pub step: Tensor<'g>,
 }
 
-/// What a residual block does to the picture's size, on both branches after the first activation.
+/// How a residual block resamples the picture, on both branches after the first activation.
 #[derive(Clone, Copy)]
 pub enum Resample {
-    StorageRule,
+    Keep,
     Halve,
     Double,
 }
@@ -33,10 +33,10 @@ pub enum Resample {
 impl<'g> Residual<'g> {
     /// The residual block of Dhariwal & Nichol 2021: two convolutions around the time embedding, and a skip.
     ///
-    /// The time projection is taken of all steps at once and a row chosen, so that it is not part of any step.
+    /// The time projection is computed for all steps at once; a step only reads its row.
     pub fn block(&self, w: &Weights<'g>, x: Tensor<'g>, width: usize, resample: Resample) -> Tensor<'g> {
         let resized = |t: Tensor<'g>| match resample {
-            Resample::StorageRule => t,
+            Resample::Keep => t,
             Resample::Halve => t.halve(),
             Resample::Double => t.double(),
         };
@@ -63,7 +63,7 @@ impl<'g> Residual<'g> {
 pub struct Context<'g> {
     /// `[G, T, cross width]`
     pub tokens: Tensor<'g>,
-    /// `[G, T]`, 1 for tokens that may be seen.
+    /// `[G, T]`, 1 for tokens that are attended to, else 0.
     pub mask: Tensor<'g>,
     /// Width of one head.
     pub head: usize,

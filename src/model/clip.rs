@@ -1,21 +1,20 @@
 //! What CLIP's two towers share (Radford et al. 2021, section 2.4): the layers of a transformer with
-//! pre-normalisation, and what their configurations leave out.
+//! pre-normalisation, and keys of their configurations.
 
-use super::legal;
-use crate::error::Result;
 use crate::ops::Activation;
 use crate::plan::{Tensor, Weights};
-use std::path::Path;
+use crate::weights::config::Key;
+use crate::weights::config::Literal::{Number, Text};
 
 /// A tower's layers.
 pub struct Transformer {
     pub layers: usize,
     pub heads: usize,
-    /// Width between the two layers of the perceptron.
+    /// Hidden width of the MLP.
     pub inner: usize,
     pub eps: f32,
     pub activation: Activation,
-    /// Whether a token sees those before it only.
+    /// Whether tokens attend to earlier tokens only.
     pub causal: bool,
 }
 
@@ -26,7 +25,7 @@ impl Transformer {
         (0..self.layers).fold(x, |x, layer| self.block(&layers.at(layer), x))
     }
 
-    /// Attention and perceptron, each on the normalised input and added back.
+    /// Attention and MLP, each with a normalised input and a skip connection.
     fn block<'g>(&self, w: &Weights<'g>, x: Tensor<'g>) -> Tensor<'g> {
         let width = x.channels();
         let h = x.layer_norm(w.at("layer_norm1"), self.eps);
@@ -39,18 +38,29 @@ impl Transformer {
     }
 }
 
-/// The perceptron's activation by its name in `hidden_act`.
-pub fn activation(path: &Path, name: &str) -> Result<Activation> {
-    legal(path, "hidden_act", &name, &["quick_gelu", "gelu"])?;
-    Ok(if name == "gelu" { Activation::Gelu } else { Activation::QuickGelu })
-}
+/// Keys that the configurations of both towers share.
+pub const KEYS: &[Key] = &[
+    Key::size("projection_dim").or(Number(512.0)),
+    Key::size("num_hidden_layers").or(Number(12.0)),
+    Key::float("layer_norm_eps").or(Number(1e-5)),
+    Key::only("hidden_act", &[Text("quick_gelu"), Text("gelu")]),
+    Key::no_effect("dropout attention_dropout initializer_range initializer_factor"),
+    // Of every configuration of transformers: what the file is, how results are returned, other tasks.
+    Key::no_effect("architectures model_type transformers_version torch_dtype dtype use_bfloat16"),
+    Key::no_effect("return_dict output_hidden_states output_attentions output_scores return_dict_in_generate"),
+    Key::no_effect("torchscript attn_implementation pruned_heads tie_word_embeddings chunk_size_feed_forward"),
+    Key::no_effect("is_encoder_decoder is_decoder cross_attention_hidden_size add_cross_attention tie_encoder_decoder"),
+    Key::no_effect("finetuning_task id2label label2id num_labels problem_type task_specific_params tf_legacy_loss"),
+    Key::no_effect("tokenizer_class prefix bos_token_id pad_token_id sep_token_id decoder_start_token_id"),
+    Key::no_effect("forced_bos_token_id forced_eos_token_id bad_words_ids suppress_tokens begin_suppress_tokens"),
+    Key::no_effect("max_length min_length do_sample early_stopping num_beams num_beam_groups num_return_sequences"),
+    Key::no_effect("temperature top_k top_p typical_p diversity_penalty repetition_penalty length_penalty"),
+    Key::no_effect(
+        "no_repeat_ngram_size encoder_no_repeat_ngram_size exponential_decay_length_penalty remove_invalid_values",
+    ),
+];
 
-/// `hidden_act` where it is left out.
-pub fn quick_gelu() -> String {
-    "quick_gelu".to_owned()
-}
-
-/// `layer_norm_eps` where it is left out.
-pub fn layer_norm_eps() -> f32 {
-    1e-5
+/// The MLP's activation by its name in `hidden_act`.
+pub fn activation(name: &str) -> Activation {
+    if name == "gelu" { Activation::Gelu } else { Activation::QuickGelu }
 }

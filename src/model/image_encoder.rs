@@ -1,12 +1,13 @@
 //! CLIP's image tower: a picture to one embedding in the space that the prior samples.
 //!
-//! A vision transformer (Dosovitskiy et al. 2021; Radford et al. 2021, section 2.4): patches of the picture and a
-//! learned class token, all of which see one another. The class token's last state, projected, is the embedding.
+//! A vision transformer (Dosovitskiy et al. 2021; Radford et al. 2021, section 2.4) over the picture's patches and a
+//! learned class token, with full attention. The class token's last state, projected, is the embedding.
 
 use super::clip::{self, Transformer};
-use super::{legal, sized};
 use crate::error::Result;
 use crate::plan::{Graph, Plan, Tensor, WeightSource};
+use crate::weights::config::Literal::Number;
+use crate::weights::config::{Class, Key, Schema};
 use serde::Deserialize;
 
 /// `image_encoder/config.json`.
@@ -17,49 +18,46 @@ pub struct Config {
     pub intermediate_size: usize,
     pub num_hidden_layers: usize,
     pub num_attention_heads: usize,
-    #[serde(default = "colours")]
     pub num_channels: usize,
     pub image_size: usize,
     pub patch_size: usize,
     pub projection_dim: usize,
-    #[serde(default = "clip::quick_gelu")]
     pub hidden_act: String,
-    #[serde(default = "clip::layer_norm_eps")]
     pub layer_norm_eps: f32,
 }
 
-fn colours() -> usize {
-    3
+impl Schema for Config {
+    const CLASSES: &'static [Class] = &[Class { name: "CLIPVisionConfig", keys: &[KEYS, clip::KEYS] }];
+    const NESTED: Option<&'static str> = Some("vision_config");
 }
+
+const KEYS: &[Key] = &[
+    Key::size("hidden_size").or(Number(768.0)),
+    Key::size("intermediate_size").or(Number(3072.0)),
+    Key::size("num_attention_heads").or(Number(12.0)),
+    Key::size("image_size").or(Number(224.0)),
+    Key::size("patch_size").or(Number(32.0)),
+    Key::only("num_channels", &[Number(3.0)]),
+    Key::no_effect("eos_token_id"),
+];
 
 /// Records the encoder for this many pictures.
 ///
 /// Input: `pixel_values [N, size, size, 3]`, see [`Preprocessor`](crate::preprocess::Preprocessor). Output:
-/// `image_embeds [N, D]`, not normalised, which is how the prior's end is scaled, too.
+/// `image_embeds [N, D]`, not normalised, as the prior's result.
 ///
-/// *Source* transformers' `CLIPVisionModelWithProjection`, of which the first normalisation's name `pre_layrnorm` is.
+/// *Source* transformers' `CLIPVisionModelWithProjection`; its first normalisation is spelled `pre_layrnorm`.
 ///
 /// # Errors
-/// A configuration that is not implemented, or a tensor that is missing or of another shape.
+/// A tensor is missing or of another shape.
 pub fn plan(config: &Config, source: &dyn WeightSource, pictures: usize) -> Result<Plan> {
-    let path = source.path();
     let (width, size, patch) = (config.hidden_size, config.image_size, config.patch_size);
-    sized(
-        path,
-        &[
-            ("hidden_size", width),
-            ("num_attention_heads", config.num_attention_heads),
-            ("image_size", size),
-            ("patch_size", patch),
-        ],
-    )?;
-    legal(path, "num_channels", &config.num_channels, &[3])?;
     let transformer = Transformer {
         layers: config.num_hidden_layers,
         heads: config.num_attention_heads,
         inner: config.intermediate_size,
         eps: config.layer_norm_eps,
-        activation: clip::activation(path, &config.hidden_act)?,
+        activation: clip::activation(&config.hidden_act),
         causal: false,
     };
     let patches = (size / patch).pow(2);
@@ -71,8 +69,8 @@ pub fn plan(config: &Config, source: &dyn WeightSource, pictures: usize) -> Resu
     let x = pixels.conv(embeddings.at("patch_embedding"), width, patch, patch, 0, false);
     let x = x.reshape(&[pictures, patches, width]);
     let class = embeddings.tensor("class_embedding", &[width]).reshape(&[1, 1, width]).repeat(pictures);
-    let place = embeddings.tensor("position_embedding.weight", &[patches + 1, width]);
-    let x = Tensor::concat(&[class, x], 1) + place;
+    let positions = embeddings.tensor("position_embedding.weight", &[patches + 1, width]);
+    let x = Tensor::concat(&[class, x], 1) + positions;
     let x = transformer.encode(&w, x.layer_norm(w.at("pre_layrnorm"), config.layer_norm_eps));
     let class = x.slice(1, 0, 1).reshape(&[pictures, width]);
     let class = class.layer_norm(w.at("post_layernorm"), config.layer_norm_eps);

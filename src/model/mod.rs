@@ -1,8 +1,8 @@
 //! The networks, one file per folder of a diffusers checkpoint.
 //!
-//! Each is a function that records a [`Plan`](crate::plan::Plan): it takes the component's typed configuration, the
-//! sizes of one run (how many pictures, how many steps, guided or not) and the component's tensors, and writes the
-//! forward pass in the paper's words. No model holds weights or knows a back end.
+//! Each is a function that records a [`Plan`](crate::plan::Plan) from the component's configuration, the sizes of a run
+//! (pictures, steps, guided or not) and the component's tensors. The forward pass is written in the papers' terms. No
+//! model holds weights or knows a back end.
 //!
 //! Letters: `B` pictures, `G` rows of a guidance batch (`2B`, the unconditional half first, or `B` without
 //! guidance), `S` steps of the sampling loop, `T` tokens, `D` width of the CLIP embedding. Pictures are channels
@@ -17,17 +17,15 @@ pub mod super_res;
 pub mod text_encoder;
 pub mod text_proj;
 pub mod unet;
+mod unet_config;
 
-use crate::error::{Error, Result};
 use crate::ops::{COEFFICIENTS, Noise};
 use crate::plan::{Graph, Tensor};
-use std::fmt::Display;
-use std::path::Path;
 
-/// The sizes of one sampling run, from which a plan is recorded.
+/// The sizes for which a sampling network's plan is recorded.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sizes {
-    /// `B`, pictures made together.
+    /// `B`, pictures in a batch.
     pub pictures: usize,
     /// `S`, steps that the tables have room for; a run may be shorter.
     pub steps: usize,
@@ -36,7 +34,7 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// `G`, rows that the model sees at once.
+    /// `G`, rows of the network's batch.
     pub fn rows(&self) -> usize {
         self.pictures * if self.rule.guided { 2 } else { 1 }
     }
@@ -61,22 +59,5 @@ impl Sizes {
         graph.output("x", x);
         graph.feed(x, x_t);
         x
-    }
-}
-
-/// Refuses a configuration value that this engine does not implement.
-fn legal<T: PartialEq + Display>(path: &Path, key: &str, found: &T, known: &[T]) -> Result<()> {
-    if known.contains(found) {
-        return Ok(());
-    }
-    let known: Vec<String> = known.iter().map(T::to_string).collect();
-    Err(Error::config(path, format!("{key} is {found}; this engine knows {}", known.join(", "))))
-}
-
-/// Refuses sizes that would make empty or undivided tensors.
-fn sized(path: &Path, sizes: &[(&str, usize)]) -> Result<()> {
-    match sizes.iter().find(|(_, size)| *size == 0) {
-        Some((key, _)) => Err(Error::config(path, format!("{key} is 0; it must be at least 1"))),
-        None => Ok(()),
     }
 }

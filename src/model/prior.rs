@@ -1,15 +1,17 @@
 //! The diffusion prior: a text's embedding to an image's embedding.
 //!
 //! A causal transformer over the text tokens, the text embedding, the time, the noisy image embedding and a learned
-//! query, whose last token predicts the clean image embedding (Ramesh et al. 2022, section 2.2).
+//! query. The last token predicts the clean image embedding (Ramesh et al. 2022, section 2.2).
 //!
-//! Causality makes the text tokens and the text embedding independent of what follows, so their keys and values do
-//! not vary; only the last three tokens are computed in every step.
+//! Attention is causal: keys and values of the text tokens and the text embedding are the same in all steps. A step
+//! computes the last three tokens only.
 
-use super::{Sizes, legal, sized};
-use crate::error::{Error, Result};
+use super::Sizes;
+use crate::error::Result;
 use crate::ops::Activation;
 use crate::plan::{Graph, Plan, Tensor, WeightSource, Weights};
+use crate::weights::config::Literal::{Null, Number, Text};
+use crate::weights::config::{Class, Key, Schema};
 use serde::Deserialize;
 
 /// `prior/config.json`.
@@ -21,65 +23,46 @@ pub struct Config {
     pub num_layers: usize,
     pub embedding_dim: usize,
     pub num_embeddings: usize,
-    pub additional_embeddings: usize,
-    #[serde(default)]
-    pub time_embed_act_fn: Option<String>,
-    #[serde(default)]
-    pub norm_in_type: Option<String>,
-    #[serde(default)]
-    pub embedding_proj_norm_type: Option<String>,
-    #[serde(default)]
-    pub encoder_hid_proj_type: Option<String>,
-    #[serde(default)]
-    pub added_emb_type: Option<String>,
-    #[serde(default)]
     pub time_embed_dim: Option<usize>,
-    #[serde(default)]
     pub embedding_proj_dim: Option<usize>,
-    #[serde(default)]
     pub clip_embed_dim: Option<usize>,
+}
+
+const KEYS: &[Key] = &[
+    Key::size("num_attention_heads").or(Number(32.0)),
+    Key::size("attention_head_dim").or(Number(64.0)),
+    Key::size("num_layers").or(Number(20.0)),
+    Key::size("embedding_dim").or(Number(768.0)),
+    Key::size("num_embeddings").or(Number(77.0)),
+    Key::size("time_embed_dim embedding_proj_dim clip_embed_dim").nullable(),
+    Key::only("additional_embeddings", &[Number(4.0)]),
+    Key::only("time_embed_act_fn", &[Text("silu"), Text("swish")]),
+    Key::only("encoder_hid_proj_type", &[Text("linear")]),
+    Key::only("added_emb_type", &[Text("prd")]),
+    Key::only("norm_in_type embedding_proj_norm_type", &[Null]),
+    Key::no_effect("dropout"),
+];
+
+impl Schema for Config {
+    const CLASSES: &'static [Class] = &[Class { name: "PriorTransformer", keys: &[KEYS] }];
+
+    fn check(&self) -> Result<(), String> {
+        let widths = [
+            ("time_embed_dim", self.time_embed_dim, self.inner()),
+            ("embedding_proj_dim", self.embedding_proj_dim, self.embedding_dim),
+            ("clip_embed_dim", self.clip_embed_dim, self.embedding_dim),
+        ];
+        match widths.into_iter().find(|(_, found, only)| found.is_some_and(|found| found != *only)) {
+            Some((key, Some(found), only)) => Err(format!("{key} is {found}; this engine knows null, {only}")),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Config {
     /// Width of the transformer.
     pub fn inner(&self) -> usize {
         self.num_attention_heads * self.attention_head_dim
-    }
-
-    fn check(&self, source: &dyn WeightSource) -> Result<()> {
-        let path = source.path();
-        sized(
-            path,
-            &[
-                ("num_attention_heads", self.num_attention_heads),
-                ("attention_head_dim", self.attention_head_dim),
-                ("num_layers", self.num_layers),
-                ("embedding_dim", self.embedding_dim),
-                ("num_embeddings", self.num_embeddings),
-            ],
-        )?;
-        let text = |value: &Option<String>| value.clone().unwrap_or("null".to_owned());
-        let known = |key: &str, value: &Option<String>, names: &[&str]| {
-            let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
-            legal(path, key, &text(value), &names)
-        };
-        known("time_embed_act_fn", &self.time_embed_act_fn, &["null", "silu"])?;
-        known("norm_in_type", &self.norm_in_type, &["null"])?;
-        known("embedding_proj_norm_type", &self.embedding_proj_norm_type, &["null"])?;
-        known("encoder_hid_proj_type", &self.encoder_hid_proj_type, &["null", "linear"])?;
-        known("added_emb_type", &self.added_emb_type, &["null", "prd"])?;
-        legal(path, "additional_embeddings", &self.additional_embeddings, &[4])?;
-        let sizes = [
-            ("time_embed_dim", self.time_embed_dim, self.inner()),
-            ("embedding_proj_dim", self.embedding_proj_dim, self.embedding_dim),
-            ("clip_embed_dim", self.clip_embed_dim, self.embedding_dim),
-        ];
-        for (key, found, only) in sizes {
-            if found.is_some_and(|size| size != only) {
-                return Err(Error::config(path, format!("{key} is {found:?}; this engine knows null and {only}")));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -88,29 +71,28 @@ impl Config {
 /// Inputs: `text_embeds [G, D]`, `hidden [G, T, D]`, `mask [G, T]` (1 for bos, text and eos), `time [S, inner]`
 /// (sinusoidal features of the timesteps), `coefficients [S, B, 9]`, `noise [S, B, D]` or `seeds [B, 4]`, and per step
 /// `x_t [B, D]`, fed back from step to step. Outputs: `model_output [G, D]` before guidance, `x [B, D]` after the step, and
-/// `image_embeds [B, D]`, the same in the space of the image encoder, to be read after the last step.
+/// `image_embeds [B, D]`, which is `x` in the image encoder's space, valid after the last step.
 ///
 /// # Errors
-/// A configuration that is not implemented, or a tensor that is missing or of another shape.
-pub fn plan(config: &Config, source: &dyn WeightSource, run: &Sizes) -> Result<Plan> {
-    config.check(source)?;
+/// A tensor is missing or of another shape.
+pub fn plan(config: &Config, source: &dyn WeightSource, sizes: &Sizes) -> Result<Plan> {
     let (dim, inner, tokens) = (config.embedding_dim, config.inner(), config.num_embeddings);
-    let (rows, pictures) = (run.rows(), run.pictures);
+    let (rows, pictures) = (sizes.rows(), sizes.pictures);
     let graph = Graph::new("prior", source);
     let text_embeds = graph.input("text_embeds", &[rows, dim]);
     let hidden = graph.input("hidden", &[rows, tokens, dim]);
     let mask = graph.input("mask", &[rows, tokens]);
-    let time = graph.input("time", &[run.steps, inner]);
+    let time = graph.input("time", &[sizes.steps, inner]);
     let x_t = graph.step_input("x_t", &[pictures, dim]);
     let step = graph.step_number();
 
     let w = graph.weights();
-    let places = w.tensor("positional_embedding", &[1, tokens + 4, inner]);
-    let place = |at: usize, length: usize| places.slice(1, at, length).reshape(&[length, inner]);
+    let positions = w.tensor("positional_embedding", &[1, tokens + 4, inner]);
+    let position = |at: usize, length: usize| positions.slice(1, at, length).reshape(&[length, inner]);
 
     let text = hidden.linear(w.at("encoder_hidden_states_proj"), inner);
     let embedding = text_embeds.linear(w.at("embedding_proj"), inner).reshape(&[rows, 1, inner]);
-    let mut prefix = Tensor::concat(&[text, embedding], 1) + place(0, tokens + 1);
+    let mut prefix = Tensor::concat(&[text, embedding], 1) + position(0, tokens + 1);
 
     let time =
         time.linear(w.at("time_embedding.linear_1"), inner).silu().linear(w.at("time_embedding.linear_2"), inner);
@@ -118,7 +100,7 @@ pub fn plan(config: &Config, source: &dyn WeightSource, run: &Sizes) -> Result<P
     let image = x_t.repeat(rows / pictures).linear(w.at("proj_in"), inner);
     let query = w.tensor("prd_embedding", &[1, 1, inner]).repeat(rows);
     let late = [time, image, query].map(|t| t.reshape(&[rows, 1, inner]));
-    let mut late = Tensor::concat(&late, 1) + place(tokens + 1, 3);
+    let mut late = Tensor::concat(&late, 1) + position(tokens + 1, 3);
 
     for layer in 0..config.num_layers {
         let w = w.at("transformer_blocks").at(layer);
@@ -129,19 +111,19 @@ pub fn plan(config: &Config, source: &dyn WeightSource, run: &Sizes) -> Result<P
             prefix = block.finish(prefix, block.query(h).attend(kept, None, Some(mask), block.heads, true));
         }
         let (h, own) = block.keys_and_values(late);
-        // Only the last token is read in the end, and it sees all tokens.
+        // Only the last token's output is read; it attends to all tokens.
         let (x, h) = if last { (late.slice(1, 2, 1), h.slice(1, 2, 1)) } else { (late, h) };
         late = block.finish(x, block.query(h).attend(own, Some(kept), Some(block.mask), block.heads, !last));
     }
     let late = late.reshape(&[rows, inner]).layer_norm(w.at("norm_out"), 1e-5);
     let predicted = late.linear(w.at("proj_to_clip_embeddings"), dim);
-    let x = run.sample(&graph, predicted, x_t, step);
+    let x = sizes.sample(&graph, predicted, x_t, step);
     let [mean, std] = ["clip_mean", "clip_std"].map(|name| w.tensor(name, &[1, dim]).reshape(&[dim]));
     graph.output("image_embeds", x.multiply(std) + mean);
     graph.finish()
 }
 
-/// One transformer block, in the parts that text tokens and late tokens go through at different times.
+/// One transformer block, in parts: the prefix and the late tokens pass through it separately.
 struct Block<'a, 'g> {
     w: &'a Weights<'g>,
     heads: usize,
@@ -160,7 +142,7 @@ impl<'g> Block<'_, 'g> {
         h.linear(self.w.at("attn1.to_q"), h.channels())
     }
 
-    /// Adds what attention found, then the perceptron.
+    /// The residual additions: attention's output, then the MLP's.
     fn finish(&self, x: Tensor<'g>, attended: Tensor<'g>) -> Tensor<'g> {
         let width = x.channels();
         let x = x + attended.linear(self.w.at("attn1.to_out.0"), width);

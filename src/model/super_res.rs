@@ -1,16 +1,16 @@
 //! Super-resolution: a small picture to a large one (Ramesh et al. 2022, section 2.1; Saharia et al. 2021).
 //!
-//! Two networks of one shape share the work: the first takes all steps but the last, the second, trained to repair
-//! details, the last. Both see the noisy large picture beside the small one, enlarged.
+//! Two networks of one architecture: the first takes all steps except the last; the second, trained to repair details,
+//! takes the last. The input of both is the noisy large picture, concatenated with the small one, enlarged.
 
 use super::Sizes;
-use super::decoder::picture_size;
-use super::unet::{Conditions, Config, forward};
-use crate::error::{Error, Result};
+use super::unet::{Conditions, Config, UNCONDITIONAL, forward};
+use crate::error::Result;
 use crate::plan::{Graph, Plan, Tensor, WeightSource};
+use crate::weights::config::Configured;
 
-/// Records one of the two networks with its sampling step. `small` is the decoder's side, `size` the side of the
-/// result: the second network's own configuration leaves it out.
+/// Records one of the two networks with its sampling step. `small` is the side of the decoder's picture, `size` that of
+/// the result, which the second network's own configuration lacks.
 ///
 /// Inputs: `small [B, h, w, C]`, `time [S, W]`, `coefficients [S, B, 9]`, `noise [S, B, H, W, C]` or `seeds [B, 4]`, and per
 /// step `x_t [B, H, W, C]`, fed back. Outputs: `upscaled [B, H, W, C]`, `model_output [B, H, W, C]`, `x [B, H, W, C]`.
@@ -19,23 +19,22 @@ use crate::plan::{Graph, Plan, Tensor, WeightSource};
 /// A configuration that is not implemented, or a tensor that is missing or of another shape.
 pub fn plan(
     name: &str,
-    config: &Config,
+    config: &Configured<Config>,
     source: &dyn WeightSource,
-    run: &Sizes,
+    sizes: &Sizes,
     small: usize,
     size: Option<usize>,
 ) -> Result<Plan> {
-    config.check(source.path())?;
-    let size = picture_size(config, source, size)?;
-    let (pictures, c) = (run.pictures, config.out_channels);
+    config.require_class(UNCONDITIONAL)?;
+    let size = config.picture_size(size)?;
+    let (pictures, c) = (sizes.pictures, config.out_channels);
     if config.in_channels != 2 * c {
-        let reason =
-            format!("in_channels is {}; noisy and enlarged picture have {} together", config.in_channels, 2 * c);
-        return Err(Error::config(source.path(), reason));
+        let reason = format!("in_channels is {}; expected {}, noisy and enlarged picture", config.in_channels, 2 * c);
+        return Err(config.refused(reason));
     }
     let graph = Graph::new(name, source);
     let small = graph.input("small", &[pictures, small, small, c]);
-    let time = graph.input("time", &[run.steps, config.time_features()]);
+    let time = graph.input("time", &[sizes.steps, config.time_features()]);
     let x_t = graph.step_input("x_t", &[pictures, size, size, c]);
     let step = graph.step_number();
 
@@ -43,6 +42,6 @@ pub fn plan(
     let conditions = Conditions { time, step, added: None, context: None };
     let predicted = forward(&graph.weights(), config, Tensor::concat(&[x_t, upscaled], 3), &conditions);
     graph.output("upscaled", upscaled);
-    run.sample(&graph, predicted, x_t, step);
+    sizes.sample(&graph, predicted, x_t, step);
     graph.finish()
 }

@@ -1,10 +1,9 @@
 //! Pairs of uniforms to pairs of normals, with the same bits on every machine.
 //!
-//! torch's x86-64 build uses the single-precision polynomials of Cephes here, contracted to fused multiply-adds.
-//! They are the better choice for us too: a polynomial of exactly rounded operations gives the same bits on every
-//! machine, which a C library's `logf` and `cosf` do not. [`f32::mul_add`] is exact with and without the
-//! instruction, but two orders of magnitude slower without, so the loops over it are compiled twice, see
-//! [`with_fma`].
+//! torch's x86-64 build uses the f32 polynomials of Cephes here, contracted to fused multiply-adds. Such a polynomial
+//! has the same bits on every machine, since each operation is correctly rounded; a C library's `logf` and `cosf` do
+//! not. Without the FMA instruction [`f32::mul_add`] is as exact but two orders of magnitude slower, so loops over it
+//! are compiled twice, see [`with_fma`].
 //!
 //! # Source
 //! Box & Muller 1958; Moshier's Cephes library, `logf` and `sinf`/`cosf`.
@@ -12,8 +11,8 @@
 // The constants as Cephes prints them, so that they can be compared.
 #![allow(clippy::excessive_precision)]
 
-/// Compiles a function body once for x86-64 with AVX2 and FMA and once for the plain target, and picks at run time.
-/// The results are the same; only the speed differs.
+/// Compiles a function body once for x86-64 with AVX2 and FMA and once for the plain target, and picks one at run time.
+/// Both have the same results.
 macro_rules! with_fma {
     ($(#[$doc:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),*) $body:block) => {
         $(#[$doc])*
@@ -46,11 +45,11 @@ pub(super) use with_fma;
 pub(super) fn box_muller(u1: f32, u2: f32) -> (f32, f32) {
     let radius = (-2.0 * ln(u1)).sqrt();
     let (sin, cos) = sin_cos(std::f32::consts::TAU * u2);
-    // torch ends with a multiply-add of mean 0, which makes -0 a +0.
+    // torch adds a mean of 0 at the end, which turns -0 into +0.
     (radius * cos + 0.0, radius * sin + 0.0)
 }
 
-/// Natural logarithm of a normal positive number.
+/// Natural logarithm of a normal positive float.
 #[inline(always)]
 fn ln(x: f32) -> f32 {
     // x = m 2^e with m in [0.5, 1), then both moved so that m is in [sqrt(1/2) - 1, sqrt(2) - 1].

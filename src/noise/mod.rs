@@ -1,14 +1,13 @@
 //! Seeded Gaussian noise, the same bits on every machine.
 //!
-//! A picture is a function of its prompt and its seed, so noise is made here and not by a device's own generator.
-//! There are two kinds. [`NoiseKind::Torch`] repeats what `torch.Generator("cpu").manual_seed(seed)` gives, in the
-//! pipeline's order of draws, so that a seed makes the picture that diffusers makes; it is one sequence and must
-//! be made in order. [`NoiseKind::Philox`] is counter-based: every value is a function of seed, draw and index
-//! alone, which any number of threads or devices can make in any order.
+//! A picture depends on its prompt and seed alone, so noise does not come from a device's own generator. There are two
+//! kinds. [`NoiseKind::Torch`] is the stream of `torch.Generator("cpu").manual_seed(seed)` in the pipeline's order of
+//! draws: a seed gives the picture that diffusers gives. It is sequential. [`NoiseKind::Philox`] is counter-based: a
+//! value is a function of seed, draw and index, which threads and devices can compute in any order.
 //!
-//! The order of draws for one picture: the prior's start and one draw for each of its steps but the last, then the
-//! same for the decoder, then the same for super-resolution. Every picture has a [`NoiseSource`] of its own.
-//! With Philox the steps' draws are left to the kernel of the sampler step, which knows seed, draw and index.
+//! Draws of one picture, in order: the prior's first latents and one draw for each step except the last, then the same
+//! for the decoder and for super-resolution. Every picture has its own [`NoiseSource`]. With Philox the sampler step's
+//! kernel makes the draws of the steps itself.
 
 mod box_muller;
 mod philox;
@@ -17,10 +16,11 @@ mod torch;
 pub use philox::{Philox, philox4x32_10};
 pub use torch::TorchGenerator;
 
-/// Which generator makes the noise.
+/// A random number generator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum NoiseKind {
-    /// The numbers of torch's CPU generator.
+    /// torch's CPU generator.
     #[default]
     Torch,
     /// The counter-based Philox 4x32-10.
@@ -38,7 +38,7 @@ enum Generator {
 }
 
 impl NoiseSource {
-    /// Starts the sequence of `seed`. Torch's generator uses only the low 32 bits of it, as torch does.
+    /// The stream of `seed`. torch uses the low 32 bits only.
     pub fn new(kind: NoiseKind, seed: u64) -> Self {
         NoiseSource(match kind {
             NoiseKind::Torch => Generator::Torch(Box::new(TorchGenerator::new(seed))),
@@ -65,8 +65,8 @@ impl NoiseSource {
         }
     }
 
-    /// Leaves the next draws to a kernel that makes them by itself and needs the seed and the number of the first. `None`
-    /// for torch's generator, whose draws can only be made here.
+    /// Skips draws that a kernel makes itself, and returns the seed and the index of the first of them. `None` for
+    /// torch's generator, which is sequential.
     pub fn leave(&mut self, draws: u64) -> Option<(u64, u64)> {
         match &mut self.0 {
             Generator::Torch(_) => None,

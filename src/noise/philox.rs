@@ -1,10 +1,9 @@
 //! Philox 4x32-10: random numbers as a function of a counter.
 //!
-//! There is no state to carry from one number to the next: ten rounds of multiplications and exclusive ors turn a
-//! 128-bit counter and a 64-bit key into four words that pass the usual batteries of tests. A kernel can therefore
-//! make the value of its own element, whatever the launch geometry.
+//! There is no state: ten rounds of multiplications and exclusive ors map a 128-bit counter and a 64-bit key to four
+//! words that pass the usual statistical tests. A kernel computes the value of its own element, for any launch geometry.
 //!
-//! The mapping of this crate. Element `i` of draw `d` under seed `s`:
+//! The mapping of this crate, for element `i` of draw `d` with seed `s`:
 //! ```text
 //! key      s low, s high
 //! counter  i/4 low, i/4 high, d low, d high                      -> words w0 w1 w2 w3
@@ -39,7 +38,7 @@ pub struct Philox {
 }
 
 impl Philox {
-    /// The generator of a seed; all 64 bits count.
+    /// The generator of a seed, with all 64 bits.
     pub fn new(seed: u64) -> Self {
         Philox { seed }
     }
@@ -77,7 +76,7 @@ with_fma! {
 fn quad(key: [u32; 2], draw: u64, index: u64) -> [f32; 4] {
     const UNIT: f32 = 1.0 / (1 << 24) as f32;
     let [w0, w1, w2, w3] = philox4x32_10([index as u32, (index >> 32) as u32, draw as u32, (draw >> 32) as u32], key);
-    // Through i32: a vector of u32 has no single conversion to f32.
+    // Through i32: AVX2 has no conversion from u32 to f32.
     let uniform = |word: u32| word as i32 as f32 * UNIT;
     let (x0, x1) = box_muller(uniform((w0 >> 8) + 1), uniform(w1 >> 8));
     let (x2, x3) = box_muller(uniform((w2 >> 8) + 1), uniform(w3 >> 8));
@@ -132,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn values_have_the_moments_of_a_standard_normal() {
+    fn values_have_the_mean_variance_skewness_and_kurtosis_of_a_standard_normal() {
         let mut out = vec![0f32; 1 << 20];
         Philox::new(3).fill_normal(0, 0, &mut out);
         let moment = |power| out.iter().map(|&x| f64::from(x).powi(power)).sum::<f64>() / out.len() as f64;

@@ -1,9 +1,9 @@
 //! `torch.randn` on the CPU, bit for bit.
 //!
-//! The engine is the 32-bit Mersenne Twister. How torch turns its words into normals depends on the size of the
-//! draw: 16 or more values are made in groups of 16, whose first eight uniforms are radii and last eight angles; a
-//! size that 16 does not divide has its last 16 values made again from fresh uniforms; fewer than 16 are made one
-//! by one in f64, and the second value of a pair waits in the generator for the next small draw.
+//! The generator is the 32-bit Mersenne Twister. The conversion to normals depends on the size of the draw:
+//! * From 16 values on they are made in groups of 16: the first eight uniforms are radii, the last eight angles. If 16
+//!   does not divide the size, the last 16 values are drawn again from fresh uniforms.
+//! * Fewer than 16 values are made one by one in f64. The second of a pair is kept for the next small draw.
 //!
 //! # Source
 //! Matsumoto & Nishimura 1998; torch 2.15 on x86-64 with AVX2 (`normal_fill` and `normal_distribution`).
@@ -19,7 +19,7 @@ pub struct TorchGenerator {
     state: [u32; WORDS],
     /// Index of the next word of `state` to hand out.
     next: usize,
-    /// Second value of a pair of the serial path. Large draws leave it alone.
+    /// Second value of a pair of the serial path. Large draws do not touch it.
     waiting: Option<f64>,
 }
 
@@ -34,7 +34,7 @@ impl TorchGenerator {
         TorchGenerator { state, next: WORDS, waiting: None }
     }
 
-    /// Makes the values of `torch.randn(out.len(), generator=self)` in float32.
+    /// The values of `torch.randn(out.len(), generator=self)` in f32.
     pub fn fill_normal(&mut self, out: &mut [f32]) {
         if out.len() < GROUP {
             for value in out {
@@ -110,7 +110,7 @@ with_fma! {
             fill_group(generator, group);
         }
         if !tail.is_empty() {
-            // torch draws uniforms for the tail before it decides to make the last 16 values again.
+            // torch draws uniforms for the tail before it replaces the last 16 values.
             for _ in tail {
                 generator.word();
             }

@@ -12,15 +12,15 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Component as Part, Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::DeserializeOwned;
 
+use super::config::{self, Configured, Schema, Unique, parse_json};
 use super::layout::{self, Files, Refusal};
 use super::safetensors::WeightFile;
 use super::{TensorInfo, to_f32s};
@@ -178,22 +178,29 @@ impl Checkpoint {
         }
     }
 
-    /// A JSON file as a typed value: scheduler configurations and the like.
+    /// A configuration file, checked against the keys of its class.
     ///
     /// # Errors
-    /// As [`Checkpoint::read`]; [`Error::Config`] naming the key when the content does not fit `T`.
+    /// As [`Checkpoint::read`] and [`config::read`].
+    pub fn config<T: Schema>(&self, relative: &str) -> Result<Configured<T>> {
+        config::read(&self.path_of(relative), &self.read(relative)?)
+    }
+
+    /// A JSON file that is no configuration of a class: an index, a vocabulary.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`]; [`Error::Config`] with the key when the content does not fit `T`.
     pub fn json<T: DeserializeOwned>(&self, relative: &str) -> Result<T> {
         parse_json(&self.path_of(relative), &self.read(relative)?)
     }
 
-    /// Opens a component: its `config.json` and the headers of its weight files.
+    /// Opens a component: the headers of its weight files.
     ///
     /// # Errors
     /// [`Error::Config`] when a file is missing, [`Error::Unsupported`] when only pickled weights are there,
     /// [`Error::WeightFile`] when a weight file or an index of shards is damaged.
     pub fn component(&self, name: &str) -> Result<Component> {
         self.require(&[name])?;
-        let config = self.read(&format!("{name}/config.json"))?;
         let path = self.path_of(name);
         let choice =
             layout::choose(&self.list(name)?, self.options.variant.as_deref()).map_err(|refusal| match refusal {
@@ -210,7 +217,7 @@ impl Checkpoint {
             }
             Files::Sharded { index } => {
                 let index_path = self.path_of(&format!("{name}/{index}"));
-                let ShardIndex { weight_map: WeightMap(map) } = self.json(&format!("{name}/{index}"))?;
+                let ShardIndex { weight_map: Unique(map) } = self.json(&format!("{name}/{index}"))?;
                 let broken = |reason| Error::WeightFile { path: index_path.clone(), reason };
                 for shard in map.values().collect::<BTreeSet<_>>() {
                     if !is_inside(shard) {
@@ -239,7 +246,7 @@ impl Checkpoint {
                 }
             }
         }
-        Ok(Component { name: name.to_string(), path, config, variant: choice.variant, files, tensors })
+        Ok(Component { name: name.to_string(), path, variant: choice.variant, files, tensors })
     }
 
     fn weight_file(&self, component: &str, file: &str) -> Result<WeightFile> {
@@ -285,7 +292,6 @@ impl Checkpoint {
 pub struct Component {
     name: String,
     path: PathBuf,
-    config: Cow<'static, [u8]>,
     variant: Option<String>,
     files: Vec<WeightFile>,
     /// Tensor name to the position of its file.
@@ -311,14 +317,6 @@ impl Component {
     /// The weight files: one, or the shards in order of their names.
     pub fn files(&self) -> &[WeightFile] {
         &self.files
-    }
-
-    /// The component's `config.json` as a typed value.
-    ///
-    /// # Errors
-    /// [`Error::Config`] naming the file and the key that is missing or has another type.
-    pub fn config<T: DeserializeOwned>(&self) -> Result<T> {
-        parse_json(&self.path.join("config.json"), &self.config)
     }
 
     /// Type and shape of a tensor, or `None` when there is none of this name.
@@ -442,35 +440,7 @@ fn cast<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(bytes: Cow<'_, [u8]>) -
 /// `*.safetensors.index.json`; its `metadata` is not needed.
 #[derive(Deserialize)]
 struct ShardIndex {
-    weight_map: WeightMap,
-}
-
-/// Tensor name to file name, refusing a tensor that is listed twice.
-struct WeightMap(BTreeMap<String, String>);
-
-impl<'de> Deserialize<'de> for WeightMap {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Unique;
-        impl<'de> Visitor<'de> for Unique {
-            type Value = WeightMap;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an object of tensor names and file names")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<WeightMap, A::Error> {
-                let mut map = BTreeMap::new();
-                while let Some((tensor, file)) = entries.next_entry::<String, String>()? {
-                    if map.contains_key(&tensor) {
-                        return Err(A::Error::custom(format!("{tensor:?} appears twice")));
-                    }
-                    map.insert(tensor, file);
-                }
-                Ok(WeightMap(map))
-            }
-        }
-        deserializer.deserialize_map(Unique)
-    }
+    weight_map: Unique<String>,
 }
 
 /// True for a relative path that stays below its start: no root, no drive, no `..`, no backslash.
@@ -480,30 +450,6 @@ fn is_inside(relative: &str) -> bool {
     !relative.is_empty()
         && !relative.contains(['\\', '\0'])
         && Path::new(relative).components().all(|part| matches!(part, Part::Normal(_)))
-}
-
-/// Parses a configuration file; a complaint names the file and the key.
-pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|e| {
-        let reason = match key_before(bytes, e.line(), e.column()) {
-            // A missing or repeated field names itself; where the parser stood then says nothing.
-            Some(key) if e.is_data() && !e.to_string().contains("field `") => format!("{key}: {e}"),
-            _ => e.to_string(),
-        };
-        Error::config(path, reason)
-    })
-}
-
-/// The last `"key":` before a position in a JSON text, with which a wrong value can be named.
-fn key_before(bytes: &[u8], line: usize, column: usize) -> Option<&str> {
-    let start: usize = bytes.split_inclusive(|b| *b == b'\n').take(line.checked_sub(1)?).map(<[u8]>::len).sum();
-    // A character cut in two at the position does not matter: the key is complete before it.
-    let text = bytes.get(..start + column)?.utf8_chunks().next()?.valid();
-    text.match_indices(':').rev().find_map(|(colon, _)| {
-        let before = text[..colon].trim_end().strip_suffix('"')?;
-        let key = &before[before.rfind('"')? + 1..];
-        (!key.is_empty()).then_some(key)
-    })
 }
 
 #[cfg(test)]
@@ -518,22 +464,5 @@ mod tests {
         for bad in ["", "/etc/passwd", "../a", "a/../../b", "..", "a\\b", "./../x", "a\0b"] {
             assert!(!is_inside(bad), "{bad}");
         }
-    }
-
-    #[test]
-    fn a_wrong_value_is_reported_with_its_key() {
-        #[derive(Deserialize, Debug)]
-        #[allow(dead_code)]
-        struct Config {
-            width: usize,
-            list: Vec<usize>,
-        }
-        let parse = |text: &str| parse_json::<Config>(Path::new("c.json"), text.as_bytes()).unwrap_err().to_string();
-        let wrong = parse("{\n  \"list\": [1],\n  \"width\": \"a: b\"\n}");
-        assert!(wrong.starts_with("c.json: width: invalid type: string"), "{wrong}");
-        let wrong = parse("{\"width\": 3, \"list\": [1, -2]}");
-        assert!(wrong.starts_with("c.json: list: invalid value: integer `-2`"), "{wrong}");
-        let missing = parse("{\"list\": []}");
-        assert!(missing.starts_with("c.json: missing field `width`"), "{missing}");
     }
 }

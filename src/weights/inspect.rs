@@ -83,6 +83,6 @@ fn look(checkpoint: &Checkpoint, report: &mut ComponentReport) -> Result<()> {
             report.parameters += info.elements() as u64;
         }
     }
-    component.config::<serde_json::Map<String, Value>>()?;
+    checkpoint.json::<serde_json::Map<String, Value>>(&format!("{name}/config.json"))?;
     Ok(())
 }

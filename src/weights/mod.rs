@@ -12,6 +12,7 @@
 //! A file is validated completely before its first tensor is handed out: afterwards a tensor's range is known to
 //! lie inside the file. What a file that changes *during* use can do is described in [`safetensors`].
 
+pub mod config;
 #[cfg(feature = "default-model")]
 mod default_model;
 pub mod diffusers;

@@ -27,6 +27,7 @@ use crate::plan::{Plan, WeightSource};
 #[cfg(feature = "tokenizer")]
 use crate::tokenizer::Tokenizer;
 use crate::weights::Checkpoint;
+use crate::weights::config::Configured;
 use std::sync::{Arc, OnceLock};
 use vision::Vision;
 
@@ -76,23 +77,23 @@ pub struct UnClip {
     defaults: Settings,
     #[cfg(feature = "tokenizer")]
     tokenizer: Tokenizer,
-    text_encoder: text_encoder::Config,
+    text_encoder: Configured<text_encoder::Config>,
     /// Checkpoints for variations alone have none.
     prior: Option<Prior>,
     /// Read when it is asked for: a checkpoint that lacks it still makes pictures from prompts.
     vision: OnceLock<Vision>,
-    text_proj: text_proj::Config,
-    decoder: unet::Config,
-    super_res_first: unet::Config,
-    super_res_last: unet::Config,
-    decoder_scheduler: SchedulerConfig,
-    super_res_scheduler: SchedulerConfig,
+    text_proj: Configured<text_proj::Config>,
+    decoder: Configured<unet::Config>,
+    super_res_first: Configured<unet::Config>,
+    super_res_last: Configured<unet::Config>,
+    decoder_scheduler: Configured<SchedulerConfig>,
+    super_res_scheduler: Configured<SchedulerConfig>,
 }
 
 /// What leads from text to an image embedding.
 struct Prior {
-    config: prior::Config,
-    scheduler: SchedulerConfig,
+    config: Configured<prior::Config>,
+    scheduler: Configured<SchedulerConfig>,
 }
 
 /// Reads and checks a checkpoint's configurations.
@@ -100,21 +101,18 @@ fn open(checkpoint: &Arc<Checkpoint>) -> Result<Box<dyn Family>> {
     let always = ["text_encoder", "text_proj", "decoder", "super_res_first", "super_res_last"];
     let from = if checkpoint.class_name() == KIND.classes[1] { &Vision::FOLDERS[..] } else { &["prior"] };
     checkpoint.require(&[&always, from].concat())?;
-    let scheduler = |name: &str| {
-        let file = format!("{name}/scheduler_config.json");
-        SchedulerConfig::from_json(&checkpoint.path().join(&file), &checkpoint.read(&file)?)
-    };
+    let scheduler = |name: &str| checkpoint.config(&format!("{name}/scheduler_config.json"));
     let prior = || -> Result<Prior> {
-        Ok(Prior { config: checkpoint.json("prior/config.json")?, scheduler: scheduler("prior_scheduler")? })
+        Ok(Prior { config: checkpoint.config("prior/config.json")?, scheduler: scheduler("prior_scheduler")? })
     };
-    let text_encoder: text_encoder::Config = checkpoint.json("text_encoder/config.json")?;
+    let text_encoder: Configured<text_encoder::Config> = checkpoint.config("text_encoder/config.json")?;
     let family = UnClip {
         prior: checkpoint.has("prior").then(prior).transpose()?,
         vision: OnceLock::new(),
-        text_proj: checkpoint.json("text_proj/config.json")?,
-        decoder: checkpoint.json("decoder/config.json")?,
-        super_res_first: checkpoint.json("super_res_first/config.json")?,
-        super_res_last: checkpoint.json("super_res_last/config.json")?,
+        text_proj: checkpoint.config("text_proj/config.json")?,
+        decoder: checkpoint.config("decoder/config.json")?,
+        super_res_first: checkpoint.config("super_res_first/config.json")?,
+        super_res_last: checkpoint.config("super_res_last/config.json")?,
         decoder_scheduler: scheduler("decoder_scheduler")?,
         super_res_scheduler: scheduler("super_res_scheduler")?,
         #[cfg(feature = "tokenizer")]

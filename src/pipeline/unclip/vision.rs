@@ -5,11 +5,12 @@ use crate::model::image_encoder;
 use crate::pipeline::agree;
 use crate::preprocess::Preprocessor;
 use crate::weights::Checkpoint;
+use crate::weights::config::Configured;
 
 /// The image encoder's configuration, and how pictures are prepared for it.
 pub struct Vision {
-    pub config: image_encoder::Config,
-    pub preprocessor: Preprocessor,
+    pub config: Configured<image_encoder::Config>,
+    pub preprocessor: Configured<Preprocessor>,
 }
 
 impl Vision {
@@ -22,7 +23,7 @@ impl Vision {
     /// A folder is missing, or a configuration is damaged, not implemented, or contradicts another.
     pub fn read(checkpoint: &Checkpoint, dim: usize) -> Result<Vision> {
         checkpoint.require_for("variations of a picture", &Self::FOLDERS)?;
-        let config: image_encoder::Config = checkpoint.json("image_encoder/config.json")?;
+        let config: Configured<image_encoder::Config> = checkpoint.config("image_encoder/config.json")?;
         let preprocessor = Preprocessor::read(checkpoint)?;
         let sizes = [
             ("projection_dim", config.projection_dim, "the text projection's clip_embeddings_dim", dim),

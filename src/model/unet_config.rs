@@ -1,0 +1,144 @@
+//! Configurations of the U-Nets: diffusers' `UNet2DConditionModel` and `UNet2DModel`.
+
+use crate::error::Result;
+use crate::weights::config::Literal::{Bool, Null, Number, Text};
+use crate::weights::config::{Class, Configured, Key, Schema};
+use serde::Deserialize;
+
+/// `config.json` of a U-Net: the keys that [`forward`](super::unet::forward) reads.
+#[derive(Clone, Debug, Deserialize)]
+#[allow(missing_docs)] // the checkpoint's own names
+pub struct Config {
+    #[serde(rename = "_class_name")]
+    pub class_name: String,
+    pub sample_size: Option<usize>,
+    pub in_channels: usize,
+    pub out_channels: usize,
+    pub block_out_channels: Vec<usize>,
+    pub layers_per_block: usize,
+    pub down_block_types: Vec<String>,
+    pub up_block_types: Vec<String>,
+    /// Width of one head. A `UNet2DModel` does not use this key and the next.
+    pub attention_head_dim: Option<usize>,
+    pub cross_attention_dim: Option<usize>,
+    pub norm_num_groups: usize,
+    pub norm_eps: f32,
+    pub flip_sin_to_cos: bool,
+    pub freq_shift: f32,
+    pub time_embedding_dim: Option<usize>,
+    pub resnet_time_scale_shift: String,
+}
+
+/// What a conditional U-Net is called.
+pub const CONDITIONAL: &str = "UNet2DConditionModel";
+/// What a U-Net without attention is called.
+pub const UNCONDITIONAL: &str = "UNet2DModel";
+
+const SHARED: &[Key] = &[
+    Key::size("sample_size time_embedding_dim").nullable(),
+    Key::size("in_channels out_channels"),
+    Key::sizes("block_out_channels"),
+    Key::size("layers_per_block").or(Number(2.0)),
+    Key::size("norm_num_groups").or(Number(32.0)),
+    Key::float("norm_eps").or(Number(1e-5)),
+    Key::flag("flip_sin_to_cos").or(Bool(true)),
+    Key::float("freq_shift").or(Number(0.0)),
+    Key::only("resnet_time_scale_shift", &[Text("default"), Text("scale_shift")]),
+    Key::only("act_fn", &[Text("silu"), Text("swish")]),
+    Key::only("time_embedding_type", &[Text("positional")]),
+    Key::only("center_input_sample", &[Bool(false)]),
+    Key::only("mid_block_scale_factor", &[Number(1.0)]),
+    Key::only("num_class_embeds", &[Null]),
+    // The known blocks resample without a convolution, so there is nothing to pad.
+    Key::no_effect("dropout downsample_padding"),
+];
+
+const CONDITIONAL_KEYS: &[Key] = &[
+    Key::each("down_block_types", &["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"]),
+    Key::each("up_block_types", &["ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"]),
+    Key::only("mid_block_type", &[Text("UNetMidBlock2DSimpleCrossAttn")]).or(Text("UNetMidBlock2DCrossAttn")),
+    Key::only("class_embed_type", &[Text("identity")]).or(Null),
+    Key::size("attention_head_dim").or(Number(8.0)),
+    Key::size("cross_attention_dim").or(Number(1280.0)),
+    Key::only("conv_in_kernel conv_out_kernel", &[Number(3.0)]),
+    Key::only("resnet_out_scale_factor", &[Number(1.0)]),
+    Key::only("only_cross_attention resnet_skip_time_act class_embeddings_concat", &[Bool(false)]),
+    Key::only("mid_block_only_cross_attention", &[Null, Bool(false)]),
+    Key::only("time_embedding_act_fn timestep_post_act cross_attention_norm num_attention_heads", &[Null]),
+    Key::only("encoder_hid_dim encoder_hid_dim_type addition_embed_type", &[Null]),
+    // These belong to values that are refused above, to blocks that are unknown, or to an input that is not given.
+    Key::no_effect("addition_time_embed_dim addition_embed_type_num_heads projection_class_embeddings_input_dim"),
+    Key::no_effect("transformer_layers_per_block reverse_transformer_layers_per_block attention_type"),
+    Key::no_effect("dual_cross_attention use_linear_projection upcast_attention time_cond_proj_dim"),
+];
+
+const UNCONDITIONAL_KEYS: &[Key] = &[
+    Key::each("down_block_types", &["ResnetDownsampleBlock2D"]),
+    Key::each("up_block_types", &["ResnetUpsampleBlock2D"]),
+    Key::only("mid_block_type", &[Text("UNetMidBlock2D")]),
+    Key::only("class_embed_type", &[Null]),
+    Key::only("add_attention", &[Bool(false)]).or(Bool(true)),
+    // Of attention, of other blocks and of learned time embeddings.
+    Key::no_effect("attention_head_dim attn_norm_num_groups downsample_type upsample_type num_train_timesteps"),
+];
+
+impl Schema for Config {
+    const CLASSES: &'static [Class] = &[
+        Class { name: CONDITIONAL, keys: &[SHARED, CONDITIONAL_KEYS] },
+        Class { name: UNCONDITIONAL, keys: &[SHARED, UNCONDITIONAL_KEYS] },
+    ];
+
+    fn check(&self) -> Result<(), String> {
+        let levels = self.block_out_channels.len();
+        let lists = [("down_block_types", &self.down_block_types), ("up_block_types", &self.up_block_types)];
+        match lists.into_iter().find(|(_, types)| types.len() != levels) {
+            Some((key, types)) => Err(format!("{key} has {} entries for {levels} block_out_channels", types.len())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Config {
+    /// Width of the sinusoidal time features.
+    pub fn time_features(&self) -> usize {
+        self.block_out_channels.first().copied().unwrap_or(0)
+    }
+
+    /// Width of the time embedding.
+    pub fn time_embedding(&self) -> usize {
+        self.time_embedding_dim.unwrap_or(4 * self.time_features())
+    }
+
+    /// How often the picture is halved.
+    pub fn halvings(&self) -> usize {
+        self.block_out_channels.len() - 1
+    }
+}
+
+impl Configured<Config> {
+    /// Refuses the other class.
+    ///
+    /// # Errors
+    /// Names both.
+    pub(super) fn require_class(&self, class: &str) -> Result<()> {
+        match self.class_name == class {
+            true => Ok(()),
+            false => Err(self.refused(format!("_class_name is {}; expected {class}", self.class_name))),
+        }
+    }
+
+    /// The picture's side, which the network must be able to halve at every level.
+    ///
+    /// # Errors
+    /// `size` is missing or cannot be halved.
+    pub(super) fn picture_size(&self, size: Option<usize>) -> Result<usize> {
+        let unit = 1usize.checked_shl(self.halvings() as u32).unwrap_or(usize::MAX);
+        match size {
+            Some(size) if size.is_multiple_of(unit) => Ok(size),
+            found => {
+                let found = found.map_or("null".to_owned(), |size| size.to_string());
+                Err(self.refused(format!("sample_size is {found}; expected a multiple of {unit}")))
+            }
+        }
+    }
+}
