@@ -12,7 +12,7 @@ use unclip::backend::cuda::kernels::KERNELS;
 const NORM: &str = "group_norm_512x2_f32";
 /// An image of 15 by 20 positions, which is more than a block takes at a time, 24 channels, three groups.
 const SIZES: [u32; 3] = [300, 24, 3];
-const SUM: &str = "product_sum_f32_f32";
+const SUM: &str = "matmul_sum_f32_f32";
 
 fn text(entry: &str) -> &'static str {
     KERNELS.iter().find(|kernel| kernel.entries().any(|own| own == entry)).unwrap().text
