@@ -150,12 +150,13 @@ mod kernels {
         let syntax = SyntaxConfig::builder()
             .line_statement_prefix("//%")
             .variable_delimiters("${", "}")
-            // The usual ones would be found in PTX's vectors of registers.
+            // The default, `{%`, begins a vector of registers.
             .block_delimiters("//%{", "}%")
             .comment_delimiters("//#{", "}#")
             .build();
         environment.set_syntax(syntax.expect("the delimiters differ"));
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
+        environment.set_loader(minijinja::path_loader(shared));
         environment.add_function("bytes", |kind: &str| if kind == "f32" { 4 } else { 2 });
         environment.add_function("list", list);
         environment.add_function("load", load);
