@@ -20,7 +20,7 @@ const NO_OPERATION: &str = "advance";
 /// What several operations lower to.
 const SHARED: [&str; 3] = ["matmul_mma", "matmul_sm90", "matmul_sum"];
 /// What an operation lowers to where its own kernel cannot hold what it needs, or reads more than it must.
-const PARTS: [&str; 4] = ["group_norm_apply", "group_norm_factors", "group_norm_sums", "resize_bicubic"];
+const PARTS: [&str; 4] = ["group_norm_apply", "group_norm_scale_shift", "group_norm_statistics", "resize_bicubic"];
 
 fn header(kernel: &Text) -> Header {
     let Text { stem, text, .. } = kernel;

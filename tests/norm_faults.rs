@@ -96,17 +96,17 @@ fn sums_of_warps_that_are_read_before_they_are_written_are_named() {
 
 #[test]
 fn two_sums_in_one_place_are_named() {
-    caught(NORM_KERNEL, "st.shared.f32 [%warp_sum+64], %own;", "st.shared.f32 [%warp_sum+0], %own;", Check::SharedRace);
+    caught(NORM_KERNEL, "st.shared.f32 [%warp_sum_at+64], %sum;", "st.shared.f32 [%warp_sum_at+0], %sum;", Check::SharedRace);
 }
 
 #[test]
 fn a_position_too_many_is_named() {
-    caught(NORM_KERNEL, "sub.u32 %at, %at, 1;\n    div.u32 %count", "div.u32 %count", Check::OutOfBounds);
+    caught(NORM_KERNEL, "sub.u32 %counted, %counted, 1;", "", Check::OutOfBounds);
 }
 
 #[test]
-fn channels_without_factors_are_named() {
-    caught(NORM_KERNEL, "st.shared.v2.f32 [%put+8], {%g, %b};", "", Check::UnwrittenMemory);
+fn channels_without_scale_and_shift_are_named() {
+    caught(NORM_KERNEL, "st.shared.v2.f32 [%scale_shift_at+8], {%gamma_c, %beta_c};", "", Check::UnwrittenMemory);
 }
 
 #[test]
@@ -118,8 +118,8 @@ fn elements_in_the_place_of_the_sums_are_named() {
 fn pairs_that_begin_at_an_odd_channel_are_named() {
     caught(
         NORM_KERNEL,
-        "mad.lo.u32 %first, %column, 2, %first;",
-        "mad.lo.u32 %first, %column, 1, %first;",
+        "mad.lo.u32 %first, %thread_column, 2, %first;",
+        "mad.lo.u32 %first, %thread_column, 1, %first;",
         Check::Misaligned,
     );
 }
