@@ -40,8 +40,11 @@ const BLOCK_SIZES: [BlockSize; 2] = [
     BlockSize { entries: ["group_norm_1024x1", "group_norm_1024x2"], threads: 1024, shared_bytes: 96 << 10 },
 ];
 /// The block of the kernel that computes moments of parts.
-const SUMS: BlockSize =
-    BlockSize { entries: ["group_norm_statistics_512x1", "group_norm_statistics_512x2"], threads: 512, shared_bytes: 48 << 10 };
+const SUMS: BlockSize = BlockSize {
+    entries: ["group_norm_statistics_512x1", "group_norm_statistics_512x2"],
+    threads: 512,
+    shared_bytes: 48 << 10,
+};
 /// Entry points of the kernel that reads all elements again, and how many channels a thread owns there.
 const APPLY: [(&str, usize); 2] = [("group_norm_apply_512x1", 1), ("group_norm_apply_512x4", 4)];
 const APPLY_THREADS: usize = 512;
