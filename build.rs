@@ -68,14 +68,12 @@ fn table(root: &Path, files: &[PathBuf]) -> String {
 
 /// Kernels are templates whose directives are comments in PTX: `//% for`, `//% if`, and `${...}` for a value. A kernel's
 /// header lists its axes, `Variants  source: f32 f16; elem: f32 source`, and every combination becomes a text of its own;
-/// an `elem` of `source` is the same type again. `${shared(name, ..)}` is a piece of text that several kernels have, from
-/// `kernels/shared`, with variables of its own.
+/// an `elem` of `source` is the same type again. `//% import "x.ptx" as x` takes macros from `kernels/shared/x.ptx`.
 #[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
 mod kernels {
     use super::{Path, PathBuf, Write, fs};
     use minijinja::syntax::SyntaxConfig;
-    use minijinja::value::{Kwargs, Value};
-    use minijinja::{Environment, Error, State, UndefinedBehavior};
+    use minijinja::{Environment, UndefinedBehavior, path_loader};
     use std::collections::BTreeMap;
 
     type Variant = BTreeMap<String, String>;
@@ -105,7 +103,7 @@ mod kernels {
                     Some("f32") => "Some(Dtype::F32)",
                     Some("f16") => "Some(Dtype::F16)",
                     Some("bf16") => "Some(Dtype::Bf16)",
-                    Some(other) => panic!("{stem}: {other} is no type of a tensor"),
+                    Some(other) => panic!("{stem}: {other} is not a tensor type"),
                 };
                 let (source, elem, path) = (element("source"), element("elem"), path.to_str().expect("UTF-8"));
                 let row = format!("source: {source}, elem: {elem}, text: include_str!({path:?})");
@@ -118,7 +116,7 @@ mod kernels {
     /// All combinations of the axes that the header names.
     fn variants(stem: &str, template: &str) -> Vec<Variant> {
         let line = template.lines().find_map(|l| l.strip_prefix("// Variants"));
-        let line = line.unwrap_or_else(|| panic!("{stem}: the header says nothing of variants"));
+        let line = line.unwrap_or_else(|| panic!("{stem}: the header has no Variants"));
         let mut all = vec![Variant::new()];
         for (axis, values) in line.split(';').filter_map(|part| part.split_once(':')) {
             let longer = |variant: &Variant| {
@@ -127,7 +125,7 @@ mod kernels {
                     let value = variant.get(value).map_or(value, String::as_str);
                     let mut variant = variant.clone();
                     variant.insert(axis.trim().to_owned(), value.to_owned());
-                    // A plan has one type of half precision at most.
+                    // A plan has at most one half-precision type.
                     let is = |a: &str, b: &str| {
                         let value = |axis: &str| variant.get(axis).map(String::as_str);
                         value("source") == Some(a) && value("elem") == Some(b)
@@ -150,102 +148,19 @@ mod kernels {
         let syntax = SyntaxConfig::builder()
             .line_statement_prefix("//%")
             .variable_delimiters("${", "}")
-            // The usual ones would be found in PTX's vectors of registers.
+            // The default, `{%`, begins a vector of registers.
             .block_delimiters("//%{", "}%")
-            .comment_delimiters("//#{", "}#")
             .build();
         environment.set_syntax(syntax.expect("the delimiters differ"));
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
+        environment.set_loader(path_loader(shared));
         environment.add_function("bytes", |kind: &str| if kind == "f32" { 4 } else { 2 });
         environment.add_function("list", list);
-        environment.add_function("load", load);
-        environment.add_function("store", store);
-        environment.add_function("load_vector", load_vector);
-        environment.add_function("store_vector", store_vector);
-        let shared = shared.to_path_buf();
-        let piece = move |state: &State, name: &str, variables: Kwargs| -> Result<String, Error> {
-            let file = shared.join(name).with_extension("ptx");
-            let text = fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-            let text = state.env().render_named_str(&file.display().to_string(), &text, Value::from(variables))?;
-            Ok(text.trim_matches('\n').to_owned())
-        };
-        environment.add_function("shared", piece);
         environment
     }
 
     /// Names of numbered registers, with commas between.
     fn list(name: &str, from: usize, count: usize) -> String {
         (from..from + count).map(|n| format!("%{name}{n}")).collect::<Vec<_>>().join(", ")
-    }
-
-    /// Instructions that read a number of some type as f32, by way of the 16-bit register `%bits`; with a guard such as
-    /// `@%inside` only where that holds.
-    fn load(kind: &str, to: &str, at: &str, guard: Option<&str>) -> String {
-        let guard = guard.map_or(String::new(), |guard| format!("{guard} "));
-        match kind {
-            "f16" => format!("{guard}ld.global.nc.b16 %bits, [{at}];\n    {guard}cvt.f32.f16 {to}, %bits;"),
-            // The upper half of an f32.
-            "bf16" => format!("{guard}ld.global.nc.b16 %bits, [{at}];\n    {guard}mov.b32 {to}, {{0, %bits}};"),
-            _ => format!("{guard}ld.global.nc.f32 {to}, [{at}];"),
-        }
-    }
-
-    /// Instructions that round an f32 to some type and write it; with a guard only where that holds.
-    fn store(kind: &str, at: &str, from: &str, guard: Option<&str>) -> String {
-        let guard = guard.map_or(String::new(), |guard| format!("{guard} "));
-        match kind {
-            "f32" => format!("{guard}st.global.f32 [{at}], {from};"),
-            half => format!("cvt.rn.{half}.f32 %bits, {from};\n    {guard}st.global.b16 [{at}], %bits;"),
-        }
-    }
-
-    /// Instructions that read neighbours in memory of the `space`, `global.nc` or `shared`, to the registers of a list of
-    /// one, two or four as f32; halves by way of the 32-bit registers `%pair0` and `%pair1` and of `%low` and `%high`, one
-    /// alone, which can only be in global memory, by way of `%bits`.
-    fn load_vector(kind: &str, space: &str, to: &str, at: &str) -> String {
-        let registers: Vec<&str> = to.split(", ").collect();
-        match (kind, registers.len()) {
-            ("f32", 1) => format!("ld.{space}.f32 {to}, [{at}];"),
-            (_, 1) => load(kind, to, at, None),
-            ("f32", count) => format!("ld.{space}.v{count}.f32 {{{to}}}, [{at}];"),
-            (_, count) => {
-                let mut lines = vec![match count {
-                    2 => format!("ld.{space}.b32 %pair0, [{at}];"),
-                    _ => format!("ld.{space}.v2.b32 {{%pair0, %pair1}}, [{at}];"),
-                }];
-                for (n, to) in registers.chunks(2).enumerate() {
-                    lines.push(format!("mov.b32 {{%low, %high}}, %pair{n};"));
-                    for (half, to) in ["%low", "%high"].iter().zip(to) {
-                        lines.push(match kind {
-                            "f16" => format!("cvt.f32.f16 {to}, {half};"),
-                            // The upper half of an f32.
-                            _ => format!("mov.b32 {to}, {{0, {half}}};"),
-                        });
-                    }
-                }
-                lines.join("\n    ")
-            }
-        }
-    }
-
-    /// Instructions that round the registers of a list of one, two or four to some type and write them as neighbours to
-    /// global memory; by way of the same registers as [`load_vector`].
-    fn store_vector(kind: &str, at: &str, from: &str) -> String {
-        let registers: Vec<&str> = from.split(", ").collect();
-        match (kind, registers.len()) {
-            (_, 1) => store(kind, at, from, None),
-            ("f32", count) => format!("st.global.v{count}.f32 [{at}], {{{from}}};"),
-            (_, count) => {
-                let pairs = registers.chunks(2).enumerate();
-                // The second operand goes to the lower half.
-                let mut lines: Vec<String> =
-                    pairs.map(|(n, from)| format!("cvt.rn.{kind}x2.f32 %pair{n}, {}, {};", from[1], from[0])).collect();
-                lines.push(match count {
-                    2 => format!("st.global.b32 [{at}], %pair0;"),
-                    _ => format!("st.global.v2.b32 [{at}], {{%pair0, %pair1}};"),
-                });
-                lines.join("\n    ")
-            }
-        }
     }
 }

@@ -6,7 +6,7 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use support::cases;
 use support::files::{folder, operations, stems};
@@ -20,7 +20,7 @@ const NO_OPERATION: &str = "advance";
 /// What several operations lower to.
 const SHARED: [&str; 3] = ["matmul_mma", "matmul_sm90", "matmul_sum"];
 /// What an operation lowers to where its own kernel cannot hold what it needs, or reads more than it must.
-const PARTS: [&str; 4] = ["group_norm_apply", "group_norm_factors", "group_norm_sums", "resize_bicubic"];
+const PARTS: [&str; 4] = ["group_norm_apply", "group_norm_scale_shift", "group_norm_statistics", "resize_bicubic"];
 
 fn header(kernel: &Text) -> Header {
     let Text { stem, text, .. } = kernel;
@@ -66,9 +66,40 @@ fn every_kernel_file_is_in_the_back_end_and_every_operation_has_one() {
     for stem in files {
         let file = folder("kernels").join(&stem).with_extension("ptx");
         let text = std::fs::read_to_string(file).unwrap();
-        assert!(text.lines().count() <= 600, "{stem}.ptx is too long");
         let mut comments = text.lines().filter(|l| l.trim_start().starts_with("//") && !l.contains("//%"));
         assert_eq!(comments.find(|l| l.chars().count() > 120), None, "{stem}.ptx: a comment is too wide");
+    }
+}
+
+/// The files that a kernel's file imports, and those that these import.
+fn imported(file: &Path, files: &mut BTreeSet<PathBuf>) {
+    let text = std::fs::read_to_string(file).unwrap();
+    for name in text.lines().filter_map(|l| l.strip_prefix("//% import \"")?.split('"').next()) {
+        let file = folder("kernels").join("shared").join(name);
+        if files.insert(file.clone()) {
+            imported(&file, files);
+        }
+    }
+}
+
+#[test]
+fn a_kernel_is_read_in_at_most_four_files_and_none_is_long() {
+    let mut shared = BTreeSet::new();
+    for stem in stems("kernels", ".ptx") {
+        let file = folder("kernels").join(&stem).with_extension("ptx");
+        let mut files = BTreeSet::from([file.clone()]);
+        imported(&file, &mut files);
+        println!("{stem}: {} files", files.len());
+        assert!(files.len() <= 4, "{stem}: {files:?}");
+        for file in &files {
+            let lines = std::fs::read_to_string(file).unwrap().lines().count();
+            assert!(lines <= 600, "{}: {lines} lines", file.display());
+        }
+        shared.extend(files);
+    }
+    for stem in stems("kernels/shared", ".ptx") {
+        let file = folder("kernels").join("shared").join(&stem).with_extension("ptx");
+        assert!(shared.contains(&file), "no kernel imports {}", file.display());
     }
 }
 

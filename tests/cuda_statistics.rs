@@ -104,7 +104,7 @@ fn norms_find_the_moments_that_products_leave() {
             let (got, name) = (model.run(&backend), backend.name());
             close(&got, &want, precision.storage(), 72).unwrap_or_else(|e| panic!("{name} of {side:?}: {e}"));
             assert!(ran(&backend, "group_norm_apply"), "{name}: the groups fit on a chip");
-            assert!(!ran(&backend, "group_norm_sums"), "{name} of {side:?}");
+            assert!(!ran(&backend, "group_norm_statistics"), "{name} of {side:?}");
             // Whole sums are those of another kernel where the product was made in parts.
             let in_parts = name.contains("sm_90") && images == 1;
             assert_eq!(ran(&backend, "matmul_sum"), in_parts, "{name} of {side:?}");
@@ -139,7 +139,7 @@ fn norms_of_joined_channels_find_the_moments_of_both_parts() {
     for (backend, precision) in backends() {
         let (got, name) = (model.run(&backend), backend.name());
         close(&got, &want, precision.storage(), 8).unwrap_or_else(|e| panic!("{name}: {e}"));
-        assert!(!ran(&backend, "group_norm_sums"), "{name}");
+        assert!(!ran(&backend, "group_norm_statistics"), "{name}");
     }
 }
 
@@ -174,7 +174,7 @@ fn moments_keep_a_spread_that_is_small_beside_the_mean() {
         let y = model.run(&backend);
         // The mean is in the summand: a thousandth of what single precision keeps of it is left for the result.
         let worst = y.iter().zip(&want).map(|(&y, want)| (f64::from(y) - want).abs()).fold(0.0, f64::max);
-        assert!(!ran(&backend, "group_norm_sums") && worst < 1e-3, "off by {worst}");
+        assert!(!ran(&backend, "group_norm_statistics") && worst < 1e-3, "off by {worst}");
     }
 }
 

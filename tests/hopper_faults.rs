@@ -77,8 +77,9 @@ fn the_kernel_without_a_fault_is_right() {
 
 #[test]
 fn a_swapped_fragment_register_gives_numbers_that_are_off() {
-    for swapped in ["{%p1, %p0, %p2, %p3}", "{%p0, %p1, %p3, %p2}"] {
-        let off = run(&planted("{%p0, %p1, %p2, %p3}", swapped)).unwrap_or_else(|e| panic!("{e}"));
+    let fragment = "{%weight0, %weight1, %weight2, %weight3}";
+    for swapped in ["{%weight1, %weight0, %weight2, %weight3}", "{%weight0, %weight1, %weight3, %weight2}"] {
+        let off = run(&planted(fragment, swapped)).unwrap_or_else(|e| panic!("{e}"));
         assert!(off.expect_err("rows have changed places").contains("elements are off"));
     }
 }
@@ -122,14 +123,14 @@ fn a_stage_that_is_freed_too_early_is_named() {
 
 #[test]
 fn a_tile_that_is_not_waited_for_is_named() {
-    let wait = "mbarrier.try_wait.parity.shared.b64 %done, [%full], %parity;\n    @!%done bra wait_tile;";
+    let wait = "mbarrier.try_wait.parity.shared.b64 %arrived, [%full], %parity;\n    @!%arrived bra wait_full;";
     caught(&planted(wait, ""), Check::MissingWait);
 }
 
 #[test]
 fn a_wait_that_does_not_ask_again_is_named() {
-    for wait in ["wait_tile", "wait_queries", "wait_free"] {
-        caught(&planted(&format!("@!%done bra {wait};"), ""), Check::MissingWait);
+    for wait in ["wait_full", "wait_queries", "wait_empty"] {
+        caught(&planted(&format!("@!%arrived bra {wait};"), ""), Check::MissingWait);
     }
 }
 

@@ -1,5 +1,5 @@
-//! Faults planted in the texts of group_norm, which keeps a group in shared memory, and of matmul_sum, which leaves
-//! moments to a norm: each is caught by a named check.
+//! Faults planted in the texts of group_norm, which keeps a group in shared memory, and of matmul_sum, which writes
+//! statistics for a norm: each is caught by a named check.
 #![cfg(feature = "cuda-emulator")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -12,7 +12,7 @@ use unclip::backend::cuda::kernels::KERNELS;
 const NORM: &str = "group_norm_512x2_f32";
 /// An image of 15 by 20 positions, which is more than a block takes at a time, 24 channels, three groups.
 const SIZES: [u32; 3] = [300, 24, 3];
-const SUM: &str = "product_sum_f32_f32";
+const SUM: &str = "matmul_sum_f32_f32";
 
 fn text(entry: &str) -> &'static str {
     KERNELS.iter().find(|kernel| kernel.entries().any(|own| own == entry)).unwrap().text
@@ -44,7 +44,7 @@ fn run_norm(text: &str) -> Result<(), Fault> {
     machine.launch(kernel, [groups, 1, 1], arguments).map(|_| ())
 }
 
-/// Runs a text of matmul_sum: two parts of 64 rows by 30 columns, the moments of 10 columns at a time, nothing added.
+/// Runs a text of matmul_sum: two splits of 64 rows by 30 columns, statistics for every 10 columns, nothing added.
 fn run_sum(text: &str) -> Result<(), Fault> {
     const ROWS: u32 = 64;
     const OUTPUTS: u32 = 30;
@@ -52,12 +52,12 @@ fn run_sum(text: &str) -> Result<(), Fault> {
     let bytes = 4 * u64::from(ROWS * OUTPUTS);
     let mut machine = Machine::default();
     let x = tensor(&mut machine, 2 * bytes, false);
-    let moments = tensor(&mut machine, 12 * u64::from(ROWS / 32 * OUTPUTS / UNIT), true);
+    let statistics = tensor(&mut machine, 12 * u64::from(ROWS / 32 * OUTPUTS / UNIT), true);
     let y = tensor(&mut machine, bytes, true);
     let kernels = parse(text).unwrap_or_else(|e| panic!("{e}"));
     let kernel = kernels.iter().find(|kernel| kernel.name() == SUM).unwrap();
     let scalars = [ROWS, 2, OUTPUTS, ROWS, 32, 0, 0, 0, 0, UNIT];
-    let arguments = Arguments { maps: &[], tensors: &[x, x, x, x, moments, y], scalars: &scalars, shared_bytes: 0 };
+    let arguments = Arguments { maps: &[], tensors: &[x, x, x, x, statistics, y], scalars: &scalars, shared_bytes: 0 };
     machine.launch(kernel, [1, ROWS / 32, 1], arguments).map(|_| ())
 }
 
@@ -96,17 +96,22 @@ fn sums_of_warps_that_are_read_before_they_are_written_are_named() {
 
 #[test]
 fn two_sums_in_one_place_are_named() {
-    caught(NORM_KERNEL, "st.shared.f32 [%warp_sum+64], %own;", "st.shared.f32 [%warp_sum+0], %own;", Check::SharedRace);
+    caught(
+        NORM_KERNEL,
+        "st.shared.f32 [%warp_sum_at+64], %sum;",
+        "st.shared.f32 [%warp_sum_at+0], %sum;",
+        Check::SharedRace,
+    );
 }
 
 #[test]
 fn a_position_too_many_is_named() {
-    caught(NORM_KERNEL, "sub.u32 %at, %at, 1;\n    div.u32 %count", "div.u32 %count", Check::OutOfBounds);
+    caught(NORM_KERNEL, "sub.u32 %counted, %counted, 1;", "", Check::OutOfBounds);
 }
 
 #[test]
-fn channels_without_factors_are_named() {
-    caught(NORM_KERNEL, "st.shared.v2.f32 [%put+8], {%g, %b};", "", Check::UnwrittenMemory);
+fn channels_without_scale_and_shift_are_named() {
+    caught(NORM_KERNEL, "st.shared.v2.f32 [%scale_shift_at+8], {%gamma_c, %beta_c};", "", Check::UnwrittenMemory);
 }
 
 #[test]
@@ -118,40 +123,44 @@ fn elements_in_the_place_of_the_sums_are_named() {
 fn pairs_that_begin_at_an_odd_channel_are_named() {
     caught(
         NORM_KERNEL,
-        "mad.lo.u32 %first, %column, 2, %first;",
-        "mad.lo.u32 %first, %column, 1, %first;",
+        "mad.lo.u32 %first, %thread_column, 2, %first;",
+        "mad.lo.u32 %first, %thread_column, 1, %first;",
         Check::Misaligned,
     );
 }
 
 #[test]
-fn moments_that_are_merged_before_all_are_there_are_named() {
+fn statistics_that_are_merged_before_all_are_there_are_named() {
     caught(SUM_KERNEL, "bar.sync 0;", "", Check::UnwrittenMemory);
 }
 
 #[test]
 fn merged_columns_that_are_not_waited_for_are_named() {
-    let wait =
-        "columns_merged:\n    // the first row is merged, and read by others than those who wrote it\n    bar.sync 0;";
+    let wait = "columns_merged:\n    // other threads load the merged pairs\n    bar.sync 0;";
     caught(SUM_KERNEL, wait, "columns_merged:", Check::SharedRace);
 }
 
 #[test]
 fn sums_that_nobody_cleared_are_named() {
-    caught(SUM_KERNEL, "mov.f32 %over, 0f00000000;", "", Check::UnwrittenRegister);
+    caught(SUM_KERNEL, "mov.f32 %over0, 0f00000000;", "", Check::UnwrittenRegister);
 }
 
 #[test]
-fn moments_too_far_apart_are_named() {
+fn statistics_too_far_apart_are_named() {
     caught(
         SUM_KERNEL,
-        "mad.wide.u32 %from, %at, 12, %from;",
-        "mad.wide.u32 %from, %at, 16, %from;",
+        "mad.wide.u32 %entry_address, %entry, 12, %entry_address;",
+        "mad.wide.u32 %entry_address, %entry, 16, %entry_address;",
         Check::OutOfBounds,
     );
 }
 
 #[test]
-fn a_part_of_the_depth_too_many_is_named() {
-    caught(SUM_KERNEL, "setp.ne.u32 %more, %parts, 0;", "setp.ge.s32 %more, %parts, 0;", Check::OutOfBounds);
+fn a_split_too_many_is_named() {
+    caught(
+        SUM_KERNEL,
+        "setp.ne.u32 %more_splits, %splits, 0;",
+        "setp.ge.s32 %more_splits, %splits, 0;",
+        Check::OutOfBounds,
+    );
 }

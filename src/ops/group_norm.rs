@@ -43,8 +43,11 @@ const BLOCK_SIZES: [BlockSize; 2] = [
     BlockSize { entries: ["group_norm_1024x1", "group_norm_1024x2"], threads: 1024, shared_bytes: 96 << 10 },
 ];
 /// The block of the kernel that computes moments of parts.
-const SUMS: BlockSize =
-    BlockSize { entries: ["group_norm_sums_512x1", "group_norm_sums_512x2"], threads: 512, shared_bytes: 48 << 10 };
+const SUMS: BlockSize = BlockSize {
+    entries: ["group_norm_statistics_512x1", "group_norm_statistics_512x2"],
+    threads: 512,
+    shared_bytes: 48 << 10,
+};
 /// Entry points of the kernel that reads all elements again, and how many channels a thread owns there.
 const APPLY: [(&str, usize); 2] = [("group_norm_apply_512x1", 1), ("group_norm_apply_512x4", 4)];
 const APPLY_THREADS: usize = 512;
@@ -162,7 +165,7 @@ impl Operation for GroupNorm {
             scratch = own.elements().next_multiple_of(ALIGNMENT);
             let sums = Operand::Scratch { first: 0, count: own.elements() };
             launches.push(Launch {
-                stem: "group_norm_sums",
+                stem: "group_norm_statistics",
                 entry: SUMS.entries[usize::from(group.pairs)],
                 threads: SUMS.threads as u32,
                 grid: [grid(self.groups), grid(parts * members / span), grid(images)],
@@ -184,8 +187,8 @@ impl Operation for GroupNorm {
             partial.map_or([0, 0, 1], |(_, m)| [m.parts, m.channels, m.unit]).map(Scalar::from)
         };
         launches.push(Launch {
-            stem: "group_norm_factors",
-            entry: "group_norm_factors",
+            stem: "group_norm_scale_shift",
+            entry: "group_norm_scale_shift",
             tensors: vec![style, gamma, beta, first.0, second.map_or(x, |second| second.0), factors],
             scalars: [positions * members, c, self.groups]
                 .map(Scalar::from)
