@@ -114,7 +114,7 @@ run() {
     done
     # The first adapter is the one that the tests take; a software adapter says nothing of the card.
     adapter=$("$engine" devices 2>/dev/null | grep '^wgpu:0 ' || true)
-    if [[ $adapter == *"(discrete"* ]]; then
+    if [[ $adapter == *"discrete GPU"* ]]; then
         check "all cases in WGSL against loops in f64" "$work/shaders.log" "${LIMIT[@]}" "$shaders" matches_the_reference
         for type in f16 f32; do
             check "timings in WGSL, $type" "$work/bench-wgpu-$type.log" bench wgpu "$type"

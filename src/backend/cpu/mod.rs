@@ -131,6 +131,19 @@ impl Backend for Cpu {
         format!("cpu ({}, {} threads{weights})", self.machine.isa.name(), self.machine.threads)
     }
 
+    fn precision(&self) -> Precision {
+        match self.machine.weights {
+            PanelFormat::Stored => Precision::F32,
+            PanelFormat::Bf16 | PanelFormat::Bf16Pairs => Precision::Bf16,
+        }
+    }
+
+    fn memory_bytes(&self) -> Option<u64> {
+        let about = std::fs::read_to_string("/proc/meminfo").ok()?;
+        let total = about.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        Some(total.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+    }
+
     fn load(
         &self,
         plan: &Plan,
