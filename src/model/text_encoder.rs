@@ -7,16 +7,17 @@ use super::clip::{self, Transformer};
 use super::sized;
 use crate::error::Result;
 use crate::plan::{Graph, Plan, WeightSource};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// A prompt as the text encoder takes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tokens {
     /// `[context_length]`: begin, text, end, padding.
     pub ids: Vec<u32>,
     /// `[context_length]`: true for begin, text and end; false for padding.
     pub mask: Vec<bool>,
     /// The end of the prompt that did not fit, as text; to be shown to whoever wrote it.
+    #[serde(skip)]
     pub cut: Option<String>,
 }
 

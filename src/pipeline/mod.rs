@@ -14,6 +14,7 @@
 
 mod event;
 mod family;
+mod recipe;
 mod request;
 mod resident;
 mod sampling;
@@ -23,6 +24,7 @@ mod unclip;
 
 pub use event::{Event, Latents, Observer, Stage};
 pub use family::{Embedding, EncodedText, Painting, Shapes, inspect};
+pub use recipe::{Recipe, Subject};
 pub use request::{Prompt, Request, Settings, Task};
 pub use resident::{Counts, Keep};
 pub use trace::Trace;
@@ -65,6 +67,12 @@ impl Pipeline {
         let family = family::open(&checkpoint)?;
         let residents = Residents::new(Keep::default(), kept_by_default());
         Ok(Pipeline { checkpoint, backend, family, residents, memory: MEMORY })
+    }
+
+    /// The same checkpoint on another device, where nothing is loaded yet.
+    pub fn with_backend(self, backend: Box<dyn Backend>) -> Pipeline {
+        let residents = Residents::new(self.residents.keep, self.residents.limit);
+        Pipeline { backend, residents, ..self }
     }
 
     /// Limits the memory for intermediate values of pictures that are computed together. One picture is always
@@ -245,13 +253,16 @@ impl Pipeline {
         })
     }
 
-    /// The stages of a request, with the shapes for all of its pictures or texts together.
+    /// The stages of a request, with the shapes for all of its pictures or texts together. Nothing is loaded for it.
     ///
     /// # Errors
-    /// As for [`Pipeline::run`].
+    /// [`Error::Request`] for settings out of range, [`Error::Config`] for a component that the request needs and the
+    /// checkpoint lacks.
     pub fn route(&self, request: &Request) -> Result<Vec<(Stage, Shapes)>> {
         request.check()?;
-        self.family.route(request, &request.settings(self.defaults()))
+        let settings = request.settings(self.defaults());
+        settings.check()?;
+        self.family.route(request, &settings)
     }
 
     /// The plan of a stage as a run records it.
