@@ -101,7 +101,7 @@ pub fn bench(arguments: &BenchArguments) -> Result<()> {
         return super::print(&chosen.iter().map(|workload| workload.name() + "\n").collect::<String>());
     }
     if !(arguments.seconds >= 0.0 && arguments.seconds <= 3600.0) {
-        return Err(Error::request("--seconds", format!("{}; it has to be between 0 and 3600", arguments.seconds)));
+        return Err(Error::value("--seconds", arguments.seconds, "must be 0 to 3600"));
     }
     let earlier = arguments.compare.as_deref().map(read).transpose()?;
     let rows: HashMap<&str, &Row> =
@@ -112,7 +112,7 @@ pub fn bench(arguments: &BenchArguments) -> Result<()> {
     if let Some(remark) = &device.remark {
         eprintln!("{remark}");
     }
-    let dtype = arguments.device.dtype.name().to_owned();
+    let dtype = backend.precision().name().to_owned();
     if let Some(earlier) = earlier.iter().find(|e| e.device != backend.name() || e.dtype != dtype) {
         eprintln!("the earlier run was made on {} in {}", earlier.device, earlier.dtype);
     }
@@ -128,7 +128,7 @@ pub fn bench(arguments: &BenchArguments) -> Result<()> {
         cases: Vec::new(),
     };
     for workload in chosen {
-        let mut executable = workload.prepare(backend, arguments.device.dtype.storage())?;
+        let mut executable = workload.prepare(backend, backend.precision().storage())?;
         let timing = time(executable.as_mut(), Duration::from_secs_f64(arguments.seconds))?;
         let row = Row::new(workload.name(), &timing, &cost(executable.as_ref()));
         table(row.line(roofline, rows.get(row.name.as_str()).copied()))?;
