@@ -95,7 +95,7 @@ pub struct ModelArguments {
 #[derive(Debug, Args)]
 pub struct RunArguments {
     /// What the picture shows, in quotes
-    #[arg(value_name = "PROMPT", help_heading = WHAT)]
+    #[arg(value_name = "PROMPT", help_heading = WHAT, display_order = 0)]
     pub words: Vec<String>,
     /// What a picture shows; may be given several times
     #[arg(short, long, value_name = "TEXT", help_heading = WHAT)]

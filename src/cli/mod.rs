@@ -39,7 +39,7 @@ pub fn open(model: Option<&Path>, options: LoadOptions) -> Result<Checkpoint> {
     if model.exists() || !hub::is_name(model) {
         return Checkpoint::open(model, options).map_err(|error| match error {
             Error::Config { path, reason } if path == model && cfg!(feature = "default-model") => {
-                Error::Config { path, reason: reason + "; without --model the built-in model is used" }
+                Error::Config { path, reason: reason + "; without --model and ENGINE_MODEL the built-in model is used" }
             }
             error => error,
         });

@@ -182,7 +182,7 @@ fn write(image: &Image, recipe: &Recipe, targets: &Targets, k: usize, progress: 
 
 fn write_file(image: &Image, recipe: &Recipe, path: &Path, progress: &mut Progress) -> Result<()> {
     Recipe::write_png(std::slice::from_ref(recipe), image, path)?;
-    let mut event = json!({ "event": "picture", "path": path, "seed": recipe.seed });
+    let mut event = json!({ "event": "picture", "path": path.display().to_string(), "seed": recipe.seed });
     let key = if matches!(recipe.subject, Subject::Image(_)) { "image" } else { "prompt" };
     event[key] = recipe.subject.text().into();
     progress.json(event);

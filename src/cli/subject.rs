@@ -49,9 +49,9 @@ impl Subjects {
 }
 
 fn nothing(examples: &[String]) -> Error {
-    let quoted: Vec<String> = examples.iter().map(|example| format!("engine run \"{example}\"")).collect();
-    let such = if quoted.is_empty() { String::new() } else { format!(", such as {}", quoted.join(", ")) };
-    Error::request("PROMPT", format!("missing; give one in quotes{such}, or a PNG to vary with --image"))
+    let quoted: Vec<String> = examples.iter().map(|example| format!("{example:?}")).collect();
+    let such = if quoted.is_empty() { String::new() } else { format!(", such as {}", quoted.join(" or ")) };
+    Error::request("PROMPT", format!("missing; give one in quotes{such}, or with --image a PNG to vary"))
 }
 
 /// A variation has neither a prompt nor a prior.

@@ -30,6 +30,7 @@ pub use resident::{Counts, Keep};
 pub use trace::Trace;
 
 use crate::backend::Backend;
+use crate::backend::cpu::machine_memory_bytes;
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::ops::Noise;
@@ -287,12 +288,7 @@ impl Pipeline {
 
 /// Half of the machine's memory.
 fn kept_by_default() -> u64 {
-    // Only Linux says it in a file; elsewhere a constant has to do.
-    let total = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
-    });
-    total.map_or(KEPT, |kib| kib * 1024 / 2)
+    machine_memory_bytes().map_or(KEPT, |bytes| bytes / 2)
 }
 
 /// Refuses a component's size that is another than that of what it works with.

@@ -83,17 +83,20 @@ impl Subject {
 impl Pipeline {
     /// The recipe of picture `k` of a request. A request does not know where its images come from: the name in
     /// [`Subject::Image`] is empty.
+    ///
+    /// # Panics
+    /// The request has no picture of that number.
     pub fn recipe(&self, request: &Request, k: usize) -> Recipe {
         let settings = request.settings(self.defaults());
         let at = k / request.pictures_per_prompt.max(1);
         let (subject, with_prior) = match &request.task {
-            Task::Prompts(prompts) => (prompts.get(at).cloned().map(Subject::Prompt), true),
-            Task::Variations(_) => (None, false),
+            Task::Prompts(prompts) => (Subject::Prompt(prompts[at].clone()), true),
+            Task::Variations(_) => (Subject::Image(String::new()), false),
         };
         Recipe {
             version: format!("unclip {}", env!("CARGO_PKG_VERSION")),
             model: self.checkpoint.name(),
-            subject: subject.unwrap_or_else(|| Subject::Image(String::new())),
+            subject,
             negative: request.negative.clone(),
             seed: request.seed.wrapping_add(k as u64),
             noise: request.noise,
@@ -222,5 +225,116 @@ impl Recipe {
             negative_prompt: negative.as_ref().map_or("", Subject::text).to_owned(),
             fields: fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
         }
+    }
+}
+
+#[cfg(all(test, feature = "tokenizer", feature = "png"))]
+mod tests {
+    use super::*;
+
+    fn recipe() -> Recipe {
+        Recipe {
+            version: "unclip 0.1.0".into(),
+            model: "karlo, \"best\"".into(),
+            subject: Subject::Prompt("a red apple, ripe".into()),
+            negative: Some("worm".into()),
+            seed: u64::MAX,
+            noise: NoiseKind::Philox,
+            prior_steps: Some(25),
+            decoder_steps: 50,
+            super_res_steps: 7,
+            prior_guidance: Some(1.1),
+            decoder_guidance: 8.0,
+            device: "cpu (avx512, 2 threads)".into(),
+            dtype: Precision::Bf16,
+            width: 2,
+            height: 1,
+        }
+    }
+
+    fn variation() -> Recipe {
+        let (prior_steps, prior_guidance) = (None, None);
+        Recipe { subject: Subject::Image("photo.png".into()), negative: None, prior_steps, prior_guidance, ..recipe() }
+    }
+
+    fn image() -> Image {
+        Image { width: 2, height: 1, pixels: vec![1, 2, 3, 4, 5, 6] }
+    }
+
+    #[test]
+    fn what_is_written_into_a_picture_is_what_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.png");
+        let tokens = crate::model::text_encoder::Tokens { ids: vec![7, 8], mask: vec![true, false], cut: None };
+        let tokens = Recipe { subject: Subject::Prompt(Prompt::Tokens(tokens)), ..recipe() };
+        for recipes in [vec![recipe()], vec![variation()], vec![tokens.clone()], vec![recipe(), tokens]] {
+            Recipe::write_png(&recipes, &image(), &path).unwrap();
+            assert_eq!(Recipe::read(&path).unwrap(), recipes);
+            assert_eq!(Image::read_png(&path).unwrap(), image());
+        }
+    }
+
+    #[test]
+    fn settings_of_the_first_release_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("old.png");
+        let json = r#"{"decoder_guidance":1.5,"decoder_steps":12,"device":"cpu (avx512, 2 threads)","dtype":"f32",
+            "height":128,"model":"built-in model","negative":null,"noise":"torch","prior_guidance":1.100000023841858,
+            "prior_steps":10,"prompt":"a red apple","seed":3,"super_res_steps":3,"version":"unclip 0.1.0","width":128}"#;
+        image().write_png(&path, &[("unclip", json)]).unwrap();
+        let recipes = Recipe::read(&path).unwrap();
+        assert_eq!((recipes[0].prior_guidance, &recipes[0].negative), (Some(1.1), &None));
+        let request = recipes[0].request().unwrap();
+        assert!(matches!(&request.task, Task::Prompts(prompts) if *prompts == ["a red apple".into()]));
+        assert_eq!((request.seed, request.decoder_steps), (3, Some(12)));
+    }
+
+    #[test]
+    fn a_picture_without_settings_or_with_damaged_ones_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.png");
+        let refused = |texts: &[(&str, &str)], part: &str| {
+            image().write_png(&path, texts).unwrap();
+            let error = Recipe::read(&path).unwrap_err();
+            assert!(matches!(&error, Error::Io { path: p, .. } if *p == path), "{error}");
+            assert!(error.to_string().contains(part), "{error}");
+        };
+        refused(&[], "no settings (text chunk unclip)");
+        refused(&[("parameters", "a cat\nSteps: 2")], "no settings");
+        refused(&[("unclip", "{}")], "missing field `version`");
+        refused(&[("unclip", "[]")], "an empty list");
+        refused(&[("unclip", "{\"seed\":")], "EOF");
+        let without_subject = serde_json::to_string(&recipe()).unwrap().replace("\"prompt\"", "\"song\"");
+        refused(&[("unclip", &without_subject)], "prompt or image");
+        std::fs::write(&path, "no PNG").unwrap();
+        assert!(Recipe::read(&path).unwrap_err().to_string().contains("expected a PNG"));
+    }
+
+    #[test]
+    fn a_recipe_gives_its_settings_to_other_subjects() {
+        let given = recipe().request().unwrap();
+        assert_eq!((given.prior_guidance, given.noise, given.seed), (Some(1.1), NoiseKind::Philox, u64::MAX));
+        let other = recipe().apply(Request { pictures_per_prompt: 3, ..Request::new("a frog") });
+        assert_eq!((other.pictures(), other.decoder_steps), (3, Some(50)));
+        // A variation has no prior, and a recipe of one has no settings for it.
+        let of_image = recipe().apply(Request::variation(image()));
+        assert_eq!((of_image.prior_steps, of_image.check().is_ok()), (None, true));
+        assert_eq!(variation().apply(Request::new("a frog")).prior_steps, None);
+        assert!(variation().request().unwrap_err().to_string().starts_with("image photo.png: "));
+    }
+
+    #[test]
+    fn image_tools_read_the_settings_as_text() {
+        let text = &Recipe::texts(&[recipe()])[0];
+        assert_eq!(text.0, "parameters");
+        let want = "a red apple, ripe\nNegative prompt: worm\nSteps: 50, Sampler: unCLIP, CFG scale: 8, \
+                    Seed: 18446744073709551615, Size: 2x1, Model: \"karlo, \\\"best\\\"\", Prior steps: 25, \
+                    Prior guidance: 1.1, Super-resolution steps: 7, Noise: philox, Version: unclip 0.1.0";
+        assert_eq!(text.1, want);
+        let text = &Recipe::texts(&[variation()])[0].1;
+        assert!(text.starts_with("\nSteps: 50, ") && text.contains("Variation of: photo.png"), "{text}");
+        let frog = Recipe { subject: Subject::Prompt("a frog".into()), ..recipe() };
+        let sheet = &Recipe::texts(&[recipe(), recipe(), frog])[0].1;
+        assert!(sheet.starts_with("a red apple, ripe\na frog\nNegative"), "{sheet}");
     }
 }

@@ -121,6 +121,13 @@ impl Cpu {
     }
 }
 
+/// The machine's memory. Only Linux says it in a file.
+pub(crate) fn machine_memory_bytes() -> Option<u64> {
+    let about = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let total = about.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    Some(total.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
 impl Backend for Cpu {
     fn name(&self) -> String {
         let weights = match self.machine.weights {
@@ -139,9 +146,7 @@ impl Backend for Cpu {
     }
 
     fn memory_bytes(&self) -> Option<u64> {
-        let about = std::fs::read_to_string("/proc/meminfo").ok()?;
-        let total = about.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-        Some(total.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+        machine_memory_bytes()
     }
 
     fn load(
