@@ -300,6 +300,16 @@ mod tests {
         }
 
         #[test]
+        fn a_png_in_memory_is_read_and_what_is_none_is_refused() {
+            let mut bytes = Vec::new();
+            gradient().encode_png(&mut bytes, &[]).unwrap();
+            assert_eq!(Image::decode_png(&bytes).unwrap(), gradient());
+            let error = Image::decode_png(&bytes[..bytes.len() / 2]).unwrap_err();
+            assert!(matches!(&error, Error::Request { what, .. } if what == "image"), "{error}");
+            assert!(Image::decode_png(b"GIF89a").unwrap_err().to_string().contains("expected a PNG"));
+        }
+
+        #[test]
         fn a_written_png_reads_back_with_its_texts() {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("a.png");
