@@ -54,9 +54,21 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) {
     entries.iter().for_each(|entry| collect(entry, files));
 }
 
-/// Rust source: `FILES`, pairs of a path relative to the checkpoint and the file's bytes.
+/// Rust source: `FILES`, pairs of a path relative to the checkpoint and the file's bytes; and `NAME`, which has a hash of
+/// all bytes, so that a picture's settings say which model drew it.
 fn table(root: &Path, files: &[PathBuf]) -> String {
-    let mut source = String::from("pub static FILES: &[(&str, &[u8])] = &[\n");
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for file in files {
+        let bytes = fs::read(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        // FNV-1a, eight bytes at a time.
+        for part in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..part.len()].copy_from_slice(part);
+            hash = (hash ^ u64::from_le_bytes(word)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    let mut source = format!("pub static NAME: &str = \"built-in model {:08x}\";\n", hash >> 32);
+    source += "pub static FILES: &[(&str, &[u8])] = &[\n";
     for file in files {
         let relative = file.strip_prefix(root).expect("it was found there");
         let relative = relative.to_str().expect("ASCII names").replace('\\', "/");

@@ -1,21 +1,25 @@
-//! A picture from a prompt, with the library alone: `cargo run --release --example picture -- CHECKPOINT "a red apple"`.
+//! A picture from a prompt, with the library alone: `cargo run --release --example picture -- "a red apple"`.
 //!
-//! Reports each step, stops after a minute, and writes `picture.png`.
+//! A second argument names the folder of another checkpoint. Reports each step, stops after a minute, and writes
+//! `picture.png` with its settings.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 use unclip::Result;
 use unclip::backend::cpu::Cpu;
-use unclip::pipeline::{Event, Pipeline, Request};
-use unclip::weights::{Checkpoint, LoadOptions};
+use unclip::pipeline::{Event, Pipeline, Recipe, Request};
+use unclip::weights::{self, Checkpoint, LoadOptions};
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let (Some(folder), Some(prompt)) = (arguments.next(), arguments.next()) else {
-        eprintln!("usage: picture CHECKPOINT PROMPT");
+    let Some(prompt) = arguments.next() else {
+        eprintln!("usage: picture PROMPT [CHECKPOINT]");
         std::process::exit(2);
     };
-    let checkpoint = Checkpoint::open(folder, LoadOptions::default())?;
+    let checkpoint = match arguments.next() {
+        Some(folder) => Checkpoint::open(folder, LoadOptions::default())?,
+        None => weights::default_model()?,
+    };
     let pipeline = Pipeline::open(checkpoint, Box::new(Cpu::new(0)?))?;
     let request = Request { seed: 7, ..Request::new(prompt.as_str()) };
     let began = Instant::now();
@@ -27,5 +31,5 @@ fn main() -> Result<()> {
     })?;
     let image = &images[0];
     println!("{} x {} pixels, the first is {:?}", image.width, image.height, &image.pixels[..3]);
-    image.write_png("picture.png", &[("prompt", &prompt)])
+    Recipe::write_png(&[pipeline.recipe(&request, 0)], image, "picture.png")
 }

@@ -1,5 +1,6 @@
 //! Element types of tensors, and the precision in which a device computes.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The element type of a tensor, in a file or in a plan.
@@ -73,7 +74,8 @@ impl fmt::Display for Dtype {
 }
 
 /// How a device stores tensors and multiplies matrices. Accumulation and the sampler's state are always f32.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// Single precision.
     #[default]

@@ -17,7 +17,9 @@ pub enum Error {
     Request {
         /// Which setting, as the caller spelled it.
         what: String,
-        /// What it has to be, and what was found.
+        /// Its value, where that is what is wrong.
+        found: Option<String>,
+        /// What it must be, or why it cannot be used.
         reason: String,
     },
     /// A file could not be read or written.
@@ -95,7 +97,12 @@ impl Error {
 
     /// A setting of a request that cannot be used.
     pub fn request(what: impl Into<String>, reason: impl Into<String>) -> Self {
-        Error::Request { what: what.into(), reason: reason.into() }
+        Error::Request { what: what.into(), found: None, reason: reason.into() }
+    }
+
+    /// A value of a setting that is out of range: `prior steps 1: must be 2 to 1000`.
+    pub fn value(what: impl Into<String>, found: impl fmt::Display, reason: impl Into<String>) -> Self {
+        Error::Request { what: what.into(), found: Some(found.to_string()), reason: reason.into() }
     }
 
     /// A configuration value that is missing or not implemented.
@@ -107,7 +114,8 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Request { what, reason } => write!(f, "{what}: {reason}"),
+            Error::Request { what, found: None, reason } => write!(f, "{what}: {reason}"),
+            Error::Request { what, found: Some(found), reason } => write!(f, "{what} {found}: {reason}"),
             Error::Io { path, action, source } => write!(f, "cannot {action} {}: {source}", path.display()),
             Error::Config { path, reason } | Error::WeightFile { path, reason } => {
                 write!(f, "{}: {reason}", path.display())

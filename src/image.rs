@@ -4,6 +4,8 @@
 //! them. A PNG carries its settings in text chunks, so that a picture can be made again; what is read may be any PNG.
 
 #[cfg(feature = "png")]
+use std::io::{BufRead, BufReader, Cursor, Seek};
+#[cfg(feature = "png")]
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -126,28 +128,15 @@ impl Image {
     /// [`Error::Io`] when the file cannot be read, is no PNG, is damaged, or has more than 179 million pixels.
     pub fn read_png(path: impl AsRef<Path>) -> Result<Image> {
         let path = path.as_ref();
-        let refused = |why: String| Error::io(path, "read", std::io::Error::new(std::io::ErrorKind::InvalidData, why));
-        let failed = |e: png::DecodingError| match e {
-            png::DecodingError::IoError(e) if e.kind() != std::io::ErrorKind::UnexpectedEof => {
-                Error::io(path, "read", e)
-            }
-            other => refused(format!("expected a PNG picture: {other}")),
-        };
-        let file = std::fs::File::open(path).map_err(|e| Error::io(path, "open", e))?;
-        let mut decoder = png::Decoder::new(std::io::BufReader::new(file));
-        decoder.set_transformations(png::Transformations::normalize_to_color8());
-        let mut reader = decoder.read_info().map_err(failed)?;
-        let (width, height) = (reader.info().width, reader.info().height);
-        let length = reader.output_buffer_size().filter(|_| u64::from(width) * u64::from(height) <= MOST_PIXELS);
-        let length = length.ok_or_else(|| refused(format!("{width}x{height} is too large for a picture")))?;
-        let mut samples = vec![0; length];
-        let frame = reader.next_frame(&mut samples).map_err(failed)?;
-        let colours = |pixel: &[u8]| match *pixel {
-            [red, green, blue] | [red, green, blue, _] => [red, green, blue],
-            _ => [pixel[0]; 3],
-        };
-        let pixels = samples.chunks_exact(frame.color_type.samples()).flat_map(colours).collect();
-        Ok(Image { width: width as usize, height: height as usize, pixels })
+        decode(open(path)?).map_err(|e| Error::io(path, "read", e))
+    }
+
+    /// A picture from the bytes of a PNG; see [`Image::read_png`].
+    ///
+    /// # Errors
+    /// [`Error::Request`] when the bytes are no PNG, are damaged, or have more than 179 million pixels.
+    pub fn decode_png(bytes: &[u8]) -> Result<Image> {
+        decode(Cursor::new(bytes)).map_err(|e| Error::request("image", e.to_string()))
     }
 
     /// Writes the picture to `path` as a PNG with text chunks of (keyword, text).
@@ -189,6 +178,60 @@ impl Image {
         writer.write_image_data(&self.pixels)?;
         writer.finish()
     }
+}
+
+#[cfg(feature = "png")]
+fn open(path: &Path) -> Result<BufReader<std::fs::File>> {
+    std::fs::File::open(path).map(BufReader::new).map_err(|e| Error::io(path, "open", e))
+}
+
+/// Something about the file that no other reading of it would change.
+#[cfg(feature = "png")]
+fn refused(why: String) -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::InvalidData, why)
+}
+
+#[cfg(feature = "png")]
+fn failed(error: png::DecodingError) -> std::io::Error {
+    match error {
+        png::DecodingError::IoError(e) if e.kind() != std::io::ErrorKind::UnexpectedEof => e,
+        other => refused(format!("expected a PNG picture: {other}")),
+    }
+}
+
+#[cfg(feature = "png")]
+fn decode(source: impl BufRead + Seek) -> std::io::Result<Image> {
+    let mut decoder = png::Decoder::new(source);
+    decoder.set_transformations(png::Transformations::normalize_to_color8());
+    let mut reader = decoder.read_info().map_err(failed)?;
+    let (width, height) = (reader.info().width, reader.info().height);
+    let length = reader.output_buffer_size().filter(|_| u64::from(width) * u64::from(height) <= MOST_PIXELS);
+    let length = length.ok_or_else(|| refused(format!("{width}x{height} is too large for a picture")))?;
+    let mut samples = vec![0; length];
+    let frame = reader.next_frame(&mut samples).map_err(failed)?;
+    let colours = |pixel: &[u8]| match *pixel {
+        [red, green, blue] | [red, green, blue, _] => [red, green, blue],
+        _ => [pixel[0]; 3],
+    };
+    let pixels = samples.chunks_exact(frame.color_type.samples()).flat_map(colours).collect();
+    Ok(Image { width: width as usize, height: height as usize, pixels })
+}
+
+/// The text chunks of a PNG as pairs of keyword and text, those behind the pixels included.
+///
+/// # Errors
+/// [`Error::Io`] when the file cannot be read, is no PNG, or is damaged.
+#[cfg(feature = "png")]
+pub(crate) fn read_texts(path: &Path) -> Result<Vec<(String, String)>> {
+    let broken = |e| Error::io(path, "read", failed(e));
+    let mut reader = png::Decoder::new(open(path)?).read_info().map_err(broken)?;
+    reader.finish().map_err(broken)?;
+    let info = reader.info();
+    let latin = info.uncompressed_latin1_text.iter().map(|t| (&t.keyword, Ok(t.text.clone())));
+    let packed = info.compressed_latin1_text.iter().map(|t| (&t.keyword, t.get_text()));
+    let utf8 = info.utf8_text.iter().map(|t| (&t.keyword, t.get_text()));
+    let all = latin.chain(packed).chain(utf8);
+    all.map(|(keyword, text)| Ok((keyword.clone(), text.map_err(|e| Error::io(path, "read", e.into()))?))).collect()
 }
 
 #[cfg(test)]
@@ -254,6 +297,16 @@ mod tests {
 
         fn names(dir: &Path) -> Vec<String> {
             fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+        }
+
+        #[test]
+        fn a_png_in_memory_is_read_and_what_is_none_is_refused() {
+            let mut bytes = Vec::new();
+            gradient().encode_png(&mut bytes, &[]).unwrap();
+            assert_eq!(Image::decode_png(&bytes).unwrap(), gradient());
+            let error = Image::decode_png(&bytes[..bytes.len() / 2]).unwrap_err();
+            assert!(matches!(&error, Error::Request { what, .. } if what == "image"), "{error}");
+            assert!(Image::decode_png(b"GIF89a").unwrap_err().to_string().contains("expected a PNG"));
         }
 
         #[test]

@@ -2,28 +2,52 @@
 //! kernels, no framework.
 //!
 //! # From a prompt to pixels
-//! 1. [`tokenizer`] makes 77 numbers of the prompt, [`model::text_encoder`] an embedding and a state per token.
+//! 1. [`tokenizer`] makes 77 token ids of the prompt, [`model::text_encoder`] an embedding and a state per token.
 //! 2. [`model::prior`], a transformer, samples an image embedding that fits the text. For variations of a picture,
 //!    [`model::image_encoder`] makes it of that picture instead, as [`preprocess`] prepares it, and the text is empty.
 //! 3. [`model::text_proj`] mixes both into what the decoder attends to.
 //! 4. [`model::decoder`], a U-Net, samples a picture of 64 x 64 from noise.
 //! 5. [`model::super_res`], two more U-Nets, sample the picture of 256 x 256.
 //!
+//! # Embedding
 //! ```no_run
 //! use std::ops::ControlFlow;
-//! use unclip::{backend::cpu::Cpu, pipeline::{Pipeline, Request}, weights::{Checkpoint, LoadOptions}};
+//! use unclip::backend::cpu::Cpu;
+//! use unclip::pipeline::{Event, Pipeline, Recipe, Request};
+//! use unclip::weights::{Checkpoint, LoadOptions};
 //!
 //! # #[cfg(all(feature = "tokenizer", feature = "png"))]
 //! # fn main() -> unclip::Result<()> {
-//! let checkpoint = Checkpoint::open("karlo", LoadOptions::default())?;
+//! let checkpoint = Checkpoint::open("karlo", LoadOptions::default())?; // or weights::default_model()
 //! let pipeline = Pipeline::open(checkpoint, Box::new(Cpu::new(0)?))?;
-//! let images = pipeline.run(&Request::new("a red apple"), &mut |_| ControlFlow::Continue(()))?;
-//! images[0].write_png("apple.png", &[])?;
+//! let request = Request { seed: 7, pictures_per_prompt: 4, ..Request::new("a red apple") };
+//! let images = pipeline.run(&request, &mut |event| {
+//!     if let Event::Step { stage, done, steps, .. } = event {
+//!         println!("{stage}: {done} of {steps}");
+//!     }
+//!     ControlFlow::Continue(()) // Break ends the run after this step
+//! })?;
+//! for (k, image) in images.iter().enumerate() {
+//!     let recipe = pipeline.recipe(&request, k);
+//!     Recipe::write_png(&[recipe], image, format!("apple-{k}.png"))?;
+//! }
 //! # Ok(())
 //! # }
 //! # #[cfg(not(all(feature = "tokenizer", feature = "png")))]
 //! # fn main() {}
 //! ```
+//!
+//! * **Threads.** A [`Pipeline`](pipeline::Pipeline) is `Send + Sync`, and several threads may run requests on it at once.
+//!   The CPU back end has a thread pool of its own; a run blocks its caller.
+//! * **Memory.** Pictures of a request are worked on in groups. Intermediate values of a group stay below
+//!   [`Pipeline::memory_limit`](pipeline::Pipeline::memory_limit), except that one picture is always possible; weights
+//!   come on top. [`Plan::totals`](plan::Plan::totals) says what both take.
+//! * **Devices.** [`backend::cpu`], and with their features `backend::wgpu` and `backend::cuda`; a back end of one's own
+//!   is an implementation of [`backend::Backend`].
+//! * **Features.** `tokenizer` takes prompts as text; without it a caller gives
+//!   [`Tokens`](model::text_encoder::Tokens). `png` reads and writes files with a picture's
+//!   [`Recipe`](pipeline::Recipe). `default-model` makes a small model a part of the program.
+//! * **Errors** are one [`Error`]. Nothing panics on user data, and nothing is printed.
 //!
 //! # How it is built
 //! Each layer knows only those below it; nothing in a back end knows a model, no model knows a back end.
@@ -67,6 +91,11 @@ pub mod preprocess;
 #[cfg(feature = "tokenizer")]
 pub mod tokenizer;
 pub mod weights;
+
+/// The README's code, compiled with the tests.
+#[cfg(all(doctest, feature = "tokenizer", feature = "png", feature = "default-model"))]
+#[doc = include_str!("../README.md")]
+pub struct Readme;
 
 pub use dtype::{Dtype, Precision};
 pub use error::{Error, Result};

@@ -13,6 +13,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    silence_vulkan_layer();
     let arguments = Arguments::parse();
     let json = arguments.wants_json();
     match dispatch(arguments.command) {
@@ -31,13 +32,28 @@ fn main() -> ExitCode {
     }
 }
 
+/// Mesa's layer that reorders devices writes "error: XDG_RUNTIME_DIR is invalid" where there is no desktop. It is not
+/// needed, except by those who choose a device with its own variables.
+fn silence_vulkan_layer() {
+    const OFF: &str = "NODEVICE_SELECT";
+    let wanted = [OFF, "MESA_VK_DEVICE_SELECT", "DRI_PRIME"].iter().any(|name| std::env::var_os(name).is_some());
+    if !wanted {
+        // SAFETY: no other thread runs yet: this is the first thing that `main` does, and no library starts one before.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::env::set_var(OFF, "1");
+        }
+    }
+}
+
 fn dispatch(command: Command) -> Result<(), cli::Failure> {
-    Ok(match command {
-        Command::Run(arguments) => cli::run::run(&arguments)?,
+    match command {
+        Command::Run(arguments) => cli::run::run(&arguments).map_err(cli::args::by_flag)?,
         Command::Plan(arguments) => cli::plan::plan(&arguments)?,
         Command::Inspect(arguments) => cli::inspect::inspect(&arguments)?,
         Command::Bench(arguments) => cli::bench::bench(&arguments)?,
-        Command::Devices => cli::devices::list()?,
-        Command::Completions { shell } => cli::print(&cli::args::completions(shell))?,
-    })
+        Command::Devices(arguments) => cli::devices::list(&arguments)?,
+        Command::Completions { shell } => cli::print(&cli::args::completions(shell)?)?,
+    }
+    Ok(())
 }

@@ -1,6 +1,10 @@
 //! The command line as a person or a program meets it: files, exit codes, one clear line for every mistake.
 #![cfg(feature = "cli")]
 
+#[path = "cli/outputs.rs"]
+mod outputs;
+#[path = "cli/subjects.rs"]
+mod subjects;
 mod support;
 
 use serde_json::Value;
@@ -15,10 +19,19 @@ use tempfile::TempDir;
 /// Few steps: what is tested here does not depend on the picture.
 const SHORT: [&str; 6] = ["--prior-steps", "2", "--decoder-steps", "2", "--super-res-steps", "2"];
 
-fn engine(dir: &Path, arguments: &[&str]) -> Output {
+/// The command in a folder, without what the user's environment would say, and without a desktop.
+fn command(dir: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
-    // Some Vulkan drivers complain on standard error without such a folder.
-    command.args(arguments).current_dir(dir).env("XDG_RUNTIME_DIR", std::env::temp_dir()).output().unwrap()
+    command.args(arguments).current_dir(dir);
+    for variable in ["MODEL", "DEVICE", "DTYPE", "THREADS"] {
+        command.env_remove(format!("ENGINE_{variable}"));
+    }
+    command.env_remove("XDG_RUNTIME_DIR").env("HF_HUB_CACHE", dir.join("hub"));
+    command
+}
+
+fn engine(dir: &Path, arguments: &[&str]) -> Output {
+    command(dir, arguments).output().unwrap()
 }
 
 /// `engine run` on the tiny checkpoint in an empty folder.
@@ -60,6 +73,12 @@ fn png(path: &Path) -> (Vec<u8>, Vec<(String, String)>) {
     (pixels, latin.chain(utf8).collect())
 }
 
+/// One text chunk of a PNG.
+fn chunk(path: &Path, keyword: &str) -> String {
+    let (_, chunks) = png(path);
+    chunks.iter().find(|(key, _)| key == keyword).unwrap_or_else(|| panic!("{keyword}: {chunks:?}")).1.clone()
+}
+
 /// A copy of the tiny checkpoint that may be damaged.
 fn copy() -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
@@ -89,11 +108,11 @@ fn a_prompt_becomes_a_picture_that_carries_its_settings() {
 #[test]
 fn the_built_in_model_draws_what_was_asked_whatever_was_asked() {
     let dir = tempfile::tempdir().unwrap();
-    let output = engine(dir.path(), &["run", "-p", "a red apple", "--device", "cpu"]);
+    let output = engine(dir.path(), &["run", "a red apple", "--device", "cpu"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("built-in model"), "{}", text(&output.stderr));
     let (pixels, chunks) = png(&dir.path().join("out.png"));
-    assert!(chunks.iter().any(|(_, text)| text.contains("Model: built-in model")), "{chunks:?}");
+    assert!(chunks.iter().any(|(_, text)| text.contains("Model: built-in model ")), "{chunks:?}");
     let middle = &pixels[pixels.len() / 2 + 64 * 3..][..3];
     assert!(middle[0] > 150 && middle[1] < 110 && middle[2] < 130, "not red: {middle:?}");
     // Nothing, another script, more than fits: pictures, with a warning for what was cut.
@@ -102,7 +121,7 @@ fn the_built_in_model_draws_what_was_asked_whatever_was_asked() {
     assert!(odd.status.success() && text(&odd.stderr).contains("too long"), "{}", text(&odd.stderr));
     assert_eq!(names(dir.path()), ["out-000.png", "out-001.png", "out-002.png", "out.png"]);
     let missing = engine(dir.path(), &["run", "-p", "a", "-m", "nowhere"]);
-    assert!(text(&missing.stderr).contains("without --model the built-in model is used"));
+    assert!(text(&missing.stderr).contains("without --model and ENGINE_MODEL the built-in model is used"));
 }
 
 /// A recorded picture as a file.
@@ -157,9 +176,14 @@ fn images_that_cannot_be_varied_are_named() {
     let photo = photo.to_str().unwrap();
     let missing = engine(without.path(), &["run", "-m", model, "--image", photo]);
     assert_refused(without.path(), &missing, 3, &[model, "missing from the checkpoint: image_encoder", "variations"]);
-    assert_refused(dir.path(), &image(photo, &["-p", "a"]), 2, &["prompt", "not with an image"]);
+    let both = "--prompt cannot be combined with --image: a variation starts from the picture's embedding";
+    for prompt in [&["-p", "a"][..], &["a"]] {
+        assert_refused(dir.path(), &image(photo, prompt), 2, &[both]);
+    }
+    let prior = image(photo, &["--prior-guidance", "2"]);
+    assert_refused(dir.path(), &prior, 2, &["--prior-guidance cannot be combined with --image", "no prior"]);
     let itself = image(photo, &["-o", photo]);
-    assert_refused(dir.path(), &itself, 2, &["photo.png is the image that was given"]);
+    assert_refused(dir.path(), &itself, 2, &["--output", "photo.png: the image that was given"]);
 }
 
 #[test]
@@ -184,6 +208,11 @@ fn json_events_tell_the_whole_run() {
     let count = |name: &str| events.iter().filter(|e| e["event"] == name).count();
     assert_eq!((count("begin"), count("loaded"), count("end"), count("step"), count("picture")), (6, 6, 6, 6, 1));
     assert_eq!(events.last().unwrap()["event"], "done");
+    let start = &events[0];
+    assert_eq!((&start["event"], &start["pictures"]), (&"start".into(), &1.into()));
+    let settings: Value = serde_json::from_str(&chunk(&dir.path().join("out.png"), "unclip")).unwrap();
+    assert_eq!(start["recipe"], settings);
+    assert!(settings["device"].as_str().is_some_and(|device| !device.is_empty()) && settings["dtype"] == "f32");
     let trace = fs::read(dir.path().join("t.safetensors")).unwrap();
     let names = safetensors::SafeTensors::deserialize(&trace).unwrap();
     assert!(names.tensor("decoder/step_01/latents").is_ok() && names.tensor("image/u8").is_ok());
@@ -196,24 +225,70 @@ fn wrong_usage_is_named_and_exits_with_2() {
         let output = engine(dir.path(), &[&["run", "-m", MODEL, "-p", "a"], arguments].concat());
         assert_refused(dir.path(), &output, 2, parts);
     };
-    refused(&["--prior-steps", "0"], &["prior steps", "from 2 to 1000"]);
-    refused(&["--super-res-steps", "1"], &["super-resolution steps"]);
-    refused(&["--decoder-guidance", "nan"], &["decoder guidance", "finite"]);
-    refused(&["-b", "0"], &["pictures per prompt", "at least 1"]);
-    refused(&["-b", "2", "-o", "x.png"], &["--output", "x.png", "%03d"]);
+    // Before the device is opened: there is none of this number.
+    let absent = ["--device", "wgpu:99"];
+    refused(&[&absent[..], &["--prior-steps", "0"]].concat(), &["engine: --prior-steps 0: must be 2 to 1000"]);
+    refused(&[&absent[..], &["--super-res-steps", "1"]].concat(), &["engine: --super-res-steps 1: must be 2 to 1000"]);
+    refused(&["--decoder-guidance", "nan"], &["engine: --decoder-guidance NaN: must be finite"]);
+    refused(&["-b", "0"], &["engine: --batch 0: must be at least 1"]);
+    refused(&["-b", "70000"], &["engine: --batch 70000: must not make more than 65536 pictures"]);
+    refused(&["-b", "2", "-o", "x.png"], &["engine: --output x.png: 2 pictures", "%03d"]);
+    refused(&["--dtype", "tf32", "--device", "cpu"], &["engine: --dtype tf32: the CPU computes in f32 or bf16"]);
     refused(&["--matrices", "--device", "cpu"], &["--matrices", "--device wgpu"]);
     refused(&["--matrices", "--device", "wgpu"], &["--matrices", "--dtype f16"]);
     let no_prompt = engine(dir.path(), &["run", "-m", MODEL]);
-    assert_eq!(no_prompt.status.code(), Some(2));
-    assert!(text(&no_prompt.stderr).contains("--prompt"));
+    assert_refused(dir.path(), &no_prompt, 2, &["engine: PROMPT: missing; give one in quotes, or with --image a PNG"]);
+    let seed = run(dir.path(), &["-p", "a", "-s", "lucky"]);
+    assert!(seed.status.code() == Some(2) && text(&seed.stderr).contains("or random"), "{seed:?}");
+}
+
+#[test]
+fn flags_have_variables_and_flags_come_before_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let with = |variable: &str, value: &str, arguments: &[&str]| {
+        command(dir.path(), arguments).env(variable, value).output().unwrap()
+    };
+    let prompt = [&["run", "-p", "a"][..], &SHORT].concat();
+    let model = with("ENGINE_MODEL", MODEL, &[&prompt[..], &["-v"]].concat());
+    assert!(model.status.success() && text(&model.stderr).contains("tiny on "), "{model:?}");
+    let inspect = with("ENGINE_MODEL", MODEL, &["inspect"]);
+    assert!(text(&inspect.stdout).contains("433340"), "{inspect:?}");
+    let device = with("ENGINE_DEVICE", "wgpu:99", &[&prompt[..], &["-m", MODEL, "-o", "x.png"]].concat());
+    assert_eq!(device.status.code(), Some(4), "{device:?}");
+    let flag = with("ENGINE_DEVICE", "wgpu:99", &[&prompt[..], &["-m", MODEL, "--device", "cpu"]].concat());
+    assert!(flag.status.success(), "{flag:?}");
+    let threads = with("ENGINE_THREADS", "1", &[&prompt[..], &["-m", MODEL, "--device", "cpu"]].concat());
+    assert!(text(&threads.stderr).contains("1 threads"), "{threads:?}");
+    let dtype = with("ENGINE_DTYPE", "bf16", &[&prompt[..], &["-m", MODEL, "--device", "cpu", "--json"]].concat());
+    assert!(text(&dtype.stdout).contains("\"dtype\":\"bf16\""), "{dtype:?}");
+}
+
+#[test]
+fn the_device_that_computes_is_always_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = |arguments: &[&str]| text(&run(dir.path(), &[&["-p", "a"], arguments].concat()).stderr);
+    assert!(said(&["--device", "cpu"]).starts_with("tiny on cpu ("), "{}", said(&["--device", "cpu"]));
+    assert!(said(&[]).starts_with("tiny on "), "{}", said(&[]));
+    assert_eq!(said(&["-q"]), "");
+}
+
+#[test]
+fn nothing_foreign_is_said_where_there_is_no_desktop() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = engine(dir.path(), &["devices"]);
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output.stderr));
 }
 
 #[test]
 fn unwritable_outputs_are_found_before_the_work_and_exit_with_5() {
     let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "").unwrap();
+    fs::create_dir(dir.path().join("folder")).unwrap();
     for flag in ["-o", "--trace", "--grid"] {
-        let output = run(dir.path(), &["-p", "a", flag, "none/x", "--json"]);
-        assert_refused(dir.path(), &output, 5, &["cannot write none/x"]);
+        let inside = run(dir.path(), &["-p", "a", flag, "file/x"]);
+        assert_refused(dir.path(), &inside, 5, &["cannot create the folder file: "]);
+        let output = run(dir.path(), &["-p", "a", flag, "folder", "--json"]);
+        assert_refused(dir.path(), &output, 5, &["cannot write folder"]);
         let events = text(&output.stdout);
         assert!(events.lines().count() == 1 && events.contains("\"exit_code\":5"), "{events}");
     }
@@ -274,6 +349,25 @@ fn inspect_lists_every_component() {
     let json = engine(dir.path(), &["inspect", MODEL, "--json"]);
     let report: Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!((&report["parameters"], report["components"].as_array().unwrap().len()), (&433_340.into(), 12));
+    assert!(table.contains("default steps: prior 25, decoder 25, super-resolution 7"), "{table}");
+    assert_eq!((&report["defaults"]["decoder_guidance"], &report["subjects"]), (&8.0.into(), &Value::Array(vec![])));
+}
+
+#[cfg(feature = "default-model")]
+#[test]
+fn what_the_built_in_model_knows_is_listed_and_hinted_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let table = text(&engine(dir.path(), &["inspect"]).stdout);
+    assert!(table.contains("knows 172 things:\n  dog, cat, rabbit, ") && table.contains("default steps: prior 10"));
+    assert!(table.lines().all(|line| line.len() < 125), "{table}");
+    let report: Value = serde_json::from_slice(&engine(dir.path(), &["inspect", "--json"]).stdout).unwrap();
+    assert_eq!(report["subjects"][0], serde_json::json!(["dog", "puppy", "dog face"]));
+    let nothing = engine(dir.path(), &["run"]);
+    assert_refused(dir.path(), &nothing, 2, &["such as \"a dog\" or ", "--image"]);
+    let short = ["--prior-steps", "2", "--decoder-steps", "2", "--super-res-steps", "2", "--device", "cpu"];
+    let said = |prompt: &str| text(&engine(dir.path(), &[&["run", prompt], &short[..]].concat()).stderr);
+    assert!(said("a volcano").contains("\"a volcano\": none of the 172 things"), "{}", said("a volcano"));
+    assert!(!said("two puppies").contains("none of the"), "{}", said("two puppies"));
 }
 
 #[test]
@@ -350,7 +444,18 @@ fn plan_in_half_precision_needs_half_the_weights_and_names_the_type() {
 fn devices_are_listed_and_one_that_is_not_there_exits_with_4() {
     let dir = tempfile::tempdir().unwrap();
     let output = engine(dir.path(), &["devices"]);
-    assert!(output.status.success() && text(&output.stdout).starts_with("cpu "), "{output:?}");
+    let table = text(&output.stdout);
+    assert!(output.status.success() && table.starts_with("cpu "), "{output:?}");
+    assert_eq!(table.matches("<- auto").count(), 1, "{table}");
+    for line in table.lines() {
+        let name = line.split_whitespace().next().unwrap();
+        assert_eq!(line.matches(name).count(), 1, "{line}");
+    }
+    let json = engine(dir.path(), &["devices", "--json"]);
+    let devices: Vec<Value> = serde_json::from_slice(&json.stdout).unwrap();
+    assert!(devices[0]["device"] == "cpu" && devices.len() == table.lines().count(), "{devices:?}");
+    #[cfg(target_os = "linux")]
+    assert!(devices[0]["memory_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 28), "{devices:?}");
     let missing = run(dir.path(), &["-p", "a", "--device", "wgpu:99"]);
     assert_refused(dir.path(), &missing, 4, &["wgpu"]);
     let unknown = run(dir.path(), &["-p", "a", "--device", "abacus"]);
@@ -361,11 +466,21 @@ fn devices_are_listed_and_one_that_is_not_there_exits_with_4() {
 fn help_has_examples_and_completions_know_the_flags() {
     let dir = tempfile::tempdir().unwrap();
     let help = engine(dir.path(), &["run", "--help"]);
-    assert!(help.status.success() && text(&help.stdout).contains("Examples:"));
+    assert!(help.status.success(), "{help:?}");
+    let help = text(&help.stdout);
+    for part in ["\nWhat:\n  [PROMPT]", "\nHow:\n", "\nWhere:\n", "\nOutput:\n", "\nExamples:\n", "[env: ENGINE_MODEL"]
+    {
+        assert!(help.contains(part), "{part:?} is not in\n{help}");
+    }
     for shell in ["bash", "zsh", "fish"] {
         let script = engine(dir.path(), &["completions", shell]);
         assert!(script.status.success() && text(&script.stdout).contains("decoder-guidance"), "{shell}");
+        assert!(text(&script.stdout).contains("cuda-emulator"), "{shell}");
+        let guessed = command(dir.path(), &["completions"]).env("SHELL", format!("/usr/bin/{shell}")).output().unwrap();
+        assert!(guessed.stdout == script.stdout, "{shell}");
     }
+    let unknown = command(dir.path(), &["completions"]).env("SHELL", "/bin/unheard-of").output().unwrap();
+    assert_refused(dir.path(), &unknown, 2, &["engine: SHELL: not known", "bash"]);
 }
 
 /// Ctrl-C in the middle of a run.

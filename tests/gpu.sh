@@ -40,13 +40,13 @@ build() {
     local folder=$1 messages name
     local features=(--release --no-default-features --features cli,wgpu,cuda,cuda-emulator --message-format=json)
     mkdir -p "$folder"
-    messages=$(cargo test --no-run --test cuda --test cuda_moments --test wgpu "${features[@]}")
-    for name in cuda cuda_moments wgpu; do
+    messages=$(cargo test --no-run --test cuda --test cuda_statistics --test wgpu "${features[@]}")
+    for name in cuda cuda_statistics wgpu; do
         cp "$(built "$name" <<<"$messages")" "$folder/$name"
     done
     messages=$(cargo build --bin engine "${features[@]}")
     cp "$(built engine <<<"$messages")" "$folder/engine"
-    echo "$folder: engine, cuda, cuda_moments, wgpu"
+    echo "$folder: engine, cuda, cuda_statistics, wgpu"
 }
 
 # Runs a check, keeps its output, and adds a line to the report. Whatever it finds, the rest is still run.
@@ -91,7 +91,7 @@ run() {
         exit 4
     fi
     engine=$(realpath "$binaries/engine") cases=$(realpath "$binaries/cuda") work=$(mktemp -d)
-    moments=$(realpath "$binaries/cuda_moments") shaders=$(realpath "$binaries/wgpu")
+    moments=$(realpath "$binaries/cuda_statistics") shaders=$(realpath "$binaries/wgpu")
     export REQUIRE_BACKENDS=cuda,wgpu # a test that cannot run there has failed
     {
         echo "## $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1), $(date +%F)"
@@ -114,7 +114,7 @@ run() {
     done
     # The first adapter is the one that the tests take; a software adapter says nothing of the card.
     adapter=$("$engine" devices 2>/dev/null | grep '^wgpu:0 ' || true)
-    if [[ $adapter == *"(discrete"* ]]; then
+    if [[ $adapter == *"discrete GPU"* ]]; then
         check "all cases in WGSL against loops in f64" "$work/shaders.log" "${LIMIT[@]}" "$shaders" matches_the_reference
         for type in f16 f32; do
             check "timings in WGSL, $type" "$work/bench-wgpu-$type.log" bench wgpu "$type"

@@ -187,7 +187,7 @@ fn mapped_read_and_embedded_checkpoints_give_the_same_tensors() {
         ("prior/diffusion_pytorch_model.safetensors", file),
         ("priority/model.safetensors", &[]),
     ];
-    let embedded = Checkpoint::embedded(table.leak(), LoadOptions::default()).unwrap();
+    let embedded = Checkpoint::embedded("made up", table.leak(), LoadOptions::default()).unwrap();
     assert!(embedded.has("prior") && embedded.has("model_index.json") && !embedded.has("prio"));
 
     let ways =

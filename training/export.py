@@ -8,6 +8,7 @@ import shutil
 
 import torch
 
+import captions
 import models
 from trainer import load_averaged
 
@@ -67,8 +68,11 @@ def train(options, preset):
     }
     for name, settings in schedulers.items():
         UnCLIPScheduler(prediction_type="sample", **settings).save_pretrained(out / name)
+    # What it knows, each thing with its names, the commonest first.
+    things = [", ".join(name.removeprefix("~") for name in names) for names in captions.everyday().values()]
     index = {
         "_class_name": "UnCLIPPipeline", "_engine_defaults": DEFAULTS,
+        "_engine_subjects": things[:preset["concepts"] or None],
         "decoder": ["diffusers", "UNet2DConditionModel"], "decoder_scheduler": ["diffusers", "UnCLIPScheduler"],
         "prior": ["diffusers", "PriorTransformer"], "prior_scheduler": ["diffusers", "UnCLIPScheduler"],
         "super_res_first": ["diffusers", "UNet2DModel"], "super_res_last": ["diffusers", "UNet2DModel"],

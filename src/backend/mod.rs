@@ -14,6 +14,7 @@ mod launches;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
+use crate::dtype::Precision;
 use crate::error::{Error, Result};
 use crate::plan::{Cost, Plan, WeightSource};
 use std::any::Any;
@@ -23,6 +24,16 @@ use std::sync::Arc;
 pub trait Backend: Send + Sync {
     /// How the device is named on the command line and in messages.
     fn name(&self) -> String;
+
+    /// How tensors are stored and matrices multiplied.
+    fn precision(&self) -> Precision {
+        Precision::F32
+    }
+
+    /// The device's memory, where it can be asked for.
+    fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
 
     /// Loads the plan's weights. What `held` has in the layout that the plan needs is shared and not read again. The
     /// source may be dropped afterwards.

@@ -1,11 +1,12 @@
 //! What can be asked for on the command line.
 
-use super::devices::Device;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use super::devices::{Device, DeviceParser};
+use super::show::Protocol;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use std::path::PathBuf;
-use unclip::Precision;
 use unclip::noise::NoiseKind;
+use unclip::{Error, Precision, Result};
 
 /// Text to image, and image to variations, with the unCLIP (DALL-E 2) architecture.
 #[derive(Debug, Parser)]
@@ -15,29 +16,44 @@ pub struct Arguments {
     pub command: Command,
 }
 
+// Lines that are meant to be one paragraph are one line here: clap wraps them to the terminal's width.
+
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 failed while running, 2 usage, 3 checkpoint, 4 device, 5 input or output, 130 interrupted.";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
-  engine run -p \"a red apple\"
+  engine run \"a red apple\"
   engine run -p \"a lion\" -p \"a frog\" -b 4 -s 7 --grid sheet.png
-  engine run -m karlo -p \"a fox in the snow\" -n \"blurry\" --decoder-steps 50 -o fox.png --json
-  engine run -m karlo -p \"a boat\" --trace boat.safetensors
+  engine run --prompts list.txt -o pictures/%03d.png
+  engine run --from out.png -s random
   engine run --image photo.png -b 4 -o variation-%03d.png
+  engine run -m karlo \"a fox in the snow\" --decoder-steps 50 -o fox.png
 
-Picture k of a run is made from seed + k, so each can be made again alone. Ctrl-C stops after the present step and
-writes nothing; a second one stops at once.";
+Picture k of a run is made from seed + k, so each can be made again alone. Ctrl-C stops after the present step and keeps finished pictures; a second one stops at once.";
 
 const BENCH_EXAMPLES: &str = "\
 Examples:
   engine bench --device cpu --filter conv2d/decoder --filter attention
   engine bench --device cpu --filter karlo --dtype f32
-  engine bench --device cpu --json > before.json; ...; engine bench --device cpu --compare before.json
+  engine bench --json > before.json
+  engine bench --compare before.json
 
-A time is the median of at least five samples; half of them lie within the spread around it. With --compare a case
-counts as slower if its shortest sample is longer than the longest one of the earlier run, and its median by more than
-5 %. Operations are those of the definition: a convolution that needs fewer multiplications may exceed the peak.";
+Columns:
+  time      median of at least five samples
+  spread    half of the samples lie within this much of it
+  GFLOP/s   operations of the definition; a multiply-add is two
+  GB/s      every input read once, the output written once
+  roofline  share of the nearer bound, measured first: multiply-adds, or memory
+  faster    with --compare: earlier time over this one
+
+A convolution that needs fewer multiplications than its definition may exceed the peak. `cached` stands where the bytes fit the processor's cache or come faster than memory delivers them: such a case says nothing about memory. With --compare a case counts as slower if its shortest sample is longer than the longest of the earlier run, and its median by more than 5 %.";
+
+/// Groups of flags in the help.
+const WHAT: &str = "What";
+const HOW: &str = "How";
+const WHERE: &str = "Where";
+const OUTPUT: &str = "Output";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -46,111 +62,124 @@ pub enum Command {
     Run(Box<RunArguments>),
     /// Print what a stage computes: steps, shapes, parameters, FLOPs, bytes moved, memory
     Plan(PlanArguments),
-    /// List a checkpoint's components, and what would not load and why
+    /// List a checkpoint's components, its defaults, and what would not load and why
     Inspect(InspectArguments),
     /// Time operations, and sampling steps of the networks, with made-up weights
     #[command(after_help = BENCH_EXAMPLES)]
     Bench(BenchArguments),
-    /// List the devices that --device can name
-    Devices,
+    /// List the devices that --device can name, and which one auto takes
+    Devices(DevicesArguments),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  engine completions bash > ~/.local/share/bash-completion/completions/engine")]
     Completions {
-        /// Which shell
-        shell: Shell,
+        /// Which shell [default: that of $SHELL]
+        shell: Option<Shell>,
     },
 }
 
 #[derive(Debug, Args)]
 pub struct ModelArguments {
-    /// Folder of the checkpoint, in the layout of diffusers' unCLIP pipelines; without it, the built-in model
-    #[arg(short, long, value_name = "DIR", required = cfg!(not(feature = "default-model")))]
+    /// The checkpoint: a folder in the layout of diffusers' unCLIP pipelines, a model of the hub's cache by its name
+    /// (org/name), or built-in
+    #[arg(short, long, value_name = "DIR", env = "ENGINE_MODEL", help_heading = WHERE,
+          required = cfg!(not(feature = "default-model")))]
     pub model: Option<PathBuf>,
     /// Read weights instead of mapping their files into memory
-    #[arg(long)]
+    #[arg(long, help_heading = WHERE)]
     pub no_mmap: bool,
     /// Which variant of the weight files to use, such as fp16 for *.fp16.safetensors
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = WHERE)]
     pub variant: Option<String>,
 }
 
 #[derive(Debug, Args)]
 pub struct RunArguments {
-    #[command(flatten)]
-    pub model: ModelArguments,
-    /// What the picture shows; may be given several times
-    #[arg(short, long, value_name = "TEXT", required_unless_present = "image")]
+    /// What the picture shows, in quotes
+    #[arg(value_name = "PROMPT", help_heading = WHAT, display_order = 0)]
+    pub words: Vec<String>,
+    /// What a picture shows; may be given several times
+    #[arg(short, long, value_name = "TEXT", help_heading = WHAT)]
     pub prompt: Vec<String>,
+    /// File with a prompt on each line; - is standard input
+    #[arg(long, value_name = "FILE", help_heading = WHAT)]
+    pub prompts: Option<PathBuf>,
     /// PNG file of which to make variations, instead of a prompt; may be given several times
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", help_heading = WHAT)]
     pub image: Vec<PathBuf>,
     /// What the picture should not be
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", help_heading = WHAT)]
     pub negative: Option<String>,
-    /// Seed of the first picture
-    #[arg(short, long, default_value_t = 0)]
-    pub seed: u64,
-    /// Pictures for each prompt or image
-    #[arg(short, long, value_name = "COUNT", default_value_t = 1)]
-    pub batch: usize,
-    /// PNG file; for several pictures a name with a number in it, from 000 [default: out.png or out-%03d.png]
-    #[arg(short, long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
-    /// Write all pictures on one sheet, too
-    #[arg(long, value_name = "FILE")]
-    pub grid: Option<PathBuf>,
-    /// Show the pictures in the terminal, in the best way it has (sixel, kitty, iTerm, or half blocks)
-    #[cfg(feature = "show")]
-    #[arg(long)]
-    pub show: bool,
+    /// Take everything from the settings that a PNG of this program carries; other flags change single settings
+    #[arg(long, value_name = "FILE", help_heading = WHAT)]
+    pub from: Option<PathBuf>,
+    /// Seed of the first picture: a number, or random
+    #[arg(short, long, value_name = "SEED", help_heading = HOW, value_parser = seed)]
+    pub seed: Option<Seed>,
+    /// Pictures for each prompt or image [default: 1]
+    #[arg(short, long, value_name = "COUNT", help_heading = HOW)]
+    pub batch: Option<usize>,
     /// Steps of the prior [default: the checkpoint's, or 25]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = HOW)]
     pub prior_steps: Option<usize>,
     /// Steps of the decoder [default: the checkpoint's, or 25]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = HOW)]
     pub decoder_steps: Option<usize>,
     /// Steps of super-resolution, the last of which is the second network's [default: the checkpoint's, or 7]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = HOW)]
     pub super_res_steps: Option<usize>,
     /// Guidance scale of the prior [default: the checkpoint's, or 4]
-    #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = HOW)]
     pub prior_guidance: Option<f32>,
-    /// Guidance scale of the decoder [default: the checkpoint's, or 8]; at most 1 for both turns guidance off;
-    /// variations have this one only
-    #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
+    /// Guidance scale of the decoder, the only one of variations; at most 1 for both turns guidance off [default: the
+    /// checkpoint's, or 8]
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = HOW)]
     pub decoder_guidance: Option<f32>,
-    /// What turns the seed into noise: torch gives the pictures of diffusers, philox is drawn on the device
-    #[arg(long, value_enum, default_value_t = Noise::Torch)]
-    pub noise: Noise,
+    /// What turns the seed into noise [default: torch]
+    #[arg(long, value_parser = noise(), help_heading = HOW)]
+    pub noise: Option<NoiseKind>,
+    #[command(flatten)]
+    pub model: ModelArguments,
     #[command(flatten)]
     pub device: DeviceArguments,
-    /// StorageRule the intermediate tensors, under the names of the reference recordings
-    #[arg(long, value_name = "FILE")]
+    /// PNG file, - for standard output; several pictures need a name with a number (%d, %03d), which counts from 0
+    /// [default: out.png or out-%03d.png, or the next number that is free]
+    #[arg(short, long, value_name = "FILE", help_heading = OUTPUT)]
+    pub output: Option<PathBuf>,
+    /// Write all pictures on one sheet, too
+    #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
+    pub grid: Option<PathBuf>,
+    /// Show the pictures in the terminal
+    #[arg(long, value_name = "HOW", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "auto",
+          conflicts_with = "json", help_heading = OUTPUT)]
+    pub show: Option<Protocol>,
+    /// Keep the intermediate tensors in a safetensors file, under the names of the reference recordings
+    #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
     pub trace: Option<PathBuf>,
     /// Report in JSON, one event a line, on standard output
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     pub json: bool,
     /// Report errors only
-    #[arg(short, long, conflicts_with = "verbose")]
+    #[arg(short, long, conflicts_with = "verbose", help_heading = OUTPUT)]
     pub quiet: bool,
     /// Report how long stages took and how much memory was used
-    #[arg(short, long)]
+    #[arg(short, long, help_heading = OUTPUT)]
     pub verbose: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct DeviceArguments {
-    /// Where to compute: auto, cpu, wgpu, cuda (either with :N for the Nth), cuda-emulator; see `engine devices`
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    /// Where to compute; see `engine devices`
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = DeviceParser, env = "ENGINE_DEVICE",
+          help_heading = WHERE)]
     pub device: Device,
-    /// What tensors are stored in; sums and the sampler's state are f32 in any case
-    #[arg(long, value_parser = precision(), default_value = "f32")]
-    pub dtype: Precision,
-    /// Let wgpu multiply cooperative matrices, where the adapter has them; experimental, and for --dtype f16 only
-    #[arg(long)]
+    /// What tensors are stored in; sums and the sampler's state are f32 in any case [default: f32]
+    #[arg(long, value_parser = precision(), env = "ENGINE_DTYPE", help_heading = WHERE)]
+    pub dtype: Option<Precision>,
+    /// Use tensor cores through wgpu's cooperative matrices (experimental, f16 only)
+    #[arg(long, help_heading = WHERE)]
     pub matrices: bool,
     /// Threads of the CPU; 0 means all that the process may use
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, env = "ENGINE_THREADS", help_heading = WHERE)]
     pub threads: usize,
 }
 
@@ -178,28 +207,28 @@ pub struct PlanArguments {
 #[derive(Debug, Args)]
 pub struct BenchArguments {
     /// Only cases whose names contain this; may be given several times. Without it, all but the largest
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", help_heading = WHAT)]
     pub filter: Vec<String>,
     /// List the names of the cases instead
-    #[arg(long)]
+    #[arg(long, help_heading = WHAT)]
     pub list: bool,
     #[command(flatten)]
     pub device: DeviceArguments,
     /// How long each case is timed
-    #[arg(long, value_name = "SECONDS", default_value_t = 0.5)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.5, help_heading = HOW)]
     pub seconds: f64,
     /// An earlier run's --json to compare with; anything slower than its noise explains ends in exit code 1
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
     pub compare: Option<PathBuf>,
     /// Report in JSON instead of a table
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     pub json: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct InspectArguments {
-    /// Folder of the checkpoint; without it, the built-in model
-    #[arg(value_name = "DIR", required = cfg!(not(feature = "default-model")))]
+    /// The checkpoint: a folder, a model of the hub's cache by its name (org/name), or built-in
+    #[arg(value_name = "DIR", env = "ENGINE_MODEL", required = cfg!(not(feature = "default-model")))]
     pub model: Option<PathBuf>,
     /// Which variant of the weight files to look at
     #[arg(long, value_name = "NAME")]
@@ -209,21 +238,11 @@ pub struct InspectArguments {
     pub json: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Noise {
-    /// As torch.Generator("cpu")
-    Torch,
-    /// Counter-based Philox 4x32-10
-    Philox,
-}
-
-impl From<Noise> for NoiseKind {
-    fn from(noise: Noise) -> NoiseKind {
-        match noise {
-            Noise::Torch => NoiseKind::Torch,
-            Noise::Philox => NoiseKind::Philox,
-        }
-    }
+#[derive(Debug, Args)]
+pub struct DevicesArguments {
+    /// Report in JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 impl Arguments {
@@ -231,6 +250,52 @@ impl Arguments {
     pub fn wants_json(&self) -> bool {
         matches!(&self.command, Command::Run(arguments) if arguments.json)
     }
+}
+
+/// What the library calls a setting, and the flag that sets it.
+const FLAGS: [(&str, &str); 11] = [
+    ("prompt", "--prompt"),
+    ("tokens", "--prompt"),
+    ("image", "--image"),
+    ("negative", "--negative"),
+    ("pictures per prompt", "--batch"),
+    ("prior steps", "--prior-steps"),
+    ("decoder steps", "--decoder-steps"),
+    ("super-resolution steps", "--super-res-steps"),
+    ("prior guidance", "--prior-guidance"),
+    ("decoder guidance", "--decoder-guidance"),
+    ("output", "--output"),
+];
+
+/// The error as someone at the command line knows it: settings by their flags.
+pub fn by_flag(error: Error) -> Error {
+    match error {
+        Error::Request { what, found, reason } => {
+            let flag = FLAGS.iter().find(|(setting, _)| *setting == what);
+            Error::Request { what: flag.map_or(what, |(_, flag)| (*flag).to_owned()), found, reason }
+        }
+        other => other,
+    }
+}
+
+/// What `--seed` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seed {
+    pub value: u64,
+    /// Whether it was drawn, and the user does not know it.
+    pub is_drawn: bool,
+}
+
+/// A seed, drawn now if it is to be random.
+fn seed(text: &str) -> Result<Seed, String> {
+    use std::hash::{BuildHasher, RandomState};
+    if text == "random" {
+        // Of 32 bits, because torch's generator uses no more, and because people type it again.
+        let value = RandomState::new().hash_one(std::process::id()) & u64::from(u32::MAX);
+        return Ok(Seed { value, is_drawn: true });
+    }
+    let value = text.parse().map_err(|_| format!("expected an integer from 0 to {}, or random", u64::MAX))?;
+    Ok(Seed { value, is_drawn: false })
 }
 
 /// A precision by its name.
@@ -246,11 +311,30 @@ fn precision() -> impl clap::builder::TypedValueParser<Value = Precision> {
         .map(|name| Precision::ALL.into_iter().find(|p| p.name() == name).expect("one of the possible values"))
 }
 
-/// The completion script of a shell.
-pub fn completions(shell: Shell) -> String {
+/// A kind of noise by its name.
+fn noise() -> impl clap::builder::TypedValueParser<Value = NoiseKind> {
+    use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+    let help = |kind| match kind {
+        NoiseKind::Torch => "As torch.Generator(\"cpu\"): the pictures of diffusers",
+        NoiseKind::Philox => "Counter-based Philox 4x32-10, drawn on the device",
+        _ => "See the documentation of the library",
+    };
+    PossibleValuesParser::new(NoiseKind::ALL.map(|kind| PossibleValue::new(kind.name()).help(help(kind))))
+        .map(|name| NoiseKind::ALL.into_iter().find(|kind| kind.name() == name).expect("one of the possible values"))
+}
+
+/// The completion script of a shell, or of the one that the user runs.
+///
+/// # Errors
+/// No shell is named, and $SHELL is none that there is a script for.
+pub fn completions(shell: Option<Shell>) -> Result<String> {
+    let shell = shell.or_else(Shell::from_env);
+    let shell = shell.ok_or_else(|| {
+        Error::request("SHELL", "not known; name one: engine completions bash (or zsh, fish, elvish, powershell)")
+    })?;
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "engine", &mut script);
-    String::from_utf8_lossy(&script).into_owned()
+    Ok(String::from_utf8_lossy(&script).into_owned())
 }
 
 #[cfg(test)]
@@ -260,5 +344,39 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_setting_leads_to_a_flag_of_run() {
+        let command = Arguments::command();
+        let run = command.find_subcommand("run").unwrap();
+        for (setting, flag) in FLAGS {
+            let long = flag.strip_prefix("--");
+            assert!(run.get_arguments().any(|argument| argument.get_long() == long), "{setting}: {flag}");
+        }
+        let error = by_flag(Error::value("prior steps", 1, "must be 2 to 1000"));
+        assert_eq!(error.to_string(), "--prior-steps 1: must be 2 to 1000");
+        assert_eq!(by_flag(Error::request("--matrices", "no")).to_string(), "--matrices: no");
+    }
+
+    #[test]
+    fn seeds_are_numbers_or_drawn() {
+        assert_eq!(seed("18446744073709551615"), Ok(Seed { value: u64::MAX, is_drawn: false }));
+        assert!(seed("-1").unwrap_err().contains("or random"));
+        let drawn: Vec<Seed> = (0..4).map(|_| seed("random").unwrap()).collect();
+        assert!(drawn.iter().all(|seed| seed.is_drawn && seed.value <= u64::from(u32::MAX)));
+        assert!(drawn.iter().any(|seed| *seed != drawn[0]));
+    }
+
+    #[test]
+    fn help_texts_leave_the_wrapping_to_clap() {
+        for text in [RUN_EXAMPLES, BENCH_EXAMPLES, EXIT_CODES] {
+            let lines: Vec<&str> = text.lines().collect();
+            for pair in lines.windows(2) {
+                // A line that goes on in the next one would be wrapped twice.
+                assert!(pair[1].is_empty() || pair[1].starts_with("  ") || pair[0].is_empty(), "{pair:?}");
+            }
+            assert!(lines.iter().all(|line| !line.starts_with("  ") || line.len() < 80), "{text}");
+        }
     }
 }

@@ -59,8 +59,8 @@ impl Row {
         self.least_s > earlier.most_s && self.median_s > SLOWER * earlier.median_s
     }
 
-    /// A line of the table.
-    fn line(&self, roofline: Option<Roofline>, earlier: Option<&Row>) -> String {
+    /// A line of the table. `cache_bytes` is what the device's cache holds, where that is known.
+    fn line(&self, roofline: Option<Roofline>, cache_bytes: u64, earlier: Option<&Row>) -> String {
         let spread = 50.0 * (self.quartiles_s[1] - self.quartiles_s[0]) / self.median_s;
         let (flops, bytes) = (self.flops as f64 / self.median_s, self.bytes as f64 / self.median_s);
         let mut line = format!("{:36} {:>10} {spread:>5.1} %", self.name, duration(self.median_s));
@@ -72,7 +72,12 @@ impl Row {
         if let Some(roofline) = roofline {
             let cost = Cost { flops: self.flops, bytes: self.bytes, steps: 1 };
             let (share, arithmetic) = roofline.share(&cost, self.median_s);
-            line += &format!(" {:>4.0} % of {:<6}", 100.0 * share, if arithmetic { "peak" } else { "memory" });
+            line += &match arithmetic {
+                true => format!(" {:>4.0} % of {:<6}", 100.0 * share, "peak"),
+                // What comes from a cache is no share of what memory delivers.
+                false if share > 1.0 || self.bytes <= cache_bytes => format!(" {:>15}", "cached"),
+                false => format!(" {:>4.0} % of {:<6}", 100.0 * share, "memory"),
+            };
         }
         if let Some(earlier) = earlier {
             let verdict = if self.slower_than(earlier) { " slower" } else { "" };
@@ -101,9 +106,7 @@ pub fn bench(arguments: &BenchArguments) -> Result<(), Failure> {
         return Ok(super::print(&chosen.iter().map(|workload| workload.name() + "\n").collect::<String>())?);
     }
     if !(arguments.seconds >= 0.0 && arguments.seconds <= 3600.0) {
-        return Err(
-            Error::request("--seconds", format!("{}; it has to be between 0 and 3600", arguments.seconds)).into()
-        );
+        return Err(Error::value("--seconds", arguments.seconds, "must be 0 to 3600").into());
     }
     let earlier = arguments.compare.as_deref().map(read).transpose()?;
     let rows: HashMap<&str, &Row> =
@@ -114,11 +117,14 @@ pub fn bench(arguments: &BenchArguments) -> Result<(), Failure> {
     if let Some(remark) = &device.remark {
         eprintln!("{remark}");
     }
-    let dtype = arguments.device.dtype.name().to_owned();
+    let dtype = backend.precision().name().to_owned();
     if let Some(earlier) = earlier.iter().find(|e| e.device != backend.name() || e.dtype != dtype) {
         eprintln!("the earlier run was made on {} in {}", earlier.device, earlier.dtype);
     }
-    let roofline = backend.roofline();
+    // Other programs slow a measurement down, never up.
+    let better = |a: Roofline, b: Roofline| Roofline { flops: a.flops.max(b.flops), bytes: a.bytes.max(b.bytes) };
+    let roofline = (0..3).filter_map(|_| backend.roofline()).reduce(better);
+    let cache_bytes = if backend.name().starts_with("cpu ") { largest_cache() } else { 0 };
     let table = |text: String| if arguments.json { Ok(()) } else { super::print(&text) };
     table(head(&backend.name(), roofline, earlier.is_some()))?;
     let mut report = Report {
@@ -130,10 +136,10 @@ pub fn bench(arguments: &BenchArguments) -> Result<(), Failure> {
         cases: Vec::new(),
     };
     for workload in chosen {
-        let mut executable = workload.prepare(backend, arguments.device.dtype.storage())?;
+        let mut executable = workload.prepare(backend, backend.precision().storage())?;
         let timing = time(executable.as_mut(), Duration::from_secs_f64(arguments.seconds))?;
         let row = Row::new(workload.name(), &timing, &cost(executable.as_ref()));
-        table(row.line(roofline, rows.get(row.name.as_str()).copied()))?;
+        table(row.line(roofline, cache_bytes, rows.get(row.name.as_str()).copied()))?;
         report.cases.push(row);
     }
     if arguments.json {
@@ -141,6 +147,15 @@ pub fn bench(arguments: &BenchArguments) -> Result<(), Failure> {
         super::print(&(text + "\n"))?;
     }
     verdict(&report.cases, &rows)
+}
+
+/// Bytes of the processor's last cache; 0 where the system does not say.
+fn largest_cache() -> u64 {
+    let of_level = |level: u32| -> Option<u64> {
+        let size = std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu0/cache/index{level}/size")).ok()?;
+        Some(size.trim().strip_suffix('K')?.parse::<u64>().ok()? << 10)
+    };
+    (0..5).filter_map(of_level).max().unwrap_or(0)
 }
 
 /// The cases whose names contain one of the filters; without any, all that are not heavy.
@@ -216,6 +231,18 @@ mod tests {
         let error = verdict(&[row("a", 2.2, 2.2, 2.2)], &earlier).unwrap_err();
         assert_eq!((error.exit_code(), error.to_string().as_str()), (1, "slower: a 2.00 times"));
         assert!(verdict(&[row("b", 1.0, 1.0, 1.0)], &earlier).unwrap_err().to_string().contains("none of these"));
+    }
+
+    #[test]
+    fn what_fits_the_cache_has_no_share_of_memory() {
+        let roofline = Some(Roofline { flops: 100.0, bytes: 20.0 });
+        let row = Row { flops: 10, bytes: 100, ..row("a", 10.0, 10.0, 10.0) };
+        assert!(row.line(roofline, 0, None).contains("50 % of memory"), "{}", row.line(roofline, 0, None));
+        assert!(row.line(roofline, 100, None).contains("cached"));
+        let fast = Row { median_s: 4.0, ..row.clone() };
+        assert!(fast.line(roofline, 0, None).contains("cached"), "125 % of memory");
+        let bound_by_arithmetic = Row { flops: 2000, ..row };
+        assert!(bound_by_arithmetic.line(roofline, 1 << 20, None).contains("200 % of peak"));
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! Where to compute: `--device`, and `engine devices`.
 
-use super::args::DeviceArguments;
+use super::args::{DeviceArguments, DevicesArguments};
+use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
+use serde::Serialize;
+use std::ffi::OsStr;
+use std::path::Path;
 #[cfg(feature = "wgpu")]
 use std::{ffi::OsString, path::PathBuf};
 use unclip::backend::Backend;
@@ -45,6 +49,34 @@ impl std::str::FromStr for Device {
     }
 }
 
+/// Reads a [`Device`], and names them all for help and completion.
+#[derive(Clone)]
+pub struct DeviceParser;
+
+impl TypedValueParser for DeviceParser {
+    type Value = Device;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<Device, clap::Error> {
+        StringValueParser::new().try_map(|name| name.parse::<Device>()).parse_ref(command, argument, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let names = [
+            ("auto", "A GPU through wgpu if there is a real one, else the CPU"),
+            ("cpu", "The processor"),
+            ("wgpu", "A GPU through Vulkan, Metal or DirectX 12; wgpu:N is the one of that number"),
+            ("cuda", "An NVIDIA GPU through its driver; cuda:N is the one of that number"),
+            ("cuda-emulator", "The CUDA kernels on the CPU, every access checked: slow, to find faults"),
+        ];
+        Some(Box::new(names.into_iter().map(|(name, help)| PossibleValue::new(name).help(help))))
+    }
+}
+
 /// A device that was chosen.
 pub struct Chosen {
     pub backend: Box<dyn Backend>,
@@ -57,41 +89,61 @@ pub struct Chosen {
 /// # Errors
 /// There is no such device, or it cannot compute in the precision asked for.
 pub fn open(arguments: &DeviceArguments) -> Result<Chosen> {
+    let dtype = arguments.dtype.unwrap_or_default();
     if arguments.matrices && !matches!(arguments.device, Device::Auto | Device::Wgpu(_)) {
         return Err(Error::request("--matrices", "cooperative matrices are for --device wgpu"));
     }
-    if arguments.matrices && arguments.dtype != Precision::F16 {
+    if arguments.matrices && dtype != Precision::F16 {
         return Err(Error::request("--matrices", "cooperative matrices multiply halves; it needs --dtype f16"));
     }
-    match arguments.device {
-        // CUDA is left to those who ask for it until its kernels have been measured on cards.
+    let (backend, remark) = match arguments.device {
         Device::Auto => match gpu(None, arguments, false) {
-            Ok(backend) => Ok(Chosen { backend, remark: None }),
-            Err(error) => Ok(Chosen { backend: cpu(arguments)?, remark: Some(format!("on the CPU: {error}")) }),
+            Ok(backend) => {
+                let remark = cuda_is_better(&backend.name()).map(str::to_owned);
+                (backend, remark)
+            }
+            Err(error) => {
+                let cuda = cuda_is_better("").map_or(String::new(), |remark| format!("; {remark}"));
+                (cpu(arguments)?, Some(format!("{error}{cuda}")))
+            }
         },
-        Device::Cpu => Ok(Chosen { backend: cpu(arguments)?, remark: None }),
-        Device::Wgpu(number) => Ok(Chosen { backend: gpu(number, arguments, true)?, remark: None }),
-        Device::Cuda(number) => Ok(Chosen { backend: cuda(number, arguments.dtype)?, remark: None }),
-        Device::CudaEmulator => Ok(Chosen { backend: emulator(arguments.dtype)?, remark: None }),
+        Device::Cpu => (cpu(arguments)?, None),
+        Device::Wgpu(number) => (gpu(number, arguments, true)?, None),
+        Device::Cuda(number) => (cuda(number, dtype)?, None),
+        Device::CudaEmulator => (emulator(dtype)?, None),
+    };
+    Ok(Chosen { backend, remark })
+}
+
+/// What to say to someone who has an NVIDIA card, for which `auto` takes wgpu or the CPU. `name` is what it took.
+fn cuda_is_better(name: &str) -> Option<&'static str> {
+    let there = ["/dev/nvidia0", "/usr/lib/wsl/lib/libcuda.so.1"].iter().any(|path| Path::new(path).exists());
+    match cfg!(feature = "cuda") {
+        _ if !there && !name.contains("NVIDIA") => None,
+        true => Some("there is an NVIDIA GPU: --device cuda is faster"),
+        false => Some("there is an NVIDIA GPU: an engine built with --features cuda is faster on it"),
     }
 }
 
 fn cpu(arguments: &DeviceArguments) -> Result<Box<dyn Backend>> {
-    match arguments.dtype {
+    match arguments.dtype.unwrap_or_default() {
         precision @ (Precision::F32 | Precision::Bf16) => {
             Ok(Box::new(Cpu::new(arguments.threads)?.with_precision(precision)?))
         }
-        _ => Err(Error::request("--dtype", "the CPU computes in f32 or bf16; f16 is for GPUs, tf32 for --device cuda")),
+        other => {
+            let reason = "the CPU computes in f32 or bf16; f16 is for GPUs, tf32 for --device cuda";
+            Err(Error::value("--dtype", other, reason))
+        }
     }
 }
 
-/// `software` allows an adapter that is a program.
+/// `software`: accept a CPU rasteriser such as lavapipe.
 #[cfg(feature = "wgpu")]
 fn gpu(number: Option<usize>, arguments: &DeviceArguments, software: bool) -> Result<Box<dyn Backend>> {
-    let dtype = arguments.dtype;
+    let dtype = arguments.dtype.unwrap_or_default();
     let adapter = number.map_or(if software { Choice::Best } else { Choice::Gpu }, Choice::Number);
     if matches!(dtype, Precision::Bf16 | Precision::Tf32) {
-        return Err(Error::request("--dtype", "bf16 and tf32 are for --device cuda; wgpu stores f32 or f16"));
+        return Err(Error::value("--dtype", dtype, "bf16 and tf32 are for --device cuda; wgpu stores f32 or f16"));
     }
     let tiles = arguments.matrices.then_some(unclip::ops::Tiles::Matrices);
     let device = Wgpu::new(wgpu::Options { adapter, storage: dtype.storage(), tiles, ..wgpu::Options::default() })?;
@@ -147,33 +199,130 @@ fn left_out(feature: &str) -> Error {
     }
 }
 
+/// One line of `engine devices`.
+#[derive(Serialize)]
+struct Entry {
+    /// What `--device` takes.
+    device: String,
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_bytes: Option<u64>,
+    /// What else is known of it.
+    details: Vec<String>,
+    /// Why it cannot be used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+    /// Whether `--device auto` takes it.
+    auto: bool,
+}
+
+impl Entry {
+    fn new(device: impl Into<String>, backend: &dyn Backend) -> Entry {
+        // A back end's name is `device (what it is)`.
+        let name = backend.name();
+        let about = name.split_once(" (").and_then(|(_, about)| about.strip_suffix(')'));
+        Entry {
+            device: device.into(),
+            name: about.unwrap_or(&name).to_owned(),
+            memory_bytes: backend.memory_bytes(),
+            details: Vec::new(),
+            problem: None,
+            auto: false,
+        }
+    }
+
+    fn missing(device: &str, error: Error) -> Entry {
+        let problem = match error {
+            Error::Device { reason, .. } => reason,
+            other => other.to_string(),
+        };
+        let (device, name) = (device.to_owned(), String::new());
+        Entry { device, name, memory_bytes: None, details: Vec::new(), problem: Some(problem), auto: false }
+    }
+
+    fn line(&self, width: usize) -> String {
+        let about = match &self.problem {
+            Some(problem) => problem.clone(),
+            None => {
+                let memory = self.memory_bytes.map(|bytes| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)));
+                let parts = std::iter::once(self.name.clone()).chain(memory).chain(self.details.iter().cloned());
+                parts.collect::<Vec<_>>().join(", ")
+            }
+        };
+        let auto = if self.auto { "  <- auto" } else { "" };
+        format!("{:width$}  {about}{auto}\n", self.device)
+    }
+}
+
 /// Lists what `--device` can name.
 ///
 /// # Errors
 /// Threads cannot be started, or standard output cannot be written to.
-pub fn list() -> Result<()> {
-    let cpu = Cpu::new(0)?;
-    let mut text = format!("cpu     {}\n", cpu.name());
-    #[cfg(feature = "wgpu")]
-    {
-        let adapters = wgpu::adapters();
-        text.extend(adapters.iter().map(|adapter| format!("{adapter}\n")));
-        if adapters.is_empty() {
-            text += "wgpu    no adapter: no Vulkan, Metal or DirectX 12 driver is installed\n";
-        }
+pub fn list(arguments: &DevicesArguments) -> Result<()> {
+    let mut entries = vec![Entry::new("cpu", &Cpu::new(0)?)];
+    entries.extend(adapters());
+    entries.extend(cuda_cards());
+    if let Ok(emulator) = emulator(Precision::F32) {
+        let about = "PTX kernels on the CPU, every access checked".to_owned();
+        entries.push(Entry { name: about, ..Entry::new("cuda-emulator", emulator.as_ref()) });
     }
-    #[cfg(not(feature = "wgpu"))]
-    {
-        text += "wgpu    this engine was built without it\n";
+    if !entries.iter().any(|entry| entry.auto) {
+        entries[0].auto = true;
     }
-    text += &match cuda(0, Precision::F32) {
-        Ok(gpu) => format!("cuda:0  {}\n", gpu.name()),
-        Err(error) => format!("cuda    {error}\n"),
+    if arguments.json {
+        return super::print(&format!("{}\n", serde_json::to_string_pretty(&entries).expect("text and integers")));
+    }
+    let width = entries.iter().map(|entry| entry.device.len()).max().unwrap_or(0);
+    let remark = entries.iter().find(|entry| entry.auto).and_then(|entry| cuda_is_better(&entry.name));
+    let lines: String = entries.iter().map(|entry| entry.line(width)).collect();
+    super::print(&match remark {
+        Some(remark) => format!("{lines}{remark}\n"),
+        None => lines,
+    })
+}
+
+#[cfg(feature = "wgpu")]
+fn adapters() -> Vec<Entry> {
+    let all = wgpu::adapters();
+    if all.is_empty() {
+        let reason = "no adapter: no Vulkan, Metal or DirectX 12 driver is installed".to_owned();
+        return vec![Entry::missing("wgpu", Error::Device { backend: "wgpu".to_owned(), reason })];
+    }
+    let auto = Choice::Gpu.of(&all).map(|adapter| adapter.number);
+    let entry = |adapter: &wgpu::Adapter| Entry {
+        device: format!("wgpu:{}", adapter.number),
+        name: adapter.name.clone(),
+        memory_bytes: None, // WebGPU does not say
+        details: adapter.details(),
+        problem: None,
+        auto: auto == Some(adapter.number),
     };
-    if cfg!(feature = "cuda-emulator") {
-        text += "cuda-emulator  PTX kernels on the CPU, every access checked\n";
+    all.iter().map(entry).collect()
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn adapters() -> Vec<Entry> {
+    vec![Entry::missing("wgpu", left_out("wgpu"))]
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_cards() -> Vec<Entry> {
+    let open = |number: usize| {
+        let device = format!("cuda:{number}");
+        match cuda(number, Precision::F32) {
+            Ok(card) => Entry::new(device, card.as_ref()),
+            Err(error) => Entry::missing(&device, error),
+        }
+    };
+    match unclip::backend::cuda::Cuda::count() {
+        Ok(count) => (0..count).map(open).collect(),
+        Err(error) => vec![Entry::missing("cuda", error)],
     }
-    super::print(&text)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_cards() -> Vec<Entry> {
+    vec![Entry::missing("cuda", left_out("cuda"))]
 }
 
 #[cfg(test)]

@@ -1,170 +1,150 @@
-//! Where pictures go, and the settings that they carry.
+//! Where pictures go.
 
-use super::args::RunArguments;
-use serde_json::json;
-use std::path::PathBuf;
-use unclip::image::Parameters;
-use unclip::pipeline::Settings;
+use std::path::{Path, PathBuf};
+use unclip::output::check_writable;
 use unclip::{Error, Result};
 
-/// The files of `count` pictures.
+/// Where the pictures of a run go.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Targets {
+    /// One picture, to standard output.
+    Stdout,
+    /// A file each.
+    Files(Vec<PathBuf>),
+}
+
+impl Targets {
+    /// The targets of `count` pictures, and a remark about files of earlier runs.
+    ///
+    /// A file that is named is replaced. Without a name the next one that is free is taken.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for several pictures under a name without a number, or with two numbers.
+    pub fn new(output: Option<&Path>, count: usize) -> Result<(Targets, Option<String>)> {
+        match output {
+            Some(path) if path == Path::new("-") && count == 1 => Ok((Targets::Stdout, None)),
+            Some(path) if path == Path::new("-") => {
+                Err(Error::value("--output", "-", format!("takes one picture, {count} were asked for")))
+            }
+            Some(path) => {
+                let files = numbered(path, 0, count)?;
+                Ok((Targets::Files(files), leftovers(path, count)))
+            }
+            None => free(Path::new(""), count),
+        }
+    }
+
+    /// The files, if any.
+    pub fn files(&self) -> &[PathBuf] {
+        match self {
+            Targets::Stdout => &[],
+            Targets::Files(files) => files,
+        }
+    }
+}
+
+/// Makes the folder of a file that is to be written, and says before the long work whether it could be.
 ///
 /// # Errors
-/// [`Error::Request`] for several pictures under a name without a number, or with two numbers.
-pub fn names(output: Option<&PathBuf>, count: usize) -> Result<Vec<PathBuf>> {
-    let refused = |reason: String| Error::request("--output", reason);
-    let Some(path) = output else {
-        let default = if count == 1 { "out.png" } else { "out-%03d.png" };
-        return names(Some(&PathBuf::from(default)), count);
+/// [`Error::Io`] when the folder cannot be made or written to.
+pub fn prepare(path: &Path) -> Result<()> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "create the folder", e))?;
+    }
+    check_writable(path)
+}
+
+/// Files of the default names in `folder` that no earlier run has taken.
+fn free(folder: &Path, count: usize) -> Result<(Targets, Option<String>)> {
+    let single = folder.join("out.png");
+    let pattern = folder.join("out-%03d.png");
+    let (first, last) = match present(&pattern) {
+        numbers if numbers.is_empty() => (0, None),
+        numbers => (numbers.last().map_or(0, |last| last + 1), numbers.last().copied()),
     };
+    if count == 1 && !single.exists() {
+        return Ok((Targets::Files(vec![single]), None));
+    }
+    let files = numbered(&pattern, if count == 1 { first.max(1) } else { first }, count)?;
+    let there = match last {
+        _ if count == 1 => Some(single),
+        Some(last) => numbered(&pattern, last, 1)?.pop(),
+        None => None,
+    };
+    let remark = there.map(|there| format!("{} is there; writing {}", there.display(), files[0].display()));
+    Ok((Targets::Files(files), remark))
+}
+
+/// What to say about files of the pattern that are numbered beyond this run's.
+fn leftovers(pattern: &Path, count: usize) -> Option<String> {
+    let beyond: Vec<usize> = present(pattern).into_iter().filter(|number| *number >= count).collect();
+    let file = |number: usize| numbered(pattern, number, 1).ok()?.pop();
+    match beyond[..] {
+        [] => None,
+        [one] => Some(format!("{} is of an earlier run", file(one)?.display())),
+        [first, .., last] => {
+            let (first, last) = (file(first)?, file(last)?);
+            Some(format!("{} to {} are of an earlier run", first.display(), last.display()))
+        }
+    }
+}
+
+/// The numbers, in order, for which there is a file of the pattern.
+fn present(pattern: &Path) -> Vec<usize> {
+    let name = pattern.file_name().and_then(|name| name.to_str()).and_then(number);
+    let Some((before, _, after)) = name else { return Vec::new() };
+    let folder = pattern.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut numbers: Vec<usize> = entries
+        .filter_map(|entry| {
+            let digits = entry.file_name().to_str()?.strip_prefix(before)?.strip_suffix(after)?.to_owned();
+            digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
+        })
+        .collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+/// The files of `count` pictures, numbered from `first`.
+fn numbered(path: &Path, first: usize, count: usize) -> Result<Vec<PathBuf>> {
+    let refused = |reason: String| Error::value("--output", path.display(), reason);
     // A name that is no text cannot be taken apart, and needs not to be for one picture.
     let Some(text) = path.to_str() else {
-        return if count == 1 { Ok(vec![path.clone()]) } else { Err(refused("expected a name in UTF-8".into())) };
+        return if count == 1 { Ok(vec![path.to_path_buf()]) } else { Err(refused("expected a name in UTF-8".into())) };
     };
     let Some((before, width, after)) = number(text) else {
         return match count {
-            1 => Ok(vec![path.clone()]),
-            _ => Err(refused(format!(
-                "{count} pictures need a name with a number in it such as out-%03d.png, found {text}"
-            ))),
+            1 => Ok(vec![path.to_path_buf()]),
+            _ => Err(refused(format!("{count} pictures need a name with a number in it, such as out-%03d.png"))),
         };
     };
     if number(after).is_some() {
-        return Err(refused(format!("expected one number in the name, found {text}")));
+        return Err(refused("expected one number in the name".into()));
     }
-    Ok((0..count).map(|k| PathBuf::from(format!("{before}{k:0width$}{after}"))).collect())
+    Ok((first..first + count).map(|k| PathBuf::from(format!("{before}{k:0width$}{after}"))).collect())
 }
 
-/// The first `%d` or `%0Nd`: what is before it, the digits asked for, and what is after it.
+/// The first `%0Nd`, or `%d` that is not the beginning of a word (`50%done.png`): what is before it, the digits asked
+/// for, and what is after it.
 fn number(name: &str) -> Option<(&str, usize, &str)> {
     name.match_indices('%').find_map(|(at, _)| {
         let (digits, after) = name[at + 1..].split_once('d')?;
-        let width = if digits.is_empty() { 0 } else { digits.strip_prefix('0')?.parse().ok()? };
+        let width = match digits {
+            "" if after.starts_with(char::is_alphabetic) => return None,
+            "" => 0,
+            digits => digits.strip_prefix('0')?.parse().ok()?,
+        };
         (width <= 9).then_some((&name[..at], width, after))
     })
-}
-
-/// What a picture shows: a prompt, or a file that it is a variation of.
-#[derive(Clone, Copy)]
-pub enum Origin<'a> {
-    Prompt(&'a str),
-    /// The file's name; where it was is nobody else's business.
-    Image(&'a str),
-}
-
-impl<'a> Origin<'a> {
-    /// Of picture `k`.
-    pub fn of(arguments: &'a RunArguments, k: usize) -> Origin<'a> {
-        let at = k / arguments.batch;
-        let file = arguments.image.get(at).and_then(|path| path.file_name());
-        match file {
-            Some(name) => Origin::Image(name.to_str().unwrap_or("image")),
-            None => Origin::Prompt(arguments.prompt.get(at).map_or("", String::as_str)),
-        }
-    }
-
-    /// What it is called in JSON and in text chunks.
-    pub fn key(&self) -> &'static str {
-        match self {
-            Origin::Prompt(_) => "prompt",
-            Origin::Image(_) => "image",
-        }
-    }
-
-    pub fn text(&self) -> &'a str {
-        let (Origin::Prompt(text) | Origin::Image(text)) = self;
-        text
-    }
-}
-
-/// What one picture was made from.
-pub struct Recipe<'a> {
-    pub arguments: &'a RunArguments,
-    pub settings: &'a Settings,
-    pub origin: Origin<'a>,
-    pub seed: u64,
-    /// Width and height in pixels.
-    pub size: [usize; 2],
-    pub device: &'a str,
-    pub model: &'a str,
-}
-
-impl Recipe<'_> {
-    /// The text chunks of the PNG: `parameters` for image tools, and all settings as JSON under `unclip`.
-    pub fn chunks(&self) -> [(&'static str, String); 2] {
-        [("parameters", self.parameters().text()), ("unclip", self.json().to_string())]
-    }
-
-    fn parameters(&self) -> Parameters {
-        let s = self.settings;
-        let [width, height] = self.size;
-        let mut fields = vec![
-            ("Steps", s.decoder_steps.to_string()),
-            ("Sampler", "unCLIP".to_owned()),
-            ("CFG scale", s.decoder_guidance.to_string()),
-            ("Seed", self.seed.to_string()),
-            ("Size", format!("{width}x{height}")),
-            ("Model", self.model.to_owned()),
-        ];
-        let prompt = match self.origin {
-            Origin::Prompt(prompt) => {
-                fields.push(("Prior steps", s.prior_steps.to_string()));
-                fields.push(("Prior guidance", s.prior_guidance.to_string()));
-                prompt
-            }
-            Origin::Image(name) => {
-                fields.push(("Variation of", name.to_owned()));
-                ""
-            }
-        };
-        fields.push(("Super-resolution steps", s.super_res_steps.to_string()));
-        fields.push(("Noise", self.noise()));
-        fields.push(("Version", version()));
-        Parameters {
-            prompt: prompt.to_owned(),
-            negative_prompt: self.arguments.negative.clone().unwrap_or_default(),
-            fields: fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
-        }
-    }
-
-    fn json(&self) -> serde_json::Value {
-        let mut value = json!({
-            "version": version(),
-            "model": self.model,
-            self.origin.key(): self.origin.text(),
-            "negative": self.arguments.negative,
-            "seed": self.seed,
-            "noise": self.noise(),
-            "device": self.device,
-            "dtype": self.arguments.device.dtype.name(),
-            "width": self.size[0],
-            "height": self.size[1],
-        });
-        let settings = serde_json::to_value(self.settings).expect("numbers under fixed names");
-        let into = value.as_object_mut().expect("made as an object");
-        into.extend(settings.as_object().cloned().unwrap_or_default());
-        if matches!(self.origin, Origin::Image(_)) {
-            // A variation has no prior.
-            into.retain(|key, _| !key.starts_with("prior_"));
-        }
-        value
-    }
-
-    fn noise(&self) -> String {
-        format!("{:?}", self.arguments.noise).to_lowercase()
-    }
-}
-
-fn version() -> String {
-    format!("unclip {}", env!("CARGO_PKG_VERSION"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn named(output: &str, count: usize) -> Result<Vec<String>> {
-        let paths = names(Some(&PathBuf::from(output)), count)?;
+        let paths = numbered(Path::new(output), 0, count)?;
         Ok(paths.into_iter().map(|p| p.to_str().unwrap_or_default().to_owned()).collect())
     }
 
@@ -173,15 +153,70 @@ mod tests {
         assert_eq!(named("a/%03d.png", 2).unwrap(), ["a/000.png", "a/001.png"]);
         assert_eq!(named("%d.png", 11).unwrap()[10], "10.png");
         assert_eq!(named("out.png", 1).unwrap(), ["out.png"]);
-        assert_eq!(named("100%.png", 1).unwrap(), ["100%.png"]);
+    }
+
+    #[test]
+    fn a_percent_sign_that_begins_no_number_is_a_percent_sign() {
+        for name in ["100%.png", "50%done.png", "%3d.png", "%0d%", "50%dé.png"] {
+            assert_eq!(named(name, 1).unwrap(), [name]);
+        }
+        assert_eq!(named("50%done-%d.png", 2).unwrap(), ["50%done-0.png", "50%done-1.png"]);
+        assert_eq!(named("%d_b.png", 1).unwrap(), ["0_b.png"]);
     }
 
     #[test]
     fn several_pictures_need_one_number() {
-        for bad in ["out.png", "%03d-%03d.png", "%3d.png"] {
-            let error = named(bad, 2).unwrap_err();
-            assert!(error.to_string().contains("number"), "{error}");
-            assert!(matches!(error, Error::Request { .. }), "{error:?}");
+        for bad in ["out.png", "%03d-%03d.png", "%3d.png", "50%done.png"] {
+            let error = named(bad, 2).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("--output {bad}: ")) && error.contains("number"), "{error}");
         }
+        let error = Targets::new(Some(Path::new("-")), 2).unwrap_err().to_string();
+        assert!(error.contains("one picture, 2"), "{error}");
+    }
+
+    #[test]
+    fn default_names_are_the_next_that_are_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let touch = |name: &str| fs::write(dir.path().join(name), "").unwrap();
+        let taken = |count| {
+            let (targets, remark) = free(dir.path(), count).unwrap();
+            let names = targets.files().iter().map(|p| p.file_name().unwrap().to_str().unwrap().to_owned());
+            (names.collect::<Vec<_>>(), remark.is_some())
+        };
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert_eq!(taken(1), (names(&["out.png"]), false));
+        assert_eq!(taken(2), (names(&["out-000.png", "out-001.png"]), false));
+        touch("out.png");
+        touch("out-x.png");
+        assert_eq!(taken(1), (names(&["out-001.png"]), true));
+        assert_eq!(taken(2), (names(&["out-000.png", "out-001.png"]), false));
+        touch("out-1007.png");
+        assert_eq!(taken(1), (names(&["out-1008.png"]), true));
+        assert_eq!(taken(2), (names(&["out-1008.png", "out-1009.png"]), true));
+    }
+
+    #[test]
+    fn leftovers_of_a_longer_run_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let pattern = dir.path().join("v-%02d.png");
+        (0..5).for_each(|k| fs::write(dir.path().join(format!("v-{k:02}.png")), "").unwrap());
+        assert_eq!(leftovers(&pattern, 5), None);
+        assert!(leftovers(&pattern, 4).unwrap().ends_with("v-04.png is of an earlier run"));
+        let several = leftovers(&pattern, 2).unwrap();
+        assert!(several.contains("v-02.png to ") && several.ends_with("v-04.png are of an earlier run"), "{several}");
+        assert_eq!(leftovers(&dir.path().join("v-00.png"), 1), None);
+    }
+
+    #[test]
+    fn folders_are_made_and_what_stands_in_their_way_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        prepare(&dir.path().join("a/b/c.png")).unwrap();
+        assert!(dir.path().join("a/b").is_dir());
+        fs::write(dir.path().join("file"), "").unwrap();
+        let error = prepare(&dir.path().join("file/c.png")).unwrap_err();
+        assert!(
+            crate::cli::exit_code(&error) == 5 && error.to_string().contains("cannot create the folder"),
+            "{error}"
+        );
     }
 }

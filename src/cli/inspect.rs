@@ -1,11 +1,12 @@
 //! `engine inspect`: what a checkpoint is made of, and what would not load and why.
 
 use super::args::InspectArguments;
+use super::known::Known;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use unclip::backend::cpu::Cpu;
-use unclip::pipeline::{self, Pipeline};
+use unclip::pipeline::{self, Pipeline, Settings};
 use unclip::weights::{Checkpoint, ComponentReport, LoadOptions};
 use unclip::{Error, Result};
 
@@ -17,12 +18,13 @@ pub fn inspect(arguments: &InspectArguments) -> Result<()> {
     let options = LoadOptions { mmap: true, variant: arguments.variant.clone() };
     let open = || super::open(arguments.model.as_deref(), options.clone());
     let checkpoint = open()?;
+    let known = Known::read(&checkpoint)?;
     let mut reports = pipeline::inspect(&checkpoint)?;
     let models = check_models(open()?, &mut reports);
     super::print(&if arguments.json {
-        format!("{}\n", as_json(&checkpoint, &reports, &models))
+        format!("{}\n", as_json(&checkpoint, &reports, &models, &known))
     } else {
-        table(&checkpoint, &reports, &models)
+        table(&checkpoint, &reports, &models) + &listing(&known)
     })?;
     let broken: Vec<&str> = reports.iter().filter(|r| r.problem.is_some()).map(|r| r.name.as_str()).collect();
     match (broken.is_empty(), models.problem) {
@@ -37,6 +39,8 @@ pub fn inspect(arguments: &InspectArguments) -> Result<()> {
 struct Models {
     /// Tensors that no plan uses, by component.
     unused: BTreeMap<&'static str, Vec<String>>,
+    /// Steps and guidance scales of a run that says nothing else, if there is a pipeline.
+    defaults: Option<Settings>,
     /// Why the pipeline as a whole would not run, if no component is to blame.
     problem: Option<String>,
 }
@@ -54,6 +58,7 @@ fn check_models(checkpoint: Checkpoint, reports: &mut [ComponentReport]) -> Mode
             return models;
         }
     };
+    models.defaults = Some(*pipeline.defaults());
     // Prior and image encoder may be missing, one of them.
     for stage in pipeline.stages().into_iter().filter(|stage| pipeline.checkpoint().has(stage.name())) {
         let found = pipeline.unused_tensors(stage);
@@ -91,6 +96,32 @@ fn table(checkpoint: &Checkpoint, reports: &[ComponentReport], models: &Models) 
     }
     let (parameters, bytes) = totals(reports);
     line("total", &parameters.to_string(), &format!("{:.2}", bytes as f64 / f64::from(1 << 20)), "", "");
+    if let Some(d) = &models.defaults {
+        let steps =
+            format!("prior {}, decoder {}, super-resolution {}", d.prior_steps, d.decoder_steps, d.super_res_steps);
+        let guidance = format!("prior {}, decoder {}", d.prior_guidance, d.decoder_guidance);
+        _ = writeln!(text, "\ndefault steps: {steps}; default guidance: {guidance}");
+    }
+    text
+}
+
+/// The things that a model knows, in lines that fit a terminal.
+fn listing(known: &Known) -> String {
+    let mut text = String::new();
+    if !known.0.is_empty() {
+        text += &format!("\nknows {} things:\n", known.0.len());
+    }
+    let mut column = 0;
+    for (k, name) in known.names().enumerate() {
+        let comma = if k + 1 < known.0.len() { "," } else { "\n" };
+        let length = name.chars().count() + 2;
+        if column + length > 100 {
+            text += "\n";
+            column = 0;
+        }
+        text += &format!("{}{name}{comma}", if column == 0 { "  " } else { " " });
+        column += length;
+    }
     text
 }
 
@@ -98,7 +129,7 @@ fn totals(reports: &[ComponentReport]) -> (u64, u64) {
     reports.iter().fold((0, 0), |(p, b), r| (p + r.parameters, b + r.bytes))
 }
 
-fn as_json(checkpoint: &Checkpoint, reports: &[ComponentReport], models: &Models) -> serde_json::Value {
+fn as_json(checkpoint: &Checkpoint, reports: &[ComponentReport], models: &Models, known: &Known) -> serde_json::Value {
     let component = |r: &ComponentReport| {
         let dtypes: BTreeMap<String, usize> = r.dtypes.iter().map(|(dtype, n)| (dtype.to_string(), *n)).collect();
         json!({
@@ -109,7 +140,7 @@ fn as_json(checkpoint: &Checkpoint, reports: &[ComponentReport], models: &Models
     };
     let (parameters, bytes) = totals(reports);
     json!({
-        "path": checkpoint.path(), "class": checkpoint.class_name(), "problem": models.problem,
+        "path": checkpoint.path(), "name": checkpoint.name(), "defaults": models.defaults, "subjects": known.0, "class": checkpoint.class_name(), "problem": models.problem,
         "parameters": parameters, "bytes": bytes, "components": reports.iter().map(component).collect::<Vec<_>>(),
     })
 }

@@ -4,12 +4,14 @@ pub mod args;
 pub mod bench;
 pub mod devices;
 pub mod files;
+pub mod hub;
 pub mod inspect;
+pub mod known;
 pub mod plan;
 pub mod progress;
 pub mod run;
-#[cfg(feature = "show")]
 pub mod show;
+pub mod subject;
 
 use args::ModelArguments;
 use std::fmt;
@@ -83,15 +85,28 @@ pub fn checkpoint(arguments: &ModelArguments) -> Result<Checkpoint> {
     open(arguments.model.as_deref(), options)
 }
 
-/// Opens a folder, or the built-in model where none is named.
-pub fn open(folder: Option<&Path>, options: LoadOptions) -> Result<Checkpoint> {
-    let Some(folder) = folder else { return built_in() };
-    Checkpoint::open(folder, options).map_err(|error| match error {
-        Error::Config { path, reason } if path == folder && cfg!(feature = "default-model") => {
-            Error::Config { path, reason: reason + "; without --model the built-in model is used" }
+/// Opens a folder, a model of the hub's cache by its name, or the built-in model where none is named.
+pub fn open(model: Option<&Path>, options: LoadOptions) -> Result<Checkpoint> {
+    let Some(model) = model.filter(|model| *model != Path::new("built-in")) else { return built_in() };
+    if model.exists() || !hub::is_name(model) {
+        return Checkpoint::open(model, options).map_err(|error| match error {
+            Error::Config { path, reason } if path == model && cfg!(feature = "default-model") => {
+                Error::Config { path, reason: reason + "; without --model and ENGINE_MODEL the built-in model is used" }
+            }
+            error => error,
+        });
+    }
+    let cache = hub::cache(|name| std::env::var_os(name));
+    match cache.as_deref().and_then(|cache| hub::find(cache, model)) {
+        Some(folder) => Checkpoint::open(folder, options),
+        None => {
+            let name = model.display();
+            let place =
+                cache.map_or_else(|| "hub's cache".to_owned(), |folder| format!("hub's cache {}", folder.display()));
+            let fetch = format!("hf download {name} --exclude '*.bin'");
+            Err(Error::config(model, format!("no such folder, and not in the {place}; `{fetch}` would fetch it")))
         }
-        error => error,
-    })
+    }
 }
 
 #[cfg(feature = "default-model")]

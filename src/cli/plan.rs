@@ -10,7 +10,7 @@ use unclip::{Error, Result};
 /// Prints the plan that a run with the checkpoint's default steps would replay, as a device with this storage has it.
 pub fn plan(arguments: &PlanArguments) -> Result<()> {
     if arguments.batch == 0 {
-        return Err(Error::request("--batch", "0; it has to be at least 1"));
+        return Err(Error::value("--batch", 0, "must be at least 1"));
     }
     let pipeline = Pipeline::open(super::checkpoint(&arguments.model)?, Box::new(Cpu::new(1)?))?;
     let stage = pipeline.stage(&arguments.stage)?;

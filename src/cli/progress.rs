@@ -3,9 +3,10 @@
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use std::io::IsTerminal;
+use std::path::Path;
 use std::time::{Duration, Instant};
-use unclip::Result;
 use unclip::pipeline::{Event, Stage};
+use unclip::{Error, Result};
 
 /// How much is reported, and to whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub struct Progress {
     bar: Option<ProgressBar>,
     /// Steps of the present stage.
     steps: usize,
+    /// The first thing that standard output did not take. A run goes on: its pictures are worth more than its report.
+    failed: Option<Error>,
 }
 
 impl Progress {
@@ -38,18 +41,15 @@ impl Progress {
             _ if std::io::stderr().is_terminal() => Style::Bars,
             _ => Style::Lines,
         };
-        Progress { style, verbose, began: Instant::now(), bar: None, steps: 0 }
+        Progress { style, verbose, began: Instant::now(), bar: None, steps: 0, failed: None }
     }
 
     /// Takes one event of the pipeline.
-    pub fn event(&mut self, event: &Event<'_>) -> Result<()> {
+    pub fn event(&mut self, event: &Event<'_>) {
         match self.style {
-            Style::Json => as_json(event).map_or(Ok(()), |event| self.json(&event)),
-            Style::Quiet => Ok(()),
-            Style::Bars | Style::Lines => {
-                self.human(event);
-                Ok(())
-            }
+            Style::Json => as_json(event).into_iter().for_each(|event| self.json(event)),
+            Style::Quiet => {}
+            Style::Bars | Style::Lines => self.human(event),
         }
     }
 
@@ -68,23 +68,31 @@ impl Progress {
     }
 
     /// An event beyond those of the pipeline, for programs only.
-    pub fn json(&self, event: &Value) -> Result<()> {
-        if self.style != Style::Json {
-            return Ok(());
+    pub fn json(&mut self, mut event: Value) {
+        if self.style == Style::Json {
+            event["elapsed_s"] = json!(round(self.began.elapsed()));
+            self.print(&format!("{event}\n"));
         }
-        let mut event = event.clone();
-        if let Some(fields) = event.as_object_mut() {
-            fields.insert("elapsed_s".into(), json!(round(self.began.elapsed())));
-        }
-        super::print(&format!("{event}\n"))
     }
 
-    pub fn is_json(&self) -> bool {
-        self.style == Style::Json
+    /// A file that was written: its name on standard output for scripts.
+    pub fn wrote(&mut self, path: &Path) {
+        if matches!(self.style, Style::Bars | Style::Lines) {
+            self.print(&format!("{}\n", path.display()));
+        }
     }
 
-    pub fn is_quiet(&self) -> bool {
-        self.style == Style::Quiet
+    fn print(&mut self, text: &str) {
+        let printed = super::print(text);
+        self.failed = self.failed.take().or(printed.err());
+    }
+
+    /// The end of the report.
+    ///
+    /// # Errors
+    /// Standard output did not take all of it.
+    pub fn finish(self) -> Result<()> {
+        self.failed.map_or(Ok(()), Err)
     }
 
     pub fn elapsed(&self) -> Duration {

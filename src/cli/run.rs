@@ -2,15 +2,19 @@
 
 use super::args::RunArguments;
 use super::devices::{self, Chosen};
-use super::files::{self, Origin, Recipe};
+use super::files::{self, Targets};
+use super::known::Known;
 use super::progress::{Progress, round};
+use super::subject::Subjects;
 use serde_json::json;
+use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use unclip::backend::cpu::Cpu;
 use unclip::image::Image;
-use unclip::output::check_writable;
-use unclip::pipeline::{Keep, Pipeline, Prompt, Request, Task, Trace};
+use unclip::pipeline::{Event, Keep, Pipeline, Prompt, Recipe, Request, Subject, Task, Trace};
+use unclip::weights::{Checkpoint, LoadOptions};
 use unclip::{Error, Result};
 
 /// Set by the first Ctrl-C; the run ends after the step at hand.
@@ -22,110 +26,126 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// What the library reports, and files that cannot be written; no file is then half-written.
 pub fn run(arguments: &RunArguments) -> Result<()> {
     let mut progress = Progress::new(arguments.json, arguments.quiet, arguments.verbose);
-    let request = request(arguments)?;
+    let recipes = arguments.from.as_deref().map_or(Ok(Vec::new()), Recipe::read)?;
+    let checkpoint = checkpoint(arguments, &recipes)?;
+    let known = Known::read(&checkpoint)?;
+    let subjects = Subjects::read(arguments, &recipes, &known.examples())?;
+    let names = subjects.names.clone();
+    let request = request(arguments, &recipes, subjects);
     request.check()?;
-    let targets = files::names(arguments.output.as_ref(), request.pictures())?;
-    // Long work is not begun for files that cannot be written after it.
-    for path in targets.iter().chain(&arguments.grid).chain(&arguments.trace) {
-        check_writable(path)?;
-        if arguments.image.iter().any(|image| same_file(image, path)) {
-            let reason = format!("{} is the image that was given; write elsewhere with -o", path.display());
-            return Err(Error::request("output", reason));
-        }
-    }
-    watch_interrupts()?;
+    let (targets, remark) = Targets::new(arguments.output.as_deref(), request.pictures())?;
+    check_outputs(arguments, &targets)?;
 
-    let checkpoint = super::checkpoint(&arguments.model)?;
-    let model = model_name(checkpoint.path());
-    let Chosen { backend, remark } = devices::open(&arguments.device)?;
-    let device = backend.name();
-    if let Some(remark) = remark {
-        progress.note(&remark);
-    }
-    match &arguments.model.model {
-        Some(folder) => progress.detail(&format!("model {}, {device}", folder.display())),
-        None => progress.note(&format!("the built-in model, {device}; -m DIR takes another")),
-    }
+    // Configurations alone are read here: what is wrong with the request is said before a device is opened for it.
+    let model = checkpoint.name();
+    let pipeline = Pipeline::open(checkpoint, Box::new(Cpu::new(1)?))?;
+    pipeline.route(&request)?;
+    watch_interrupts()?;
+    let mut device = arguments.device.clone();
+    device.dtype = device.dtype.or(recipes.first().map(|recipe| recipe.dtype));
+    let Chosen { backend, remark: why } = devices::open(&device)?;
     // One run: what stays would only take memory.
-    let pipeline = Pipeline::open(checkpoint, backend)?.keep(Keep::Nothing, None);
-    let settings = request.settings(pipeline.defaults());
+    let pipeline = pipeline.keep(Keep::Nothing, None).with_backend(backend);
+    let recipes: Vec<Recipe> = (0..request.pictures()).map(|k| recipe(&pipeline, &request, k, &names)).collect();
+
+    let why = why.map_or(String::new(), |why| format!("; {why}"));
+    progress.note(&format!("{model} on {}{why}", recipes[0].device));
+    progress.json(json!({ "event": "start", "pictures": recipes.len(), "recipe": recipes[0] }));
+    for line in remark.into_iter().chain(strange(&known, &request)).chain(drawn_seed(arguments)) {
+        progress.note(&line);
+    }
 
     let mut trace = if arguments.trace.is_some() { Trace::on() } else { Trace::off() };
     let mut failed = None;
-    let images = pipeline.run_traced(
-        &request,
-        &mut |event| {
-            failed = progress.event(&event).err();
-            if failed.is_some() || INTERRUPTED.load(Ordering::Relaxed) {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        },
-        &mut trace,
-    );
-    let images = match (images, failed) {
-        (_, Some(error)) => return Err(error),
-        (images, None) => images?,
-    };
-
-    for (k, (image, path)) in images.iter().zip(&targets).enumerate() {
-        let recipe = Recipe {
-            arguments,
-            settings: &settings,
-            origin: Origin::of(arguments, k),
-            seed: arguments.seed.wrapping_add(k as u64),
-            size: [image.width, image.height],
-            device: &device,
-            model: &model,
-        };
-        let chunks = recipe.chunks();
-        image.write_png(path, &chunks.each_ref().map(|(keyword, text)| (*keyword, text.as_str())))?;
-        let mut event = json!({ "event": "picture", "path": path, "seed": recipe.seed });
-        event[recipe.origin.key()] = recipe.origin.text().into();
-        progress.json(&event)?;
-        if !progress.is_json() && !progress.is_quiet() {
-            super::print(&format!("{}\n", path.display()))?;
+    let observer = &mut |event: Event<'_>| {
+        if let Event::Picture { index, image } = event {
+            failed = write(image, &recipes[index], &targets, index, &mut progress).err();
         }
-    }
+        progress.event(&event);
+        let stop = failed.is_some() || INTERRUPTED.load(Ordering::Relaxed);
+        if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let images = pipeline.run_traced(&request, observer, &mut trace);
+    let images = failed.map_or(images, Err)?;
     if let Some(path) = &arguments.grid {
-        let origins: Vec<Origin> =
-            (0..images.len()).step_by(arguments.batch).map(|k| Origin::of(arguments, k)).collect();
-        let texts: Vec<&str> = origins.iter().map(Origin::text).collect();
-        Image::grid(&images)?.write_png(path, &[(origins[0].key(), &texts.join("\n"))])?;
+        Recipe::write_png(&recipes, &Image::grid(&images)?, path)?;
         progress.note(&format!("all pictures on {}", path.display()));
     }
     if let Some(path) = &arguments.trace {
         trace.write(path)?;
         progress.note(&format!("{} tensors in {}", trace.names().count(), path.display()));
     }
-    #[cfg(feature = "show")]
-    if arguments.show {
-        super::show::show(&images, &progress)?;
+    if let Some(protocol) = arguments.show {
+        super::show::show(&images, protocol, &progress)?;
     }
-    finish(&progress, &images)
+    finish(progress, &images)
 }
 
-fn request(arguments: &RunArguments) -> Result<Request> {
-    let task = if arguments.image.is_empty() {
-        Task::Prompts(arguments.prompt.iter().map(|text| Prompt::Text(text.clone())).collect())
-    } else if !arguments.prompt.is_empty() {
-        return Err(Error::request("prompt", "not with an image; its variations have neither prompt nor prior"));
-    } else {
-        Task::Variations(arguments.image.iter().map(Image::read_png).collect::<Result<_>>()?)
+/// The checkpoint that is named, or the one that the recipe names.
+fn checkpoint(arguments: &RunArguments, recipes: &[Recipe]) -> Result<Checkpoint> {
+    let (Some(from), Some(recipe), None) = (&arguments.from, recipes.first(), &arguments.model.model) else {
+        return super::checkpoint(&arguments.model);
     };
-    Ok(Request {
-        task,
-        negative: arguments.negative.clone().map(Prompt::Text),
-        pictures_per_prompt: arguments.batch,
-        seed: arguments.seed,
-        noise: arguments.noise.into(),
-        prior_steps: arguments.prior_steps,
-        decoder_steps: arguments.decoder_steps,
-        super_res_steps: arguments.super_res_steps,
-        prior_guidance: arguments.prior_guidance,
-        decoder_guidance: arguments.decoder_guidance,
-    })
+    let model = PathBuf::from(&recipe.model);
+    if !recipe.model.starts_with("built-in model") && !super::hub::is_name(&model) {
+        let reason = format!("made with the checkpoint {}; name its folder with --model", recipe.model);
+        return Err(Error::value("--from", from.display(), reason));
+    }
+    let options = LoadOptions { mmap: !arguments.model.no_mmap, variant: arguments.model.variant.clone() };
+    super::open(Some(&model).filter(|model| super::hub::is_name(model)).map(PathBuf::as_path), options)
+}
+
+/// The subjects with the settings of `--from`, where it is given, and of the flags, which come before them.
+fn request(arguments: &RunArguments, recipes: &[Recipe], subjects: Subjects) -> Request {
+    let request = Request::of(subjects.task);
+    let base = match recipes.first() {
+        Some(recipe) => recipe.apply(request),
+        None => request,
+    };
+    Request {
+        negative: arguments.negative.clone().map(Prompt::Text).or(base.negative),
+        pictures_per_prompt: arguments.batch.unwrap_or(subjects.each),
+        seed: arguments.seed.map_or(base.seed, |seed| seed.value),
+        noise: arguments.noise.unwrap_or(base.noise),
+        prior_steps: arguments.prior_steps.or(base.prior_steps),
+        decoder_steps: arguments.decoder_steps.or(base.decoder_steps),
+        super_res_steps: arguments.super_res_steps.or(base.super_res_steps),
+        prior_guidance: arguments.prior_guidance.or(base.prior_guidance),
+        decoder_guidance: arguments.decoder_guidance.or(base.decoder_guidance),
+        ..base
+    }
+}
+
+/// The recipe of picture `k`, with the name of the image that it is a variation of.
+fn recipe(pipeline: &Pipeline, request: &Request, k: usize, names: &[String]) -> Recipe {
+    let mut recipe = pipeline.recipe(request, k);
+    if let Some(name) = names.get(k / request.pictures_per_prompt) {
+        recipe.subject = Subject::Image(name.clone());
+    }
+    recipe
+}
+
+/// Long work is not begun for files that cannot be written after it.
+fn check_outputs(arguments: &RunArguments, targets: &Targets) -> Result<()> {
+    if *targets == Targets::Stdout {
+        let refused = |reason: &str| Err(Error::value("--output", "-", reason));
+        if arguments.json {
+            return refused("cannot be combined with --json, which writes to standard output too");
+        }
+        if arguments.show.is_some() {
+            return refused("cannot be combined with --show, which writes to standard output too");
+        }
+        if std::io::stdout().is_terminal() {
+            return refused("standard output is a terminal; redirect it to a file or a program");
+        }
+    }
+    for path in targets.files().iter().chain(&arguments.grid).chain(&arguments.trace) {
+        files::prepare(path)?;
+        if arguments.image.iter().any(|image| same_file(image, path)) {
+            return Err(Error::value("--output", path.display(), "the image that was given; write elsewhere"));
+        }
+    }
+    Ok(())
 }
 
 /// Whether two paths lead to one file that is there.
@@ -133,16 +153,63 @@ fn same_file(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
-fn finish(progress: &Progress, images: &[Image]) -> Result<()> {
+/// What to say of prompts that name nothing the model knows.
+fn strange(known: &Known, request: &Request) -> Option<String> {
+    let Task::Prompts(prompts) = &request.task else { return None };
+    let texts = prompts.iter().filter_map(|prompt| match prompt {
+        Prompt::Text(text) => Some(text.as_str()),
+        Prompt::Tokens(_) => None,
+    });
+    let strange: Vec<&str> = texts.filter(|text| known.is_strange(text)).collect();
+    let first = strange.first()?;
+    let more = if strange.len() > 1 { format!(" and {} more", strange.len() - 1) } else { String::new() };
+    let count = known.0.len();
+    Some(format!("{first:?}{more}: none of the {count} things that this model knows; `engine inspect` lists them"))
+}
+
+/// The seed, where the user has not chosen it.
+fn drawn_seed(arguments: &RunArguments) -> Option<String> {
+    arguments.seed.filter(|seed| seed.is_drawn).map(|seed| format!("seed {}", seed.value))
+}
+
+/// Writes picture `k` as soon as it is finished.
+fn write(image: &Image, recipe: &Recipe, targets: &Targets, k: usize, progress: &mut Progress) -> Result<()> {
+    match targets {
+        Targets::Stdout => write_stdout(image, recipe),
+        Targets::Files(files) => write_file(image, recipe, &files[k], progress),
+    }
+}
+
+fn write_file(image: &Image, recipe: &Recipe, path: &Path, progress: &mut Progress) -> Result<()> {
+    Recipe::write_png(std::slice::from_ref(recipe), image, path)?;
+    let mut event = json!({ "event": "picture", "path": path.display().to_string(), "seed": recipe.seed });
+    let key = if matches!(recipe.subject, Subject::Image(_)) { "image" } else { "prompt" };
+    event[key] = recipe.subject.text().into();
+    progress.json(event);
+    progress.wrote(path);
+    Ok(())
+}
+
+fn write_stdout(image: &Image, recipe: &Recipe) -> Result<()> {
+    let failed = |e| Error::io("standard output", "write", e);
+    let texts = Recipe::texts(std::slice::from_ref(recipe));
+    let texts: Vec<(&str, &str)> = texts.iter().map(|(keyword, text)| (*keyword, text.as_str())).collect();
+    let mut bytes = Vec::new();
+    image.encode_png(&mut bytes, &texts).map_err(|e| failed(e.into()))?;
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(&bytes).and_then(|()| stdout.flush()).map_err(failed)
+}
+
+fn finish(mut progress: Progress, images: &[Image]) -> Result<()> {
     let memory = peak_memory_bytes();
-    progress.json(&json!({ "event": "done", "pictures": images.len(), "peak_memory_bytes": memory }))?;
+    progress.json(json!({ "event": "done", "pictures": images.len(), "peak_memory_bytes": memory }));
     let (count, size) = (images.len(), images.first().map_or([0, 0], |i| [i.width, i.height]));
     let pictures = if count == 1 { "picture" } else { "pictures" };
     progress.note(&format!("{count} {pictures} of {}x{} in {:.2} s", size[0], size[1], round(progress.elapsed())));
     if let Some(bytes) = memory {
         progress.detail(&format!("peak memory {:.0} MiB", bytes as f64 / f64::from(1 << 20)));
     }
-    Ok(())
+    progress.finish()
 }
 
 /// The first Ctrl-C ends the run in good order, the second at once.
@@ -153,13 +220,6 @@ fn watch_interrupts() -> Result<()> {
         }
     };
     ctrlc::set_handler(handler).map_err(|e| Error::Device { backend: "signals".to_owned(), reason: e.to_string() })
-}
-
-/// A checkpoint's name: that of its folder.
-fn model_name(path: &Path) -> String {
-    let real = path.canonicalize();
-    let real = real.as_deref().unwrap_or(path);
-    real.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
 
 /// The most memory that this process has held, where the system tells.

@@ -141,7 +141,7 @@ impl Schedule {
     pub fn timesteps(&self, setting: &str, steps: usize) -> Result<Vec<u32>> {
         let most = self.betas.len();
         if !(2..=most).contains(&steps) {
-            return Err(Error::request(setting, format!("{steps} steps; it has to be from 2 to {most}")));
+            return Err(Error::value(setting, steps, format!("must be 2 to {most}")));
         }
         let spacing = (most - 1) as f64 / (steps - 1) as f64;
         Ok((0..steps).rev().map(|k| (k as f64 * spacing).round_ties_even() as u32).collect())
@@ -214,7 +214,7 @@ mod tests {
         let schedule = Schedule::new(&SchedulerConfig::default());
         for steps in [0, 1, 1001] {
             let error = schedule.timesteps("--prior-steps", steps).expect_err("refused");
-            assert_eq!(error.to_string(), format!("--prior-steps: {steps} steps; it has to be from 2 to 1000"));
+            assert_eq!(error.to_string(), format!("--prior-steps {steps}: must be 2 to 1000"));
         }
     }
 

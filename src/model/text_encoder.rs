@@ -8,16 +8,17 @@ use crate::error::Result;
 use crate::plan::{Graph, Plan, WeightSource};
 use crate::weights::config::Literal::Number;
 use crate::weights::config::{Class, Key, Schema};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// A tokenised prompt.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tokens {
     /// `[context_length]`: begin, text, end, padding.
     pub ids: Vec<u32>,
     /// `[context_length]`: true for begin, text and end; false for padding.
     pub mask: Vec<bool>,
     /// The end of the prompt that did not fit, as text, for a warning.
+    #[serde(skip)]
     pub cut: Option<String>,
 }
 

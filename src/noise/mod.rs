@@ -16,8 +16,11 @@ mod torch;
 pub use philox::{Philox, philox4x32_10};
 pub use torch::TorchGenerator;
 
+use serde::{Deserialize, Serialize};
+
 /// A random number generator.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum NoiseKind {
     /// torch's CPU generator.
@@ -25,6 +28,19 @@ pub enum NoiseKind {
     Torch,
     /// The counter-based Philox 4x32-10.
     Philox,
+}
+
+impl NoiseKind {
+    /// All of them.
+    pub const ALL: [NoiseKind; 2] = [NoiseKind::Torch, NoiseKind::Philox];
+
+    /// Lower-case name, as on the command line and in a picture's settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            NoiseKind::Torch => "torch",
+            NoiseKind::Philox => "philox",
+        }
+    }
 }
 
 /// The noise of one picture, draw after draw.

@@ -14,6 +14,7 @@
 
 mod event;
 mod family;
+mod recipe;
 mod request;
 mod resident;
 mod sampling;
@@ -23,11 +24,13 @@ mod unclip;
 
 pub use event::{Event, Latents, Observer, Stage};
 pub use family::{Embedding, EncodedText, Painting, Shapes, inspect};
+pub use recipe::{Recipe, Subject};
 pub use request::{Prompt, Request, Settings, Task};
 pub use resident::{Counts, Keep};
 pub use trace::Trace;
 
 use crate::backend::Backend;
+use crate::backend::cpu::machine_memory_bytes;
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::ops::Noise;
@@ -65,6 +68,12 @@ impl Pipeline {
         let family = family::open(&checkpoint)?;
         let residents = Residents::new(Keep::default(), kept_by_default());
         Ok(Pipeline { checkpoint, backend, family, residents, memory: MEMORY })
+    }
+
+    /// The same checkpoint on another device, where nothing is loaded yet.
+    pub fn with_backend(self, backend: Box<dyn Backend>) -> Pipeline {
+        let residents = Residents::new(self.residents.keep, self.residents.limit);
+        Pipeline { backend, residents, ..self }
     }
 
     /// Limits the memory for intermediate values of pictures that are computed together. One picture is always
@@ -245,13 +254,16 @@ impl Pipeline {
         })
     }
 
-    /// The stages of a request, with the shapes for all of its pictures or texts together.
+    /// The stages of a request, with the shapes for all of its pictures or texts together. Nothing is loaded for it.
     ///
     /// # Errors
-    /// As for [`Pipeline::run`].
+    /// [`Error::Request`] for settings out of range, [`Error::Config`] for a component that the request needs and the
+    /// checkpoint lacks.
     pub fn route(&self, request: &Request) -> Result<Vec<(Stage, Shapes)>> {
         request.check()?;
-        self.family.route(request, &request.settings(self.defaults()))
+        let settings = request.settings(self.defaults());
+        settings.check()?;
+        self.family.route(request, &settings)
     }
 
     /// The plan of a stage as a run records it.
@@ -276,12 +288,7 @@ impl Pipeline {
 
 /// Half of the machine's memory.
 fn kept_by_default() -> u64 {
-    // Only Linux says it in a file; elsewhere a constant has to do.
-    let total = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
-    });
-    total.map_or(KEPT, |kib| kib * 1024 / 2)
+    machine_memory_bytes().map_or(KEPT, |bytes| bytes / 2)
 }
 
 /// Refuses a component's size that is another than that of what it works with.

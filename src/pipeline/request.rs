@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 const MOST_PICTURES: usize = 65_536;
 
 /// Text, or tokens that the caller made.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
 pub enum Prompt {
     /// Words; encoded by the checkpoint's tokenizer.
     #[cfg(feature = "tokenizer")]
@@ -136,11 +137,12 @@ impl Request {
             }
         }
         if self.pictures_per_prompt == 0 {
-            return Err(Error::request("pictures per prompt", "0; it has to be at least 1"));
+            return Err(Error::value("pictures per prompt", 0, "must be at least 1"));
         }
         let pictures = self.subjects().checked_mul(self.pictures_per_prompt);
         if pictures.is_none_or(|n| n > MOST_PICTURES) {
-            return Err(Error::request("pictures per prompt", format!("more than {MOST_PICTURES} pictures in all")));
+            let most = format!("must not make more than {MOST_PICTURES} pictures in all");
+            return Err(Error::value("pictures per prompt", self.pictures_per_prompt, most));
         }
         Ok(())
     }
@@ -183,7 +185,7 @@ impl Settings {
     pub(super) fn check(&self) -> Result<()> {
         for (what, scale) in [("prior guidance", self.prior_guidance), ("decoder guidance", self.decoder_guidance)] {
             if !scale.is_finite() {
-                return Err(Error::request(what, format!("{scale}; it has to be a finite number")));
+                return Err(Error::value(what, scale, "must be finite"));
             }
         }
         Ok(())

@@ -14,7 +14,7 @@ include!(concat!(env!("OUT_DIR"), "/default_model.rs"));
 /// # Errors
 /// As [`Checkpoint::embedded`]; none with the model that the crate comes with.
 pub fn default_model() -> Result<Checkpoint> {
-    Checkpoint::embedded(FILES, LoadOptions::default())
+    Checkpoint::embedded(NAME, FILES, LoadOptions::default())
 }
 
 #[cfg(test)]

@@ -57,7 +57,7 @@ pub struct Checkpoint {
 #[derive(Debug)]
 enum Root {
     Folder(PathBuf),
-    Embedded(&'static [(&'static str, &'static [u8])]),
+    Embedded(&'static str, &'static [(&'static str, &'static [u8])]),
 }
 
 impl Checkpoint {
@@ -79,12 +79,17 @@ impl Checkpoint {
         Self::with_root(Root::Folder(dir.to_path_buf()), options)
     }
 
-    /// A checkpoint that is part of the program: pairs of path (with `/`, relative to the checkpoint) and content.
+    /// A checkpoint that is part of the program: its name, and pairs of path (with `/`, relative to the checkpoint) and
+    /// content.
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
-    pub fn embedded(table: &'static [(&'static str, &'static [u8])], options: LoadOptions) -> Result<Checkpoint> {
-        Self::with_root(Root::Embedded(table), options)
+    pub fn embedded(
+        name: &'static str,
+        table: &'static [(&'static str, &'static [u8])],
+        options: LoadOptions,
+    ) -> Result<Checkpoint> {
+        Self::with_root(Root::Embedded(name, table), options)
     }
 
     fn with_root(root: Root, options: LoadOptions) -> Result<Checkpoint> {
@@ -106,8 +111,26 @@ impl Checkpoint {
     pub fn path(&self) -> &Path {
         match &self.root {
             Root::Folder(dir) => dir,
-            Root::Embedded(_) => Path::new("built-in model"),
+            Root::Embedded(name, _) => Path::new(name),
         }
+    }
+
+    /// What the checkpoint is called in a picture's settings: the name of its folder, or of a model in the hub's cache
+    /// (`org/name`).
+    pub fn name(&self) -> String {
+        let path = self.path();
+        let real = match &self.root {
+            Root::Folder(dir) => fs::canonicalize(dir).unwrap_or_else(|_| path.to_path_buf()),
+            Root::Embedded(..) => path.to_path_buf(),
+        };
+        let parts: Vec<_> = real.iter().rev().map(|part| part.to_string_lossy()).collect();
+        if let [_, snapshots, model, ..] = &parts[..]
+            && snapshots == "snapshots"
+            && let Some(model) = model.strip_prefix("models--")
+        {
+            return model.replacen("--", "/", 1);
+        }
+        parts.first().map_or_else(|| path.display().to_string(), ToString::to_string)
     }
 
     /// The pipeline class, such as `UnCLIPPipeline`; empty if `model_index.json` names none.
@@ -124,7 +147,7 @@ impl Checkpoint {
     pub fn has(&self, name: &str) -> bool {
         match &self.root {
             Root::Folder(dir) => is_inside(name) && dir.join(name).exists(),
-            Root::Embedded(table) => table
+            Root::Embedded(_, table) => table
                 .iter()
                 .any(|(path, _)| path.strip_prefix(name).is_some_and(|r| r.is_empty() || r.starts_with('/'))),
         }
@@ -171,7 +194,7 @@ impl Checkpoint {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => Err(missing()),
                 Err(e) => Err(Error::io(&path, "read", e)),
             },
-            Root::Embedded(table) => {
+            Root::Embedded(_, table) => {
                 let entry = table.iter().find(|(path, _)| *path == relative);
                 entry.map(|(_, bytes)| Cow::Borrowed(*bytes)).ok_or_else(missing)
             }
@@ -254,7 +277,7 @@ impl Checkpoint {
         let path = self.path_of(&relative);
         match &self.root {
             Root::Folder(_) => WeightFile::open(&path, self.options.mmap),
-            Root::Embedded(_) => match self.read(&relative)? {
+            Root::Embedded(..) => match self.read(&relative)? {
                 Cow::Borrowed(bytes) => WeightFile::from_memory(&path, bytes),
                 Cow::Owned(_) => unreachable!("embedded files are borrowed"),
             },
@@ -273,7 +296,7 @@ impl Checkpoint {
                     names.extend(entry.map_err(failed)?.file_name().into_string().ok());
                 }
             }
-            Root::Embedded(table) => names.extend(table.iter().filter_map(|(path, _)| {
+            Root::Embedded(_, table) => names.extend(table.iter().filter_map(|(path, _)| {
                 let file = path.strip_prefix(folder)?.strip_prefix('/')?;
                 (!file.contains('/')).then(|| file.to_string())
             })),

@@ -121,6 +121,13 @@ impl Cpu {
     }
 }
 
+/// The machine's memory. Only Linux says it in a file.
+pub(crate) fn machine_memory_bytes() -> Option<u64> {
+    let about = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let total = about.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    Some(total.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
 impl Backend for Cpu {
     fn name(&self) -> String {
         let weights = match self.machine.weights {
@@ -129,6 +136,17 @@ impl Backend for Cpu {
             PanelFormat::Bf16Pairs => ", products of bf16",
         };
         format!("cpu ({}, {} threads{weights})", self.machine.isa.name(), self.machine.threads)
+    }
+
+    fn precision(&self) -> Precision {
+        match self.machine.weights {
+            PanelFormat::Stored => Precision::F32,
+            PanelFormat::Bf16 | PanelFormat::Bf16Pairs => Precision::Bf16,
+        }
+    }
+
+    fn memory_bytes(&self) -> Option<u64> {
+        machine_memory_bytes()
     }
 
     fn load(

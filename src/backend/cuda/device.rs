@@ -75,6 +75,11 @@ pub(super) trait Driver: Send + Sync {
     /// The compute capability, by which kernels are chosen.
     fn capability(&self) -> (u32, u32);
 
+    /// The device's memory, where it is known.
+    fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Reserves memory, aligned to 256 bytes, with no particular contents.
     fn allocate(&self, bytes: u64) -> Result<u64>;
 

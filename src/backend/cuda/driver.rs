@@ -44,6 +44,7 @@ struct State {
 pub(super) struct Gpu {
     name: String,
     capability: (u32, u32),
+    memory_bytes: Option<u64>,
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
@@ -62,6 +63,32 @@ fn failed(name: &str, doing: &str, error: DriverError) -> Error {
     Error::Device { backend: name.to_owned(), reason: format!("{doing}: {said} ({:?})", error.0) }
 }
 
+/// Starts the driver: how many GPUs it sees, and the version of its interface. `backend` stands before errors.
+///
+/// # Errors
+/// There is no driver, or it is too old.
+pub(super) fn start(backend: &str) -> Result<(usize, i32)> {
+    let check = |doing: &'static str| move |error: DriverError| failed(backend, doing, error);
+    // SAFETY: only looks for the library and closes it again.
+    if !unsafe { sys::is_culib_present() } {
+        let reason = "not available: this machine has no NVIDIA driver (libcuda)".to_owned();
+        return Err(Error::Device { backend: backend.to_owned(), reason });
+    }
+    cu::init().map_err(check("starting the driver"))?;
+    let mut version = 0;
+    // SAFETY: writes one integer to a place that outlives the call.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(check("asking for the driver's version"))?;
+    require(backend, version, OLDEST)?;
+    let count = cu::device::get_count().map_err(check("counting GPUs"))?;
+    Ok((usize::try_from(count).unwrap_or(0), version))
+}
+
+fn require(backend: &str, version: i32, oldest: i32) -> Result<()> {
+    let show = |v: i32| format!("{}.{}", v / 1000, v % 1000 / 10);
+    let reason = format!("the driver knows CUDA {}, at least {} is needed", show(version), show(oldest));
+    if version < oldest { Err(Error::Device { backend: backend.to_owned(), reason }) } else { Ok(()) }
+}
+
 impl Gpu {
     /// Opens a GPU by its number.
     ///
@@ -74,22 +101,8 @@ impl Gpu {
             let backend = backend.clone();
             move |error: DriverError| failed(&backend, doing, error)
         };
-        // SAFETY: only looks for the library and closes it again.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(refuse("not available: this machine has no NVIDIA driver (libcuda)".to_owned()));
-        }
-        cu::init().map_err(check("starting the driver"))?;
-        let mut version = 0;
-        // SAFETY: writes one integer to a place that outlives the call.
-        unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(check("asking for the driver's version"))?;
-        let require = |oldest: i32| {
-            let show = |v: i32| format!("{}.{}", v / 1000, v % 1000 / 10);
-            let reason = format!("the driver knows CUDA {}, at least {} is needed", show(version), show(oldest));
-            if version < oldest { Err(refuse(reason)) } else { Ok(()) }
-        };
-        require(OLDEST)?;
-        let count = cu::device::get_count().map_err(check("counting GPUs"))?;
-        let number = i32::try_from(ordinal).ok().filter(|&n| n < count);
+        let (count, version) = start(&backend)?;
+        let number = i32::try_from(ordinal).ok().filter(|_| ordinal < count);
         let number = number.ok_or_else(|| refuse(format!("there is no such GPU, the driver sees {count}")))?;
         let device = cu::device::get(number).map_err(check("opening the GPU"))?;
         let attribute = |which| {
@@ -106,8 +119,10 @@ impl Gpu {
         }
         let capability = (major.unsigned_abs(), minor.unsigned_abs());
         if capability == HOPPER {
-            require(OLDEST_FOR_WARPGROUPS)?;
+            require(&backend, version, OLDEST_FOR_WARPGROUPS)?;
         }
+        // SAFETY: `device` was returned by the driver.
+        let memory_bytes = unsafe { cu::device::total_mem(device) }.ok().map(|bytes| bytes as u64);
         // SAFETY: `device` was returned by the driver; the context is released once, when the `Gpu` is dropped.
         let context = unsafe { cu::primary_ctx::retain(device) }.map_err(check("opening a context"))?;
         // SAFETY: `context` is retained.
@@ -122,7 +137,8 @@ impl Gpu {
             }
         };
         let name = format!("{backend} ({model}, sm_{major}{minor})");
-        Ok(Gpu { name, capability, device, context, stream, turns: Turns::default(), state: Mutex::default() })
+        let (turns, state) = (Turns::default(), Mutex::default());
+        Ok(Gpu { name, capability, memory_bytes, device, context, stream, turns, state })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -218,6 +234,10 @@ impl Driver for Gpu {
 
     fn capability(&self) -> (u32, u32) {
         self.capability
+    }
+
+    fn memory_bytes(&self) -> Option<u64> {
+        self.memory_bytes
     }
 
     fn allocate(&self, bytes: u64) -> Result<u64> {

@@ -54,6 +54,15 @@ impl Cuda {
         })
     }
 
+    /// How many GPUs there are.
+    ///
+    /// # Errors
+    /// There is no driver, or it is too old.
+    #[cfg(feature = "cuda")]
+    pub fn count() -> Result<usize> {
+        driver::start("cuda").map(|(count, _)| count)
+    }
+
     /// The emulator on the CPU, with all its checks.
     #[cfg(feature = "cuda-emulator")]
     pub fn emulator() -> Cuda {
@@ -106,6 +115,14 @@ impl Backend for Cuda {
             Precision::F32 => self.driver.name(),
             other => format!("{} in {}", self.driver.name(), other.name()),
         }
+    }
+
+    fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    fn memory_bytes(&self) -> Option<u64> {
+        self.driver.memory_bytes()
     }
 
     fn load(

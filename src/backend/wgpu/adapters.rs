@@ -61,6 +61,17 @@ pub struct Adapter {
 }
 
 impl Adapter {
+    /// What a person would want to know of it beside its number and name: kind, interface, driver, limits, features.
+    pub fn details(&self) -> Vec<String> {
+        let mut details = vec![self.kind.to_string(), format!("{} ({})", self.interface, self.driver)];
+        details.push(format!("largest tensor {} MiB", self.largest_tensor >> 20));
+        details.push(format!("workgroup memory {} KiB", self.workgroup_memory >> 10));
+        let named = [("f16", self.f16), ("subgroups", self.subgroups), ("timestamps", self.timestamps)];
+        details.extend(named.into_iter().filter(|(_, there)| *there).map(|(name, _)| name.to_owned()));
+        details.extend(self.matrices.map(|side| format!("matrices {side}x{side}")));
+        details
+    }
+
     /// How products share their operands: what is asked for if the adapter can do it, or else what suits it. Matrices are
     /// experimental in wgpu and never chosen unless they are asked for.
     ///
@@ -80,17 +91,9 @@ impl Adapter {
 }
 
 impl fmt::Display for Adapter {
-    /// One line: `wgpu:0  NAME (discrete GPU, vulkan, DRIVER); largest tensor 2047 MiB; f16, subgroups`.
+    /// One line: `wgpu:0  NAME, discrete GPU, vulkan (DRIVER), largest tensor 2047 MiB, .., f16, subgroups`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "wgpu:{}  {} ({}, {}, {})", self.number, self.name, self.kind, self.interface, self.driver)?;
-        write!(f, "; largest tensor {} MiB", self.largest_tensor >> 20)?;
-        write!(f, ", workgroup memory {} KiB", self.workgroup_memory >> 10)?;
-        let matrices = self.matrices.map(|side| format!("matrices {side}x{side}"));
-        let named = [("f16", self.f16), ("subgroups", self.subgroups), ("timestamps", self.timestamps)];
-        let named = named.into_iter().filter(|(_, there)| *there).map(|(name, _)| name.to_owned());
-        let there: Vec<String> = named.chain(matrices).collect();
-        let list = if there.is_empty() { "no optional features".to_owned() } else { there.join(", ") };
-        write!(f, "; {list}")
+        write!(f, "wgpu:{}  {}, {}", self.number, self.name, self.details().join(", "))
     }
 }
 
@@ -104,6 +107,24 @@ pub enum Choice {
     Gpu,
     /// The one of this number in the list.
     Number(usize),
+}
+
+impl Choice {
+    /// The adapter of a list that is meant.
+    pub fn of(self, adapters: &[Adapter]) -> Option<&Adapter> {
+        let rank = |adapter: &&Adapter| match adapter.kind {
+            Kind::Discrete => 0,
+            Kind::Integrated => 1,
+            Kind::Virtual => 2,
+            Kind::Other => 3,
+            Kind::Software => 4,
+        };
+        match self {
+            Choice::Number(number) => adapters.get(number),
+            Choice::Best => adapters.iter().min_by_key(rank),
+            Choice::Gpu => adapters.iter().filter(|adapter| adapter.kind != Kind::Software).min_by_key(rank),
+        }
+    }
 }
 
 /// All adapters, numbered in the order in which drivers list them. Empty where no driver is installed.
@@ -164,32 +185,12 @@ fn matrices(adapter: &wgpu::Adapter) -> Option<u32> {
 /// The adapter meant and its description.
 pub(super) fn choose(choice: Choice) -> Result<(wgpu::Adapter, Adapter)> {
     let none = |reason: String| Error::Device { backend: "wgpu".to_owned(), reason };
-    let all: Vec<(wgpu::Adapter, Adapter)> = enumerate()
-        .into_iter()
-        .enumerate()
-        .map(|(number, adapter)| {
-            let description = describe(number, &adapter);
-            (adapter, description)
-        })
-        .collect();
-    if all.is_empty() {
-        return Err(none("no adapter: no Vulkan, Metal or DirectX 12 driver is installed".to_owned()));
-    }
-    let count = all.len();
-    let rank = |kind: Kind| match kind {
-        Kind::Discrete => 0,
-        Kind::Integrated => 1,
-        Kind::Virtual => 2,
-        Kind::Other => 3,
-        Kind::Software => 4,
-    };
-    let found = match choice {
-        Choice::Number(n) => all.into_iter().nth(n),
-        Choice::Best => all.into_iter().min_by_key(|(_, a)| rank(a.kind)),
-        Choice::Gpu => all.into_iter().filter(|(_, a)| a.kind != Kind::Software).min_by_key(|(_, a)| rank(a.kind)),
-    };
-    found.ok_or_else(|| match choice {
-        Choice::Number(n) => none(format!("there is no adapter {n}; the last of {count} is {}", count - 1)),
+    let handles = enumerate();
+    let all: Vec<Adapter> = handles.iter().enumerate().map(|(number, adapter)| describe(number, adapter)).collect();
+    let found = choice.of(&all).and_then(|found| Some((handles.into_iter().nth(found.number)?, found.clone())));
+    found.ok_or_else(|| match (choice, all.len()) {
+        (_, 0) => none("no adapter: no Vulkan, Metal or DirectX 12 driver is installed".to_owned()),
+        (Choice::Number(n), count) => none(format!("there is no adapter {n}; the last of {count} is {}", count - 1)),
         _ => none("no GPU, only a software adapter".to_owned()),
     })
 }

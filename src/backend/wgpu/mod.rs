@@ -17,7 +17,7 @@ pub use adapters::{Adapter, Choice, Kind, adapters};
 pub use device::Traffic;
 
 use super::{Backend, Executable, Weights, own};
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, Precision};
 use crate::error::{Error, Result};
 use crate::ops::Tiles;
 use crate::plan::{Plan, WeightSource, narrow};
@@ -125,6 +125,10 @@ impl Backend for Wgpu {
         let tiles = self.device.adapter.tiles(self.options.tiles, self.options.subgroups);
         let Adapter { number, name, .. } = &self.device.adapter;
         format!("wgpu:{number} ({name}, {storage}, operands in {tiles:?})")
+    }
+
+    fn precision(&self) -> Precision {
+        if self.options.storage == Dtype::F16 { Precision::F16 } else { Precision::F32 }
     }
 
     fn load(

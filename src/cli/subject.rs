@@ -1,0 +1,183 @@
+//! What a run makes pictures of: prompts from the command line, a file or a picture's settings, or images.
+
+use super::args::RunArguments;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use unclip::image::Image;
+use unclip::pipeline::{Prompt, Recipe, Subject, Task};
+use unclip::{Error, Result};
+
+/// What the pictures are made from, in order.
+pub struct Subjects {
+    pub task: Task,
+    /// Names of the files of given images.
+    pub names: Vec<String>,
+    /// Pictures of each, unless a flag says otherwise.
+    pub each: usize,
+}
+
+impl Subjects {
+    /// Reads what the flags name; where they name nothing, what the recipes of `--from` do. `examples` are prompts for
+    /// someone who has none.
+    ///
+    /// # Errors
+    /// Nothing is named, or prompts together with images, or a file cannot be read.
+    pub fn read(arguments: &RunArguments, recipes: &[Recipe], examples: &[String]) -> Result<Subjects> {
+        let prompts = prompts(arguments)?;
+        if !arguments.image.is_empty() {
+            no_prior(arguments, !prompts.is_empty())?;
+            return images(&arguments.image, 1);
+        }
+        if !prompts.is_empty() {
+            let task = Task::Prompts(prompts.into_iter().map(Prompt::Text).collect());
+            return Ok(Subjects { task, names: Vec::new(), each: 1 });
+        }
+        let (Some(from), Some(first)) = (&arguments.from, recipes.first()) else { return Err(nothing(examples)) };
+        // A sheet has several pictures of each subject.
+        if let Subject::Image(_) = first.subject {
+            no_prior(arguments, false)?;
+            let paths = pictures_of(from, recipes)?;
+            return images(&paths, recipes.len() / paths.len());
+        }
+        let prompts = distinct(recipes, |subject| match subject {
+            Subject::Prompt(prompt) => Some(prompt.clone()),
+            _ => None,
+        });
+        let each = recipes.len() / prompts.len();
+        Ok(Subjects { task: Task::Prompts(prompts), names: Vec::new(), each })
+    }
+}
+
+fn nothing(examples: &[String]) -> Error {
+    let quoted: Vec<String> = examples.iter().map(|example| format!("{example:?}")).collect();
+    let such = if quoted.is_empty() { String::new() } else { format!(", such as {}", quoted.join(" or ")) };
+    Error::request("PROMPT", format!("missing; give one in quotes{such}, or with --image a PNG to vary"))
+}
+
+/// A variation has neither a prompt nor a prior.
+fn no_prior(arguments: &RunArguments, prompts: bool) -> Result<()> {
+    let idle = [
+        ("--prompt", prompts, "a variation starts from the picture's embedding"),
+        ("--prior-steps", arguments.prior_steps.is_some(), "a variation has no prior"),
+        ("--prior-guidance", arguments.prior_guidance.is_some(), "a variation has no prior"),
+    ];
+    match idle.into_iter().find(|(_, given, _)| *given) {
+        Some((flag, _, why)) => Err(Error::request(format!("{flag} cannot be combined with --image"), why)),
+        None => Ok(()),
+    }
+}
+
+/// All prompts as text: PROMPT, then those of `--prompt`, then the lines of `--prompts`.
+fn prompts(arguments: &RunArguments) -> Result<Vec<String>> {
+    if let [first, second, ..] = &arguments.words[..] {
+        let reason =
+            format!("unexpected after {first:?}; put a prompt in quotes, and several behind -p or in --prompts");
+        return Err(Error::value("PROMPT", format!("{second:?}"), reason));
+    }
+    let mut prompts: Vec<String> = arguments.words.iter().chain(&arguments.prompt).cloned().collect();
+    prompts.iter().try_for_each(|prompt| meant_as_text(prompt))?;
+    if let Some(path) = &arguments.prompts {
+        prompts.extend(lines(path)?);
+    }
+    Ok(prompts)
+}
+
+/// Refuses what other programs take as the name of a file.
+fn meant_as_text(prompt: &str) -> Result<()> {
+    let reason = match prompt.strip_prefix('@') {
+        _ if prompt == "-" => "--prompts - reads prompts from standard input, one a line".to_owned(),
+        Some(file) if !file.is_empty() && !file.contains(char::is_whitespace) => {
+            format!(
+                "--prompts {file} reads prompts from a file, one a line; text that begins so needs a space before it"
+            )
+        }
+        _ => match Path::new(prompt).extension() {
+            Some(ending) if ending.eq_ignore_ascii_case("png") && Path::new(prompt).is_file() => {
+                format!("a file; --image {prompt} makes variations of it, --from {prompt} makes it again")
+            }
+            _ => return Ok(()),
+        },
+    };
+    Err(Error::value("--prompt", prompt, reason))
+}
+
+/// The lines of a file of prompts, without blank ones.
+fn lines(path: &Path) -> Result<Vec<String>> {
+    let bytes = if path == Path::new("-") {
+        let mut bytes = Vec::new();
+        let read = std::io::stdin().lock().read_to_end(&mut bytes);
+        read.map(|_| bytes).map_err(|e| Error::io("standard input", "read", e))?
+    } else {
+        std::fs::read(path).map_err(|e| Error::io(path, "read", e))?
+    };
+    let refused = |reason: String| Error::value("--prompts", path.display(), reason);
+    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes); // a byte-order mark
+    let text = std::str::from_utf8(text).map_err(|e| {
+        let line = 1 + text[..e.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
+        refused(format!("line {line} is not UTF-8"))
+    })?;
+    let prompts: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    if prompts.is_empty() { Err(refused("no prompt in it, expected one a line".to_owned())) } else { Ok(prompts) }
+}
+
+fn images(paths: &[PathBuf], each: usize) -> Result<Subjects> {
+    // Where a file was is nobody else's business.
+    let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let images = paths.iter().map(Image::read_png).collect::<Result<_>>()?;
+    Ok(Subjects { task: Task::Variations(images), names: paths.iter().map(name).collect(), each })
+}
+
+/// What the recipes' pictures were made from, each once.
+fn distinct<T: PartialEq>(recipes: &[Recipe], pick: impl Fn(&Subject) -> Option<T>) -> Vec<T> {
+    let mut all: Vec<T> = recipes.iter().filter_map(|recipe| pick(&recipe.subject)).collect();
+    all.dedup();
+    all
+}
+
+/// The pictures that the recipes are variations of: beside the file that has the recipes, or here.
+fn pictures_of(from: &Path, recipes: &[Recipe]) -> Result<Vec<PathBuf>> {
+    let names = distinct(recipes, |subject| match subject {
+        Subject::Image(name) => Some(name.clone()),
+        _ => None,
+    });
+    let found = |name: &String| {
+        let places = [from.with_file_name(name), PathBuf::from(name)];
+        places.into_iter().find(|place| place.is_file()).ok_or_else(|| {
+            let reason = format!("a variation of {name}, which is neither beside it nor here; name that with --image");
+            Error::value("--from", from.display(), reason)
+        })
+    };
+    names.iter().map(found).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_prompts_has_one_a_line_and_blank_lines_mean_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("list.txt");
+        let read = |text: &[u8]| {
+            std::fs::write(&path, text).unwrap();
+            lines(&path)
+        };
+        assert_eq!(read(b"\xef\xbb\xbfa lion\r\n\n  \n a frog \nlast").unwrap(), ["a lion", "a frog", "last"]);
+        assert!(read(b"\n \n").unwrap_err().to_string().contains("no prompt in it"));
+        let error = read(b"a\nb\n\xff\xfe").unwrap_err().to_string();
+        assert!(error.starts_with("--prompts ") && error.contains("line 3 is not UTF-8"), "{error}");
+        let error = lines(&dir.path().join("none")).unwrap_err();
+        assert_eq!(crate::cli::exit_code(&error), 5);
+    }
+
+    #[test]
+    fn what_looks_like_a_file_is_not_drawn_as_text() {
+        for (prompt, hint) in [("-", "--prompts -"), ("@list.txt", "--prompts list.txt")] {
+            let error = meant_as_text(prompt).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("--prompt {prompt}: ")) && error.contains(hint), "{error}");
+        }
+        for text in ["@", "@ a sign", " @home", "a - b", "none.png"] {
+            assert!(meant_as_text(text).is_ok(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! What a picture was made from, so that it can be made again.
+//!
+//! A [`Recipe`] holds every setting of one picture by value, with the checkpoint's defaults filled in. As JSON it travels
+//! in the picture's PNG and in the command line's events; [`Recipe::read`] and [`Recipe::request`] lead back to a
+//! [`Request`].
+
+use super::{Pipeline, Prompt, Request, Task};
+use crate::dtype::Precision;
+use crate::error::{Error, Result};
+#[cfg(feature = "png")]
+use crate::image::{self, Image};
+use crate::noise::NoiseKind;
+use serde::{Deserialize, Serialize};
+#[cfg(feature = "png")]
+use std::path::Path;
+
+/// Keyword of the PNG text chunk that holds a recipe as JSON, or on a sheet of pictures a list of recipes.
+#[cfg(feature = "png")]
+const CHUNK: &str = "unclip";
+
+/// The settings of one picture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Recipe {
+    /// Program and version, such as `unclip 0.1.0`.
+    pub version: String,
+    /// The checkpoint's [name](crate::weights::Checkpoint::name).
+    pub model: String,
+    /// What the picture was made from.
+    #[serde(flatten)]
+    pub subject: Subject,
+    /// What it should not be.
+    pub negative: Option<Prompt>,
+    /// Seed of this picture.
+    pub seed: u64,
+    /// Which generator turned the seed into noise.
+    pub noise: NoiseKind,
+    /// Steps of the prior; a variation has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prior_steps: Option<usize>,
+    /// Steps of the decoder.
+    pub decoder_steps: usize,
+    /// Steps of super-resolution.
+    pub super_res_steps: usize,
+    /// Guidance scale of the prior; a variation has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prior_guidance: Option<f32>,
+    /// Guidance scale of the decoder.
+    pub decoder_guidance: f32,
+    /// The device, as its [back end](crate::backend::Backend::name) calls it.
+    pub device: String,
+    /// How the device stored tensors and multiplied matrices.
+    pub dtype: Precision,
+    /// Pixels in a row.
+    pub width: usize,
+    /// Number of rows.
+    pub height: usize,
+}
+
+/// What a picture was made from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Subject {
+    /// A prompt.
+    Prompt(Prompt),
+    /// A picture of which this is a variation, by the name of its file; empty where it had none.
+    Image(String),
+}
+
+impl Subject {
+    /// The prompt's text or the file's name. Empty for tokens.
+    pub fn text(&self) -> &str {
+        match self {
+            #[cfg(feature = "tokenizer")]
+            Subject::Prompt(Prompt::Text(text)) => text,
+            Subject::Prompt(Prompt::Tokens(_)) => "",
+            Subject::Image(name) => name,
+        }
+    }
+}
+
+impl Pipeline {
+    /// The recipe of picture `k` of a request. A request does not know where its images come from: the name in
+    /// [`Subject::Image`] is empty.
+    ///
+    /// # Panics
+    /// The request has no picture of that number.
+    pub fn recipe(&self, request: &Request, k: usize) -> Recipe {
+        let settings = request.settings(self.defaults());
+        let at = k / request.pictures_per_prompt.max(1);
+        let (subject, with_prior) = match &request.task {
+            Task::Prompts(prompts) => (Subject::Prompt(prompts[at].clone()), true),
+            Task::Variations(_) => (Subject::Image(String::new()), false),
+        };
+        Recipe {
+            version: format!("unclip {}", env!("CARGO_PKG_VERSION")),
+            model: self.checkpoint.name(),
+            subject,
+            negative: request.negative.clone(),
+            seed: request.seed.wrapping_add(k as u64),
+            noise: request.noise,
+            prior_steps: with_prior.then_some(settings.prior_steps),
+            decoder_steps: settings.decoder_steps,
+            super_res_steps: settings.super_res_steps,
+            prior_guidance: with_prior.then_some(settings.prior_guidance),
+            decoder_guidance: settings.decoder_guidance,
+            device: self.backend.name(),
+            dtype: self.backend.precision(),
+            width: self.picture_size(),
+            height: self.picture_size(),
+        }
+    }
+}
+
+impl Recipe {
+    /// The request that makes this picture again.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a variation: the recipe has its picture's name only. Read that picture and call
+    /// [`Recipe::apply`] on [`Request::variation`].
+    pub fn request(&self) -> Result<Request> {
+        match &self.subject {
+            Subject::Prompt(prompt) => Ok(self.apply(Request::new(prompt.clone()))),
+            Subject::Image(name) => Err(Error::value("image", name, "the recipe has its name only, not its pixels")),
+        }
+    }
+
+    /// The request with all settings of this recipe except what it is made from, and how many.
+    pub fn apply(&self, request: Request) -> Request {
+        let with_prior = matches!(request.task, Task::Prompts(_));
+        Request {
+            negative: self.negative.clone(),
+            seed: self.seed,
+            noise: self.noise,
+            prior_steps: self.prior_steps.filter(|_| with_prior),
+            decoder_steps: Some(self.decoder_steps),
+            super_res_steps: Some(self.super_res_steps),
+            prior_guidance: self.prior_guidance.filter(|_| with_prior),
+            decoder_guidance: Some(self.decoder_guidance),
+            ..request
+        }
+    }
+}
+
+#[cfg(feature = "png")]
+impl Recipe {
+    /// Reads the recipe that a PNG carries, or of a sheet those of all its pictures; never an empty list.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be read, is no PNG, carries no recipe, or a damaged one.
+    pub fn read(path: impl AsRef<Path>) -> Result<Vec<Recipe>> {
+        let path = path.as_ref();
+        let refused = |why: String| Error::io(path, "read", std::io::Error::new(std::io::ErrorKind::InvalidData, why));
+        let texts = image::read_texts(path)?;
+        let text = texts.iter().find(|(keyword, _)| keyword == CHUNK);
+        let (_, json) = text.ok_or_else(|| refused(format!("the picture has no settings (text chunk {CHUNK})")))?;
+        let recipes = match json.trim_start().starts_with('[') {
+            true => serde_json::from_str(json),
+            false => serde_json::from_str(json).map(|recipe| vec![recipe]),
+        };
+        match recipes {
+            Ok(recipes) if recipes.is_empty() => Err(refused(format!("text chunk {CHUNK}: an empty list"))),
+            recipes => recipes.map_err(|e| refused(format!("text chunk {CHUNK}: {e}"))),
+        }
+    }
+
+    /// Writes a picture with its recipe to `path`, as [`Image::write_png`] does; with several recipes it is a sheet.
+    ///
+    /// # Errors
+    /// As for [`Image::write_png`].
+    pub fn write_png(recipes: &[Recipe], image: &Image, path: impl AsRef<Path>) -> Result<()> {
+        let texts = Recipe::texts(recipes);
+        let texts: Vec<(&str, &str)> = texts.iter().map(|(keyword, text)| (*keyword, text.as_str())).collect();
+        image.write_png(path, &texts)
+    }
+
+    /// The text chunks of a picture's PNG, or of a sheet's: `parameters`, which image tools read, and all settings as JSON
+    /// under `unclip`.
+    pub fn texts(recipes: &[Recipe]) -> Vec<(&'static str, String)> {
+        let json = match recipes {
+            [one] => serde_json::to_string(one),
+            all => serde_json::to_string(all),
+        };
+        let json = json.expect("strings and finite numbers under fixed names");
+        recipes
+            .first()
+            .map(|first| ("parameters", first.parameters(recipes).text()))
+            .into_iter()
+            .chain([(CHUNK, json)])
+            .collect()
+    }
+
+    /// The settings as image tools show them, with the prompts of all pictures on the sheet.
+    fn parameters(&self, sheet: &[Recipe]) -> image::Parameters {
+        let mut fields = vec![
+            ("Steps", self.decoder_steps.to_string()),
+            ("Sampler", "unCLIP".to_owned()),
+            ("CFG scale", self.decoder_guidance.to_string()),
+            ("Seed", self.seed.to_string()),
+            ("Size", format!("{}x{}", self.width, self.height)),
+            ("Model", self.model.clone()),
+        ];
+        if let Some(steps) = self.prior_steps {
+            fields.push(("Prior steps", steps.to_string()));
+        }
+        if let Some(scale) = self.prior_guidance {
+            fields.push(("Prior guidance", scale.to_string()));
+        }
+        let mut subjects: Vec<&str> = sheet.iter().map(|recipe| recipe.subject.text()).collect();
+        subjects.dedup();
+        let prompt = match &self.subject {
+            Subject::Prompt(_) => subjects.join("\n"),
+            Subject::Image(_) => {
+                fields.push(("Variation of", subjects.join(" ")));
+                String::new()
+            }
+        };
+        fields.push(("Super-resolution steps", self.super_res_steps.to_string()));
+        fields.push(("Noise", self.noise.name().to_owned()));
+        fields.push(("Version", self.version.clone()));
+        let negative = self.negative.clone().map(Subject::Prompt);
+        image::Parameters {
+            prompt,
+            negative_prompt: negative.as_ref().map_or("", Subject::text).to_owned(),
+            fields: fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+        }
+    }
+}
+
+#[cfg(all(test, feature = "tokenizer", feature = "png"))]
+mod tests {
+    use super::*;
+
+    fn recipe() -> Recipe {
+        Recipe {
+            version: "unclip 0.1.0".into(),
+            model: "karlo, \"best\"".into(),
+            subject: Subject::Prompt("a red apple, ripe".into()),
+            negative: Some("worm".into()),
+            seed: u64::MAX,
+            noise: NoiseKind::Philox,
+            prior_steps: Some(25),
+            decoder_steps: 50,
+            super_res_steps: 7,
+            prior_guidance: Some(1.1),
+            decoder_guidance: 8.0,
+            device: "cpu (avx512, 2 threads)".into(),
+            dtype: Precision::Bf16,
+            width: 2,
+            height: 1,
+        }
+    }
+
+    fn variation() -> Recipe {
+        let (prior_steps, prior_guidance) = (None, None);
+        Recipe { subject: Subject::Image("photo.png".into()), negative: None, prior_steps, prior_guidance, ..recipe() }
+    }
+
+    fn image() -> Image {
+        Image { width: 2, height: 1, pixels: vec![1, 2, 3, 4, 5, 6] }
+    }
+
+    #[test]
+    fn what_is_written_into_a_picture_is_what_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.png");
+        let tokens = crate::model::text_encoder::Tokens { ids: vec![7, 8], mask: vec![true, false], cut: None };
+        let tokens = Recipe { subject: Subject::Prompt(Prompt::Tokens(tokens)), ..recipe() };
+        for recipes in [vec![recipe()], vec![variation()], vec![tokens.clone()], vec![recipe(), tokens]] {
+            Recipe::write_png(&recipes, &image(), &path).unwrap();
+            assert_eq!(Recipe::read(&path).unwrap(), recipes);
+            assert_eq!(Image::read_png(&path).unwrap(), image());
+        }
+    }
+
+    #[test]
+    fn settings_of_the_first_release_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("old.png");
+        let json = r#"{"decoder_guidance":1.5,"decoder_steps":12,"device":"cpu (avx512, 2 threads)","dtype":"f32",
+            "height":128,"model":"built-in model","negative":null,"noise":"torch","prior_guidance":1.100000023841858,
+            "prior_steps":10,"prompt":"a red apple","seed":3,"super_res_steps":3,"version":"unclip 0.1.0","width":128}"#;
+        image().write_png(&path, &[("unclip", json)]).unwrap();
+        let recipes = Recipe::read(&path).unwrap();
+        assert_eq!((recipes[0].prior_guidance, &recipes[0].negative), (Some(1.1), &None));
+        let request = recipes[0].request().unwrap();
+        assert!(matches!(&request.task, Task::Prompts(prompts) if *prompts == ["a red apple".into()]));
+        assert_eq!((request.seed, request.decoder_steps), (3, Some(12)));
+    }
+
+    #[test]
+    fn a_picture_without_settings_or_with_damaged_ones_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.png");
+        let refused = |texts: &[(&str, &str)], part: &str| {
+            image().write_png(&path, texts).unwrap();
+            let error = Recipe::read(&path).unwrap_err();
+            assert!(matches!(&error, Error::Io { path: p, .. } if *p == path), "{error}");
+            assert!(error.to_string().contains(part), "{error}");
+        };
+        refused(&[], "no settings (text chunk unclip)");
+        refused(&[("parameters", "a cat\nSteps: 2")], "no settings");
+        refused(&[("unclip", "{}")], "missing field `version`");
+        refused(&[("unclip", "[]")], "an empty list");
+        refused(&[("unclip", "{\"seed\":")], "EOF");
+        let without_subject = serde_json::to_string(&recipe()).unwrap().replace("\"prompt\"", "\"song\"");
+        refused(&[("unclip", &without_subject)], "prompt or image");
+        std::fs::write(&path, "no PNG").unwrap();
+        assert!(Recipe::read(&path).unwrap_err().to_string().contains("expected a PNG"));
+    }
+
+    #[test]
+    fn a_recipe_gives_its_settings_to_other_subjects() {
+        let given = recipe().request().unwrap();
+        assert_eq!((given.prior_guidance, given.noise, given.seed), (Some(1.1), NoiseKind::Philox, u64::MAX));
+        let other = recipe().apply(Request { pictures_per_prompt: 3, ..Request::new("a frog") });
+        assert_eq!((other.pictures(), other.decoder_steps), (3, Some(50)));
+        // A variation has no prior, and a recipe of one has no settings for it.
+        let of_image = recipe().apply(Request::variation(image()));
+        assert_eq!((of_image.prior_steps, of_image.check().is_ok()), (None, true));
+        assert_eq!(variation().apply(Request::new("a frog")).prior_steps, None);
+        assert!(variation().request().unwrap_err().to_string().starts_with("image photo.png: "));
+    }
+
+    #[test]
+    fn image_tools_read_the_settings_as_text() {
+        let text = &Recipe::texts(&[recipe()])[0];
+        assert_eq!(text.0, "parameters");
+        let want = "a red apple, ripe\nNegative prompt: worm\nSteps: 50, Sampler: unCLIP, CFG scale: 8, \
+                    Seed: 18446744073709551615, Size: 2x1, Model: \"karlo, \\\"best\\\"\", Prior steps: 25, \
+                    Prior guidance: 1.1, Super-resolution steps: 7, Noise: philox, Version: unclip 0.1.0";
+        assert_eq!(text.1, want);
+        let text = &Recipe::texts(&[variation()])[0].1;
+        assert!(text.starts_with("\nSteps: 50, ") && text.contains("Variation of: photo.png"), "{text}");
+        let frog = Recipe { subject: Subject::Prompt("a frog".into()), ..recipe() };
+        let sheet = &Recipe::texts(&[recipe(), recipe(), frog])[0].1;
+        assert!(sheet.starts_with("a red apple, ripe\na frog\nNegative"), "{sheet}");
+    }
+}
