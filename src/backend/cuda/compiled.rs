@@ -1,6 +1,6 @@
 //! A plan on the device: one allocation for all slots, and the list of calls to replay.
 
-use super::device::{Call, Captured, Driver, Loaded};
+use super::device::{Call, CapturedGraph, Driver, LoadedKernel};
 use super::device_slice::DeviceSlice;
 use super::kernels;
 use super::tensor_map::TensorMap;
@@ -53,7 +53,7 @@ pub(super) struct Compiled {
     /// Counts the steps on the device; there is none in plans that do not ask for their step.
     counter: Option<Call>,
     /// The varying part with its feeds, and the counter after them.
-    captured: Option<Captured>,
+    captured: Option<CapturedGraph>,
     /// What the counter on the device shows.
     shown: Option<u32>,
 }
@@ -186,7 +186,7 @@ impl Compiled {
     }
 
     /// The kernel of a launch, for the types of its first and last tensor.
-    fn load(&self, step: &Step, launch: &Launch) -> Result<Loaded> {
+    fn load(&self, step: &Step, launch: &Launch) -> Result<LoadedKernel> {
         let types = [launch.tensors.first(), launch.tensors.last()];
         let types = types.map(|tensor| tensor.map_or(Dtype::F32, |&tensor| self.element(step, tensor)));
         self.load_entry(launch.stem, launch.entry, types)
@@ -201,7 +201,7 @@ impl Compiled {
         }
     }
 
-    fn load_entry(&self, stem: &str, entry: &str, [source, elem]: [Dtype; 2]) -> Result<Loaded> {
+    fn load_entry(&self, stem: &str, entry: &str, [source, elem]: [Dtype; 2]) -> Result<LoadedKernel> {
         let missing = || Error::Unsupported {
             what: format!("{entry} from {} to {} on {}", source.name(), elem.name(), self.driver.name()),
         };
@@ -240,7 +240,7 @@ impl Compiled {
 
     fn launch(&self, dispatches: &[Dispatch]) -> Result<()> {
         for Dispatch { call, fresh } in dispatches {
-            fresh.iter().try_for_each(|range| self.driver.forget(range.address, range.bytes))?;
+            fresh.iter().try_for_each(|range| self.driver.discard(range.address, range.bytes))?;
             self.driver.launch(call)?;
         }
         Ok(())
