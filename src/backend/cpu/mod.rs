@@ -35,7 +35,7 @@ use crate::dtype::Precision;
 use crate::error::{Error, Result};
 use crate::ops::{Op, elements};
 use crate::plan::{Plan, Slots, Step, ValueId, WeightSource, assign};
-use lanes::Aligned;
+use lanes::AlignedVec;
 use panels::{PanelFormat, Panels};
 use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
@@ -154,7 +154,7 @@ impl Backend for Cpu {
             }
         }
         let slots = assign(&plan);
-        let memory = slots.words.iter().map(|&n| Aligned::zeros(n)).collect();
+        let memory = slots.words.iter().map(|&n| AlignedVec::zeros(n)).collect();
         let seconds = self.profile.then(|| vec![0.0; plan.steps.len()]);
         let (pool, machine) = (self.pool.clone(), self.machine);
         Ok(Box::new(Compiled { plan, slots, panels, constants, memory, pool, machine, seconds }))
@@ -276,7 +276,7 @@ struct Compiled {
     constants: HashMap<ValueId, Arc<Vec<f32>>>,
     /// The memory of each slot. A step's output is taken out while the step runs; the planner keeps outputs and inputs
     /// of a step in different slots.
-    memory: Vec<Aligned>,
+    memory: Vec<AlignedVec>,
     pool: Arc<rayon::ThreadPool>,
     machine: Machine,
     seconds: Option<Vec<f64>>,
