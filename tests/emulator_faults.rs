@@ -225,7 +225,8 @@ fn a_fault_says_which_kernel_line_block_and_thread() {
     assert!(message.contains(&format!("f, line {line}, block")) && message.contains("thread [37, 0, 0]"), "{message}");
 }
 
-/// `at` is the thread's index in the grid, `py` its own word, `px` the word of the same thread in the other of two blocks.
+/// `at` is the thread's index in the grid, `py` its own word, `px` the word of the same thread in the other of two
+/// blocks.
 const OWN: &str = "mov.u32 a0, %ctaid.x; mad.lo.u32 at, a0, 64, tid; mad.wide.u32 py, at, 4, y0;
     xor.b32 a1, at, 64; mad.wide.u32 px, a1, 4, x0;";
 

@@ -111,7 +111,8 @@ fn loaded_tiles_are_swizzled_and_zero_outside_the_tensor() {
         let y = halves(&run(&hopper(32, bytes, &body), &x, bytes as usize / 4, maps));
         for r in 0..16u32 {
             for c in 0..columns {
-                // The index of a 16-byte chunk, address bits 4 to 6, is XORed with bits 7 to 9, within the swizzle's span.
+                // The index of a 16-byte chunk, address bits 4 to 6, is XORed with bits 7 to 9, within the swizzle's
+                // span.
                 let byte = r * span + 2 * c;
                 let chunk = match swizzle {
                     Swizzle::None => byte / 16 % 8,
@@ -229,7 +230,8 @@ fn layout(swizzle: Swizzle, transposed: bool, line: usize, k: usize, bytes: usiz
     let span = swizzle.span() as usize;
     let (major, minor) = if transposed { (k, line * bytes) } else { (line, k * bytes) };
     let at = match (swizzle, transposed) {
-        // Core matrices of 8 lines by 16 bytes; the next one along the line is at 128 bytes, the next 8 lines at 2048 bytes.
+        // Core matrices of 8 lines by 16 bytes; the next one along the line is at 128 bytes, the next 8 lines at 2048
+        // bytes.
         (Swizzle::None, _) => major / 8 * 2048 + minor / 16 * 128 + major % 8 * 16 + minor % 16,
         (_, false) => major * span + minor,
         // Eight lines of a span; the next span of columns follows them, the next eight k are at 4096 bytes.

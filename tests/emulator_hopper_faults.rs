@@ -7,8 +7,8 @@ mod support;
 use support::ptx::{self, hopper, rows, run_tiles};
 use unclip::backend::cuda::emulator::{Check, Fault, Swizzle, TensorMap};
 
-/// One `wgmma`: thread 0 initialises an `mbarrier` and loads both operands, then all threads wait and multiply. Faults are
-/// planted by removing or changing one line.
+/// One `wgmma`: thread 0 initialises an `mbarrier` and loads both operands, then all threads wait and multiply. Faults
+/// are planted by removing or changing one line.
 const MATMUL: &str = "
     setp.eq.u32 p, tid, 0;
     @p mbarrier.init.shared.b64 [bar], 1;

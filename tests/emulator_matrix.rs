@@ -37,8 +37,8 @@ fn expected(depth: usize) -> Vec<f32> {
     (0..16 * 8).map(|e| 1.0 + (0..depth).map(|k| a(e / 8, k) * b(k, e % 8)).sum::<f32>()).collect()
 }
 
-/// A lane's registers of A and B. Registers of A alternate between rows g and g + 8; every second one moves on by a quarter of
-/// K. Registers of B are in column g.
+/// A lane's registers of A and B. Registers of A alternate between rows g and g + 8; every second one moves on by a
+/// quarter of K. Registers of B are in column g.
 fn registers(kind: MatrixType, depth: usize, lane: usize) -> (Vec<u32>, Vec<u32>) {
     let (g, t, per) = (lane / 4, lane % 4, kind.per_register);
     let quarter = 4 * per;

@@ -1,6 +1,6 @@
 //! Attention in blocks of queries: scores against all keys, softmax, weighted sum of the values. Only the scores of
-//! [`QUERIES`] rows are in memory at a time. Each task packs the keys and values of its head into panels once, so that both
-//! matrix products run on [`Tile`].
+//! [`QUERIES`] rows are in memory at a time. Each task packs the keys and values of its head into panels once, so that
+//! both matrix products run on [`Tile`].
 #![allow(unsafe_code)]
 
 use super::Machine;
@@ -177,8 +177,8 @@ impl Problem<'_> {
                     accumulate: false,
                     pairs: false,
                 };
-                // SAFETY: each row pointer is valid for the head's width; each panel has that many rows; the scores have
-                // QUERIES rows of `columns`, a multiple of NR.
+                // SAFETY: each row pointer is valid for the head's width; each panel has that many rows; the scores
+                // have QUERIES rows of `columns`, a multiple of NR.
                 unsafe { tile.run(self.machine.isa) };
             }
         }

@@ -1,5 +1,6 @@
-//! Convolution as implicit GEMM: a row per output position, a segment of the row per tap. Segments are pointers into the
-//! picture, or to zeros beyond its border, so nothing is copied. 3x3 windows use Winograd where it applies ([`winograd`]).
+//! Convolution as implicit GEMM: a row per output position, a segment of the row per tap. Segments are pointers into
+//! the picture, or to zeros beyond its border, so nothing is copied. 3x3 windows use Winograd where it applies
+//! ([`winograd`]).
 #![allow(unsafe_code)]
 
 use super::Machine;
@@ -22,7 +23,8 @@ struct Windows<'a> {
     zeros: Vec<f32>,
 }
 
-// SAFETY: each pointer comes from a slice of exactly `channels` elements of `x` or `zeros`, which live as long as `self`.
+// SAFETY: each pointer comes from a slice of exactly `channels` elements of `x` or `zeros`, which live as long as
+// `self`.
 unsafe impl Rows for Windows<'_> {
     fn pointers(&self, first: usize, rows: usize, table: &mut [*const f32]) {
         let [height, width, channels] = self.picture;

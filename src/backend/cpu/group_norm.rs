@@ -1,8 +1,9 @@
-//! Group normalisation in two passes: statistics per group, then one multiply-add per element, with normalisation, gain and
-//! style folded into a scale and shift per channel. The mean is subtracted first and not folded into the shift: in a group
-//! with little variance the scale is large, and two large terms would cancel.
+//! Group normalisation in two passes: statistics per group, then one multiply-add per element, with normalisation, gain
+//! and style folded into a scale and shift per channel. The mean is subtracted first and not folded into the shift: in
+//! a group with little variance the scale is large, and two large terms would cancel.
 //!
-//! Sums are in f64, over chunks whose size depends only on the shape, so that results do not depend on the number of threads.
+//! Sums are in f64, over chunks whose size depends only on the shape, so that results do not depend on the number of
+//! threads.
 
 use super::{Machine, TASK_ELEMENTS, for_rows, simd};
 use crate::ops::GroupNorm;

@@ -272,7 +272,8 @@ mod x86 {
     }
 }
 
-/// Defines `pub unsafe fn name(isa, ..)`, which calls the generic function `body::<L>(..)` compiled for that instruction set.
+/// Defines `pub unsafe fn name(isa, ..)`, which calls the generic function `body::<L>(..)` compiled for that
+/// instruction set.
 macro_rules! on_lanes {
     ($(#[$doc:meta])* pub unsafe fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {
         $(#[$doc])*

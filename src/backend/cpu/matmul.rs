@@ -1,8 +1,8 @@
 //! GEMM with packed weights, shared by `linear` and `conv2d`.
 //!
-//! A task computes some rows of some groups of panels. It takes as many panels at once as a tile has, in blocks of depth that
-//! fit the L1 cache, and multiplies each block by all rows of the task before the next block. Finished columns pass through
-//! the epilogue while they are in the cache.
+//! A task computes some rows of some groups of panels. It takes as many panels at once as a tile has, in blocks of
+//! depth that fit the L1 cache, and multiplies each block by all rows of the task before the next block. Finished
+//! columns pass through the epilogue while they are in the cache.
 //!
 //! A GEMM crate would need im2col for convolutions and whole weights widened from f16, and it guarantees no order of
 //! summation. PERFORMANCE.md compares the speed.
@@ -188,8 +188,8 @@ fn multiply(
                 accumulate: number > 0,
                 pairs: panels.pairs,
             };
-            // SAFETY: the table holds `height` pointers per tap, each valid for all channels (`Rows`); each panel's block has
-            // `taps * channels` rows; `c` has `height` rows of `count * NR`.
+            // SAFETY: the table holds `height` pointers per tap, each valid for all channels (`Rows`); each panel's
+            // block has `taps * channels` rows; `c` has `height` rows of `count * NR`.
             unsafe { tile.run(machine.isa) };
         }
     }
@@ -200,8 +200,8 @@ thread_local! {
     static ROUNDED: Cell<AlignedVec> = Cell::default();
 }
 
-/// Calls `with` with the left operand in the format of the panels: `x` itself, or `x` rounded to bf16, two elements in the
-/// space of one.
+/// Calls `with` with the left operand in the format of the panels: `x` itself, or `x` rounded to bf16, two elements in
+/// the space of one.
 pub fn with_left_operand(machine: &Machine, panels: &Panels, x: &[f32], with: impl FnOnce(&[f32])) {
     if !panels.pairs {
         return with(x);
@@ -216,7 +216,8 @@ pub fn with_left_operand(machine: &Machine, panels: &Panels, x: &[f32], with: im
     ROUNDED.set(rounded);
 }
 
-/// Applies the epilogue to `c [rows, columns]`, which starts at row `first` and column `column`, and stores it in `out`.
+/// Applies the epilogue to `c [rows, columns]`, which starts at row `first` and column `column`, and stores it in
+/// `out`.
 ///
 /// # Safety
 /// `out` must have rows of `n` elements for all rows of `c` from `first` on. No other task may write the columns

@@ -90,8 +90,8 @@ impl Cpu {
     }
 
     /// The CPU in another precision: f32 or bf16. In bf16 the weights of matrix products take half the memory. On AMD
-    /// processors with fast bf16 dot products, linear layers and 1x1 convolutions use them, at twice the rate; elsewhere
-    /// the weights are widened to f32 block by block.
+    /// processors with fast bf16 dot products, linear layers and 1x1 convolutions use them, at twice the rate;
+    /// elsewhere the weights are widened to f32 block by block.
     ///
     /// # Errors
     /// Any other precision.

@@ -1,9 +1,10 @@
 //! Packed weights, in the order in which [`super::tile`] reads them.
 //!
-//! A weight `[N, C, taps]` (a linear layer has one tap) becomes `N / 16` panels. For every tap and input channel a panel holds
-//! the weights of sixteen outputs side by side. Elements keep the checkpoint's type, so f16 and bf16 files need half the
-//! memory and bandwidth; a block is widened to f32 just before many rows use it. On a bf16 back end panels are rounded to bf16.
-//! With [`PanelFormat::Bf16Pairs`], for machines with a bf16 dot product, two neighbouring channels form one element.
+//! A weight `[N, C, taps]` (a linear layer has one tap) becomes `N / 16` panels. For every tap and input channel a
+//! panel holds the weights of sixteen outputs side by side. Elements keep the checkpoint's type, so f16 and bf16 files
+//! need half the memory and bandwidth; a block is widened to f32 just before many rows use it. On a bf16 back end
+//! panels are rounded to bf16. With [`PanelFormat::Bf16Pairs`], for machines with a bf16 dot product, two neighbouring
+//! channels form one element.
 #![allow(unsafe_code)]
 
 use super::lanes::{AlignedVec, widen_f16};
@@ -33,8 +34,8 @@ pub enum PanelFormat {
     Stored,
     /// Rounded to bf16.
     Bf16,
-    /// Two neighbouring channels, rounded to bf16, in one 32-bit element, for [`super::tile::Tile::pairs`]. The number of
-    /// channels must be even.
+    /// Two neighbouring channels, rounded to bf16, in one 32-bit element, for [`super::tile::Tile::pairs`]. The number
+    /// of channels must be even.
     Bf16Pairs,
 }
 
@@ -86,8 +87,8 @@ impl Panels {
         self.outputs.div_ceil(NR)
     }
 
-    /// Rows `from..from + rows` (in tap-major order) of `count` neighbouring panels in f32, and the distance between panels.
-    /// Narrower elements are widened into `scratch`.
+    /// Rows `from..from + rows` (in tap-major order) of `count` neighbouring panels in f32, and the distance between
+    /// panels. Narrower elements are widened into `scratch`.
     pub fn block<'a>(
         &'a self,
         panel: usize,
@@ -124,7 +125,8 @@ impl Panels {
         }
     }
 
-    /// Channels `from..from + rows` of each of the nine taps of a panel in f32. Narrower elements are widened into `scratch`.
+    /// Channels `from..from + rows` of each of the nine taps of a panel in f32. Narrower elements are widened into
+    /// `scratch`.
     pub fn taps_of<'a>(
         &'a self,
         panel: usize,

@@ -1,5 +1,5 @@
-//! The machine's roofline: peak rate of multiply-adds in registers, and streaming bandwidth of memory. Benchmarks measure
-//! both in the same run and report shares of them.
+//! The machine's roofline: peak rate of multiply-adds in registers, and streaming bandwidth of memory. Benchmarks
+//! measure both in the same run and report shares of them.
 #![allow(unsafe_code)]
 
 use super::lanes::{LANES, Lanes, on_lanes};

@@ -1,7 +1,7 @@
 //! Element-wise loops, compiled for the baseline, for AVX2 and for AVX-512.
 //!
-//! The compiler vectorises them; the baseline of 64-bit ARM includes NEON. The only unsafe operation is the call of a copy
-//! that needs certain instructions, whose presence the [`Isa`] guarantees.
+//! The compiler vectorises them; the baseline of 64-bit ARM includes NEON. The only unsafe operation is the call of a
+//! copy that needs certain instructions, whose presence the [`Isa`] guarantees.
 #![allow(unsafe_code)]
 
 use super::tile::Isa;
@@ -37,8 +37,8 @@ macro_rules! per_isa {
     };
 }
 
-/// `e^x` to about one unit in the last place, in operations that vectorise. Arguments are clamped to about [-87, 88]; NaN
-/// stays NaN.
+/// `e^x` to about one unit in the last place, in operations that vectorise. Arguments are clamped to about [-87, 88];
+/// NaN stays NaN.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     // Adding 1.5 * 2^23 leaves the nearest integer in the low bits of the sum.
@@ -59,8 +59,8 @@ pub fn exp(x: f32) -> f32 {
     y * f32::from_bits((exponent.wrapping_add(127) as u32) << 23)
 }
 
-/// The error function with a relative error of 3e-7: an odd rational function of degree 9 over 12, fitted for |x| < 3.83,
-/// beyond which f32 rounds it to one.
+/// The error function with a relative error of 3e-7: an odd rational function of degree 9 over 12, fitted for |x| <
+/// 3.83, beyond which f32 rounds it to one.
 #[inline(always)]
 fn erf(x: f32) -> f32 {
     let x = if x < -3.832_507 { -3.832_507 } else { x };

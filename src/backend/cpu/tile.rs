@@ -1,11 +1,12 @@
 //! The GEMM microkernel: a tile of up to [`MR`] rows by some panels of [`NR`] columns, accumulated in registers.
 //!
-//! The left operand is read in place, through one pointer per row, or one per segment for the taps of a convolution: neither
-//! packing nor im2col. The right operand is packed once into panels of [`NR`] columns ([`super::panels`]). AVX-512 takes
-//! [`PANELS`] panels at once, with 24 accumulators in its 32 registers; other instruction sets take one at a time.
+//! The left operand is read in place, through one pointer per row, or one per segment for the taps of a convolution:
+//! neither packing nor im2col. The right operand is packed once into panels of [`NR`] columns ([`super::panels`]).
+//! AVX-512 takes [`PANELS`] panels at once, with 24 accumulators in its 32 registers; other instruction sets take one
+//! at a time.
 //!
-//! Every element is summed in the order of `k`, whatever the tile's height, so results depend neither on the division among
-//! threads nor on the batch.
+//! Every element is summed in the order of `k`, whatever the tile's height, so results depend neither on the division
+//! among threads nor on the batch.
 #![allow(unsafe_code)]
 
 /// Rows of a full tile: with two vectors per row, twelve accumulators in AVX2's sixteen registers.
@@ -82,8 +83,8 @@ pub fn pairs_available() -> bool {
     }
 }
 
-/// Whether `vdpbf16ps` is faster than f32 multiply-adds. AMD's processors issue both at the same rate, and it does twice the
-/// work; Intel's issue it at half the rate, without a gain.
+/// Whether `vdpbf16ps` is faster than f32 multiply-adds. AMD's processors issue both at the same rate, and it does
+/// twice the work; Intel's issue it at half the rate, without a gain.
 pub fn pairs_are_fast() -> bool {
     #[cfg(target_arch = "x86_64")]
     let amd = {
@@ -175,9 +176,9 @@ impl Tile {
     /// Computes the tile.
     ///
     /// # Safety
-    /// For every `s < segments` and `r < height`, `rows[s * stride + r]` must point to `offset + depth` readable elements;
-    /// every panel to `segments * depth * NR`; `c` to `height` writable rows of `panels * NR` elements, `ldc` apart, that no
-    /// other thread accesses meanwhile. The machine must have the instructions.
+    /// For every `s < segments` and `r < height`, `rows[s * stride + r]` must point to `offset + depth` readable
+    /// elements; every panel to `segments * depth * NR`; `c` to `height` writable rows of `panels * NR` elements, `ldc`
+    /// apart, that no other thread accesses meanwhile. The machine must have the instructions.
     pub unsafe fn run(&self, isa: Isa) {
         debug_assert!((1..=MR).contains(&self.height) && (1..=PANELS).contains(&self.panels));
         // SAFETY: the caller's promises are passed on unchanged; the height selects the loop of that height.

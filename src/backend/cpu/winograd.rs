@@ -1,12 +1,13 @@
 //! 3x3 convolution with a quarter of the multiplications: Winograd's F(4x4, 3x3).
 //!
-//! The output is divided into tiles of 4x4 pixels. A tile's 6x6 inputs are transformed to 36 points per channel, and so are
-//! the weights; the sum over channels is one small matrix product per point ([`transform`]).
+//! The output is divided into tiles of 4x4 pixels. A tile's 6x6 inputs are transformed to 36 points per channel, and so
+//! are the weights; the sum over channels is one small matrix product per point ([`transform`]).
 //!
 //! Intermediate values stay in or near the L2 cache. Tiles are processed in blocks of [`TILES`]: first their points are
-//! computed for all channels, then one bundle of panels after the other is multiplied with the block. Weights are transformed
-//! at every use, [`DEPTH`] channels at a time. For a full block that takes a twentieth of the time of the matrix products; kept,
-//! transformed weights would take four times the memory and bandwidth, eight times for f16 files.
+//! computed for all channels, then one bundle of panels after the other is multiplied with the block. Weights are
+//! transformed at every use, [`DEPTH`] channels at a time. For a full block that takes a twentieth of the time of the
+//! matrix products; kept, transformed weights would take four times the memory and bandwidth, eight times for f16
+//! files.
 //!
 //! Sums run over the channels in order, whatever the block size, so results depend neither on threads nor on the batch.
 #![allow(unsafe_code)]
@@ -28,14 +29,14 @@ const DEPTH: usize = 64;
 /// Elements of transformed inputs in memory at a time: 16 MiB.
 const WAVE: usize = 4 << 20;
 
-/// Elements from one point's matrix to the next. One cache line of padding: at a distance of whole pages all points of a tile
-/// would map to the same few sets of the L1 cache.
+/// Elements from one point's matrix to the next. One cache line of padding: at a distance of whole pages all points of
+/// a tile would map to the same few sets of the L1 cache.
 fn plane(rows: usize, columns: usize) -> usize {
     rows * columns + NR
 }
 
-/// Whether a convolution `x [N, H, W, C]`, `weight [O, C, R, S]` uses Winograd. Depends on the shape of one picture only, so
-/// that results do not depend on the batch.
+/// Whether a convolution `x [N, H, W, C]`, `weight [O, C, R, S]` uses Winograd. Depends on the shape of one picture
+/// only, so that results do not depend on the batch.
 pub fn suits(op: &Conv2d, x: &[usize], weight: &[usize]) -> bool {
     let useful = x[1] * x[2];
     let computed = x[1].next_multiple_of(SIDE) * x[2].next_multiple_of(SIDE);
@@ -52,8 +53,8 @@ struct Scratch {
 }
 
 thread_local! {
-    /// Reused by later calls, because new memory would have to be mapped each time. Taken out while in use; a nested task on
-    /// the same thread then allocates its own.
+    /// Reused by later calls, because new memory would have to be mapped each time. Taken out while in use; a nested
+    /// task on the same thread then allocates its own.
     static SCRATCH: Cell<Scratch> = Cell::default();
     static POINTS_OF_WAVE: Cell<AlignedVec> = Cell::default();
 }
@@ -227,8 +228,8 @@ impl Problem<'_> {
         let strides = [self.width * n, n];
         if columns == NR {
             let residual = self.epilogue.residual.map_or(std::ptr::null(), |residual| residual[at..].as_ptr());
-            // SAFETY: `sums` points to a tile's sixteen columns in each plane. One task writes each pixel's panel, inside the
-            // output [N, H, W, O]; the residual has the same shape.
+            // SAFETY: `sums` points to a tile's sixteen columns in each plane. One task writes each pixel's panel,
+            // inside the output [N, H, W, O]; the residual has the same shape.
             unsafe {
                 let out = self.out.get().add(at);
                 transform::output(isa, sums, plane, &constant, residual, out, strides, [rows, across]);

@@ -1,10 +1,10 @@
 //! The three linear maps of Winograd's convolution F(4x4, 3x3), sixteen channels at a time.
 //!
-//! A 1-D convolution with 4 outputs and 3 weights is a product of polynomials, evaluated at the points 0, a, -a, b, -b and
-//! infinity (Toom and Cook; for pictures Winograd 1980 and Lavin & Gray 2016, section 4): six multiplications instead of
-//! twelve, and in two dimensions 36 instead of 144. With `a = 1/sqrt(2)` and `b = sqrt(2)`, whose powers stay near one, the
-//! rounding error in f32 is twice that of a plain sum; with the usual 1 and 2 it is four times that (relative to the output's
-//! root mean square, 320 channels).
+//! A 1-D convolution with 4 outputs and 3 weights is a product of polynomials, evaluated at the points 0, a, -a, b, -b
+//! and infinity (Toom and Cook; for pictures Winograd 1980 and Lavin & Gray 2016, section 4): six multiplications
+//! instead of twelve, and in two dimensions 36 instead of 144. With `a = 1/sqrt(2)` and `b = sqrt(2)`, whose powers
+//! stay near one, the rounding error in f32 is twice that of a plain sum; with the usual 1 and 2 it is four times that
+//! (relative to the output's root mean square, 320 channels).
 #![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop, reason = "i and j are rows and columns of several matrices")]
 
@@ -64,11 +64,12 @@ fn output_line<L: Lanes>(m: [L; WINDOW]) -> [L; SIDE] {
 }
 
 on_lanes! {
-    /// Transforms one input tile to its points: `out[point * plane + c]` for `channels` channels, a multiple of sixteen.
+    /// Transforms one input tile to its points: `out[point * plane + c]` for `channels` channels, a multiple of
+    /// sixteen.
     ///
     /// # Safety
-    /// Each of the pixels must point to `channels` readable elements, `out` to `POINTS` planes of which the first `channels`
-    /// elements are writable. The machine must have the instructions.
+    /// Each of the pixels must point to `channels` readable elements, `out` to `POINTS` planes of which the first
+    /// `channels` elements are writable. The machine must have the instructions.
     pub unsafe fn input(pixels: &[*const f32; POINTS], offset: usize, channels: usize, out: *mut f32, plane: usize)
         = input_tile
 }
@@ -105,8 +106,8 @@ on_lanes! {
     /// `out[point * plane + row * 16 ..]`.
     ///
     /// # Safety
-    /// Each tap must point to `rows * 16` readable elements, `out` to `POINTS` planes whose first `rows * 16` elements are
-    /// writable. The machine must have the instructions.
+    /// Each tap must point to `rows * 16` readable elements, `out` to `POINTS` planes whose first `rows * 16` elements
+    /// are writable. The machine must have the instructions.
     pub unsafe fn weights(taps: &[*const f32; TAPS], rows: usize, out: *mut f32, plane: usize) = weights_panel
 }
 
@@ -131,13 +132,13 @@ unsafe fn weights_panel<L: Lanes>(taps: &[*const f32; TAPS], rows: usize, out: *
 }
 
 on_lanes! {
-    /// Transforms a tile's sums at the points, `sums[point * plane ..]`, to sixteen channels of its pixels; adds `constant`,
-    /// and `residual` unless that is null. Only the `size` rows and columns inside the picture are stored. `strides` are the
-    /// distances between rows and between pixels of `out` and `residual`.
+    /// Transforms a tile's sums at the points, `sums[point * plane ..]`, to sixteen channels of its pixels; adds
+    /// `constant`, and `residual` unless that is null. Only the `size` rows and columns inside the picture are stored.
+    /// `strides` are the distances between rows and between pixels of `out` and `residual`.
     ///
     /// # Safety
-    /// `sums` must point to `POINTS` planes that start with sixteen readable elements. Each stored pixel must have sixteen
-    /// writable elements in `out` and readable ones in `residual`. The machine must have the instructions.
+    /// `sums` must point to `POINTS` planes that start with sixteen readable elements. Each stored pixel must have
+    /// sixteen writable elements in `out` and readable ones in `residual`. The machine must have the instructions.
     pub unsafe fn output(
         sums: *const f32,
         plane: usize,

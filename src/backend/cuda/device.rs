@@ -1,7 +1,7 @@
 //! [`Driver`]: the interface between the back end and a device, implemented by NVIDIA's driver and by the emulator.
 //!
-//! Launch geometry, argument order, slot offsets and graph capture are above this interface, so that tests without a GPU
-//! cover them.
+//! Launch geometry, argument order, slot offsets and graph capture are above this interface, so that tests without a
+//! GPU cover them.
 
 use super::device_slice::DeviceSlice;
 use super::tensor_map::TensorMap;

@@ -1,7 +1,8 @@
 //! NVIDIA's driver as a [`Driver`]: the only module that calls it, through cudarc, which loads libcuda at run time.
 //!
 //! All calls go to one stream, so they execute in order and memory needs no further synchronisation. While one thread
-//! captures, calls of other threads wait. [`Gpu::open`] first checks that libcuda exists, because cudarc panics without it.
+//! captures, calls of other threads wait. [`Gpu::open`] first checks that libcuda exists, because cudarc panics without
+//! it.
 
 #![allow(unsafe_code, reason = "calls of a C library")]
 
@@ -51,8 +52,8 @@ pub(super) struct Gpu {
     state: Mutex<State>,
 }
 
-// SAFETY: the fields are handles of the driver. Its functions may be called from any thread whose current context is this
-// one, and `Gpu::enter` makes it current before every call.
+// SAFETY: the fields are handles of the driver. Its functions may be called from any thread whose current context is
+// this one, and `Gpu::enter` makes it current before every call.
 unsafe impl Send for Gpu {}
 // SAFETY: as above; all other state is behind a mutex.
 unsafe impl Sync for Gpu {}
@@ -162,8 +163,8 @@ impl Gpu {
             Swizzle::Bytes128 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
         };
         let mut encoded = std::mem::MaybeUninit::<sys::CUtensorMap>::uninit();
-        // SAFETY: every array has one entry per dimension, the strides one less, as `check` ensures, and all outlive the
-        // call. The address is stored, not read. On success the whole map is written.
+        // SAFETY: every array has one entry per dimension, the strides one less, as `check` ensures, and all outlive
+        // the call. The address is stored, not read. On success the whole map is written.
         unsafe {
             sys::cuTensorMapEncodeTiled(
                 encoded.as_mut_ptr(),
@@ -223,8 +224,8 @@ impl Driver for Gpu {
 
     fn allocate(&self, bytes: u64) -> Result<u64> {
         let _guard = self.enter()?;
-        // SAFETY: the contents are uninitialised. No kernel or copy reads them before they are written; the emulator checks
-        // this for every plan of the tests.
+        // SAFETY: the contents are uninitialised. No kernel or copy reads them before they are written; the emulator
+        // checks this for every plan of the tests.
         let allocated = unsafe { cu::malloc_sync(bytes as usize) };
         if let Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) = allocated {
             let free = cu::mem_get_info().map_or(0, |(free, _)| free);
@@ -245,8 +246,8 @@ impl Driver for Gpu {
 
     fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
         let _guard = self.enter()?;
-        // SAFETY: the owner of the allocation keeps `address .. address + bytes.len()` inside it, and `bytes` outlives the
-        // copy, which the next line waits for.
+        // SAFETY: the owner of the allocation keeps `address .. address + bytes.len()` inside it, and `bytes` outlives
+        // the copy, which the next line waits for.
         let copied = unsafe { cu::memcpy_htod_async(address, bytes, self.stream) };
         self.check("copying to the GPU", copied)?;
         self.wait("copying to the GPU")
@@ -264,8 +265,8 @@ impl Driver for Gpu {
 
     fn copy(&self, from: u64, to: u64, bytes: u64) -> Result<()> {
         let _guard = self.enter()?;
-        // SAFETY: the owner of the allocations keeps both ranges inside them. The stream orders the copy after writes of
-        // `from` and before reads of `to`.
+        // SAFETY: the owner of the allocations keeps both ranges inside them. The stream orders the copy after writes
+        // of `from` and before reads of `to`.
         let copied = unsafe { cu::memcpy_dtod_async(to, from, bytes as usize, self.stream) };
         self.check("copying on the GPU", copied)
     }

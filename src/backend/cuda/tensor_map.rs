@@ -1,7 +1,7 @@
 //! Tensor maps of bulk copies (TMA) as plain data.
 //!
-//! The real driver encodes a map into 128 opaque bytes, the emulator uses it directly. [`TensorMap::check`] has the rules of
-//! `cuTensorMapEncodeTiled`, so the driver accepts every map that the emulator accepts.
+//! The real driver encodes a map into 128 opaque bytes, the emulator uses it directly. [`TensorMap::check`] has the
+//! rules of `cuTensorMapEncodeTiled`, so the driver accepts every map that the emulator accepts.
 
 use super::device_slice::DeviceSlice;
 use crate::dtype::Dtype;
@@ -100,8 +100,8 @@ impl TensorMap {
         require(tile.iter().all(|t| (1..=256).contains(t)), "tile extents must be 1 to 256")?;
         require(steps.iter().all(|s| (1..=8).contains(s)), "steps must be 1 to 8")?;
         require(steps[0] == 1, "the first step must be 1")?;
-        // The documentation rounds the element count of a tile up if the extent is not a multiple of the step. The size in
-        // the driver's encoding, by which `mbarrier`s count, was observed to be rounded down.
+        // The documentation rounds the element count of a tile up if the extent is not a multiple of the step. The size
+        // in the driver's encoding, by which `mbarrier`s count, was observed to be rounded down.
         require(
             tile.iter().zip(steps).all(|(tile, step)| tile.is_multiple_of(*step)),
             "tile extents must be multiples of their steps",

@@ -18,11 +18,11 @@ use std::sync::Arc;
 pub(super) enum Order {
     /// The stored order.
     Stored,
-    /// `[outputs, channels, taps]` as `[taps * channels, outputs]`, rows padded with zeros to a multiple of four: a matmul on
-    /// CUDA cores loads the weights of four neighbouring outputs at once.
+    /// `[outputs, channels, taps]` as `[taps * channels, outputs]`, rows padded with zeros to a multiple of four: a
+    /// matmul on CUDA cores loads the weights of four neighbouring outputs at once.
     Columns,
-    /// `[outputs, channels, taps]` as `[outputs, taps * channels]`, rows padded with zeros to a multiple of eight: K-major, as
-    /// tensor cores take it. f32 weights are rounded to tf32, because the tensor cores would truncate them.
+    /// `[outputs, channels, taps]` as `[outputs, taps * channels]`, rows padded with zeros to a multiple of eight:
+    /// K-major, as tensor cores take it. f32 weights are rounded to tf32, because the tensor cores would truncate them.
     Rows,
 }
 
@@ -173,7 +173,8 @@ fn round_to_tf32(x: f32) -> f32 {
     if x.is_finite() { f32::from_bits((x.to_bits() + 0x1000) & !0x1fff) } else { x }
 }
 
-/// A weight in [`Order::Rows`] or [`Order::Columns`] as f32, widened and reordered in one pass, without an f32 copy between.
+/// A weight in [`Order::Rows`] or [`Order::Columns`] as f32, widened and reordered in one pass, without an f32 copy
+/// between.
 fn reordered<T: Copy>(x: &[T], widen: impl Fn(T) -> f32, shape: &[usize], order: Order) -> Vec<f32> {
     if order == Order::Rows { rows(x, widen, shape) } else { columns(x, widen, shape) }
 }

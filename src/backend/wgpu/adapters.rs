@@ -64,8 +64,8 @@ impl Adapter {
     /// The matmul variant: the requested one if the adapter supports it, otherwise the adapter's default. Cooperative
     /// matrices are experimental in wgpu and used only on request.
     ///
-    /// [`Tiles::Lanes`] needs full subgroups of exactly eight invocations: the driver's minimum and maximum subgroup size
-    /// must both be eight. Its workgroups have 64 invocations, so every subgroup is full.
+    /// [`Tiles::Lanes`] needs full subgroups of exactly eight invocations: the driver's minimum and maximum subgroup
+    /// size must both be eight. Its workgroups have 64 invocations, so every subgroup is full.
     pub(super) fn tiles(&self, requested: Option<Tiles>, subgroups: bool) -> Tiles {
         let lanes = subgroups && self.subgroups && self.lanes == Some(8);
         match requested {

@@ -1,7 +1,7 @@
 //! Caches compiled kernels on disk, on adapters with pipeline caches.
 //!
-//! Failures are not errors: a file that is missing, damaged or from another driver is ignored, and without a writable folder
-//! kernels are compiled again in every run.
+//! Failures are not errors: a file that is missing, damaged or from another driver is ignored, and without a writable
+//! folder kernels are compiled again in every run.
 #![allow(unsafe_code)]
 
 use super::adapters::Adapter;
@@ -26,8 +26,9 @@ impl Cache {
         let file = folder.join(file_name(&wgpu::util::pipeline_cache_key(&device.adapter_info())?, adapter));
         let data = std::fs::read(&file).ok().and_then(without_checksum);
         let descriptor = wgpu::PipelineCacheDescriptor { label: None, data: data.as_deref(), fallback: true };
-        // SAFETY: by their checksum these bytes are what `save` below got from wgpu, for the adapter and driver in the file's
-        // name. wgpu prepends a header with the driver's identity, checks it, and starts with an empty cache on a mismatch.
+        // SAFETY: by their checksum these bytes are what `save` below got from wgpu, for the adapter and driver in the
+        // file's name. wgpu prepends a header with the driver's identity, checks it, and starts with an empty cache on
+        // a mismatch.
         let pipelines = unsafe { device.create_pipeline_cache(&descriptor) };
         Some(Cache { pipelines, file, changed: AtomicBool::new(false) })
     }
@@ -37,7 +38,8 @@ impl Cache {
         self.changed.store(true, Ordering::Relaxed);
     }
 
-    /// Writes the cache if it changed: to a temporary file, which is then renamed, so that readers never see half of it.
+    /// Writes the cache if it changed: to a temporary file, which is then renamed, so that readers never see half of
+    /// it.
     pub fn save(&self) {
         if !self.changed.swap(false, Ordering::Relaxed) {
             return;

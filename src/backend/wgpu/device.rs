@@ -1,7 +1,8 @@
 //! An opened adapter: buffers, pipelines, submissions and error handling.
 //!
-//! wgpu reports most failures through a callback, whose default panics. Here the callback stores the first failure, and the
-//! code that made the call retrieves it with [`Device::check`]. Objects created after a failure are invalid but harmless.
+//! wgpu reports most failures through a callback, whose default panics. Here the callback stores the first failure, and
+//! the code that made the call retrieves it with [`Device::check`]. Objects created after a failure are invalid but
+//! harmless.
 
 use super::adapters::{self, Adapter, Choice};
 use super::cache::Cache;
@@ -72,15 +73,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The token wgpu requires before it enables experimental features.
 #[allow(unsafe_code)]
 fn experimental_token() -> wgpu::ExperimentalFeatures {
-    // SAFETY: cooperative matrices are the only experimental feature in use, by kernels that naga has validated. Their known
-    // hazard is a load or store out of bounds. Here matrices are in workgroup memory at offsets that depend only on constants
-    // and on the index of a square, which is checked (shaders/matrices.wgsl).
+    // SAFETY: cooperative matrices are the only experimental feature in use, by kernels that naga has validated. Their
+    // known hazard is a load or store out of bounds. Here matrices are in workgroup memory at offsets that depend only
+    // on constants and on the index of a square, which is checked (shaders/matrices.wgsl).
     unsafe { wgpu::ExperimentalFeatures::enabled() }
 }
 
 impl Device {
-    /// Opens an adapter with all its limits and the optional features that kernels use. `largest_tensor` lowers the limit of
-    /// a binding; `matrices` requests cooperative matrices.
+    /// Opens an adapter with all its limits and the optional features that kernels use. `largest_tensor` lowers the
+    /// limit of a binding; `matrices` requests cooperative matrices.
     pub fn open(choice: Choice, largest_tensor: Option<u64>, matrices: bool) -> Result<Device> {
         let (handle, mut adapter) = adapters::choose(choice)?;
         let mut limits = handle.limits();
@@ -142,7 +143,8 @@ impl Device {
         }
     }
 
-    /// Allocates a buffer for a tensor. The error names the tensor, `what`, if the adapter's limits or memory are exceeded.
+    /// Allocates a buffer for a tensor. The error names the tensor, `what`, if the adapter's limits or memory are
+    /// exceeded.
     pub fn buffer(&self, what: &dyn Fn() -> String, bytes: u64) -> Result<wgpu::Buffer> {
         let (binding, buffer) = (self.limits.max_storage_buffer_binding_size, self.limits.max_buffer_size);
         for (limit, name) in [(binding, "max_storage_buffer_binding_size"), (buffer, "max_buffer_size")] {
@@ -201,8 +203,8 @@ impl Device {
         Ok(view.to_vec())
     }
 
-    /// The compiled kernel of a launch, compiled once per device. `first` is the name and value of a pipeline constant, if
-    /// the value is not 0.
+    /// The compiled kernel of a launch, compiled once per device. `first` is the name and value of a pipeline constant,
+    /// if the value is not 0.
     pub fn pipeline(&self, launch: &Launch, variant: Variant, first: Option<(&str, usize)>) -> Result<Pipeline> {
         let key = (launch.entry, variant, first.map_or(0, |(_, value)| value));
         if let Some(known) = lock(&self.pipelines).get(&key) {

@@ -1,7 +1,7 @@
 //! The WGSL kernels, and the rendering of their variants.
 //!
-//! Kernels are plain WGSL in `shaders/`. A variant prepends the storage types, one of two workgroup reductions, and the side
-//! of cooperative matrices.
+//! Kernels are plain WGSL in `shaders/`. A variant prepends the storage types, one of two workgroup reductions, and the
+//! side of cooperative matrices.
 
 use crate::dtype::Dtype;
 use std::fmt::Write;

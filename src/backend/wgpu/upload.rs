@@ -1,7 +1,7 @@
 //! Uploads weights in chunks, converted and reordered.
 //!
-//! Chunks have a few MiB, and the bytes in flight are limited, so a component is never in host memory twice: the stored bytes
-//! stay in the memory map, and only chunks are copied.
+//! Chunks have a few MiB, and the bytes in flight are limited, so a component is never in host memory twice: the stored
+//! bytes stay in the memory map, and only chunks are copied.
 
 use super::device::Device;
 use crate::dtype::Dtype;
@@ -22,8 +22,8 @@ const MAX_IN_FLIGHT: usize = 64 << 20;
 pub enum Order {
     /// The stored order.
     Stored,
-    /// `[outputs, channels, taps]` as `[outputs / 32, taps * channels, 32]`, padded with zeros. A workgroup reads its columns
-    /// contiguously, whatever their total, and four outputs at once.
+    /// `[outputs, channels, taps]` as `[outputs / 32, taps * channels, 32]`, padded with zeros. A workgroup reads its
+    /// columns contiguously, whatever their total, and four outputs at once.
     Packed {
         /// Rows of the stored matrix.
         outputs: usize,
@@ -90,7 +90,8 @@ impl<'a> Uploads<'a> {
         dtype: Dtype,
     ) -> Result<()> {
         let size = dtype.size_bytes();
-        // Whole rows of panels, and an even number of elements, so that every chunk but the last is a multiple of four bytes.
+        // Whole rows of panels, and an even number of elements, so that every chunk but the last is a multiple of four
+        // bytes.
         let most = (CHUNK / size).next_multiple_of(2 * PANEL);
         for from in elements.clone().step_by(most) {
             let range = from..elements.end.min(from + most);

@@ -65,7 +65,8 @@ fn count_sectors(counters: &mut Counters, at: &[u64; LANES], mask: u32, bytes: u
     debug_assert!(bytes <= 16);
 }
 
-/// Counts the bank conflicts of a request. Threads are served in groups of 128 bytes; each bank serves one word per pass.
+/// Counts the bank conflicts of a request. Threads are served in groups of 128 bytes; each bank serves one word per
+/// pass.
 fn count_conflicts(reach: &mut Reach<'_>, at: &[u64; LANES], mask: u32, bytes: u32) {
     reach.counters.shared_requests += 1;
     let words = bytes.div_ceil(4);

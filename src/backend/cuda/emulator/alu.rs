@@ -189,8 +189,9 @@ pub(super) fn ternary(w: &mut Warp, lanes: u32, with: Ternary, to: [Reg; 4]) -> 
     }
 }
 
-/// `a * b + c` rounded once. In f64 the product is exact, so the sum is rounded twice: to f64 and to f32. That differs only
-/// if the f64 sum is halfway between two f32, or if the result is subnormal; these cases use a true fused multiply-add.
+/// `a * b + c` rounded once. In f64 the product is exact, so the sum is rounded twice: to f64 and to f32. That differs
+/// only if the f64 sum is halfway between two f32, or if the result is subnormal; these cases use a true fused
+/// multiply-add.
 fn fused(w: &mut Warp, lanes: u32, [d, a, b, c]: [Reg; 4]) -> Outcome {
     let (a, b, c) = (w.r32(a, lanes)?, w.r32(b, lanes)?, w.r32(c, lanes)?);
     let mut out = [0; LANES];

@@ -1,9 +1,9 @@
 //! Bulk copies (TMA): tensor tiles and contiguous bytes between global and shared memory.
 //!
-//! One thread starts a copy. Its source is read at once. Its destination is written as late as possible, when no warp of the
-//! block can continue without it, so a missing wait is detected. Tiles have the layout of the PTX manual's swizzling modes:
-//! rows of the innermost dimension, whose 16-byte chunks are permuted by address bits 7 and up. Elements outside the tensor
-//! are zero and count as transferred bytes.
+//! One thread starts a copy. Its source is read at once. Its destination is written as late as possible, when no warp
+//! of the block can continue without it, so a missing wait is detected. Tiles have the layout of the PTX manual's
+//! swizzling modes: rows of the innermost dimension, whose 16-byte chunks are permuted by address bits 7 and up.
+//! Elements outside the tensor are zero and count as transferred bytes.
 
 use super::access::{Reach, addresses};
 use super::fault::{Check, Outcome, stop};
@@ -25,8 +25,8 @@ pub(super) struct PendingCopy {
     pub pc: u32,
 }
 
-/// The swizzled address of a byte: the index of its 16-byte chunk within the swizzle's span, XOR the index of its 128-byte
-/// row.
+/// The swizzled address of a byte: the index of its 16-byte chunk within the swizzle's span, XOR the index of its
+/// 128-byte row.
 pub(super) fn swizzled(swizzle: Swizzle, address: u32) -> u32 {
     let mask = swizzle.span() / 16 - 1;
     address ^ (address >> 7 & mask) << 4

@@ -1,12 +1,12 @@
 //! Vector clocks: the happens-before order that barriers, `mbarrier`s and waits create within a block.
 //!
-//! Time advances with every synchronising event. Each warp has a row of times, one for each agent: the agent's accesses up
-//! to that time happen before the warp's next access. The agents are the warps and, in kernels with asynchronous work, the
-//! `wgmma` reads of each warp, the bulk-store reads of each warp, and the bulk copies of each `mbarrier`.
+//! Time advances with every synchronising event. Each warp has a row of times, one for each agent: the agent's accesses
+//! up to that time happen before the warp's next access. The agents are the warps and, in kernels with asynchronous
+//! work, the `wgmma` reads of each warp, the bulk-store reads of each warp, and the bulk copies of each `mbarrier`.
 //!
-//! A second table has the same rows for the asynchronous proxy, through which `wgmma` and bulk copies access shared memory.
-//! A thread's ordinary write is visible there only after the thread's own `fence.proxy.async`, as NVIDIA's programming
-//! guide requires.
+//! A second table has the same rows for the asynchronous proxy, through which `wgmma` and bulk copies access shared
+//! memory. A thread's ordinary write is visible there only after the thread's own `fence.proxy.async`, as NVIDIA's
+//! programming guide requires.
 
 use super::warp::{LANES, Warp};
 

@@ -124,8 +124,8 @@ fn check_members(w: &Warp, mask: u32, members: super::program::Reg, what: &str) 
     })
 }
 
-/// The source lane of a shuffle, and whether it is in the lane's segment; if not, the lane reads itself. Bits 0 to 4 of `c`
-/// are the clamp value, bits 8 to 12 the segment mask.
+/// The source lane of a shuffle, and whether it is in the lane's segment; if not, the lane reads itself. Bits 0 to 4 of
+/// `c` are the clamp value, bits 8 to 12 the segment mask.
 fn source(shuffle: Shuffle, lane: u32, b: u32, c: u32) -> (u32, bool) {
     let (b, clamp, segment) = (b & 31, c & 31, c >> 8 & 31);
     let last = lane & segment | clamp & !segment;

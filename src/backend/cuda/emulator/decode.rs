@@ -6,11 +6,12 @@ use super::syntax::{Declaration, Entry, Operand, Result, Statement, error};
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-/// Address of shared memory. Not zero, so that a missing symbol address is caught. A kernel with a smaller alignment gets an
-/// odd multiple of its alignment, because a device guarantees no more.
+/// Address of shared memory. Not zero, so that a missing symbol address is caught. A kernel with a smaller alignment
+/// gets an odd multiple of its alignment, because a device guarantees no more.
 const SHARED_BASE: u32 = 1024;
 
-/// Limit of shared memory per block: 99 KiB on the smallest devices that run sm_80 code (8.6, 8.9, 12.0), 227 KiB on Hopper.
+/// Limit of shared memory per block: 99 KiB on the smallest devices that run sm_80 code (8.6, 8.9, 12.0), 227 KiB on
+/// Hopper.
 const MAX_SHARED: u32 = 99 << 10;
 const MAX_SHARED_HOPPER: u32 = 227 << 10;
 

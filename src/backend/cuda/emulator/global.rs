@@ -1,7 +1,7 @@
 //! Global memory: allocations, which of their bytes were written, and the tensors that a launch may access.
 //!
-//! Blocks run on several cores and write to the same tensors, so memory consists of relaxed atomics. A kernel may access
-//! only the tensors of its launch: bytes next to a tensor are out of bounds even within the same allocation.
+//! Blocks run on several cores and write to the same tensors, so memory consists of relaxed atomics. A kernel may
+//! access only the tensors of its launch: bytes next to a tensor are out of bounds even within the same allocation.
 
 use super::fault::{Check, Outcome, stop};
 use crate::backend::cuda::device_slice::DeviceSlice;
@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Order
 const FIRST: u64 = 0x10_0000_0000;
 /// Unused addresses after every allocation.
 const GAP: u64 = 1 << 16;
-/// Tensors up to this size (vectors over channels, coefficient tables) are assumed to stay in every multiprocessor's cache
-/// during a launch.
+/// Tensors up to this size (vectors over channels, coefficient tables) are assumed to stay in every multiprocessor's
+/// cache during a launch.
 const CACHED: u64 = 16 << 10;
 
 struct Region {
@@ -153,8 +153,8 @@ pub(super) struct Global<'a> {
     pub block: u32,
 }
 
-/// The last writer and reader of every two bytes of a tensor: linear index of the block plus one, zero for none. Blocks of a
-/// launch are unordered, so no block may access what another one writes. Two atomic accesses do not race.
+/// The last writer and reader of every two bytes of a tensor: linear index of the block plus one, zero for none. Blocks
+/// of a launch are unordered, so no block may access what another one writes. Two atomic accesses do not race.
 struct Uses {
     range: DeviceSlice,
     by: Vec<(AtomicU32, AtomicU32)>,

@@ -1,7 +1,7 @@
 //! `mma.sync`, `ldmatrix` and `stmatrix`.
 //!
-//! With `g = lane / 4` and `t = lane % 4`, a thread holds these elements of `a` [16, K], `b` [K, 8] and the accumulators
-//! `c` [16, 8]:
+//! With `g = lane / 4` and `t = lane % 4`, a thread holds these elements of `a` [16, K], `b` [K, 8] and the
+//! accumulators `c` [16, 8]:
 //!
 //! | registers | 16-bit elements, K = 16 | tf32 elements, K = 8 | accumulators |
 //! | --- | --- | --- | --- |

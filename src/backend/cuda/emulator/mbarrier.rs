@@ -1,7 +1,8 @@
 //! `mbarrier`s: barriers in shared memory on which threads and bulk copies arrive.
 //!
-//! A phase completes when the expected number of threads have arrived and all expected bytes were transferred. Its completion
-//! happens after everything that happened before the arrivals, and after the copies; waiting threads acquire that order.
+//! A phase completes when the expected number of threads have arrived and all expected bytes were transferred. Its
+//! completion happens after everything that happened before the arrivals, and after the copies; waiting threads acquire
+//! that order.
 
 use super::access::{Reach, addresses};
 use super::clock::{Clock, MBARRIERS, Snapshot};
@@ -79,7 +80,8 @@ impl Mbarriers {
         let counter = &mut self.all[index];
         if counter.phase != phase {
             return Err(format!(
-                "{bytes} bytes arrive at mbarrier {index} after its phase completed: more bytes were copied than expected"
+                "{bytes} bytes arrive at mbarrier {index} after its phase completed: \
+                 more bytes were copied than expected"
             ));
         }
         counter.bytes -= i64::from(bytes);
@@ -183,8 +185,8 @@ fn invalidate(shared: &mut Shared, clock: &Clock, counter: &mut Counter, thread:
     Ok(())
 }
 
-/// Executes an `mbarrier` instruction for each lane. On hardware `try_wait` may return false after a time limit, so here it
-/// returns false once and the warp resumes when the phase completes: a kernel that does not retry is detected.
+/// Executes an `mbarrier` instruction for each lane. On hardware `try_wait` may return false after a time limit, so
+/// here it returns false once and the warp resumes when the phase completes: a kernel that does not retry is detected.
 pub(super) fn operate(w: &mut Warp, reach: &mut Reach<'_>, mask: u32, what: Mbarrier, at: Address) -> Outcome {
     let at = addresses(w, mask, at)?;
     let mut tokens = [0; LANES];

@@ -2,15 +2,16 @@
 //!
 //! A module's text is parsed (`syntax`) and decoded once (`decode`, `opcodes`) into instructions with register indices
 //! (`program`). The blocks of a grid run in parallel on all cores. Within a block (`block`) the warps run one after the
-//! other, each until its next barrier; a warp (`warp`) executes one instruction for all lanes with the same program counter.
+//! other, each until its next barrier; a warp (`warp`) executes one instruction for all lanes with the same program
+//! counter.
 //!
-//! Hopper's asynchronous instructions are included: `mbarrier`s (`mbarrier`), bulk copies of byte ranges and of tensor-map
-//! tiles (`bulk`), and `wgmma` (`wgmma`). Copies land as late as possible, and vector clocks (`clock`) track the
-//! happens-before order, so a missing wait or fence is found in any schedule.
+//! Hopper's asynchronous instructions are included: `mbarrier`s (`mbarrier`), bulk copies of byte ranges and of
+//! tensor-map tiles (`bulk`), and `wgmma` (`wgmma`). Copies land as late as possible, and vector clocks (`clock`) track
+//! the happens-before order, so a missing wait or fence is found in any schedule.
 //!
-//! Every memory access and every register read is checked. A kernel that breaks a rule stops with a [`Fault`], which has the
-//! rule, line, block and thread. Results equal the hardware's with two exceptions: approximations such as `ex2.approx` are
-//! more accurate here, and the sum of an `mma.sync` is rounded once.
+//! Every memory access and every register read is checked. A kernel that breaks a rule stops with a [`Fault`], which
+//! has the rule, line, block and thread. Results equal the hardware's with two exceptions: approximations such as
+//! `ex2.approx` are more accurate here, and the sum of an `mma.sync` is rounded once.
 
 mod access;
 mod alu;

@@ -1,7 +1,7 @@
 //! A decoded kernel: instructions with register indices as operands.
 //!
-//! Constants and special registers (`%tid.x`) are registers filled before the first instruction, so an instruction never
-//! distinguishes kinds of operands.
+//! Constants and special registers (`%tid.x`) are registers filled before the first instruction, so an instruction
+//! never distinguishes kinds of operands.
 
 /// Index of a register in its register file. 16-bit values use the lower half of 32-bit registers.
 pub(super) type Reg = u16;

@@ -1,7 +1,7 @@
 //! Shared memory of a block, with race detection.
 //!
-//! A shadow word records when and by which thread each word was last written and read. Two accesses race if one is a write
-//! and neither happens before the other according to the [`Clock`]. Accesses by the asynchronous proxy are in
+//! A shadow word records when and by which thread each word was last written and read. Two accesses race if one is a
+//! write and neither happens before the other according to the [`Clock`]. Accesses by the asynchronous proxy are in
 //! `shared_async`.
 
 use super::clock::Clock;
@@ -46,8 +46,8 @@ pub(super) struct Shadow {
 pub(super) struct Shared {
     pub(super) words: Vec<u32>,
     pub(super) shadow: Vec<Shadow>,
-    /// For every 16 bytes: time of the last `wgmma` read of each warp, then of the last bulk-store read of each warp. Empty if
-    /// the kernel has no asynchronous work.
+    /// For every 16 bytes: time of the last `wgmma` read of each warp, then of the last bulk-store read of each warp.
+    /// Empty if the kernel has no asynchronous work.
     pub(super) asynchronous_reads: Vec<u32>,
     pub(super) warps: usize,
     base: u32,
@@ -267,7 +267,7 @@ pub(super) fn race(thread: u16, word: usize, [now, before]: [&str; 2], other: u1
     let lane = usize::from(thread % 32);
     if let Some(mbarrier) = clock.mbarrier_of(usize::from(other / 32)) {
         let detail = format!(
-            "shared byte {byte}, filled by a bulk copy, is {now} by a thread that has not waited for mbarrier {mbarrier}"
+            "shared byte {byte}, filled by a bulk copy, is {now} by a thread that did not wait for mbarrier {mbarrier}"
         );
         return stop(lane, Check::MissingWait, detail);
     }

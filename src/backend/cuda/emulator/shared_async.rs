@@ -1,8 +1,8 @@
 //! Accesses of `wgmma` and bulk copies to shared memory, through the asynchronous proxy.
 //!
-//! A bulk load writes its destination at an unknown time before its `mbarrier` phase completes, so readers must have waited
-//! for that phase. `wgmma` and bulk stores read at an unknown time between their start and the wait for their group, so
-//! writers must come after that wait.
+//! A bulk load writes its destination at an unknown time before its `mbarrier` phase completes, so readers must have
+//! waited for that phase. `wgmma` and bulk stores read at an unknown time between their start and the wait for their
+//! group, so writers must come after that wait.
 
 use super::clock::Clock;
 use super::fault::{Check, Outcome, stop};
@@ -79,8 +79,8 @@ impl Shared {
                 let what = if i < self.warps { "a wgmma" } else { "a bulk store" };
                 let reader = i % self.warps;
                 let detail = format!(
-                    "shared byte {} is written while {what} of warp {reader} may still read it: its group was not waited for, \
-                     or no barrier orders the write after the wait",
+                    "shared byte {} is written while {what} of warp {reader} may still read it: \
+                     its group was not waited for, or no barrier orders the write after the wait",
                     4 * word
                 );
                 return stop(usize::from(thread % 32), Check::OperandInUse, detail);

@@ -1,7 +1,7 @@
 //! The PTX parser: text to statements, without name lookup or decoding.
 //!
-//! It covers the part of PTX that the kernels use: a module with entries, their parameters, registers and shared arrays,
-//! labels, and instructions. Statements keep their line for error messages.
+//! It covers the part of PTX that the kernels use: a module with entries, their parameters, registers and shared
+//! arrays, labels, and instructions. Statements keep their line for error messages.
 
 /// An error in a PTX text.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! The state of a warp: registers and program counters of its 32 lanes.
 //!
-//! Lanes with the same program counter run together. After a divergence the lanes with the lowest program counter run first,
-//! so that diverged lanes reconverge where their paths join.
+//! Lanes with the same program counter run together. After a divergence the lanes with the lowest program counter run
+//! first, so that diverged lanes reconverge where their paths join.
 
 use super::fault::{Check, Outcome, Stop, stop};
 use super::program::{Kernel, Phase, Preset, Reg};

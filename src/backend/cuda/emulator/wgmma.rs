@@ -1,13 +1,13 @@
 //! `wgmma`: matrix multiply-accumulate of a warpgroup. Each of its four warps computes 16 of the 64 rows.
 //!
-//! B, and A unless it is in registers, is in shared memory, located by a descriptor. The layouts are the canonical ones of the
-//! PTX manual's section on matrix descriptors: core matrices of 8 lines of 16 bytes without swizzle, else 8 lines of 32, 64 or
-//! 128 bytes, swizzled by address. A line holds the elements of one row or column along K (K-major), or the elements of one k
-//! (MN-major, requested by `imm-trans`). Fragments of A and of the accumulators are those of `mma` with 16 rows, with one
-//! accumulator fragment for every 8 columns.
+//! B, and A unless it is in registers, is in shared memory, located by a descriptor. The layouts are the canonical ones
+//! of the PTX manual's section on matrix descriptors: core matrices of 8 lines of 16 bytes without swizzle, else 8
+//! lines of 32, 64 or 128 bytes, swizzled by address. A line holds the elements of one row or column along K (K-major),
+//! or the elements of one k (MN-major, requested by `imm-trans`). Fragments of A and of the accumulators are those of
+//! `mma` with 16 rows, with one accumulator fragment for every 8 columns.
 //!
-//! The result is computed when the instruction is issued. Until its group was waited for, its accumulators cannot be read and
-//! its registers cannot be written.
+//! The result is computed when the instruction is issued. Until its group was waited for, its accumulators cannot be
+//! read and its registers cannot be written.
 
 use super::access::Reach;
 use super::bulk::swizzled;
