@@ -43,7 +43,7 @@ pub struct Epilogue<'a> {
 /// The left operand of a matrix product, as pointers to the segments of its rows.
 ///
 /// # Safety
-/// Every pointer that [`Rows::pointers`] writes must be valid for reading `channels` elements while the product runs.
+/// Every pointer that [`Rows::pointers`] writes must be valid for reading `channels` elements while the matmul runs.
 pub unsafe trait Rows: Sync {
     /// Fills `table[tap * rows + i]` with a pointer to the channels of tap `tap` of row `first + i`.
     fn pointers(&self, first: usize, rows: usize, table: &mut [*const f32]);

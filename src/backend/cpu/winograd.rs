@@ -153,7 +153,7 @@ impl Problem<'_> {
         }
         for from in (0..channels).step_by(DEPTH) {
             let depth = DEPTH.min(channels - from);
-            // SAFETY: slices before this one take `POINTS * tiles * from` numbers; pixels have all channels.
+            // SAFETY: slices before this one take `POINTS * tiles * from` elements; pixels have all channels.
             unsafe {
                 let out = block.add(from / DEPTH * POINTS * plane(tiles, DEPTH) + at * depth);
                 transform::input(self.machine.isa, &pixels, from, depth, out, plane(tiles, depth));

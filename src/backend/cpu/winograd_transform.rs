@@ -50,7 +50,7 @@ fn weight_line<L: Lanes>(g: [L; 3]) -> [L; WINDOW] {
     [g[0], even_a.add(odd_a), even_a.sub(odd_a), even_b.add(odd_b), even_b.sub(odd_b), g[2]]
 }
 
-/// Products at the points to outputs.
+/// Sums at the points to outputs.
 #[inline(always)]
 fn output_line<L: Lanes>(m: [L; WINDOW]) -> [L; SIDE] {
     let (even_a, odd_a) = (m[1].add(m[2]), m[1].sub(m[2]));
