@@ -1,9 +1,9 @@
-//! One sampling step of prior, decoder and super-resolution in three sizes, and a whole picture of the built-in model, on
-//! the CPU and on every GPU that is present.
+//! Benchmarks of one sampling step of prior, decoder and super-resolution in three sizes, and of a whole picture of the
+//! built-in model, on the CPU and every available GPU.
 //!
 //! `cargo bench --bench steps -- FILTER` runs those whose names contain `FILTER`: `decoder/tiny`, `default`, `karlo`.
-//! Karlo's networks have a billion made-up weights each; they run on fast back ends, a step of a network in seconds on a
-//! CPU. `--save-baseline` and the rest are criterion's, as in `benches/ops.rs`.
+//! Karlo's networks have a billion random weights each and run only on fast back ends; a step takes seconds on a CPU.
+//! Baselines work as in `benches/ops.rs`.
 
 mod support;
 
@@ -34,7 +34,7 @@ fn main() {
     criterion.final_summary();
 }
 
-/// From the prompt to 128 x 128 pixels, the loading of every network included.
+/// From the prompt to 128 x 128 pixels, including the loading of every network.
 #[cfg(all(feature = "default-model", feature = "tokenizer"))]
 fn whole_picture(criterion: &mut criterion::Criterion, subject: support::Subject) {
     use std::ops::ControlFlow;

@@ -1,4 +1,4 @@
-//! The CUDA back end on the emulator, all its checks on: every operation against loops in f64.
+//! Every operation of the CUDA back end on the emulator, with all its checks, against loops in f64.
 #![cfg(feature = "cuda-emulator")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -28,8 +28,8 @@ fn check(stem: &str) {
     }
 }
 
-/// All cases of a stem on the emulator; returns how many bytes the kernels moved for each byte that has to be moved. What
-/// the kernels did is printed beside the least that they can do.
+/// Runs all cases of a stem on the emulator and prints the kernels' counters. Returns the bytes that the kernels moved,
+/// relative to the least possible.
 fn check_in(stem: &str, precision: Precision, rounding: Dtype) -> f64 {
     let backend = Cuda::emulator().with_precision(precision);
     let subject = Subject { backend: &backend, precision: rounding, most_flops: u64::MAX };
@@ -46,7 +46,7 @@ fn check_in(stem: &str, precision: Precision, rounding: Dtype) -> f64 {
         moved += bytes;
         println!(
             "{entry:<28} {launches:>3} launches, {:>11} instructions for {:>9} kFLOP, {:>7} KiB moved of at least {:>6}, \
-             {:>5.2} sectors a request, {:>7} bank conflicts in {:>8} requests",
+             {:>5.2} sectors per request, {:>7} bank conflicts in {:>8} requests",
             c.instructions,
             least.flops / 1000,
             bytes / 1024,
@@ -60,8 +60,7 @@ fn check_in(stem: &str, precision: Precision, rounding: Dtype) -> f64 {
     moved as f64 / least.bytes as f64
 }
 
-/// All cases of a stem by the kernels for warpgroups, on the emulator as a GPU of compute capability 9.0; `entry` must be
-/// one of those that ran.
+/// Runs all cases of a stem on an emulated Hopper GPU; a kernel whose name starts with `entry` must have run.
 fn check_by_warpgroups(stem: &str, entry: &str) {
     for (precision, rounding) in [(Precision::F16, Dtype::F16), (Precision::Bf16, Dtype::Bf16)] {
         let backend = Cuda::hopper_emulator().with_precision(precision);
@@ -76,7 +75,7 @@ fn check_by_warpgroups(stem: &str, entry: &str) {
 }
 
 #[test]
-fn products_by_warpgroups_match_the_reference() {
+fn matmuls_by_warpgroups_match_the_reference() {
     check_by_warpgroups("linear", "matmul_sm90");
     check_by_warpgroups("conv2d", "matmul_sm90");
 }
@@ -107,7 +106,7 @@ mod on_a_gpu {
     every::every_operation_matches_the_reference!(check);
 }
 
-/// The tests need no GPU; where there is one, it must open, and where there is none, that is an error like any other.
+/// Runs with and without a GPU: it must open, or give an error that names the device.
 #[cfg(feature = "cuda")]
 #[test]
 fn a_gpu_opens_or_says_why_not() {

@@ -1,5 +1,5 @@
-//! What the PTX kernels do for a case of every operation, as the emulator counts it, beside the least that any kernel
-//! must: the table of `PERFORMANCE.md`. Kernels that only move memory are held to a tenth more than that.
+//! Instructions and traffic of the PTX kernels, counted by the emulator: the tables of `PERFORMANCE.md`. Kernels that
+//! are bound by memory may move at most a tenth more than the least possible.
 #![cfg(feature = "cuda-emulator")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -11,13 +11,13 @@ use unclip::cases;
 use unclip::ops::{MatmulUnit, Op, Operand, Operation};
 use unclip::plan::{Cost, narrow};
 
-/// Most bytes that a kernel may move for each byte that must be.
+/// Limit of moved bytes, relative to the least possible.
 const MOST: f64 = 1.1;
-/// Group norms that do not fit on a chip are read a second time: three bytes for two, and the sums of their parts.
+/// The limit for group norms that read their input twice: three accesses instead of two, and the partial statistics.
 const MOST_READ_TWICE: f64 = 1.55;
 
-/// Products, whose time is arithmetic.
-const PRODUCTS: [&str; 6] = [
+/// Cases bound by arithmetic.
+const MATMULS: [&str; 6] = [
     "linear/text-encoder-mlp",
     "linear/large-tiles-even",
     "conv2d/karlo-320",
@@ -25,8 +25,8 @@ const PRODUCTS: [&str; 6] = [
     "attention/prior",
     "attention/decoder-8px",
 ];
-/// Operations that have nothing to do but move memory.
-const MOVES: [&str; 20] = [
+/// Cases bound by memory.
+const MEMORY_BOUND: [&str; 20] = [
     "group_norm/karlo-320",
     "group_norm/karlo-1280",
     "group_norm/decoder-64px",
@@ -57,7 +57,7 @@ struct Row {
 }
 
 const HEAD: &str = "| case | kernels | MFLOP | instructions, thousands | least KiB | moved KiB | ratio | \
-                    cached KiB | sectors a request |\n|---|---|---|---|---|---|---|---|---|";
+                    cached KiB | sectors per request |\n|---|---|---|---|---|---|---|---|---|";
 
 impl Row {
     fn ratio(&self) -> f64 {
@@ -80,7 +80,7 @@ impl Row {
     }
 }
 
-/// Runs a case and counts its step, without the copies that bring its inputs to the storage type.
+/// Runs a case and counts its step, without the casts of its inputs to the storage type.
 fn count(name: &str, backend: Cuda, precision: Precision) -> Row {
     let storage = precision.storage();
     let backend = backend.with_precision(precision);
@@ -95,7 +95,7 @@ fn count(name: &str, backend: Cuda, precision: Precision) -> Row {
     Row { kernels, counted: counted.into_iter().sum(), least: plan.cost(&steps) }
 }
 
-/// What a case may move.
+/// The limit of moved bytes for a case.
 fn most(name: &str, kernels: &[String]) -> f64 {
     match cases::named(name).op {
         Op::GroupNorm(_) if kernels.len() > 1 => MOST_READ_TWICE,
@@ -104,26 +104,26 @@ fn most(name: &str, kernels: &[String]) -> f64 {
 }
 
 #[test]
-fn operations_without_products_move_little_more_than_they_must() {
+fn memory_bound_operations_move_little_more_than_the_least() {
     println!("{HEAD}");
     let mut failures = Vec::new();
-    for name in MOVES {
+    for name in MEMORY_BOUND {
         for precision in [Precision::F32, Precision::F16, Precision::Bf16] {
             let label = precision.storage().name();
             let row = count(name, Cuda::emulator(), precision);
             row.print(name, label);
             let most = most(name, &row.kernels);
             if row.ratio() > most {
-                failures.push(format!("{name} in {label}: {:.2} times the least, and {most} is allowed", row.ratio()));
+                failures.push(format!("{name} in {label}: {:.2} times the least, the limit is {most}", row.ratio()));
             }
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-/// `matmul_sum` adds up what `parts` launches of a product have left: each number once, and what comes behind.
+/// `matmul_sum` adds up the parts of a split matmul, reading each element once, and applies the epilogue.
 #[test]
-fn parts_of_products_are_added_up_by_moving_little_more_than_they_are() {
+fn the_sum_of_a_split_matmul_moves_little_more_than_the_least() {
     for name in ["linear/prior-down", "conv2d/karlo-320"] {
         let problem = cases::named(name).problem();
         let shapes = problem.shapes();
@@ -151,9 +151,9 @@ fn parts_of_products_are_added_up_by_moving_little_more_than_they_are() {
 }
 
 #[test]
-fn products_on_tensor_cores_take_a_third_of_the_instructions_or_fewer() {
+fn matmuls_on_tensor_cores_take_at_most_a_third_of_the_instructions() {
     println!("{HEAD}");
-    for name in PRODUCTS {
+    for name in MATMULS {
         let rows = [
             (Cuda::emulator(), Precision::F32, "f32"),
             (Cuda::emulator(), Precision::Tf32, "tf32"),
@@ -165,7 +165,7 @@ fn products_on_tensor_cores_take_a_third_of_the_instructions_or_fewer() {
             row.print(name, label);
             row.counted.instructions
         });
-        let [single, _, half, warpgroups] = rows;
-        assert!(3 * half <= single && 3 * warpgroups <= single, "{name}: {rows:?} instructions");
+        let [f32, _, f16, warpgroups] = rows;
+        assert!(3 * f16 <= f32 && 3 * warpgroups <= f32, "{name}: {rows:?} instructions");
     }
 }

@@ -1,5 +1,5 @@
-//! What holds of all PTX kernels: headers that say what the code says, launches that fit, and NVIDIA's assembler takes
-//! them for every architecture without spilling.
+//! Checks of all PTX kernels: headers match the code, launches match the headers, and ptxas compiles the kernels for
+//! every architecture without spilling.
 #![cfg(feature = "cuda-emulator")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -15,11 +15,11 @@ use unclip::backend::cuda::emulator::{Kernel, parse};
 use unclip::backend::cuda::kernels::{KERNELS, Kernel as Text};
 use unclip::ops::{Launch, MatmulUnit, Operand, Operation, Scalar};
 
-/// The back end's own kernel, which no operation lowers to.
+/// The back end's own kernel, to which no operation lowers.
 const NO_OPERATION: &str = "advance";
-/// What several operations lower to.
+/// Kernels to which several operations lower.
 const SHARED: [&str; 3] = ["matmul_mma", "matmul_sm90", "matmul_sum"];
-/// What an operation lowers to where its own kernel cannot hold what it needs, or reads more than it must.
+/// Kernels of an operation that has several, for inputs that do not fit into shared memory or would be read twice.
 const PARTS: [&str; 4] = ["group_norm_apply", "group_norm_scale_shift", "group_norm_statistics", "resize_bicubic"];
 
 fn header(kernel: &Text) -> Header {
@@ -27,7 +27,7 @@ fn header(kernel: &Text) -> Header {
     Header::parse(stem, text).unwrap_or_else(|e| panic!("{stem}.ptx: {e}"))
 }
 
-/// The headers of all files, which are the same in all variants.
+/// The headers of all files; variants have the same header.
 fn headers() -> BTreeMap<&'static str, Header> {
     KERNELS.iter().map(|kernel| (kernel.stem, header(kernel))).collect()
 }
@@ -55,11 +55,11 @@ fn every_kernel_file_is_in_the_back_end_and_every_operation_has_one() {
     let files = stems("kernels", ".ptx");
     assert_eq!(files, KERNELS.iter().map(|kernel| kernel.stem.to_owned()).collect());
     let mut operations = operations();
-    // A twin for tensor cores, or for the warpgroups of one architecture, has the operation's stem and a suffix.
+    // A variant for tensor cores or for Hopper has the operation's stem and a suffix.
     let operation =
         |s: &str| s.strip_suffix("_mma").or(s.strip_suffix("_sm90")).is_some_and(|s| operations.contains(s));
-    let twins: Vec<String> = files.iter().filter(|s| operation(s)).cloned().collect();
-    operations.extend(twins);
+    let variants: Vec<String> = files.iter().filter(|s| operation(s)).cloned().collect();
+    operations.extend(variants);
     operations.extend(SHARED.into_iter().chain(PARTS).map(str::to_owned));
     operations.insert(NO_OPERATION.to_owned());
     assert_eq!(files, operations);
@@ -104,7 +104,7 @@ fn a_kernel_is_read_in_at_most_four_files_and_none_is_long() {
 }
 
 #[test]
-fn headers_say_what_the_kernels_declare() {
+fn headers_match_the_declarations_of_the_kernels() {
     let mut found: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     for text in KERNELS {
         let (stem, header) = (text.stem, header(text));
@@ -118,11 +118,11 @@ fn headers_say_what_the_kernels_declare() {
         assert_eq!(names(tensors), names(&header.tensors), "{stem}");
         assert_eq!(scalars, header.scalars, "{stem}");
         for kernel in kernels(text) {
-            // The types of its tensors end an entry's name.
+            // An entry's name ends with the types of its tensors.
             let entry = kernel.name().strip_suffix(&text.suffix()).unwrap_or_else(|| panic!("{}", kernel.name()));
             let launch = header.launches.iter().find(|l| l.entry == entry).unwrap_or_else(|| panic!("{entry}"));
             assert_eq!(kernel.threads(), launch.threads, "{entry}");
-            // What a launch asks for is compared where launches are.
+            // Dynamic shared memory is compared with the launches below.
             let asked = text.text.contains(".extern .shared");
             let declared = f64::from(kernel.shared_bytes()) / 1024.0;
             assert_eq!(declared, if asked { 0.0 } else { launch.shared_kib }, "{entry}");
@@ -134,7 +134,7 @@ fn headers_say_what_the_kernels_declare() {
     }
 }
 
-/// The launches of all cases, heavy ones included, for all factors of products.
+/// The launches of all cases, heavy ones included, for all matmul units.
 fn launches() -> Vec<(String, Launch)> {
     let mut all = Vec::new();
     for case in cases::all() {
@@ -148,7 +148,7 @@ fn launches() -> Vec<(String, Launch)> {
 }
 
 #[test]
-fn launches_give_kernels_what_their_headers_ask_for() {
+fn launches_match_the_headers_of_their_kernels() {
     let headers = headers();
     let mut entries = BTreeSet::new();
     for (case, launch) in launches() {
@@ -183,7 +183,7 @@ fn assembler() -> Option<PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join("ptxas")).find(|p| p.is_file())
 }
 
-/// The numbers before all occurrences of a word in the assembler's report.
+/// The integers before all occurrences of a word in the assembler's report.
 fn numbers_before(report: &str, word: &str) -> Vec<u32> {
     let parts: Vec<&str> = report.split(word).collect();
     parts[..parts.len() - 1].iter().filter_map(|part| part.split_whitespace().last()?.parse().ok()).collect()
@@ -193,7 +193,7 @@ fn number_before(text: &str, word: &str) -> Option<u32> {
     numbers_before(text, word).first().copied()
 }
 
-/// What the header says of memory, its lines joined.
+/// The header's field `Memory`, as one line.
 fn memory_field(text: &str) -> Option<String> {
     let mut lines = text.lines().skip_while(|l| !l.starts_with("// Memory"));
     let first = lines.next()?.to_owned();
@@ -201,7 +201,7 @@ fn memory_field(text: &str) -> Option<String> {
 }
 
 #[test]
-fn the_assembler_takes_every_kernel_for_every_architecture_without_spilling() {
+fn every_kernel_assembles_for_every_architecture_without_spilling() {
     let Some(ptxas) = assembler() else {
         println!("skipped: no ptxas; the wheel nvidia-cuda-nvcc has one, which PTXAS may name");
         return;
@@ -211,16 +211,16 @@ fn the_assembler_takes_every_kernel_for_every_architecture_without_spilling() {
     KERNELS.iter().for_each(|kernel| stems.entry(kernel.stem).or_default().push(kernel));
     let mut failures = Vec::new();
     for (stem, texts) in stems {
-        // All variants as one module: their entries have different names.
+        // All variants as one module; their entries have different names.
         let source = modules.path().join(format!("{stem}.ptx"));
         let parts = |kernel: &&Text| kernel.text.find(".visible .entry").map(|at| kernel.text.split_at(at));
         let entries = texts.iter().map(|k| parts(k).expect("it has an entry").1);
         let (head, _) = parts(&texts[0]).expect("it has an entry");
         std::fs::write(&source, [head, &entries.collect::<String>()].concat()).unwrap();
         let limit = memory_field(texts[0].text).and_then(|field| number_before(&field, " registers"));
-        let limit = limit.unwrap_or_else(|| panic!("{stem}: the header says nothing of registers"));
+        let limit = limit.unwrap_or_else(|| panic!("{stem}: the header has no number of registers"));
         let mut most = 0;
-        // Code for one architecture's own instructions runs on no other.
+        // sm_90a code runs on no other architecture.
         let own = texts[0].text.contains(".target sm_90a");
         let targets: &[&str] =
             if own { &["sm_90a"] } else { &["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"] };
@@ -236,7 +236,7 @@ fn the_assembler_takes_every_kernel_for_every_architecture_without_spilling() {
             let spills = ["bytes spill stores", "bytes spill loads", "bytes stack frame"];
             let clean = spills.iter().all(|what| numbers_before(&report, what).iter().all(|&n| n == 0));
             let registers = numbers_before(&report, " registers,");
-            // The assembler says so where it cannot let products run beside other instructions.
+            // The assembler warns if it has to serialize wgmma instructions.
             let serialized = report.contains("serialized");
             if !output.status.success() || !clean || serialized || registers.len() != texts.len() {
                 failures.push(format!("{stem} for {target}:\n{report}"));

@@ -1,5 +1,5 @@
-//! A whole checkpoint through the CUDA back end on the emulator against the CPU, stage by stage: the tiny one of
-//! `tests/golden`, which has every block type of the full one, and pictures of the trained one in narrower numbers.
+//! Whole checkpoints on the CUDA back end's emulator against the CPU: the tiny one of `tests/golden`, which has every
+//! block type of the full one, stage by stage; and pictures of the trained one in tf32, f16 and bf16.
 #![cfg(all(feature = "cuda-emulator", feature = "tokenizer"))]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -15,7 +15,7 @@ use unclip::backend::cpu::Cpu;
 use unclip::backend::cuda::Cuda;
 use unclip::pipeline::Trace;
 
-/// As many steps as it takes to replay every loop and both enlarging networks.
+/// Enough steps to replay every loop and both super-resolution networks.
 const STEPS: Steps = [Some(5), Some(4), Some(3)];
 
 #[test]
@@ -49,7 +49,7 @@ fn pictures_agree_with_the_cpu_where_a_gpu_draws_the_noise() {
     }
 }
 
-/// Root mean square of the differences, relative to that of what it should be.
+/// Root mean square of the differences, relative to the root mean square of the expected values.
 fn deviation(got: &Trace, want: &Trace, name: &str) -> f64 {
     let (Some((_, got)), Some((_, want))) = (got.get(name), want.get(name)) else { panic!("no {name}") };
     let square = |x: f32| f64::from(x).powi(2);
@@ -57,19 +57,19 @@ fn deviation(got: &Trace, want: &Trace, name: &str) -> f64 {
     (differences / want.iter().map(|&x| square(x)).sum::<f64>()).sqrt()
 }
 
-/// What each type rounds numbers to: half the distance from one to the next.
+/// Unit roundoff of each type: half the distance from 1 to the next value.
 const NARROW: [(Precision, f64); 3] =
     [(Precision::Tf32, 1.0 / 2048.0), (Precision::F16, 1.0 / 2048.0), (Precision::Bf16, 1.0 / 256.0)];
 
-/// The tiny checkpoint's weights are random, so that its first step, which divides by the smallest signal, makes any
-/// rounding a picture of its own; what each network puts out for the same input is held to the CPU's instead.
+/// Compares the networks' outputs for the same input, not pictures: the tiny checkpoint's weights are random, and its
+/// first step, which divides by the smallest signal, amplifies any rounding.
 #[test]
-fn networks_of_narrow_numbers_put_out_what_the_cpu_does() {
+fn networks_in_narrow_types_give_the_cpus_outputs() {
     let prompt = ["a red frog on a green leaf"];
     let steps = [Some(2), Some(2), Some(2)];
     let (want_images, want) = run_on_cpu(MODEL, &prompt, steps);
     let plain = NARROW.map(|(precision, unit)| (Cuda::emulator().with_precision(precision), unit));
-    // The same halves by the kernels for warpgroups.
+    // f16 and bf16 again, with the Hopper kernels.
     let by_warpgroups = NARROW.into_iter().filter(|(precision, _)| *precision != Precision::Tf32);
     let by_warpgroups =
         by_warpgroups.map(|(precision, unit)| (Cuda::hopper_emulator().with_precision(precision), unit));
@@ -91,8 +91,8 @@ fn networks_of_narrow_numbers_put_out_what_the_cpu_does() {
     }
 }
 
-/// The more steps super-resolution takes, the smaller is the first one's part in the picture, and without guidance nothing
-/// multiplies what two halves of a batch differ by. `tests/golden/precision.py` has diffusers beside this.
+/// With many super-resolution steps the first one matters less, and without guidance the difference of the batch's
+/// halves is not amplified. `tests/golden/precision.py` compares with diffusers.
 #[test]
 fn pictures_of_random_weights_in_bf16_are_within_40_db_of_the_cpu_without_guidance() {
     let prompt = ["a red frog on a green leaf"];
@@ -109,7 +109,7 @@ fn pictures_of_random_weights_in_bf16_are_within_40_db_of_the_cpu_without_guidan
 }
 
 #[test]
-fn pictures_of_narrow_numbers_are_within_40_db_of_the_cpu() {
+fn pictures_of_narrow_types_are_within_40_db_of_the_cpu() {
     let prompt = ["a red car on a blue background"];
     let steps = [Some(2), Some(2), Some(2)];
     let (want, _) = run_on_cpu(TRAINED, &prompt, steps);

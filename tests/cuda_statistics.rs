@@ -1,5 +1,5 @@
-//! Moments that products leave to the norms behind them, on the emulator: the same results as on the CPU, every number
-//! read once, and none of Karlo's norms left without.
+//! Norm statistics (mean and M2) that matmuls compute for the norms after them, on the emulator: results as on the CPU,
+//! the norm's input read once, and statistics for all of Karlo's norms.
 #![cfg(feature = "cuda-emulator")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -17,7 +17,7 @@ use unclip::backend::cuda::Cuda;
 use unclip::ops::{MatmulUnit, Op, elements};
 use unclip::plan::{Graph, Plan, Tensor, ValueId, assign, narrow, with_statistics};
 
-/// All ways to multiply.
+/// The back end with every matmul unit.
 fn backends() -> [(Cuda, Precision); 6] {
     let all = [
         (Cuda::emulator(), Precision::F32),
@@ -30,7 +30,7 @@ fn backends() -> [(Cuda, Precision); 6] {
     all.map(|(backend, precision)| (backend.with_precision(precision), precision))
 }
 
-/// Eighths, which every type holds, and whose products single precision adds up without rounding.
+/// Multiples of 1/8, exact in every type, whose products sum without rounding in f32.
 fn eighths(length: usize, name: &str) -> Vec<f32> {
     let mut random = Random::named(name);
     (0..length).map(|_| ((random.bits() >> 40) % 33) as f32 / 8.0 - 1.5).collect()
@@ -54,7 +54,7 @@ impl Model {
             weights.insert(name, shape, eighths(elements(shape), name), Dtype::F32);
         }
         let graph = Graph::new("moments", &weights);
-        // What does not vary is brought to the storage type once.
+        // The input is constant, so its cast to the storage type runs once.
         let y = model(&graph, graph.input("x", input));
         graph.output("y", y);
         let plan = graph.finish().unwrap();
@@ -73,7 +73,7 @@ fn on_the_cpu(model: &Model) -> Vec<f64> {
     model.run(&Cpu::with_isa(2, Isa::detect()).unwrap()).into_iter().map(f64::from).collect()
 }
 
-/// Which kernels of that stem have run on the emulator.
+/// Whether a kernel whose name starts with `stem` has run on the emulator.
 fn ran(backend: &Cuda, stem: &str) -> bool {
     backend.counters().iter().any(|(entry, ..)| entry.starts_with(stem))
 }
@@ -90,29 +90,29 @@ fn norm_of_conv(side: [usize; 2], images: usize, channels: usize, groups: usize)
     })
 }
 
-/// Side, images, channels and groups for tiles of 64 rows by 80 columns, of 128 by 160, of boxes of pixels; units of 16, 10
-/// and 4 channels.
+/// Height and width, images, channels and groups: for tiles of 64 by 80, tiles of 128 by 160, and tiles of pixels; with
+/// statistics over 16, 10 and 4 channels.
 const NORMS: [([usize; 2], usize, usize, usize); 3] =
     [([48, 64], 1, 64, 2), ([128, 64], 2, 40, 4), ([64, 96], 3, 168, 6)];
 
 #[test]
-fn norms_find_the_moments_that_products_leave() {
+fn norms_use_the_statistics_of_matmuls() {
     for (side, images, channels, groups) in NORMS {
         let model = norm_of_conv(side, images, channels, groups);
         let want = on_the_cpu(&model);
         for (backend, precision) in backends() {
             let (got, name) = (model.run(&backend), backend.name());
             close(&got, &want, precision.storage(), 72).unwrap_or_else(|e| panic!("{name} of {side:?}: {e}"));
-            assert!(ran(&backend, "group_norm_apply"), "{name}: the groups fit on a chip");
+            assert!(ran(&backend, "group_norm_apply"), "{name}: the groups fit into shared memory");
             assert!(!ran(&backend, "group_norm_statistics"), "{name} of {side:?}");
-            // Whole sums are those of another kernel where the product was made in parts.
+            // A split matmul is summed by another kernel, which then computes the statistics.
             let in_parts = name.contains("sm_90") && images == 1;
             assert_eq!(ran(&backend, "matmul_sum"), in_parts, "{name} of {side:?}");
         }
     }
 }
 
-/// Two products side by side, in groups of which one has channels of both, and one of them with a norm of its own.
+/// Two concatenated matmuls: one group of the norm has channels of both, and one matmul has a norm of its own.
 fn norms_of_joined_channels() -> Model {
     let tensors: [(&str, &[usize]); 8] = [
         ("a.weight", &[40, 8]),
@@ -133,7 +133,7 @@ fn norms_of_joined_channels() -> Model {
 }
 
 #[test]
-fn norms_of_joined_channels_find_the_moments_of_both_parts() {
+fn norms_of_concatenated_channels_merge_the_statistics_of_both_parts() {
     let model = norms_of_joined_channels();
     let want = on_the_cpu(&model);
     for (backend, precision) in backends() {
@@ -143,10 +143,10 @@ fn norms_of_joined_channels_find_the_moments_of_both_parts() {
     }
 }
 
-/// The same on a GPU, if there is one.
+/// The same models on a GPU, if there is one.
 #[cfg(feature = "cuda")]
 #[test]
-fn norms_find_the_moments_that_products_leave_on_a_gpu() {
+fn norms_use_the_statistics_of_matmuls_on_a_gpu() {
     let convs = NORMS.map(|(side, images, channels, groups)| norm_of_conv(side, images, channels, groups));
     for model in convs.into_iter().chain([norms_of_joined_channels()]) {
         let want = on_the_cpu(&model);
@@ -159,9 +159,9 @@ fn norms_find_the_moments_that_products_leave_on_a_gpu() {
     }
 }
 
-/// Numbers around a thousand whose spread is a thousandth of that: squares of the numbers themselves would lose it.
+/// Values around 1000 with a spread of a thousandth of that, which a sum of squares would lose.
 #[test]
-fn moments_keep_a_spread_that_is_small_beside_the_mean() {
+fn statistics_keep_a_spread_that_is_small_relative_to_the_mean() {
     let tensors: [(&str, &[usize]); 4] =
         [("a.weight", &[40, 8]), ("a.bias", &[40]), ("norm.weight", &[40]), ("norm.bias", &[40])];
     let mut model = Model::new(&[2, 8192, 8], &tensors, |graph, x| {
@@ -172,14 +172,14 @@ fn moments_keep_a_spread_that_is_small_beside_the_mean() {
     for precision in [Precision::F32, Precision::Tf32] {
         let backend = Cuda::emulator().with_precision(precision);
         let y = model.run(&backend);
-        // The mean is in the summand: a thousandth of what single precision keeps of it is left for the result.
+        // The input's f32 rounding error is relative to the mean, a thousand times the spread.
         let worst = y.iter().zip(&want).map(|(&y, want)| (f64::from(y) - want).abs()).fold(0.0, f64::max);
         assert!(!ran(&backend, "group_norm_statistics") && worst < 1e-3, "off by {worst}");
     }
 }
 
 #[test]
-fn all_of_karlos_norms_find_moments_or_fit_on_a_chip() {
+fn karlos_norms_have_statistics_or_fit_into_shared_memory() {
     for (network, element, matmul) in [
         (Network::Decoder, Dtype::F32, MatmulUnit::CudaCores),
         (Network::Decoder, Dtype::F32, MatmulUnit::Tf32),
@@ -238,10 +238,10 @@ fn statistics_are_values_that_share_slots_and_are_whole_when_they_are_read() {
     assert!(plan.to_string().contains(", 3] @"), "a listing shows them");
 }
 
-/// A norm behind its product moves no more than its input and its output, but for the moments.
+/// A norm after its matmul moves its input, its output and the statistics.
 #[test]
-fn norms_that_find_moments_read_their_input_once() {
-    println!("| case | kernels | least KiB | moved KiB | ratio | sectors a request |\n|---|---|---|---|---|---|");
+fn norms_with_statistics_read_their_input_once() {
+    println!("| case | kernels | least KiB | moved KiB | ratio | sectors per request |\n|---|---|---|---|---|---|");
     for (backend, precision, matmul, channels) in [
         (Cuda::emulator(), Precision::F32, MatmulUnit::CudaCores, 320),
         (Cuda::emulator(), Precision::Tf32, MatmulUnit::Tf32, 320),
@@ -262,14 +262,14 @@ fn norms_that_find_moments_read_their_input_once() {
         let of_product: usize = statistics(&plan).map(|id| plan.values[id.0].size_bytes()).sum();
         let norm: Vec<_> =
             backend.counters().into_iter().filter(|(entry, ..)| entry.starts_with("group_norm")).collect();
-        // What the product writes for the norm counts, too.
+        // Including the statistics that the matmul writes.
         let moved = norm.iter().map(|(.., counted)| counted.moved_bytes()).sum::<u64>() as usize + of_product;
         let least = 2 * bytes + 8 * channels;
         let ratio = moved as f64 / least as f64;
         let kernels: Vec<&str> = norm.iter().map(|(entry, ..)| entry.as_str()).collect();
         let apply = norm.iter().find(|(entry, ..)| entry.starts_with("group_norm_apply")).unwrap();
         println!(
-            "| group_norm of {shape:?} behind its product, {} | {} | {} | {} | {ratio:.2} | {:.1} |",
+            "| group_norm of {shape:?} after its matmul, {} | {} | {} | {} | {ratio:.2} | {:.1} |",
             backend.name(),
             kernels.join(", "),
             least / 1024,
@@ -280,16 +280,16 @@ fn norms_that_find_moments_read_their_input_once() {
     }
 }
 
-/// Channels that do not fill a step of `matmul_sm90`: what is beyond them must be no weight of the next tap.
+/// Channels that do not fill a k-step of `matmul_sm90`: the rest of the step must not contain weights of the next tap.
 #[test]
-fn an_infinite_weight_reaches_its_own_products_only() {
+fn an_infinite_weight_reaches_only_its_own_output() {
     let tensors: [(&str, &[usize]); 2] = [("conv.weight", &[16, 72, 3, 3]), ("conv.bias", &[16])];
     let mut model = Model::new(&[1, 16, 16, 72], &tensors, |graph, x| x.conv3x3(graph.weights().at("conv"), 16));
     let mut weight = eighths(16 * 72 * 9, "conv.weight");
     // The middle of the window, which is inside everywhere, of channel 3 to output 5.
     weight[(5 * 72 + 3) * 9 + 4] = f32::INFINITY;
     model.weights.insert("conv.weight", &[16, 72, 3, 3], weight, Dtype::F32);
-    // No zero, whose product with it is no number.
+    // Without zeros: zero times infinity is NaN.
     model.x = model.x.iter().map(|&x| if x == 0.0 { 1.0 } else { x }).collect();
     for precision in [Precision::F16, Precision::Bf16] {
         for backend in [Cuda::emulator(), Cuda::hopper_emulator()] {

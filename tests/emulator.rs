@@ -1,4 +1,4 @@
-//! The PTX emulator by itself: small programs whose answers are known.
+//! The PTX emulator: small programs with known results.
 #![cfg(feature = "cuda-emulator")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -7,7 +7,7 @@ mod support;
 use support::ptx::{kernel, module, run, words};
 use unclip::backend::cuda::emulator::parse;
 
-/// The result of instructions that leave `d0`, for inputs in `a0`, `a1`, `a2`.
+/// Runs instructions on inputs `a0`, `a1`, `a2`; returns `d0`.
 fn compute(instructions: &str, inputs: [u32; 3]) -> u32 {
     let body = format!(
         "ld.global.u32 a0, [x0]; ld.global.u32 a1, [x0+4]; ld.global.u32 a2, [x0+8];
@@ -17,10 +17,6 @@ fn compute(instructions: &str, inputs: [u32; 3]) -> u32 {
     let all = words(32, 0, &body, &inputs);
     assert!(all.iter().all(|w| *w == all[0]), "{instructions}: {all:x?}");
     all[0]
-}
-
-fn single(x: f32) -> u32 {
-    x.to_bits()
 }
 
 #[test]
@@ -59,7 +55,7 @@ fn integers_wrap_shift_and_divide_as_documented() {
 }
 
 #[test]
-fn single_precision_rounds_once_and_keeps_its_rules_for_nan() {
+fn f32_arithmetic_rounds_once_and_follows_the_rules_for_nan() {
     let nan = f32::NAN.to_bits();
     let near = 1.0 + f32::EPSILON;
     for (instructions, inputs, want) in [
@@ -84,27 +80,27 @@ fn single_precision_rounds_once_and_keeps_its_rules_for_nan() {
         ("cvt.rn.bf16.f32 h0, a0; cvt.f32.bf16 d0, h0;", [257.0, 0.0, 0.0], 256.0),
         ("cvt.rna.tf32.f32 d0, a0;", [1.0 + 1.0 / 2048.0, 0.0, 0.0], 1.0 + 1.0 / 1024.0),
     ] {
-        let got = compute(instructions, inputs.map(single));
+        let got = compute(instructions, inputs.map(f32::to_bits));
         assert_eq!(got, want.to_bits(), "{instructions} {inputs:?} gives {}", f32::from_bits(got));
     }
     for (instructions, inputs, want) in [
-        ("cvt.rzi.s32.f32 d0, a0;", [single(-2.9), 0, 0], -2i32 as u32),
-        ("cvt.rzi.u32.f32 d0, a0;", [single(-2.9), 0, 0], 0),
-        ("cvt.rni.s32.f32 d0, a0;", [single(1e20), 0, 0], i32::MAX as u32),
+        ("cvt.rzi.s32.f32 d0, a0;", [f32::to_bits(-2.9), 0, 0], -2i32 as u32),
+        ("cvt.rzi.u32.f32 d0, a0;", [f32::to_bits(-2.9), 0, 0], 0),
+        ("cvt.rni.s32.f32 d0, a0;", [f32::to_bits(1e20), 0, 0], i32::MAX as u32),
         ("cvt.rzi.s32.f32 d0, a0;", [nan, 0, 0], 0),
         ("setp.ne.f32 p, a0, a1; selp.u32 d0, 1, 0, p;", [nan, 0, 0], 0),
         ("setp.neu.f32 p, a0, a1; selp.u32 d0, 1, 0, p;", [nan, 0, 0], 1),
         ("setp.nan.f32 p, a0, a1; selp.u32 d0, 1, 0, p;", [nan, 0, 0], 1),
-        ("cvt.rn.bf16x2.f32 d0, a0, a1;", [single(1.0), single(2.0), 0], 0x3f80_4000),
-        ("cvt.rn.f16x2.f32 d0, a0, a1;", [single(1.0), single(2.0), 0], 0x3c00_4000),
+        ("cvt.rn.bf16x2.f32 d0, a0, a1;", [f32::to_bits(1.0), f32::to_bits(2.0), 0], 0x3f80_4000),
+        ("cvt.rn.f16x2.f32 d0, a0, a1;", [f32::to_bits(1.0), f32::to_bits(2.0), 0], 0x3c00_4000),
     ] {
         assert_eq!(compute(instructions, inputs), want, "{instructions}");
     }
 }
 
 #[test]
-fn threads_that_part_meet_again() {
-    // Odd threads go round a loop as often as their number says; the vote afterwards sees the whole warp.
+fn diverged_threads_reconverge() {
+    // Odd thread t runs a loop t times; the vote afterwards needs the whole warp.
     let body = "
         mov.u32 d0, 0;
         and.b32 a0, tid, 1;
@@ -130,7 +126,7 @@ fn threads_that_part_meet_again() {
 }
 
 #[test]
-fn warps_exchange_numbers() {
+fn warp_collectives_give_the_documented_values() {
     let lanes = |f: &dyn Fn(u32) -> u32| (0..32).map(f).collect::<Vec<_>>();
     for (instruction, want) in [
         ("shfl.sync.bfly.b32 d0, tid, 4, 0x1f, 0xffffffff;", lanes(&|i| i ^ 4)),
@@ -152,8 +148,8 @@ fn warps_exchange_numbers() {
 }
 
 #[test]
-fn blocks_share_memory_between_barriers() {
-    // Each thread reads what its mirror image in another warp wrote.
+fn a_barrier_orders_shared_memory_between_warps() {
+    // Thread i reads what thread 127 - i, in another warp, wrote.
     let body = "
         shl.b32 sm, tid, 2;
         mov.u32 at, tile;
@@ -170,8 +166,8 @@ fn blocks_share_memory_between_barriers() {
 }
 
 #[test]
-fn named_barriers_hold_the_warps_that_they_are_for() {
-    // Warps 0 and 1 meet at barrier 1, warps 2 and 3 at barrier 2; warp 1 only arrives.
+fn named_barriers_synchronise_only_their_warps() {
+    // Warps 0 and 1 use barrier 1, warps 2 and 3 barrier 2; warp 1 only arrives.
     let body = "
         shl.b32 sm, tid, 2;
         mov.u32 at, tile;
@@ -228,7 +224,7 @@ fn atomics_count_every_thread_of_every_block() {
 }
 
 #[test]
-fn asynchronous_copies_arrive_when_they_are_waited_for() {
+fn cp_async_has_landed_after_its_wait() {
     let body = "
         mov.u32 at, tile;
         shl.b32 sm, tid, 4;
@@ -275,12 +271,12 @@ fn requests_are_counted_in_sectors_bytes_and_conflicts() {
 }
 
 #[test]
-fn what_is_read_again_of_a_small_tensor_comes_from_a_cache() {
+fn repeated_reads_of_a_small_tensor_count_as_cached() {
     let count = |words: usize| {
         let body = "ld.global.u32 a0, [x0]; ld.global.u32 a1, [x0+4]; st.global.u32 [py], a1;";
         run(&module(32, 0, body), [1; 3], &vec![0; words], 32, 0).unwrap().1
     };
-    // 32 threads read two words each; a tensor of two is then read once, and of one of 16 KiB there is more to read.
+    // 32 threads read two words each: all but one read of a two-word tensor is cached, none of a tensor of 16 KiB.
     let [tiny, small, large] = [2, 4096, 4097].map(count);
     assert_eq!((tiny.global_read_bytes, tiny.cached_read_bytes, tiny.moved_bytes()), (256, 248, 8 + 128));
     assert_eq!((small.cached_read_bytes, small.moved_bytes()), (0, 256 + 128));
@@ -304,7 +300,7 @@ fn unknown_instructions_are_named() {
 }
 
 #[test]
-fn a_kernel_says_what_it_needs() {
+fn a_kernel_has_its_name_block_size_and_shared_memory() {
     let kernel = kernel(&module(96, 256, ""));
     assert_eq!((kernel.name(), kernel.threads(), kernel.shared_bytes()), ("f", 96, 256));
 }

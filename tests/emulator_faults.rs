@@ -1,4 +1,4 @@
-//! Planted faults: each check of the PTX emulator catches what it is there for, and names it.
+//! Planted faults: each check of the PTX emulator finds its fault and reports it.
 #![cfg(feature = "cuda-emulator")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -7,13 +7,13 @@ mod support;
 use support::ptx::{module, run, run_in_place};
 use unclip::backend::cuda::emulator::{Check, Fault};
 
-/// Stores a word in shared memory at `sm`, its own place; `at` is the array's address.
+/// Each thread stores a word in shared memory at its own address `sm`; `at` is the array's address.
 const SHARE: &str = "mov.u32 at, tile; shl.b32 sm, tid, 2; add.u32 sm, sm, at; st.shared.u32 [sm], tid;";
 
-/// The fault of a program of 64 threads, run on 64 words.
+/// The fault of a program with blocks of 64 threads and tensors of 64 words.
 fn fault(body: &str) -> Fault {
     match run(&module(64, 256, body), [2, 1, 1], &[1; 64], 64, 64) {
-        Ok(_) => panic!("nothing was found in {body}"),
+        Ok(_) => panic!("no fault was found in {body}"),
         Err(fault) => fault,
     }
 }
@@ -73,22 +73,22 @@ fn a_shared_vector_at_an_odd_word_is_misaligned() {
 
 #[test]
 fn a_write_to_an_input_is_refused() {
-    caught("st.global.u32 [px], tid;", Check::ReadOnly, "only read");
+    caught("st.global.u32 [px], tid;", Check::ReadOnly, "read-only");
 }
 
 #[test]
-fn output_that_is_read_before_it_is_written_is_named() {
+fn output_that_is_read_before_it_is_written_is_found() {
     caught("ld.global.u32 a0, [py];", Check::UnwrittenMemory, "byte 0");
 }
 
 #[test]
-fn shared_memory_that_nobody_filled_is_named() {
+fn a_read_of_unwritten_shared_memory_is_found() {
     let body = "mov.u32 at, tile; shl.b32 sm, tid, 2; add.u32 sm, sm, at; ld.shared.u32 a0, [sm];";
     caught(body, Check::UnwrittenMemory, "shared byte 0");
 }
 
 #[test]
-fn an_uninitialised_sum_is_named() {
+fn an_uninitialised_accumulator_is_named() {
     caught("mov.f32 a0, 0f3F800000; fma.rn.f32 c3, a0, a0, c3;", Check::UnwrittenRegister, "c3 was not written");
 }
 
@@ -99,14 +99,14 @@ fn a_register_that_only_some_threads_wrote_is_named() {
 }
 
 #[test]
-fn a_predicate_that_nobody_set_is_named() {
+fn an_uninitialised_predicate_is_named() {
     caught("@r mov.u32 a0, 1;", Check::UnwrittenRegister, "r was not written");
 }
 
 #[test]
 fn a_removed_barrier_after_a_write_is_a_race() {
     caught(&format!("{SHARE} xor.b32 a1, sm, 128; ld.shared.u32 a0, [a1];"), Check::UnwrittenMemory, "shared");
-    // The second warp comes after the first, which has filled its half; on hardware it may come before.
+    // The emulator runs the second warp after the first one has written its half; hardware may run it before.
     let body = format!("{SHARE} setp.lt.u32 p, tid, 32; @p bra end; ld.shared.u32 a0, [sm+-128]; end:");
     caught(&body, Check::SharedRace, "read after thread 0 has written");
 }
@@ -118,7 +118,7 @@ fn a_removed_barrier_before_the_next_round_is_a_race() {
 }
 
 #[test]
-fn two_warps_that_write_one_place_are_a_race() {
+fn two_warps_that_write_one_word_are_a_race() {
     caught("mov.u32 at, tile; st.shared.u32 [at], tid;", Check::SharedRace, "has written");
 }
 
@@ -136,14 +136,14 @@ fn a_barrier_in_a_branch_is_divergent() {
 }
 
 #[test]
-fn a_barrier_that_a_whole_warp_leaves_out_is_named() {
+fn a_barrier_that_a_whole_warp_skips_is_found() {
     let fault = fault("setp.lt.u32 p, tid, 32; @!p bra end; bar.sync 0; end:");
     assert_eq!(fault.check, Check::Barrier, "{fault}");
-    assert!(fault.detail.contains("32 of 64 threads have come to barrier 0, and thread 32 has ended"), "{fault}");
+    assert!(fault.detail.contains("32 of 64 threads have arrived at barrier 0, and thread 32 has exited"), "{fault}");
 }
 
 #[test]
-fn warps_at_different_barriers_are_named() {
+fn warps_at_different_barriers_are_found() {
     let body = "shr.u32 a0, tid, 5; setp.eq.u32 p, a0, 0; @p bra first; bar.sync 2; bra end; first: bar.sync 1; end:";
     caught(body, Check::Barrier, "waits at barrier");
 }
@@ -151,61 +151,61 @@ fn warps_at_different_barriers_are_named() {
 #[test]
 fn a_shuffle_in_a_branch_is_divergent() {
     let body = "setp.lt.u32 p, tid, 16; @!p bra end; shfl.sync.bfly.b32 a0, tid, 1, 0x1f, 0xffffffff; end:";
-    caught(body, Check::DivergentWarp, "0xffffffff was reached by 0x0000ffff");
+    caught(body, Check::DivergentWarp, "0xffffffff was executed by 0x0000ffff");
 }
 
 #[test]
-fn a_matrix_product_in_a_branch_is_divergent() {
+fn an_mma_in_a_branch_is_divergent() {
     let body = "
         mov.u32 a0, 0; setp.lt.u32 p, tid, 40; @!p bra end;
         mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {c0, c1, c2, c3}, {a0, a0}, {a0}, {a0, a0, a0, a0}; end:";
     caught(body, Check::DivergentWarp, "mma.sync");
 }
 
-/// Copies a word of each thread to shared memory.
+/// Each thread copies a word to shared memory with `cp.async`.
 const COPY: &str = "mov.u32 at, tile; shl.b32 sm, tid, 2; add.u32 sm, sm, at;
     cp.async.ca.shared.global [sm], [px], 4; cp.async.commit_group;";
 
 #[test]
-fn a_missing_wait_is_named() {
-    caught(&format!("{COPY} bar.sync 0; ld.shared.u32 a0, [sm];"), Check::MissingWait, "still being copied");
+fn a_missing_wait_is_found() {
+    caught(&format!("{COPY} bar.sync 0; ld.shared.u32 a0, [sm];"), Check::MissingWait, "cp.async into it is in flight");
 }
 
 #[test]
-fn more_shared_memory_than_every_device_has_is_refused() {
+fn more_shared_memory_than_the_smallest_device_has_is_refused() {
     let fault = |text: &str| run(text, [1; 3], &[1; 64], 64, 64).err();
     let small = fault(&module(64, 100 << 10, "")).expect("refused");
-    assert!(small.detail.contains("102400 shared bytes, a block has 101376 at most"), "{small}");
+    assert!(small.detail.contains("102400 bytes of shared memory, a block has at most 101376"), "{small}");
     let large = |kib: u32| module(64, kib << 10, "").replace("sm_80", "sm_90a");
     assert!(fault(&large(227)).is_none() && fault(&large(228)).is_some());
 }
 
 #[test]
-fn a_copy_of_more_bytes_than_its_place_has_is_named() {
+fn a_copy_of_more_bytes_than_its_destination_has_is_found() {
     let body = "mov.u32 sm, tile; mov.u32 a0, 8; cp.async.ca.shared.global [sm], [px], 4, a0;";
-    caught(body, Check::OutOfBounds, "8 bytes to a place of 4");
+    caught(body, Check::OutOfBounds, "a source of 8 bytes and a destination of 4");
 }
 
 #[test]
-fn a_wait_for_too_few_groups_is_named() {
+fn a_wait_for_too_few_groups_is_found() {
     let body = format!("{COPY} cp.async.wait_group 1; ld.shared.u32 a0, [sm];");
-    caught(&body, Check::MissingWait, "still being copied");
+    caught(&body, Check::MissingWait, "cp.async into it is in flight");
 }
 
 #[test]
-fn copies_under_way_at_the_end_are_named() {
-    caught(COPY, Check::MissingWait, "under way at the end");
+fn copies_in_flight_at_exit_are_found() {
+    caught(COPY, Check::MissingWait, "in flight at exit");
 }
 
 #[test]
-fn a_wait_without_a_barrier_does_not_help_other_threads() {
+fn a_wait_without_a_barrier_orders_nothing_for_other_threads() {
     let body =
         format!("{COPY} cp.async.wait_all; setp.lt.u32 p, tid, 32; @p bra end; ld.shared.u32 a0, [sm+-128]; end:");
     caught(&body, Check::SharedRace, "read after thread 0 has written");
 }
 
 #[test]
-fn a_loop_without_end_is_stopped() {
+fn an_endless_loop_is_stopped() {
     caught("again: bra again;", Check::Endless, "instructions");
 }
 
@@ -225,22 +225,23 @@ fn a_fault_says_which_kernel_line_block_and_thread() {
     assert!(message.contains(&format!("f, line {line}, block")) && message.contains("thread [37, 0, 0]"), "{message}");
 }
 
-/// `at` is this thread's number in the grid, `py` its own word, `px` that of the same thread in the other of two blocks.
+/// `at` is the thread's index in the grid, `py` its own word, `px` the word of the same thread in the other of two
+/// blocks.
 const OWN: &str = "mov.u32 a0, %ctaid.x; mad.lo.u32 at, a0, 64, tid; mad.wide.u32 py, at, 4, y0;
     xor.b32 a1, at, 64; mad.wide.u32 px, a1, 4, x0;";
 
 #[test]
-fn blocks_that_write_one_place_are_named() {
+fn blocks_that_write_the_same_word_are_a_race() {
     let body = "st.global.u32 [py], tid;";
     let fault = run_in_place(&module(64, 0, body), [2, 1, 1], 128).unwrap_err();
     assert_eq!(fault.check, Check::GlobalRace, "{fault}");
-    assert!(fault.detail.contains("byte 0 of a tensor is written by block number"), "{fault}");
+    assert!(fault.detail.contains("byte 0 of a tensor is written by block"), "{fault}");
     let own = format!("{OWN} st.global.u32 [py], tid; st.global.u32 [py], at; ld.global.u32 a0, [py];");
     run_in_place(&module(64, 0, &own), [2, 1, 1], 128).unwrap_or_else(|e| panic!("{e}"));
 }
 
 #[test]
-fn a_block_that_reads_what_another_writes_is_named() {
+fn a_block_that_reads_what_another_writes_is_a_race() {
     for body in ["ld.global.u32 a2, [px]; st.global.u32 [py], a2;", "st.global.u32 [py], tid; ld.global.u32 a2, [px];"]
     {
         let fault = run_in_place(&module(64, 0, &format!("{OWN} {body}")), [2, 1, 1], 128).unwrap_err();
@@ -249,7 +250,7 @@ fn a_block_that_reads_what_another_writes_is_named() {
 }
 
 #[test]
-fn neighbours_in_one_word_are_no_race_and_atomics_meet_only_each_other() {
+fn writes_to_different_bytes_of_a_word_and_two_atomics_are_no_race() {
     let halves = "mov.u32 a0, %ctaid.x; mad.lo.u32 at, tid, 2, a0; mad.wide.u32 py, at, 2, y0;
         cvt.u16.u32 h0, tid; st.global.u16 [py], h0;";
     run_in_place(&module(64, 0, halves), [2, 1, 1], 128).unwrap_or_else(|e| panic!("{e}"));
@@ -261,8 +262,8 @@ fn neighbours_in_one_word_are_no_race_and_atomics_meet_only_each_other() {
 }
 
 #[test]
-fn a_reader_is_not_forgotten_when_another_comes_later() {
-    // Warp 0 reads first, warp 1 reads and tells warp 2, which writes without knowing of warp 0.
+fn an_earlier_reader_is_remembered_after_a_later_one() {
+    // Warp 0 reads first. Warp 1 reads and synchronises with warp 2, which then writes, unordered with warp 0's read.
     let body = "mov.u32 at, tile; shr.u32 a0, tid, 5; setp.eq.u32 p, tid, 96; @p st.shared.u32 [at], tid; bar.sync 0;
         setp.eq.u32 p, a0, 0; @p bra first; setp.eq.u32 p, a0, 1; @p bra second; setp.eq.u32 p, a0, 3; @p bra end;
         bar.sync 1, 64; setp.eq.u32 p, tid, 64; @p st.shared.u32 [at], tid; bra end;
@@ -272,8 +273,8 @@ fn a_reader_is_not_forgotten_when_another_comes_later() {
     let fault = run(&module(128, 256, body), [1; 3], &[1; 64], 64, 64).unwrap_err();
     assert_eq!((fault.check, fault.thread), (Check::SharedRace, [64, 0, 0]), "{fault}");
     assert!(fault.detail.contains("after thread 0 has read it"), "{fault}");
-    // If warp 1 knows of it, warp 2 does.
-    let told =
+    // If warp 0 synchronises with warp 1, its read happens before warp 2's write.
+    let ordered =
         body.replace("bar.warp.sync 0xffffffff;", "bar.arrive 2, 64;").replace("second:", "second: bar.sync 2, 64;");
-    run(&module(128, 256, &told), [1; 3], &[1; 64], 64, 64).unwrap_or_else(|e| panic!("{e}"));
+    run(&module(128, 256, &ordered), [1; 3], &[1; 64], 64, 64).unwrap_or_else(|e| panic!("{e}"));
 }

@@ -1,4 +1,4 @@
-//! Asynchronous work of the PTX emulator: small programs for Hopper whose answers are known.
+//! Hopper's asynchronous instructions on the PTX emulator: small programs with known results.
 #![cfg(feature = "cuda-emulator")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -11,7 +11,7 @@ use unclip::backend::cuda::emulator::{DeviceSlice, Swizzle, TensorMap};
 
 const SWIZZLES: [Swizzle; 4] = [Swizzle::None, Swizzle::Bytes32, Swizzle::Bytes64, Swizzle::Bytes128];
 
-/// Thread 0 makes an `mbarrier` for itself and copies, and all know of it.
+/// Thread 0 initialises an `mbarrier` for one arrival, visible to bulk copies and to all threads.
 const START: &str = "
     setp.eq.u32 p, tid, 0;
     @p mbarrier.init.shared.b64 [bar], 1;
@@ -24,13 +24,13 @@ wait:
     mbarrier.try_wait.parity.shared.b64 q, [bar], 0;
     @!q bra wait;";
 
-/// Runs a program of one block on 16-bit numbers.
+/// Runs a program of one block on 16-bit elements.
 fn run(text: &str, x: &[u16], y_words: usize, maps: impl Fn(DeviceSlice, DeviceSlice) -> [TensorMap; 2]) -> Vec<u32> {
     let (y, _) = run_tiles(text, [1; 3], bytemuck::cast_slice(x), y_words, maps).unwrap_or_else(|e| panic!("{e}"));
     y.into_iter().map(|w| w.expect("every word is written")).collect()
 }
 
-/// Two maps that a program does not use.
+/// Two tensor maps for programs that use none.
 fn unused(x: DeviceSlice, _: DeviceSlice) -> [TensorMap; 2] {
     let map = rows(x, [8, 1], [8, 1], Swizzle::None);
     [map.clone(), map]
@@ -41,8 +41,8 @@ fn halves(words: &[u32]) -> Vec<u16> {
 }
 
 #[test]
-fn phases_order_what_warps_write_and_read() {
-    // Both warps write, arrive and wait twice, the second time by token; each reads what the other wrote.
+fn phases_order_the_writes_and_reads_of_warps() {
+    // Both warps write, arrive and wait three times, the second time with a token; each reads what the other wrote.
     let body = "
         setp.eq.u32 p, tid, 0;
         @p mbarrier.init.shared.b64 [bar], 64;
@@ -82,11 +82,11 @@ fn one_lane_is_elected() {
 }
 
 #[test]
-fn tiles_come_with_their_rows_swizzled_and_zeros_outside() {
+fn loaded_tiles_are_swizzled_and_zero_outside_the_tensor() {
     for swizzle in SWIZZLES {
         let span = if swizzle == Swizzle::None { 64 } else { swizzle.span() };
         let (columns, bytes) = (span / 2, 16 * span);
-        // 16 rows from row 5 of 18 and from column -3 of 40: the tile reaches over the last row and the first columns.
+        // 16 rows from row 5 of 18, columns from -3 of 40: the tile exceeds the tensor at the bottom and on the left.
         let x: Vec<u16> = (0..18 * 40).map(|i| i + 1).collect();
         let body = format!(
             "{START}
@@ -111,27 +111,28 @@ fn tiles_come_with_their_rows_swizzled_and_zeros_outside() {
         let y = halves(&run(&hopper(32, bytes, &body), &x, bytes as usize / 4, maps));
         for r in 0..16u32 {
             for c in 0..columns {
-                // Pieces of 16 bytes: bits 4 to 6 of the address are changed by bits 7 to 9, as far as the span reaches.
+                // The index of a 16-byte chunk, address bits 4 to 6, is XORed with bits 7 to 9, within the swizzle's
+                // span.
                 let byte = r * span + 2 * c;
-                let piece = match swizzle {
+                let chunk = match swizzle {
                     Swizzle::None => byte / 16 % 8,
                     Swizzle::Bytes32 => (byte / 16 % 8) ^ (byte / 128 % 2),
                     Swizzle::Bytes64 => (byte / 16 % 8) ^ (byte / 128 % 4),
                     Swizzle::Bytes128 => (byte / 16 % 8) ^ (byte / 128 % 8),
                 };
-                let kept = byte / 128 * 128 + piece * 16 + byte % 16;
+                let swizzled = byte / 128 * 128 + chunk * 16 + byte % 16;
                 let (row, column) = (5 + r, c as i32 - 3);
                 let inside = row < 18 && (0..40).contains(&column);
                 let want = if inside { x[(row * 40 + column as u32) as usize] } else { 0 };
-                assert_eq!(y[kept as usize / 2], want, "{swizzle:?} row {r} column {c}");
+                assert_eq!(y[swizzled as usize / 2], want, "{swizzle:?} row {r} column {c}");
             }
         }
     }
 }
 
 #[test]
-fn images_come_in_shifted_and_strided_boxes() {
-    // [N 2][H 6][W 5][C 8]; of the second image every second row from -1 and every second column from -1.
+fn image_tiles_can_be_shifted_and_strided() {
+    // [N 2][H 6][W 5][C 8]; every second row and every second column of the second image, from -1.
     let x: Vec<u16> = (0..2 * 6 * 5 * 8).map(|i| i + 1).collect();
     let map = |x: DeviceSlice, _: DeviceSlice| {
         let map = TensorMap {
@@ -170,8 +171,8 @@ fn images_come_in_shifted_and_strided_boxes() {
 }
 
 #[test]
-fn tiles_and_rows_go_back_to_memory() {
-    // A row of bytes comes, a swizzled tile and a row go; of the tile only what is inside is written.
+fn bulk_stores_write_tiles_and_byte_ranges() {
+    // Loads contiguous bytes, then stores them as a swizzled tile and as bytes; the tile is clipped to its tensor.
     let x: Vec<u16> = (0..256).collect();
     let body = format!(
         "{START}
@@ -185,12 +186,12 @@ fn tiles_and_rows_go_back_to_memory() {
          @p cp.async.bulk.wait_group.read 0;"
     );
     let maps = |x, y: DeviceSlice| {
-        // Three rows of 64 numbers, 384 bytes; the tile's four rows begin at the second.
+        // Three rows of 64 elements, 384 bytes; the tile's four rows start at the second.
         let tile = rows(DeviceSlice { bytes: 384, ..y }, [64, 3], [64, 4], Swizzle::Bytes128);
         [rows(x, [8, 1], [8, 1], Swizzle::None), tile]
     };
     let (y, _) = run_tiles(&hopper(32, 512, &body), [1; 3], bytemuck::cast_slice(&x), 128, maps).unwrap();
-    assert!(y[..32].iter().all(Option::is_none), "the first row is not in the tile");
+    assert!(y[..32].iter().all(Option::is_none), "the tile does not contain the first row");
     let words: Vec<u32> = y[32..].iter().map(|w| w.unwrap()).collect();
     let y = halves(&words);
     for (i, &found) in y[..128].iter().enumerate() {
@@ -200,18 +201,20 @@ fn tiles_and_rows_go_back_to_memory() {
     assert_eq!(y[128..], x[..64]);
 }
 
-/// An element type of `wgmma`: name, depth of a product, bytes, and how numbers become bits.
+/// An element type of `wgmma`: name, K, size, and conversion from f32 to its bits.
 #[derive(Clone, Copy)]
-struct Kind {
+struct MatrixType {
     name: &'static str,
     depth: usize,
     bytes: usize,
     bits: fn(f32) -> u32,
 }
 
-const HALF: Kind = Kind { name: "f16", depth: 16, bytes: 2, bits: |x| u32::from(f16::from_f32(x).to_bits()) };
-const BRAIN: Kind = Kind { name: "bf16", depth: 16, bytes: 2, bits: |x| u32::from(bf16::from_f32(x).to_bits()) };
-const TENSOR: Kind = Kind { name: "tf32", depth: 8, bytes: 4, bits: f32::to_bits };
+const F16: MatrixType =
+    MatrixType { name: "f16", depth: 16, bytes: 2, bits: |x| u32::from(f16::from_f32(x).to_bits()) };
+const BF16: MatrixType =
+    MatrixType { name: "bf16", depth: 16, bytes: 2, bits: |x| u32::from(bf16::from_f32(x).to_bits()) };
+const TF32: MatrixType = MatrixType { name: "tf32", depth: 8, bytes: 4, bits: f32::to_bits };
 
 fn a(i: usize, k: usize) -> f32 {
     ((3 * i + 5 * k + 1) * 7 % 11) as f32 - 5.0
@@ -221,23 +224,24 @@ fn b(k: usize, j: usize) -> f32 {
     ((2 * k + 9 * j + 4) * 7 % 11) as f32 - 5.0
 }
 
-/// Where the canonical layouts have element `k` of a line (K-major) or line `k`'s element (MN-major), in bytes, with the
-/// descriptor's leading and stride offsets.
-fn place(swizzle: Swizzle, transposed: bool, line: usize, k: usize, bytes: usize) -> usize {
+/// Byte offset of element `k` of row or column `line` in the canonical layouts, with the leading and stride offsets of
+/// [`descriptor`]; `transposed` is MN-major, otherwise K-major.
+fn layout(swizzle: Swizzle, transposed: bool, line: usize, k: usize, bytes: usize) -> usize {
     let span = swizzle.span() as usize;
     let (major, minor) = if transposed { (k, line * bytes) } else { (line, k * bytes) };
     let at = match (swizzle, transposed) {
-        // Pieces of 8 lines by 16 bytes; the next along the line 128 bytes on, the next 8 lines 2048 bytes on.
+        // Core matrices of 8 lines by 16 bytes; the next one along the line is at 128 bytes, the next 8 lines at 2048
+        // bytes.
         (Swizzle::None, _) => major / 8 * 2048 + minor / 16 * 128 + major % 8 * 16 + minor % 16,
         (_, false) => major * span + minor,
-        // Eight lines of a span, then the next eight depths at 4096, the next span of columns behind those eight lines.
+        // Eight lines of a span; the next span of columns follows them, the next eight k are at 4096 bytes.
         (_, true) => major / 8 * 4096 + minor / span * 8 * span + major % 8 * span + minor % span,
     };
     let bits = at >> 7 & (span / 16 - 1);
     at ^ bits << 4
 }
 
-/// The descriptor without its start, for [`place`].
+/// A matrix descriptor for [`layout`], without its start address.
 fn descriptor(swizzle: Swizzle, transposed: bool) -> u64 {
     let span = u64::from(swizzle.span());
     let (leading, stride) = match (swizzle, transposed) {
@@ -251,21 +255,21 @@ fn descriptor(swizzle: Swizzle, transposed: bool) -> u64 {
     (leading / 16) << 16 | (stride / 16) << 32 | mode << 62
 }
 
-/// `1 + a b`, of which `a` comes from registers or shared memory.
-fn multiply(
-    kind: Kind,
+/// Runs one `wgmma`, `1 + a b`, with `a` in registers or in shared memory.
+fn wgmma(
+    kind: MatrixType,
     columns: usize,
     swizzle: Swizzle,
     [in_registers, a_transposed, b_transposed]: [bool; 3],
 ) -> Vec<f32> {
-    // a at 0, b at 32 KiB, then a's fragments, 16 bytes a thread
+    // a at 0, b at 32 KiB, then a's fragments, 16 bytes per thread
     let mut x = vec![0u8; 65536 + 2048];
     let mut put = |at: usize, value: f32| {
         x[at..at + kind.bytes].copy_from_slice(&(kind.bits)(value).to_le_bytes()[..kind.bytes]);
     };
     for k in 0..kind.depth {
-        (0..64).for_each(|i| put(place(swizzle, a_transposed, i, k, kind.bytes), a(i, k)));
-        (0..columns).for_each(|j| put(32768 + place(swizzle, b_transposed, j, k, kind.bytes), b(k, j)));
+        (0..64).for_each(|i| put(layout(swizzle, a_transposed, i, k, kind.bytes), a(i, k)));
+        (0..columns).for_each(|j| put(32768 + layout(swizzle, b_transposed, j, k, kind.bytes), b(k, j)));
     }
     let per = 4 / kind.bytes;
     for thread in 0..128 {
@@ -285,7 +289,7 @@ fn multiply(
         (_, true) => format!(", {}", u8::from(b_transposed)),
         (_, false) => format!(", {}, {}", u8::from(a_transposed), u8::from(b_transposed)),
     };
-    let Kind { name, depth, .. } = kind;
+    let MatrixType { name, depth, .. } = kind;
     let first = if in_registers { "{a0, a1, a2, a3}" } else { "e0" };
     let body = format!(
         "{START}
@@ -323,24 +327,20 @@ fn multiply(
     out
 }
 
-fn product(depth: usize, columns: usize) -> Vec<f32> {
+fn expected(depth: usize, columns: usize) -> Vec<f32> {
     let sum = |i: usize, j: usize| 1.0 + (0..depth).map(|k| a(i, k) * b(k, j)).sum::<f32>();
     (0..64 * columns).map(|e| sum(e / columns, e % columns)).collect()
 }
 
 #[test]
-fn products_of_a_warpgroup_are_matrix_products() {
+fn wgmma_is_a_matrix_product() {
     for swizzle in SWIZZLES {
-        for kind in [HALF, BRAIN, TENSOR] {
+        for kind in [F16, BF16, TF32] {
             for in_registers in [false, true] {
                 for columns in [8, 24, 128] {
-                    let got = multiply(kind, columns, swizzle, [in_registers, false, false]);
-                    assert_eq!(
-                        got,
-                        product(kind.depth, columns),
-                        "{} n{columns} {swizzle:?} {in_registers}",
-                        kind.name
-                    );
+                    let got = wgmma(kind, columns, swizzle, [in_registers, false, false]);
+                    let want = expected(kind.depth, columns);
+                    assert_eq!(got, want, "{} n{columns} {swizzle:?}, a in registers: {in_registers}", kind.name);
                 }
             }
         }
@@ -348,28 +348,28 @@ fn products_of_a_warpgroup_are_matrix_products() {
 }
 
 #[test]
-fn operands_may_have_their_rows_along_the_depth() {
+fn operands_may_be_mn_major() {
     for swizzle in SWIZZLES {
         for transposed in [[false, true, false], [false, false, true], [true, false, true], [false, true, true]] {
             for columns in [64, 128] {
-                let got = multiply(BRAIN, columns, swizzle, transposed);
-                assert_eq!(got, product(16, columns), "n{columns} {swizzle:?} {transposed:?}");
+                let got = wgmma(BF16, columns, swizzle, transposed);
+                assert_eq!(got, expected(16, columns), "n{columns} {swizzle:?} {transposed:?}");
             }
         }
     }
 }
 
 #[test]
-fn a_depth_within_the_swizzle_begins_at_its_own_piece() {
-    // 64 columns of the depth in rows of 128 bytes, taken 16 by 16: the start moves by 32 bytes, the pattern stays.
-    let number = |i: usize| f32::from((i * 5 % 7) as u8) - 3.0;
+fn an_operand_may_start_within_the_swizzle_span() {
+    // K = 64 in rows of 128 bytes, in four steps of 16: the start moves by 32 bytes, the swizzle pattern stays.
+    let value = |i: usize| f32::from((i * 5 % 7) as u8) - 3.0;
     let mut x = vec![0u8; 16384];
     for line in 0..64 {
         for k in 0..64 {
-            let at = place(Swizzle::Bytes128, false, line, k, 2);
-            x[at..at + 2].copy_from_slice(&bf16::from_f32(number(line + 3 * k)).to_le_bytes());
-            let at = 8192 + place(Swizzle::Bytes128, false, line % 8, k, 2);
-            x[at..at + 2].copy_from_slice(&bf16::from_f32(number(k + 2 * (line % 8))).to_le_bytes());
+            let at = layout(Swizzle::Bytes128, false, line, k, 2);
+            x[at..at + 2].copy_from_slice(&bf16::from_f32(value(line + 3 * k)).to_le_bytes());
+            let at = 8192 + layout(Swizzle::Bytes128, false, line % 8, k, 2);
+            x[at..at + 2].copy_from_slice(&bf16::from_f32(value(k + 2 * (line % 8))).to_le_bytes());
         }
     }
     let steps: String = (0..4)
@@ -404,7 +404,7 @@ fn a_depth_within_the_swizzle_begins_at_its_own_piece() {
     for (i, word) in y.into_iter().enumerate() {
         let (thread, s) = (i / 4, i % 4);
         let (row, column) = (16 * (thread / 32) + thread % 32 / 4 + 8 * (s / 2), 2 * (thread % 4) + s % 2);
-        let want: f32 = (0..64).map(|k| number(row + 3 * k) * number(k + 2 * column)).sum();
+        let want: f32 = (0..64).map(|k| value(row + 3 * k) * value(k + 2 * column)).sum();
         assert_eq!(f32::from_bits(word.unwrap()), want, "row {row} column {column}");
     }
 }

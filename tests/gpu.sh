@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Everything that only a real NVIDIA card can tell, in a few minutes, with binaries that were built elsewhere.
+# Checks and benchmarks on an NVIDIA card, in a few minutes, with binaries that were built elsewhere.
 #
-#   tests/gpu.sh build BINARIES            on a machine with Rust: builds, and puts what is needed into that folder
-#   tests/gpu.sh run BINARIES [REPORT]     on a machine with a card: checks and times, prints a table, writes it to REPORT
+#   tests/gpu.sh build BINARIES            on a machine with Rust: builds the binaries into that folder   tests/gpu.sh
+# run BINARIES [REPORT]     on a machine with a card: checks and times, prints a report and writes it to REPORT
 #
-# `run` wants the repository's files beside it, NVIDIA's driver, and a Python with PyTorch, diffusers and safetensors, which
-# the variable PYTHON may name. compute-sanitizer of the CUDA toolkit is used where it is found. Without a card it ends with
-# one line and exit code 4, as the engine does. Where the driver brings Vulkan, the WGSL kernels are checked and timed as well.
-# SECONDS_A_CASE, 0.2 if not set, is how long each case is timed.
+# `run` needs the repository's files, NVIDIA's driver, and a Python with PyTorch, diffusers and safetensors (variable
+# PYTHON). It uses compute-sanitizer of the CUDA toolkit if present, and checks and times the WGSL kernels if the driver
+# has Vulkan. Without a card it exits with code 4, as the engine does. SECONDS_A_CASE is the time per benchmark case,
+# 0.2 by default.
 set -euo pipefail
-# Folders and files are named from where the caller is, everything of the repository from its root.
+# Arguments are relative to the caller's folder, the repository's files to its root.
 paths=()
 for path in "${@:2}"; do
     paths+=("$(realpath -m -- "$path")")
@@ -19,14 +19,14 @@ cd "$(dirname "$0")/.."
 readonly PYTHON="${PYTHON:-python3}" SECONDS_A_CASE="${SECONDS_A_CASE:-0.2}"
 readonly TYPES=(f16 bf16 tf32 f32)
 readonly PEERS=benches/peers/compare_cases.py
-readonly LIMIT=(timeout --kill-after 10 150) # a kernel that never ends must not keep the rest from being run
+readonly LIMIT=(timeout --kill-after 10 150) # a kernel that never ends must not block the other checks
 
 usage() {
     sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' tests/gpu.sh >&2
     exit 2
 }
 
-# The file that cargo built for the target of a name, from cargo's messages.
+# The executable of a cargo target, from cargo's messages on standard input.
 built() {
     "$PYTHON" -c '
 import json, sys
@@ -49,7 +49,7 @@ build() {
     echo "$folder: engine, cuda, cuda_statistics, wgpu"
 }
 
-# Runs a check, keeps its output, and adds a line to the report. Whatever it finds, the rest is still run.
+# Runs a check, logs its output, and adds a line to the report. A failure does not stop the other checks.
 failed=0
 check() {
     local name=$1 log=$2 started=$SECONDS status=0
@@ -57,13 +57,13 @@ check() {
     "$@" >"$log" 2>&1 || status=$?
     case $status in
     0) echo "- $name: passed in $((SECONDS - started)) s" ;;
-    124 | 137) echo "- $name: **not finished in time**, see $log" && failed=1 ;;
+    124 | 137) echo "- $name: **timed out**, see $log" && failed=1 ;;
     *) echo "- $name: **failed** with exit code $status, see $log" && failed=1 ;;
     esac >>"$report"
     tail -n 1 "$report"
 }
 
-# The tiny checkpoint's whole way to a picture, on the CPU and on the card, tensor by tensor.
+# Compares a picture of the tiny checkpoint on the CPU and on the card, tensor by tensor.
 trace() {
     local device
     for device in cpu cuda; do
@@ -73,8 +73,8 @@ trace() {
     "$PYTHON" "$PEERS" --trace "$work/cpu.safetensors" "$work/cuda.safetensors"
 }
 
-# What the engine takes on a device, in a type, for each case that PyTorch is timed with; the networks, whose weights take a
-# while to draw, only in the type that pictures are made in.
+# Times the engine on a device, in a type, for each case that PyTorch has too. Networks, whose weights take long to
+# draw, are timed in f16 only.
 bench() {
     local filters=() name
     while read -r name; do
@@ -87,18 +87,18 @@ run() {
     local binaries=$1 cases moments shaders adapter type name timed=()
     report=${2:-gpu-report.md}
     if ! nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
-        echo "gpu.sh: nvidia-smi finds no NVIDIA card on this machine" >&2
+        echo "gpu.sh: no NVIDIA card found by nvidia-smi" >&2
         exit 4
     fi
     engine=$(realpath "$binaries/engine") cases=$(realpath "$binaries/cuda") work=$(mktemp -d)
     moments=$(realpath "$binaries/cuda_statistics") shaders=$(realpath "$binaries/wgpu")
-    export REQUIRE_BACKENDS=cuda,wgpu # a test that cannot run there has failed
+    export REQUIRE_BACKENDS=cuda,wgpu # a skipped test counts as failed
     {
         echo "## $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1), $(date +%F)"
         echo
     } >"$report"
-    check "all cases against loops in f64" "$work/cases.log" "${LIMIT[@]}" "$cases" on_a_gpu --test-threads 1
-    check "norms behind products against the CPU" "$work/moments.log" "${LIMIT[@]}" "$moments" on_a_gpu
+    check "all cases against f64 loops" "$work/cases.log" "${LIMIT[@]}" "$cases" on_a_gpu --test-threads 1
+    check "norms after matmuls against the CPU" "$work/moments.log" "${LIMIT[@]}" "$moments" on_a_gpu
     check "the tiny checkpoint against the CPU" "$work/trace.log" trace
     if command -v compute-sanitizer >/dev/null; then
         for tool in memcheck racecheck; do
@@ -112,10 +112,10 @@ run() {
         check "timings in $type" "$work/bench-$type.log" bench cuda "$type"
         timed+=("cuda-$type")
     done
-    # The first adapter is the one that the tests take; a software adapter says nothing of the card.
+    # The tests use the first adapter; a software adapter would not test the card.
     adapter=$("$engine" devices 2>/dev/null | grep '^wgpu:0 ' || true)
-    if [[ $adapter == *"discrete GPU"* ]]; then
-        check "all cases in WGSL against loops in f64" "$work/shaders.log" "${LIMIT[@]}" "$shaders" matches_the_reference
+    if [[ $adapter == *"(discrete"* ]]; then
+        check "all cases in WGSL against f64 loops" "$work/shaders.log" "${LIMIT[@]}" "$shaders" matches_the_reference
         for type in f16 f32; do
             check "timings in WGSL, $type" "$work/bench-wgpu-$type.log" bench wgpu "$type"
             timed+=("wgpu-$type")

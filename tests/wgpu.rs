@@ -1,5 +1,4 @@
-//! The WGSL back end on whatever adapter there is, a software one included: every operation against loops in f64, and
-//! the executable's promises about traffic and memory.
+//! Every operation of the WGSL back end against loops in f64, on the best available adapter, lavapipe included.
 #![cfg(feature = "wgpu")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -10,7 +9,7 @@ use unclip::Dtype;
 use unclip::backend::wgpu::{Kind, Options, Wgpu};
 use unclip::ops::Tiles;
 
-/// Cases above this are left out where a software adapter would share operands by way of memory and barriers.
+/// FLOPs above which cases are skipped on software adapters for kernels with barriers.
 const BARRIERS_MOST_FLOPS: u64 = 60_000_000;
 
 fn open(options: Options) -> Option<Wgpu> {
@@ -34,7 +33,7 @@ fn check(stem: &str) {
             None => println!("skipped: the adapter lacks cooperative matrices"),
         }
         for (tiles, subgroups) in ways {
-            // A barrier costs a processor more than the work between two of them.
+            // On a CPU a barrier costs more than the work between two barriers.
             let barriers = matches!(tiles, Tiles::Shared | Tiles::Matrices);
             let most_flops = if is_software && barriers { BARRIERS_MOST_FLOPS } else { u64::MAX };
             let options = Options { storage, tiles: Some(tiles), subgroups, ..Options::default() };

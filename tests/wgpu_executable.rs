@@ -1,4 +1,4 @@
-//! What the WGSL back end promises beside the numbers: traffic, memory, and errors that say what to do.
+//! Traffic, memory and errors of the WGSL back end.
 #![cfg(feature = "wgpu")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -87,7 +87,7 @@ fn slots_take_the_memory_that_the_plan_states_and_half_precision_nearly_halves_i
     assert!(bytes[1].0 < bytes[0].0 * 3 / 4, "{bytes:?}");
 }
 
-/// At the size that the figures are about; the weights are made up.
+/// Karlo's size with random weights.
 #[test]
 fn karlos_decoder_for_two_pictures_takes_the_memory_that_its_plan_states() {
     let Some(backend) = open(Dtype::F16) else { return };
@@ -127,12 +127,12 @@ fn replaying_a_loop_gives_what_the_cpu_gives_and_the_same_bits_again() {
     }
 }
 
-/// An adapter that binds no more than a MiB.
+/// An adapter limited to bindings of one MiB.
 fn open_small() -> Option<Wgpu> {
     every::available("wgpu", Wgpu::new(Options { largest_tensor: Some(1 << 20), ..Options::default() }))
 }
 
-/// Compiling is refused with an error that names the adapter, the tensor and the limit.
+/// Checks that the plan is refused with an error that names the adapter, the tensor and the limit.
 fn assert_too_large(backend: &Wgpu, graph: Graph<'_>, weights: &Tensors, tensor: &str) {
     let error = backend.prepare(graph.finish().unwrap(), weights).err().unwrap();
     assert!(matches!(error, Error::Device { .. }), "{error:?}");
@@ -161,7 +161,7 @@ fn a_weight_too_large_for_the_adapter_that_cannot_be_divided_is_refused_with_its
     let graph = Graph::new("large", &weights);
     graph.output("y", graph.input("x", &[1, depth]).project(graph.weights().at("deep"), 96));
     assert_too_large(&backend, graph, &weights, "a part of 64 rows of tensor deep.weight [96, 4097]");
-    // One product may be taken in parts, but what is read as it is stored may not.
+    // A matmul can read its weight in parts, an output cannot.
     let graph = Graph::new("output", &weights);
     graph.output("w", graph.weights().tensor("deep.weight", &[96, depth]));
     assert_too_large(&backend, graph, &weights, "tensor deep.weight [96, 4097]");
@@ -211,7 +211,7 @@ fn automatic_choice_never_takes_a_software_adapter() {
     }
 }
 
-/// Run by the test below in a process of its own, where no driver can be found.
+/// Runs itself in a process of its own, in which no driver can be found.
 #[test]
 fn without_a_driver_there_is_an_error_and_no_panic() {
     const ALONE: &str = "UNCLIP_TEST_WITHOUT_DRIVER";
@@ -236,7 +236,7 @@ fn without_a_driver_there_is_an_error_and_no_panic() {
 }
 
 #[test]
-fn writing_what_a_plan_does_not_have_is_an_error_as_on_the_cpu() {
+fn unknown_names_wrong_lengths_and_wrong_types_are_errors() {
     let Some(backend) = open(Dtype::F32) else { return };
     let mut executable = cases::named("pointwise/clamp").problem().prepare(&backend).expect("the case compiles");
     assert!(executable.write("no such input", &[0.0]).is_err());
@@ -294,7 +294,7 @@ fn kernels_are_kept_on_disk_and_a_damaged_file_is_replaced() {
     for damaged in [one_byte, kept[..kept.len() / 2].to_vec(), vec![7; 100], Vec::new()] {
         std::fs::write(&file, &damaged).unwrap();
         assert_eq!(run(), first);
-        assert_ne!(std::fs::read(&file).unwrap(), damaged, "what was damaged is replaced");
+        assert_ne!(std::fs::read(&file).unwrap(), damaged, "the damaged file is replaced");
     }
     assert!(std::fs::read_dir(&cache).unwrap().all(|f| f.unwrap().path() == file), "something was left behind");
 }

@@ -1,4 +1,5 @@
-//! Weights that an adapter does not bind as a whole: in parts, with a launch for each, they give what they give at once.
+//! Weights larger than the adapter's binding limit: split into parts with a launch for each, they give the same
+//! results.
 #![cfg(feature = "wgpu")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -14,7 +15,7 @@ use unclip::cases::Tensor;
 use unclip::ops::{Activation, Conv2d, Embed, Linear, Op, Tiles, elements};
 use unclip::plan::Graph;
 
-/// What an adapter is asked to bind at most.
+/// Limit of a binding in these tests.
 const LARGEST: u64 = 64 << 10;
 
 fn open(options: Options) -> Option<Wgpu> {
@@ -25,7 +26,7 @@ fn open(options: Options) -> Option<Wgpu> {
 fn problem(op: impl Into<Op>, shapes: &[(&[usize], bool)]) -> Problem {
     let mut random = Random(4);
     let tensors = shapes.iter().map(|&(shape, stored)| {
-        // As the file stores it, so that every storage type has the same numbers to begin with.
+        // Exact in f16, so that every storage type starts with the same values.
         let data = (0..elements(shape)).map(|_| half::f16::from_f64(random.normal() * 0.1).to_f32()).collect();
         Tensor { shape: shape.to_vec(), data: Data::Numbers(data), stored: stored.then_some(Dtype::F16) }
     });
@@ -46,7 +47,7 @@ fn problems() -> Vec<(&'static str, Problem)> {
     ];
     let mut lookup = problem(Embed::Lookup, &[(&[1501, 33], true)]);
     let mut random = Random(5);
-    // The first and last row of the table, those about the end of a part, and any.
+    // The first and last row of the table, rows at the ends of parts, and random ones.
     let mut ids: Vec<u32> = (0..40).map(|_| random.bits() as u32 % 1501).collect();
     ids.extend([0, 1500, 447, 448, 449, 959, 960]);
     lookup.tensors.push(Tensor { shape: vec![1, ids.len()], data: Data::Rows(ids), stored: None });

@@ -15,7 +15,7 @@ use unclip::backend::Backend;
 use unclip::backend::wgpu::{Options, Wgpu};
 use unclip::ops::Tiles;
 
-/// Storage in f16 may come with cooperative matrices, which are never chosen by themselves.
+/// Cooperative matrices are used only on request, with f16 storage.
 fn open(storage: Dtype, tiles: Option<Tiles>) -> Option<Box<dyn Backend>> {
     let backend = every::available("wgpu", Wgpu::new(Options::default()))?;
     if storage == Dtype::F16 && !backend.adapter().f16 {
@@ -29,17 +29,17 @@ fn open(storage: Dtype, tiles: Option<Tiles>) -> Option<Box<dyn Backend>> {
     Some(Box::new(Wgpu::new(Options { storage, tiles, ..Options::default() }).unwrap()))
 }
 
-/// For the trained model as few steps as there can be, one for each enlarging network: software adapters are slow.
+/// The minimum number of steps, one for each super-resolution network, because software adapters are slow.
 const FEW: Steps = [Some(2), Some(2), Some(2)];
 
 #[test]
-fn every_stage_agrees_with_the_cpu_in_single_precision() {
+fn every_stage_agrees_with_the_cpu_in_f32() {
     let Some(backend) = open(Dtype::F32, None) else { return };
     agree(MODEL, backend, [None; 3]);
 }
 
 #[test]
-fn variations_agree_with_the_cpu_in_single_precision() {
+fn variations_agree_with_the_cpu_in_f32() {
     for model in [MODEL, TRAINED] {
         let Some(backend) = open(Dtype::F32, None) else { return };
         agree_on_variations(model, backend, FEW);
@@ -53,12 +53,12 @@ fn pictures_agree_with_the_cpu_where_the_kernel_draws_the_noise() {
 }
 
 #[test]
-fn every_stage_of_the_trained_model_agrees_with_the_cpu_in_single_precision() {
+fn every_stage_of_the_trained_model_agrees_with_the_cpu_in_f32() {
     let Some(backend) = open(Dtype::F32, None) else { return };
     agree(TRAINED, backend, FEW);
 }
 
-/// Pictures of a checkpoint in half precision against the CPU's.
+/// Compares pictures of a checkpoint in f16 with the CPU's.
 fn within_40_db(model: &str, tiles: Option<Tiles>, prompts: &[&str], steps: Steps) {
     let Some(backend) = open(Dtype::F16, tiles) else { return };
     println!("{}", backend.name());
@@ -76,12 +76,12 @@ fn within_40_db(model: &str, tiles: Option<Tiles>, prompts: &[&str], steps: Step
 }
 
 #[test]
-fn pictures_in_half_precision_are_within_40_db_of_the_cpu() {
+fn pictures_in_f16_are_within_40_db_of_the_cpu() {
     within_40_db(MODEL, None, &PROMPTS, [None; 3]);
 }
 
 #[test]
-fn a_picture_of_the_trained_model_in_half_precision_is_within_40_db_of_the_cpu() {
+fn a_picture_of_the_trained_model_in_f16_is_within_40_db_of_the_cpu() {
     for tiles in [None, Some(Tiles::Matrices)] {
         within_40_db(TRAINED, tiles, &["a red car on a blue background"], FEW);
     }

@@ -1,5 +1,4 @@
-//! Random models on the WGSL back end: memory that is shared, steps that run once, feeds, and the copies that half
-//! precision needs.
+//! Random models on the WGSL back end: shared slots, steps that run once, feeds, and casts to f16.
 #![cfg(feature = "wgpu")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -30,7 +29,7 @@ fn config(cases: u32) -> ProptestConfig {
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 
-/// Equal but for rounding, which a chain of steps may enlarge.
+/// Equal up to rounding, which a chain of steps may amplify.
 fn agree(got: &[Vec<f32>], want: &[Vec<f32>], precision: Dtype) -> Result<(), String> {
     for (got, want) in got.iter().zip(want) {
         let want: Vec<f64> = want.iter().map(|&v| f64::from(v)).collect();
@@ -59,7 +58,7 @@ fn random_models_give_what_the_cpu_gives() {
 proptest! {
     #![proptest_config(config(200))]
 
-    /// What `narrow` promises: every operation finds the type that it wants, and every feed one that fits.
+    /// The contract of `narrow`: every operation gets the types of its rules, and feeds connect equal types.
     #[test]
     fn narrowed_plans_give_every_operation_the_type_it_wants(recipe in recipes()) {
         let plan = narrow(planned(&recipe, &weights(), true), Dtype::F16);
@@ -113,7 +112,7 @@ fn an_entry_of_a_batch_gives_the_same_bits_alone() {
     }
 }
 
-/// WGSL lets an implementation assume that there are none; those in use do not, and a damaged weight should show.
+/// WGSL allows implementations to assume there is no NaN. Those in use do not, and damaged weights should be visible.
 #[test]
 fn a_nan_reaches_the_elements_that_depend_on_it() {
     let Some(backend) = open(Dtype::F32) else { return };

@@ -6,17 +6,17 @@
     python benches/peers/compare.py --model CHECKPOINT --dtype bf16 decoder
     python benches/peers/compare.py --model models/default picture
 
-A stage is one step of its network: both sides load the same component of a checkpoint in the layout of diffusers and get
-tensors of the same shapes, a guided pair for prior and decoder, one picture for super-resolution. Rounds alternate, one
-step of each, so that whatever else the machine does meets both. PyTorch runs what diffusers' pipeline calls at every
-step, without the sampler's arithmetic, which this engine's step includes.
+A stage is one step of its network. Both sides load the same component of a checkpoint in the layout of diffusers and
+get tensors of the same shapes: a guided pair for prior and decoder, one picture for super-resolution. Rounds alternate,
+one step of each, so that other load on the machine affects both. PyTorch runs the network as diffusers' pipeline calls
+it; this engine's step also includes the sampler's arithmetic.
 
-`picture` is a whole picture with the checkpoint's own numbers of steps: once in a process that stays, and once as a
-process of its own, from its start to the file, with its peak memory.
+`picture` is a whole picture with the checkpoint's default steps: in a process with loaded weights, and as a process of
+its own, from its start to the file, with its peak memory.
 
-The median of the rounds' ratios is reported with the smallest and largest; a ratio above one means that this engine
-is faster. `--json FILE` keeps the numbers of all rounds; `--table FILE` writes the table between the marks
-`<!-- compare.py: NAME -->` and `<!-- end -->` of a text, where `--name` says which.
+The result is the median of the rounds' ratios with the smallest and largest; above one, this engine is faster. `--json
+FILE` saves all rounds; `--table FILE` writes the table between the marks `<!-- compare.py: NAME -->` and `<!-- end -->`
+of a text file, with `NAME` from `--name`.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import tempfile
 import time
 from pathlib import Path
 
-# Waiting threads of a parallel region must sleep, or they would take time from the other side's turn.
+# Idle OpenMP threads must sleep, or they would slow down the other side.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch  # noqa: E402
@@ -42,7 +42,7 @@ PIPE = subprocess.PIPE
 
 
 class Engine:
-    """The example `one_step` as a process that does the work once for every line it is given."""
+    """The example `one_step` as a process, which runs one step per line of its input."""
 
     def __init__(self, options, stage, threads):
         command = [ROOT / "target/release/examples/one_step", options.model, stage, options.pictures, threads]
@@ -55,7 +55,7 @@ class Engine:
         for line in self.process.stdout:
             if line.startswith("step "):
                 return float(line.split()[1])
-        raise SystemExit("the example one_step ended early; run it by hand to see why")
+        raise SystemExit("the example one_step exited early; run it by hand to see its error")
 
     def close(self):
         self.process.stdin.close()
@@ -120,7 +120,7 @@ def timed(work):
     return time.perf_counter() - started
 
 
-# A process inherits the peak of the one that it is forked from, so a small one stands between.
+# A forked process starts with its parent's peak memory, so a small process starts the measured one.
 MEASURE = """
 import os, sys, time
 started = time.perf_counter()
@@ -135,12 +135,12 @@ def process(command):
     command = [sys.executable, "-c", MEASURE, *map(str, command)]
     done = subprocess.run(command, stdout=PIPE, text=True)
     if done.returncode:
-        raise SystemExit(f"{command[3]} failed; run it by hand to see why")
-    return tuple(float(number) for number in done.stdout.split())
+        raise SystemExit(f"{command[3]} failed; run it by hand to see its error")
+    return tuple(float(value) for value in done.stdout.split())
 
 
 def report(what, rounds, unit="s"):
-    """A row of the table; `rounds` holds pairs of ours and theirs."""
+    """Prints and returns a row of the table; `rounds` holds pairs of this engine's and the peer's results."""
     ratios = [theirs / ours for ours, theirs in rounds]
     ours, theirs = (statistics.median(side) for side in zip(*rounds))
     digits = 3 if unit == "s" else 0
@@ -189,12 +189,12 @@ def compare_picture(options, dtype):
 
 
 def write_table(path, name, lines):
-    """Puts the table between its marks, and leaves the rest of the text alone."""
+    """Replaces the table between its marks in a text file."""
     text = Path(path).read_text()
     begin, end = f"<!-- compare.py: {name} -->\n", "<!-- end -->"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     if not pattern.search(text):
-        raise SystemExit(f"{path}: expected a line {begin.strip()} and after it a line {end}")
+        raise SystemExit(f"{path}: expected a line {begin.strip()}, and a line {end} after it")
     Path(path).write_text(pattern.sub(lambda _: begin + "\n".join(lines) + "\n" + end, text, count=1))
 
 
@@ -204,11 +204,11 @@ def main():
     parser.add_argument("--pictures", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="what both sides compute in")
-    parser.add_argument("--one-thread", action="store_true", help="steps beside this engine with one thread")
-    parser.add_argument("--json", help="file to write")
-    parser.add_argument("--table", help="text whose table is replaced")
-    parser.add_argument("--name", help="which table of the text")
+    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="precision of both sides")
+    parser.add_argument("--one-thread", action="store_true", help="compare with one thread, not with PyTorch")
+    parser.add_argument("--json", help="file for all rounds")
+    parser.add_argument("--table", help="text file whose table is replaced")
+    parser.add_argument("--name", help="name of the table in that file")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     stages = ["prior", "decoder", "super_res_first", "super_res_last", "picture"]
     parser.add_argument("what", nargs="+", choices=stages)

@@ -3,14 +3,15 @@
     engine bench --device cuda --dtype f16 --json --filter decoder-64px > ours.json
     python compare_cases.py --device cuda --dtype f16 ours.json
 
-Operations run as PyTorch's own (cuBLAS, cuDNN, scaled_dot_product_attention), on channels-last pictures, captured into a
-CUDA graph on a GPU, as the engine's are, so that neither side is charged for launching. Networks are those of diffusers with
-Karlo's configuration and weights drawn on the spot, eager, and with `--compile` compiled as well. The shares are of what the
-same device reaches in this run: a large matrix product, and a copy of memory. `--device cpu` works too.
+Operations are PyTorch's (cuBLAS, cuDNN, scaled_dot_product_attention) on channels-last pictures. On a GPU both sides
+run as CUDA graphs, so launches cost neither side. Networks are diffusers' with Karlo's configuration and random
+weights, eager, and compiled with `--compile`. Shares are of the device's roofline in this run: a large matmul, and a
+copy of memory. `--device cpu` works too.
 
-For each case of the files that PyTorch has here: time, rate, share of the roofline, PyTorch's time, and how many times as
-long PyTorch takes. `--trace A B` compares two recordings of `engine run --trace` instead and exits with 1 if a tensor
-differs by more than 2e-3 of its largest element, or a pixel by more than 2 of 255.
+The table has for each case: time, rates, share of the roofline, PyTorch's time, and its ratio to the engine's.
+
+`--trace A B` instead compares two recordings of `engine run --trace`, and exits with 1 if a tensor differs by more than
+2e-3 of its largest element, or a pixel by more than 2 of 255.
 """
 
 import argparse
@@ -30,7 +31,7 @@ TENSOR_BAR, PIXEL_BAR = 2e-3, 2
 
 
 class Peer:
-    """Builds what PyTorch runs for a case's name, on one device in one type."""
+    """Builds PyTorch's version of a case, for one device and type."""
 
     def __init__(self, device, dtype):
         self.device, self.dtype = device, dtype
@@ -40,7 +41,7 @@ class Peer:
         return torch.randn(shape, generator=self.generator).to(self.device, self.dtype)
 
     def picture(self, n, h, w, c):
-        """[N, C, H, W] whose memory is channels last."""
+        """A tensor [N, C, H, W] in channels-last memory format."""
         return self.draw(n, c, h, w).to(memory_format=torch.channels_last)
 
     def linear(self, rows, depth, outputs, residual=False):
@@ -75,7 +76,7 @@ class Peer:
         return lambda: function(*x), x[0].numel()
 
     def network(self, name):
-        """One step's network as diffusers' pipeline calls it, and no number of operations to compare."""
+        """A network, and a function that runs one step of it as diffusers' pipeline does."""
         import diffusers
 
         file, kind = {
@@ -111,7 +112,8 @@ class Peer:
         return net, lambda net: net(x, timestep=when)
 
 
-# By the engine's names, of which `src/cases/ops.rs` has the shapes; that both are the same is checked by their operations.
+# Cases by the engine's names; their shapes are in `src/cases/ops.rs`. `table` checks that both sides have the same
+# FLOPs.
 CASES = {
     "linear/decoder-attention-out": lambda p: p.linear(2048, 640, 640, residual=True),
     "linear/prior-step": lambda p: p.linear(324, 2048, 8192),
@@ -129,7 +131,7 @@ CASES = {
     "pointwise/add-decoder-64px": lambda p: p.pointwise(torch.add, 2, 64, 64, 320, operands=2),
 }
 NETWORKS = {f"{name}/karlo": name for name in ("prior", "decoder", "super_res")}
-# Steps of a picture: 25 of the prior, 25 of the decoder, 7 of super-resolution.
+# Steps per picture.
 PICTURE = {"prior/karlo": 25, "decoder/karlo": 25, "super_res/karlo": 7}
 
 
@@ -139,7 +141,7 @@ def synchronize(device):
 
 
 def seconds(run, device, budget):
-    """Median of several samples, each of as many runs in a row as make the clock's part small."""
+    """Median of several samples, each of enough runs to make the timer's overhead negligible."""
 
     def sample(count):
         synchronize(device)
@@ -152,7 +154,7 @@ def seconds(run, device, budget):
     sample(1)
     once = sample(1)
     count = max(1, math.ceil(4e-3 / max(once, 1e-9)))
-    # What takes seconds, as networks on a CPU do, shows in the one run that has been timed already.
+    # For work of seconds (networks on a CPU) the one timed run is enough.
     started, samples = time.perf_counter(), [once] if once > 1 else []
     while len(samples) < (1 if once > 1 else 5) or time.perf_counter() - started < budget:
         samples.append(sample(count))
@@ -160,7 +162,7 @@ def seconds(run, device, budget):
 
 
 def replayed(run, device):
-    """The same as a CUDA graph, where there is a GPU."""
+    """The function as a CUDA graph, on a GPU."""
     if device != "cuda":
         return run
     side = torch.cuda.Stream()
@@ -175,7 +177,7 @@ def replayed(run, device):
 
 
 def peaks(peer, device, budget):
-    """Operations a second of a large product, bytes a second of a copy."""
+    """FLOP/s of a large matmul, bytes per second of a copy."""
     n, words = (8192, 1 << 28) if device == "cuda" else (1024, 1 << 24)
     a, b = peer.draw(n, n), peer.draw(n, n)
     flops = 2 * n**3 / seconds(lambda: a @ b, device, budget)
@@ -185,7 +187,7 @@ def peaks(peer, device, budget):
 
 
 def network_times(peer, name, options):
-    """Seconds of a step, eager and compiled; None where it was not asked for or did not work."""
+    """Seconds of a step, eager and compiled; None if not compiled."""
     net, step = peer.network(name)
     times = [seconds(lambda: step(net), options.device, options.seconds), None]
     if options.compile:
@@ -193,7 +195,7 @@ def network_times(peer, name, options):
             compiled = torch.compile(net, mode="reduce-overhead")
             times[1] = seconds(lambda: step(compiled), options.device, options.seconds)
         except Exception as error:
-            print(f"{name} was not compiled: {type(error).__name__}", file=sys.stderr)
+            print(f"{name}: compiling failed: {type(error).__name__}", file=sys.stderr)
     return times
 
 
@@ -202,16 +204,16 @@ def micro(value):
 
 
 def table(report, options):
-    """Lines of the table for one file of the engine."""
+    """Yields the lines of the table for one report of the engine."""
     dtype = report["dtype"]
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype == "tf32"
     peer = Peer(options.device, DTYPES[dtype])
     flops_peak, bytes_peak = peaks(peer, options.device, options.seconds)
-    # The engine names the type behind the device where it is not f32.
+    # The engine appends the type to the device's name unless it is f32.
     yield f"### {report['device'].removesuffix(f' in {dtype}')}, {dtype}"
     yield ""
-    yield f"PyTorch {torch.__version__}; a product of matrices reaches {flops_peak / 1e12:.2f} TFLOP/s here, a copy"
-    yield f"{bytes_peak / 1e9:.0f} GB/s; the share is of whichever bounds a case."
+    yield f"PyTorch {torch.__version__}; a large matmul reaches {flops_peak / 1e12:.2f} TFLOP/s, a copy"
+    yield f"{bytes_peak / 1e9:.0f} GB/s; the share is of the one that bounds the case."
     yield ""
     yield "| case | us | TFLOP/s | GB/s | share | PyTorch us | ratio | compiled us | ratio |"
     yield "|---|---|---|---|---|---|---|---|---|"
@@ -222,7 +224,7 @@ def table(report, options):
         if name in CASES:
             run, flops = CASES[name](peer)
             if flops != row["flops"]:
-                raise SystemExit(f"{name}: {flops} operations here, {row['flops']} in the engine's file")
+                raise SystemExit(f"{name}: {flops} FLOPs here, {row['flops']} in the engine's report")
             theirs = seconds(replayed(run, options.device), options.device, options.seconds)
         else:
             theirs, compiled = network_times(peer, NETWORKS[name], options)
@@ -239,14 +241,14 @@ def table(report, options):
         )
     if all(name in rows for name in NETWORKS):
         ours, theirs, compiled = picture
-        compiled = "" if compiled is None else f", compiled {compiled:.3f} s, {compiled / ours:.2f} times as long"
+        compiled = "" if compiled is None else f", compiled {compiled:.3f} s (ratio {compiled / ours:.2f})"
         yield ""
-        yield f"The networks of a picture, 25 + 25 + 7 steps: {ours:.3f} s; PyTorch {theirs:.3f} s,"
-        yield f"{theirs / ours:.2f} times as long{compiled}."
+        yield f"The networks of a picture, 25 + 25 + 7 steps: {ours:.3f} s; PyTorch {theirs:.3f} s"
+        yield f"(ratio {theirs / ours:.2f}){compiled}."
 
 
 def compare_traces(want_file, got_file):
-    """Largest difference of each stage; whether all of them are within the bars."""
+    """Prints the largest difference of each stage; returns whether all are within the limits."""
     from safetensors.torch import load_file
 
     want, got = load_file(want_file), load_file(got_file)
@@ -256,7 +258,7 @@ def compare_traces(want_file, got_file):
     for name, tensor in want.items():
         a, b = tensor.float(), got[name].float()
         finite = bool(torch.isfinite(b).all())
-        # Pictures are bytes, or numbers from 0 to 1.
+        # Pictures are bytes, or floats from 0 to 1.
         largest = 255.0 if name == "image/u8" else 1.0 if name == "image/float" else a.abs().max().item()
         error = (a - b).abs().max().item() / max(largest, sys.float_info.min) if finite else math.inf
         stage = name.split("/")[0]
@@ -268,11 +270,11 @@ def compare_traces(want_file, got_file):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", help="what engine bench --json printed, one file for each type")
+    parser.add_argument("files", nargs="*", help="reports of engine bench --json, one per type")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--seconds", type=float, default=0.2, help="how long each case is timed")
-    parser.add_argument("--compile", action="store_true", help="networks compiled, too")
-    parser.add_argument("--cases", action="store_true", help="print the names of the cases that PyTorch has here")
+    parser.add_argument("--seconds", type=float, default=0.2, help="time per case")
+    parser.add_argument("--compile", action="store_true", help="also time compiled networks")
+    parser.add_argument("--cases", action="store_true", help="print the names of all cases")
     parser.add_argument("--trace", nargs=2, metavar=("WANT", "GOT"), help="compare two recordings")
     options = parser.parse_args()
     if options.cases:

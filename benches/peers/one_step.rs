@@ -1,9 +1,9 @@
-//! Does one piece of work on demand, for a comparison that alternates with another program.
+//! Runs one step or one picture on demand, for a comparison that alternates with another program.
 //!
-//! `cargo run --release --example one_step -- MODEL STAGE PICTURES [THREADS] [DTYPE]` loads one stage of a checkpoint, then
-//! runs one step for every line that it reads from its standard input and answers with the seconds that it took; the
-//! stage `picture` is a whole picture. `benches/peers/compare.py` drives it beside PyTorch. After a line `profile` it
-//! ends with the time of every kind of operation.
+//! `cargo run --release --example one_step -- MODEL STAGE PICTURES [THREADS] [DTYPE]` loads one stage of a checkpoint,
+//! then runs one step for every line of standard input and prints its time in seconds; the stage `picture` is a whole
+//! picture. `benches/peers/compare.py` runs it beside PyTorch. After a line `profile` it ends with a profile by kind of
+//! operation.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -61,7 +61,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Does the work for every line of standard input. Returns the seconds of all, and whether a line asked for a profile.
+/// Runs `work` for every line of standard input. Returns the total seconds, and whether a line was `profile`.
 fn on_demand(mut work: impl FnMut() -> Result<(), Box<dyn Error>>) -> Result<(f64, bool), Box<dyn Error>> {
     let (mut total, mut profiled) = (0.0, false);
     for line in std::io::stdin().lock().lines() {
@@ -84,7 +84,7 @@ fn whole_pictures(pipeline: Pipeline, pictures: usize) -> Result<(), Box<dyn Err
     Ok(())
 }
 
-/// The kinds of operation that took longest, with what they computed.
+/// Prints the kinds of operation that took longest.
 fn print_profile(plan: &Plan, seconds: &[f64]) {
     let mut kinds: BTreeMap<String, (f64, u64)> = BTreeMap::new();
     for (step, seconds) in plan.steps.iter().zip(seconds) {

@@ -1,4 +1,4 @@
-//! What both benchmarks share: the back ends that are present, and a table against the roofline at the end.
+//! Shared by both benchmarks: the available back ends, and the final table with roofline shares.
 
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 use std::time::Duration;
@@ -7,11 +7,11 @@ use unclip::backend::{Backend, Executable, Roofline};
 use unclip::cases::rounds;
 use unclip::plan::Cost;
 
-/// A back end and the name that its results go by.
+/// A back end and its name in the results.
 pub struct Subject {
     pub name: String,
     pub backend: Box<dyn Backend>,
-    /// Whether it is fast enough for the largest cases.
+    /// Whether the largest cases run on it.
     pub fast: bool,
 }
 
@@ -21,15 +21,15 @@ impl Subject {
     }
 }
 
-/// The CPU with one set of instructions; the variable `THREADS` sets how many threads it has.
+/// The CPU with one instruction set; the variable `THREADS` sets the number of threads.
 pub fn cpu(isa: Isa) -> Subject {
     let threads = std::env::var("THREADS").ok().and_then(|t| t.parse().ok()).unwrap_or(0);
     let cpu = Cpu::with_isa(threads, isa).expect("the machine has these instructions");
     Subject::new(isa.name(), cpu, isa != Isa::Portable)
 }
 
-/// The GPUs that are present, each with a line that names it or says why not: wgpu's best adapter, or the one whose number
-/// is in the variable `UNCLIP_ADAPTER`, on its own clock where it has one; and the first card of CUDA.
+/// The available GPUs: wgpu's best adapter, or number `UNCLIP_ADAPTER`, timed with timestamp queries where it has them;
+/// and the first CUDA device. Prints a line for each, with the reason if it is unavailable.
 pub fn gpus() -> Vec<Subject> {
     #[cfg_attr(not(any(feature = "wgpu", feature = "cuda")), allow(unused_mut))]
     let mut found = Vec::new();
@@ -42,7 +42,7 @@ pub fn gpus() -> Vec<Subject> {
         match open(true).or_else(|_| open(false)) {
             Ok(wgpu) => {
                 let adapter = wgpu.adapter();
-                let clock = if adapter.timestamps { "its own clock" } else { "the wall clock, submission included" };
+                let clock = if adapter.timestamps { "timestamp queries" } else { "wall clock, with submission" };
                 println!("wgpu: {adapter}; timed by {clock}");
                 let fast = adapter.kind != Kind::Software;
                 found.push(Subject::new("wgpu", wgpu, fast));
@@ -61,7 +61,7 @@ pub fn gpus() -> Vec<Subject> {
     found
 }
 
-/// Criterion's settings for work of milliseconds, before those of the command line.
+/// Criterion's settings for work of milliseconds; the command line overrides them.
 pub fn criterion() -> Criterion {
     Criterion::default()
         .sample_size(10)
@@ -70,12 +70,12 @@ pub fn criterion() -> Criterion {
         .configure_from_args()
 }
 
-/// The best time of every case on one back end.
+/// Best times of all cases on one back end.
 #[derive(Default)]
 pub struct Table(Vec<(String, Cost, f64)>);
 
 impl Table {
-    /// One benchmark: the varying part of an executable, which is prepared when the filter lets it run.
+    /// Runs one benchmark: one step of an executable, which is prepared only if the filter selects it.
     pub fn bench(
         &mut self,
         group: &mut BenchmarkGroup<'_, WallTime>,
@@ -83,7 +83,7 @@ impl Table {
         cost: Cost,
         prepare: impl Fn(&dyn Backend) -> unclip::Result<Box<dyn Executable>>,
     ) {
-        // Criterion prints operations as elements: `Gelem/s` reads as GFLOP/s.
+        // Criterion has no FLOPs; its `Gelem/s` are GFLOP/s.
         group.throughput(match cost.flops {
             0 => Throughput::Bytes(cost.bytes),
             flops => Throughput::ElementsAndBytes { elements: flops, bytes: cost.bytes },
@@ -91,9 +91,9 @@ impl Table {
         let (mut executable, mut best) = (None, f64::INFINITY);
         group.bench_function(&subject.name, |bencher| {
             let executable = executable
-                .get_or_insert_with(|| prepare(subject.backend.as_ref()).expect("the back end can do every case"));
+                .get_or_insert_with(|| prepare(subject.backend.as_ref()).expect("the back end runs every case"));
             bencher.iter_custom(|count| {
-                // Some drivers' clocks stand still within a short kernel.
+                // With some drivers the timestamps around a short kernel are equal.
                 let seconds = rounds(executable.as_mut(), count).expect("the step runs").max(1e-9);
                 best = best.min(seconds / count as f64);
                 Duration::from_secs_f64(seconds)
@@ -104,7 +104,7 @@ impl Table {
         }
     }
 
-    /// Prints all rates, and shares of the roofline where the back end knows it. Nothing, if nothing ran.
+    /// Prints all rates, and roofline shares if the back end measures a roofline. Prints nothing if no case ran.
     pub fn print(&self, subject: &Subject) {
         if self.0.is_empty() {
             return;

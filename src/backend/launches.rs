@@ -1,12 +1,12 @@
-//! What GPU back ends do alike beside their device: a plan's launches, the weights that these read, and numbers that come
-//! back.
+//! Shared by the GPU back ends: lowering a plan, choosing weight layouts, decoding read-backs.
 
 use crate::dtype::Dtype;
 use crate::ops::{Launch, Op, Operand};
 use crate::plan::{Origin, Plan, TensorData, ValueId};
 
-/// All launches of a plan, each with the step that it belongs to, and how many of them run once; `lower` gives those of
-/// a step from its operation and the shapes of its inputs and outputs.
+/// Lowers a plan: all launches with the indices of their steps, and how many of them run once. `lower` returns the launches
+/// of a step, given its operation and the shapes of its inputs and
+/// outputs.
 pub(super) fn lower(
     plan: &Plan,
     lower: impl Fn(&Op, &[&[usize]], &[&[usize]]) -> Vec<Launch>,
@@ -22,7 +22,7 @@ pub(super) fn lower(
     (all, once)
 }
 
-/// Every weight in each order that some launch wants: as it is `stored`, or as `packed` says for a product's shape.
+/// Every weight in each order that a launch reads: `stored`, or `packed` for the shape of a matmul's weight.
 pub(super) fn weights<O: Copy + PartialEq>(
     plan: &Plan,
     launches: &[(usize, Launch)],
@@ -47,15 +47,15 @@ pub(super) fn weights<O: Copy + PartialEq>(
             }
         }
     }
-    // A weight may also be read or fed as it is.
+    // A weight may also be an output or feed an input.
     for &id in plan.outputs.iter().map(|(_, id)| id).chain(plan.feeds.iter().map(|(from, _)| from)) {
         want(id, stored);
     }
     wanted
 }
 
-/// Elements as a device gave them, in single precision; whole numbers keep their bits.
-pub(super) fn numbers(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+/// Decodes elements from the device to f32; integers keep their bits.
+pub(super) fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     match dtype {
         Dtype::F32 | Dtype::U32 => bytemuck::allocation::pod_collect_to_vec(bytes),
         Dtype::F16 => TensorData::F16(bytemuck::allocation::pod_collect_to_vec(bytes).into()).to_f32(),

@@ -1,30 +1,30 @@
-//! Attention a few queries at a time: their scores against all keys, softmax, and the weighted sum of the values.
-//! Scores of [`QUERIES`] rows are all that is ever held, never the whole matrix. Keys and values of a head are
-//! brought into panels once per task, so both products run on [`Tile`].
+//! Attention in blocks of queries: scores against all keys, softmax, weighted sum of the values. Only the scores of
+//! [`QUERIES`] rows are in memory at a time. Each task packs the keys and values of its head into panels once, so that
+//! both matrix products run on [`Tile`].
 #![allow(unsafe_code)]
 
 use super::Machine;
-use super::lanes::Aligned;
-use super::matmul::Shared;
+use super::lanes::AlignedVec;
+use super::matmul::OutputPointer;
 use super::simd;
 use super::tile::{MR, NR, Tile};
 use crate::ops::Attention;
 use rayon::prelude::*;
 
-/// Queries handled together: eight tiles share each panel of keys while it is in the first-level cache.
+/// Queries of a block: eight tiles share each panel of keys while it is in the L1 cache.
 const QUERIES: usize = 8 * MR;
-/// Values summed before the next panel is touched: 8 KiB a panel.
+/// Depth of a block of values: 8 KiB of each panel.
 const BLOCK_DEPTH: usize = 128;
-/// Multiply-adds below which threads cost more than they bring.
-const WORTH_SHARING: usize = 1 << 17;
+/// Multiply-adds below which one thread is faster than several.
+const PARALLEL_THRESHOLD: usize = 1 << 17;
 
 #[derive(Default)]
 struct Scratch {
-    keys: Aligned,
-    values: Aligned,
-    scores: Aligned,
+    keys: AlignedVec,
+    values: AlignedVec,
+    scores: AlignedVec,
     sums: Vec<f32>,
-    out: Aligned,
+    out: AlignedVec,
 }
 
 /// One call's tensors and sizes.
@@ -60,17 +60,18 @@ pub fn run(machine: &Machine, op: &Attention, inputs: &[&[f32]], shapes: &[&[usi
         head: width / op.heads,
     };
     let heads = batch * op.heads;
-    let share = machine.threads > 1 && heads * queries * (own_keys + extra_keys) * problem.head >= WORTH_SHARING;
-    let parts = if share { (4 * machine.threads).div_ceil(heads) } else { 1 };
+    let work = heads * queries * (own_keys + extra_keys) * problem.head;
+    let parallel = machine.threads > 1 && work >= PARALLEL_THRESHOLD;
+    let parts = if parallel { (4 * machine.threads).div_ceil(heads) } else { 1 };
     let part = queries.div_ceil(parts).next_multiple_of(QUERIES);
     let parts = queries.div_ceil(part);
-    let out = Shared(out.as_mut_ptr());
+    let out = OutputPointer(out.as_mut_ptr());
     let task = |scratch: &mut Scratch, index: usize| {
         let (head, first) = (index / parts, index % parts * part);
         let rows = first..queries.min(first + part);
         problem.attend(head / op.heads, head % op.heads, rows, scratch, out);
     };
-    if share {
+    if parallel {
         (0..heads * parts).into_par_iter().for_each_init(Scratch::default, task);
     } else {
         let mut scratch = Scratch::default();
@@ -83,7 +84,7 @@ impl Problem<'_> {
         self.extra_keys + self.own_keys
     }
 
-    /// The slice of a head in row `j` of extra rows followed by own rows.
+    /// One head's slice of row `j`, counting the extra rows first, then the own rows.
     fn row<'a>(&self, batch: usize, head: usize, j: usize, extra: &'a [f32], own: &'a [f32]) -> &'a [f32] {
         let (data, row) = match j.checked_sub(self.extra_keys) {
             None => (extra, batch * self.extra_keys + j),
@@ -92,13 +93,20 @@ impl Problem<'_> {
         &data[row * self.width + head * self.head..][..self.head]
     }
 
-    /// Queries `rows` of one head of one sequence.
-    fn attend(&self, batch: usize, head: usize, rows: std::ops::Range<usize>, scratch: &mut Scratch, out: Shared) {
+    /// Computes queries `rows` of one head of one sequence.
+    fn attend(
+        &self,
+        batch: usize,
+        head: usize,
+        rows: std::ops::Range<usize>,
+        scratch: &mut Scratch,
+        out: OutputPointer,
+    ) {
         self.pack(batch, head, scratch);
         let columns = self.keys().next_multiple_of(NR);
         let width = self.head.next_multiple_of(NR);
-        scratch.scores.reserve(QUERIES * columns);
-        scratch.out.reserve(QUERIES * width);
+        scratch.scores.resize(QUERIES * columns);
+        scratch.out.resize(QUERIES * width);
         for first in rows.clone().step_by(QUERIES) {
             let height = QUERIES.min(rows.end - first);
             self.score(batch, head, first, height, columns, scratch);
@@ -107,7 +115,7 @@ impl Problem<'_> {
                 let row = &mut scratch.scores[i * columns..][..columns];
                 scratch.sums.push(self.softmax(batch, first + i, row));
             }
-            self.weigh(height, columns, width, scratch);
+            self.weighted_sum(height, columns, width, scratch);
             for i in 0..height {
                 let at = (batch * self.queries + first + i) * self.width + head * self.head;
                 let scale = 1.0 / scratch.sums[i];
@@ -119,12 +127,12 @@ impl Problem<'_> {
         }
     }
 
-    /// Keys as panels of sixteen keys, values as panels of sixteen columns.
+    /// Packs keys into panels of sixteen keys, values into panels of sixteen columns.
     fn pack(&self, batch: usize, head: usize, scratch: &mut Scratch) {
         let (keys, d) = (self.keys(), self.head);
-        scratch.keys.reserve(keys.next_multiple_of(NR) * d);
+        scratch.keys.resize(keys.next_multiple_of(NR) * d);
         scratch.keys.fill(0.0);
-        scratch.values.reserve(keys * d.next_multiple_of(NR));
+        scratch.values.resize(keys * d.next_multiple_of(NR));
         scratch.values.fill(0.0);
         for (number, panel) in scratch.keys.chunks_exact_mut(d * NR).enumerate() {
             let first = number * NR;
@@ -151,8 +159,8 @@ impl Problem<'_> {
             let query = batch * self.queries + first + i.min(height - 1);
             self.q[query * self.width + head * self.head..][..self.head].as_ptr()
         });
-        let together = self.machine.isa.panels();
-        for (number, bundle) in scratch.keys.chunks(together * self.head * NR).enumerate() {
+        let per_tile = self.machine.isa.panels();
+        for (number, bundle) in scratch.keys.chunks(per_tile * self.head * NR).enumerate() {
             for row in (0..height).step_by(MR) {
                 let tile = Tile {
                     rows: rows[row..].as_ptr(),
@@ -163,20 +171,20 @@ impl Problem<'_> {
                     panel: bundle.as_ptr(),
                     panel_stride: self.head * NR,
                     panels: bundle.len() / (self.head * NR),
-                    c: scratch.scores[row * columns + number * together * NR..].as_mut_ptr(),
+                    c: scratch.scores[row * columns + number * per_tile * NR..].as_mut_ptr(),
                     ldc: columns,
                     height: MR.min(height - row),
                     accumulate: false,
                     pairs: false,
                 };
-                // SAFETY: each row pointer is good for the head's width; each panel has that many rows; the scores
+                // SAFETY: each row pointer is valid for the head's width; each panel has that many rows; the scores
                 // have QUERIES rows of `columns`, a multiple of NR.
                 unsafe { tile.run(self.machine.isa) };
             }
         }
     }
 
-    /// Scores of one query to unnormalised probabilities; returns their sum. Keys that may not be seen get zero.
+    /// Turns the scores of one query into unnormalised probabilities, zero for masked keys. Returns their sum.
     fn softmax(&self, batch: usize, query: usize, row: &mut [f32]) -> f32 {
         let own = if self.op.causal { query + self.own_keys - self.queries + 1 } else { self.own_keys };
         let seen = self.extra_keys + own;
@@ -193,12 +201,12 @@ impl Problem<'_> {
     }
 
     /// `out [height, width] = scores * values`.
-    fn weigh(&self, height: usize, columns: usize, width: usize, scratch: &mut Scratch) {
-        let (keys, together) = (self.keys(), self.machine.isa.panels());
+    fn weighted_sum(&self, height: usize, columns: usize, width: usize, scratch: &mut Scratch) {
+        let (keys, per_tile) = (self.keys(), self.machine.isa.panels());
         let rows: [*const f32; QUERIES] = std::array::from_fn(|i| scratch.scores[i * columns..][..columns].as_ptr());
         for from in (0..keys).step_by(BLOCK_DEPTH) {
             let depth = BLOCK_DEPTH.min(keys - from);
-            for (number, bundle) in scratch.values.chunks(together * keys * NR).enumerate() {
+            for (number, bundle) in scratch.values.chunks(per_tile * keys * NR).enumerate() {
                 for row in (0..height).step_by(MR) {
                     let tile = Tile {
                         rows: rows[row..].as_ptr(),
@@ -209,7 +217,7 @@ impl Problem<'_> {
                         panel: bundle[from * NR..].as_ptr(),
                         panel_stride: keys * NR,
                         panels: bundle.len() / (keys * NR),
-                        c: scratch.out[row * width + number * together * NR..].as_mut_ptr(),
+                        c: scratch.out[row * width + number * per_tile * NR..].as_mut_ptr(),
                         ldc: width,
                         height: MR.min(height - row),
                         accumulate: from > 0,

@@ -1,4 +1,4 @@
-//! Concatenation: each part's rows copied into their place of the wider row.
+//! Concatenation: copies each input's rows to their offset in the wider rows.
 
 use super::for_rows;
 use crate::ops::{Concat, elements};

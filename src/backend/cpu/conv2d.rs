@@ -1,10 +1,10 @@
-//! Convolution as an implicit matrix product: output positions are rows, and each tap of the window is a segment of
-//! the row that points into the picture. Nothing is copied; a tap beyond the border points to zeros. Windows of 3x3 take
-//! a shorter way where they can ([`winograd`]).
+//! Convolution as implicit GEMM: a row per output position, a segment of the row per tap. Segments are pointers into
+//! the picture, or to zeros beyond its border, so nothing is copied. 3x3 windows use Winograd where it applies
+//! ([`winograd`]).
 #![allow(unsafe_code)]
 
 use super::Machine;
-use super::matmul::{Dense, Epilogue, Rows, product, with_operand};
+use super::matmul::{Dense, Epilogue, Rows, matmul, with_left_operand};
 use super::panels::Panels;
 use super::winograd;
 use crate::ops::{Conv2d, elements};
@@ -23,7 +23,7 @@ struct Windows<'a> {
     zeros: Vec<f32>,
 }
 
-// SAFETY: each pointer is made from a slice of exactly `channels` numbers of `x` or `zeros`, which live as long as
+// SAFETY: each pointer comes from a slice of exactly `channels` elements of `x` or `zeros`, which live as long as
 // `self`.
 unsafe impl Rows for Windows<'_> {
     fn pointers(&self, first: usize, rows: usize, table: &mut [*const f32]) {
@@ -73,10 +73,10 @@ pub fn run(
     if winograd::suits(op, x, weight) {
         return winograd::run(machine, inputs[0], x, panels, &epilogue, out);
     }
-    with_operand(machine, panels, inputs[0], |data| {
+    with_left_operand(machine, panels, inputs[0], |data| {
         let channels = panels.channels;
         if elements(&weight[2..]) == 1 && op.stride == 1 && op.padding == 0 {
-            return product(machine, m, &Dense { data, channels }, panels, &epilogue, out);
+            return matmul(machine, m, &Dense { data, channels }, panels, &epilogue, out);
         }
         let windows = Windows {
             x: data,
@@ -87,6 +87,6 @@ pub fn run(
             padding: op.padding,
             zeros: vec![0.0; channels],
         };
-        product(machine, m, &windows, panels, &epilogue, out);
+        matmul(machine, m, &windows, panels, &epilogue, out);
     });
 }

@@ -1,4 +1,4 @@
-//! Rows by number.
+//! Embedding lookups: rows of a table by index.
 
 use crate::ops::{Embed, elements};
 

@@ -1,16 +1,16 @@
-//! Group normalisation in two passes: moments per group, then one multiply-add per element with the normalisation,
-//! gain and style of its channel folded together. The mean is subtracted first, not folded into the shift: where a
-//! group hardly varies, the gain is large and the two products would cancel.
+//! Group normalisation in two passes: statistics per group, then one multiply-add per element, with normalisation, gain
+//! and style folded into a scale and shift per channel. The mean is subtracted first and not folded into the shift: in
+//! a group with little variance the scale is large, and two large terms would cancel.
 //!
-//! Moments are summed in f64, in pieces whose size depends on the shape alone, so that the result does not depend
-//! on the number of threads.
+//! Sums are in f64, over chunks whose size depends only on the shape, so that results do not depend on the number of
+//! threads.
 
 use super::{Machine, TASK_ELEMENTS, for_rows, simd};
 use crate::ops::GroupNorm;
 use rayon::prelude::*;
 
-/// Sums over a piece of an image, by group.
-struct Moments {
+/// Sums of a chunk of an image, by group.
+struct Sums {
     sum: Vec<f64>,
     square: Vec<f64>,
 }
@@ -19,33 +19,33 @@ pub fn run(machine: &Machine, op: &GroupNorm, inputs: &[&[f32]], shape: &[usize]
     let (x, gamma, beta) = (inputs[0], inputs[1], inputs[2]);
     let (images, c) = (shape[0], gamma.len());
     let image = x.len() / images;
-    let piece = (TASK_ELEMENTS / c).max(1) * c;
-    let pieces = image.div_ceil(piece);
-    let moments = |i: usize| {
-        let (n, p) = (i / pieces, i % pieces);
-        let rows = &x[n * image + p * piece..n * image + image.min((p + 1) * piece)];
+    let chunk = (TASK_ELEMENTS / c).max(1) * c;
+    let chunks = image.div_ceil(chunk);
+    let sums_of = |i: usize| {
+        let (n, p) = (i / chunks, i % chunks);
+        let rows = &x[n * image + p * chunk..n * image + image.min((p + 1) * chunk)];
         let (mut sum, mut square) = (vec![0.0f64; c], vec![0.0f64; c]);
-        simd::accumulate_moments(machine.isa, rows, &mut sum, &mut square);
-        Moments { sum: per_group(&sum, op.groups), square: per_group(&square, op.groups) }
+        simd::accumulate_sums(machine.isa, rows, &mut sum, &mut square);
+        Sums { sum: per_group(&sum, op.groups), square: per_group(&square, op.groups) }
     };
-    let moments: Vec<Moments> = if images * pieces > 1 {
-        (0..images * pieces).into_par_iter().map(moments).collect()
+    let sums: Vec<Sums> = if images * chunks > 1 {
+        (0..images * chunks).into_par_iter().map(sums_of).collect()
     } else {
-        vec![moments(0)]
+        vec![sums_of(0)]
     };
     let count = (image / op.groups) as f64;
     for n in 0..images {
-        let own = &moments[n * pieces..(n + 1) * pieces];
+        let own = &sums[n * chunks..(n + 1) * chunks];
         let (mut center, mut scale, mut shift) = (vec![0.0f32; c], vec![0.0f32; c], vec![0.0f32; c]);
         for g in 0..op.groups {
             let mean = own.iter().map(|m| m.sum[g]).sum::<f64>() / count;
             let variance = own.iter().map(|m| m.square[g]).sum::<f64>() / count - mean * mean;
-            // A comparison, not max: that would turn a NaN into zero.
+            // Not `max`, which would turn NaN into zero.
             let variance = if variance < 0.0 { 0.0 } else { variance };
             let inverse = 1.0 / (variance + f64::from(op.eps)).sqrt();
             for i in g * (c / op.groups)..(g + 1) * (c / op.groups) {
                 let gain = inverse * f64::from(gamma[i]);
-                // What rounding the mean left over goes into the shift.
+                // The rounding error of the mean goes into the shift.
                 let rest = f64::from(mean as f32) - mean;
                 let (mut a, mut b) = (gain, f64::from(beta[i]) + rest * gain);
                 if op.style {

@@ -1,14 +1,13 @@
-//! Sixteen numbers at a time: one trait, so that a loop is written once for every instruction set.
+//! [`Lanes`]: vectors of sixteen f32, so that a loop is written once for all instruction sets.
 //!
-//! A function generic over [`Lanes`] is inlined into one copy for each instruction set ([`on_lanes`]), where the
-//! vectors are registers.
+//! [`on_lanes`] compiles a function generic over [`Lanes`] once per instruction set, with the vectors in registers.
 //!
-//! [`Aligned`] memory begins at a cache line: vectors of 64 bytes that straddle two lines are loaded at half the speed.
+//! [`AlignedVec`] starts at a cache line, because loads of 64 bytes that straddle two lines run at half the speed.
 #![allow(unsafe_code)]
 
 use std::ops::{Deref, DerefMut};
 
-/// How many numbers [`Lanes`] holds.
+/// Elements of [`Lanes`].
 pub const LANES: usize = 16;
 
 /// A cache line.
@@ -16,21 +15,21 @@ pub const LANES: usize = 16;
 #[repr(C, align(64))]
 struct Line([f32; LANES]);
 
-/// Numbers whose first one lies at a multiple of 64 bytes.
+/// A vector of f32 aligned to 64 bytes.
 #[derive(Default)]
-pub struct Aligned {
+pub struct AlignedVec {
     lines: Vec<Line>,
     length: usize,
 }
 
-impl Aligned {
-    /// That many zeros.
-    pub fn zeros(length: usize) -> Aligned {
-        Aligned { lines: vec![Line::default(); length.div_ceil(LANES)], length }
+impl AlignedVec {
+    /// `length` zeros.
+    pub fn zeros(length: usize) -> AlignedVec {
+        AlignedVec { lines: vec![Line::default(); length.div_ceil(LANES)], length }
     }
 
-    /// Makes it as long as asked; what is in it is of no meaning afterwards.
-    pub fn reserve(&mut self, length: usize) {
+    /// Resizes; contents are unspecified.
+    pub fn resize(&mut self, length: usize) {
         if self.lines.len() * LANES < length {
             self.lines = Vec::new();
             self.lines = vec![Line::default(); length.div_ceil(LANES)];
@@ -39,37 +38,37 @@ impl Aligned {
     }
 }
 
-impl Deref for Aligned {
+impl Deref for AlignedVec {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
         &bytemuck::cast_slice(&self.lines)[..self.length]
     }
 }
 
-impl DerefMut for Aligned {
+impl DerefMut for AlignedVec {
     fn deref_mut(&mut self) -> &mut [f32] {
         &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.length]
     }
 }
 
-/// Sixteen numbers. The machine must have the instructions of the implementing type.
+/// Sixteen f32. The machine must have the instructions of the implementing type.
 pub trait Lanes: Copy {
-    /// The numbers at `from`.
+    /// Loads sixteen f32.
     ///
     /// # Safety
-    /// Sixteen numbers must be readable there.
+    /// Sixteen elements must be readable at `from`.
     unsafe fn load(from: *const f32) -> Self;
-    /// The half-precision numbers at `from`.
+    /// Loads sixteen f16 and widens them.
     ///
     /// # Safety
-    /// Sixteen of them must be readable there.
+    /// Sixteen elements must be readable at `from`.
     unsafe fn load_f16(from: *const half::f16) -> Self;
-    /// Writes them to `to`.
+    /// Stores sixteen f32.
     ///
     /// # Safety
-    /// Sixteen numbers must be writable there.
+    /// Sixteen elements must be writable at `to`.
     unsafe fn store(self, to: *mut f32);
-    /// One number sixteen times.
+    /// `x` in every lane.
     fn splat(x: f32) -> Self;
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
@@ -131,7 +130,7 @@ mod arm {
         }
         #[inline(always)]
         unsafe fn load_f16(from: *const half::f16) -> Self {
-            // SAFETY: the caller's promise; sixteen numbers are on the stack.
+            // SAFETY: the caller's promise; the array on the stack has sixteen elements.
             unsafe { Self::load(<[f32; LANES]>::load_f16(from).as_ptr()) }
         }
         #[inline(always)]
@@ -141,7 +140,7 @@ mod arm {
         }
         #[inline(always)]
         fn splat(x: f32) -> Self {
-            // SAFETY: every processor of this kind has NEON, here and below.
+            // SAFETY: every aarch64 processor has NEON, here and below.
             unsafe { [vdupq_n_f32(x); 4] }
         }
         #[inline(always)]
@@ -273,8 +272,8 @@ mod x86 {
     }
 }
 
-/// Defines `pub unsafe fn name(isa, ..)` that calls the generic function `body::<L>(..)` with the lanes of the
-/// instruction set, compiled for it.
+/// Defines `pub unsafe fn name(isa, ..)`, which calls the generic function `body::<L>(..)` compiled for that
+/// instruction set.
 macro_rules! on_lanes {
     ($(#[$doc:meta])* pub unsafe fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {
         $(#[$doc])*
@@ -292,7 +291,7 @@ macro_rules! on_lanes {
                 // SAFETY: as for the outer function.
                 unsafe { $body::<std::arch::x86_64::__m512>($($arg),*) }
             }
-            // SAFETY: the caller's promises; back ends are only made with instructions that the machine has.
+            // SAFETY: the caller's promises; a back end is only created with instructions that the machine has.
             unsafe {
                 match isa {
                     #[cfg(target_arch = "x86_64")]
@@ -311,10 +310,10 @@ macro_rules! on_lanes {
 pub(super) use on_lanes;
 
 on_lanes! {
-    /// Widens `count` half-precision numbers, a multiple of sixteen.
+    /// Widens `count` f16 to f32; `count` is a multiple of sixteen.
     ///
     /// # Safety
-    /// So many must be readable at `from` and writable at `to`. The machine must have the instructions.
+    /// `count` elements must be readable at `from` and writable at `to`. The machine must have the instructions.
     pub unsafe fn widen_f16(from: *const half::f16, count: usize, to: *mut f32) = widen_f16_lanes
 }
 
@@ -327,10 +326,10 @@ unsafe fn widen_f16_lanes<L: Lanes>(from: *const half::f16, count: usize, to: *m
 }
 
 on_lanes! {
-    /// `to = x + y` for `count` numbers; `y` may be null for nothing, and `to` may be `x`.
+    /// `to = x + y` for `count` elements, or `to = x` if `y` is null; `to` may equal `x`.
     ///
     /// # Safety
-    /// So many must be readable at `x` and `y` and writable at `to`. The machine must have the instructions.
+    /// `count` elements must be readable at `x` and `y` and writable at `to`. The machine must have the instructions.
     pub unsafe fn sum(x: *const f32, y: *const f32, count: usize, to: *mut f32) = sum_lanes
 }
 

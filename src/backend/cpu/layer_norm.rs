@@ -1,4 +1,4 @@
-//! Layer normalisation, row by row, moments in f64.
+//! Layer normalisation of each row, with statistics in f64.
 
 use super::for_rows;
 use crate::ops::LayerNorm;

@@ -1,7 +1,7 @@
-//! Linear layers: [`product`] of dense rows.
+//! Linear layers: [`matmul`] of dense rows.
 
 use super::Machine;
-use super::matmul::{Dense, Epilogue, product, with_operand};
+use super::matmul::{Dense, Epilogue, matmul, with_left_operand};
 use super::panels::Panels;
 use crate::ops::Linear;
 
@@ -13,8 +13,8 @@ pub fn run(machine: &Machine, op: &Linear, inputs: &[&[f32]], panels: &Panels, o
         residual: op.residual.then(|| optional.next()).flatten(),
         shift: None,
     };
-    with_operand(machine, panels, inputs[0], |data| {
+    with_left_operand(machine, panels, inputs[0], |data| {
         let rows = Dense { data, channels: panels.channels };
-        product(machine, data.len() / panels.channels, &rows, panels, &epilogue, out);
+        matmul(machine, data.len() / panels.channels, &rows, panels, &epilogue, out);
     });
 }

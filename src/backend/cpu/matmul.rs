@@ -1,14 +1,14 @@
-//! Matrix products with packed weights: what `linear` and `conv2d` have in common.
+//! GEMM with packed weights, shared by `linear` and `conv2d`.
 //!
-//! The product is cut into blocks of rows and groups of panels, one task each. A task takes as many panels at once as
-//! a tile has; their rows come in blocks small enough for the first-level cache, and each block meets all rows of the
-//! task before the next is touched. Finished columns pass through the epilogue while they are still in the cache.
+//! A task computes some rows of some groups of panels. It takes as many panels at once as a tile has, in blocks of
+//! depth that fit the L1 cache, and multiplies each block by all rows of the task before the next block. Finished
+//! columns pass through the epilogue while they are in the cache.
 //!
-//! A crate for matrix products would need a convolution's windows copied out and half-precision weights widened as a
-//! whole, and promises no order of summation; PERFORMANCE.md compares the speed.
+//! A GEMM crate would need im2col for convolutions and whole weights widened from f16, and it guarantees no order of
+//! summation. PERFORMANCE.md compares the speed.
 #![allow(unsafe_code)]
 
-use super::lanes::{Aligned, sum};
+use super::lanes::{AlignedVec, sum};
 use super::panels::Panels;
 use super::simd;
 use super::tile::{Isa, MR, NR, PANELS, Tile};
@@ -17,22 +17,22 @@ use crate::ops::Activation;
 use rayon::prelude::*;
 use std::cell::Cell;
 
-/// Rows of a task: enough to use a block of weights many times, few enough to stay in the second-level cache.
+/// Rows of a task: enough to reuse a block of weights many times, few enough to stay in the L2 cache.
 const TASK_ROWS: usize = 96;
-/// Rows of a block of panels, all of a tile together: 16 to 32 KiB in single precision.
+/// Depth of a block of panels: 16 to 32 KiB of f32 for all panels of a tile.
 fn block_depth(isa: Isa) -> usize {
     if isa.panels() == 1 { 256 } else { 128 }
 }
 
-/// Multiply-adds below which threads cost more than they bring.
-const WORTH_SHARING: usize = 1 << 17;
+/// Multiply-adds below which one thread is faster than several.
+const PARALLEL_THRESHOLD: usize = 1 << 17;
 
-/// What happens to a finished element, in this order.
+/// Element-wise steps after the matrix product, in this order.
 #[derive(Default)]
 pub struct Epilogue<'a> {
     /// `[outputs]`
     pub bias: Option<&'a [f32]>,
-    /// `[images, outputs]`, with the number of rows of an image.
+    /// `[images, outputs]`, and the rows per image.
     pub shift: Option<(&'a [f32], usize)>,
     /// Applied after bias and shift.
     pub activation: Option<Activation>,
@@ -40,17 +40,16 @@ pub struct Epilogue<'a> {
     pub residual: Option<&'a [f32]>,
 }
 
-/// A row's segments: fills `table[tap * rows + i]` with a pointer to the channels that tap `tap` of row
-/// `first + i` reads.
+/// The left operand of a matrix product, as pointers to the segments of its rows.
 ///
 /// # Safety
-/// Every pointer written must stay valid for reading `channels` numbers as long as the product runs.
+/// Every pointer that [`Rows::pointers`] writes must be valid for reading `channels` elements while the matmul runs.
 pub unsafe trait Rows: Sync {
-    /// See the trait.
+    /// Fills `table[tap * rows + i]` with a pointer to the channels of tap `tap` of row `first + i`.
     fn pointers(&self, first: usize, rows: usize, table: &mut [*const f32]);
 }
 
-/// Consecutive rows of a matrix: the rows of a linear layer.
+/// A row-major matrix, the left operand of a linear layer.
 pub struct Dense<'a> {
     /// `[rows, channels]`
     pub data: &'a [f32],
@@ -58,7 +57,7 @@ pub struct Dense<'a> {
     pub channels: usize,
 }
 
-// SAFETY: each pointer is made from a slice of exactly `channels` numbers of `data`, which outlives `self`.
+// SAFETY: each pointer comes from a slice of exactly `channels` elements of `data`, which outlives `self`.
 unsafe impl Rows for Dense<'_> {
     fn pointers(&self, first: usize, rows: usize, table: &mut [*const f32]) {
         for (i, pointer) in table[..rows].iter_mut().enumerate() {
@@ -67,17 +66,17 @@ unsafe impl Rows for Dense<'_> {
     }
 }
 
-/// A pointer that tasks may share because each writes its own part.
+/// A pointer to output memory, shared by tasks that write disjoint parts.
 #[derive(Clone, Copy)]
-pub struct Shared(pub *mut f32);
+pub struct OutputPointer(pub *mut f32);
 
-// SAFETY: whoever makes tasks from a `Shared` gives each a part of the memory of its own.
-unsafe impl Send for Shared {}
+// SAFETY: the code that creates tasks from an `OutputPointer` gives each a disjoint part of the memory.
+unsafe impl Send for OutputPointer {}
 // SAFETY: as above.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for OutputPointer {}
 
-impl Shared {
-    /// The pointer, as a method so that closures take the whole wrapper along.
+impl OutputPointer {
+    /// The pointer. A method, so that closures capture the `Sync` wrapper and not its field.
     pub fn get(self) -> *mut f32 {
         self.0
     }
@@ -86,14 +85,14 @@ impl Shared {
 #[derive(Default)]
 struct Scratch {
     table: Vec<*const f32>,
-    c: Aligned,
-    widened: Aligned,
+    c: AlignedVec,
+    widened: AlignedVec,
 }
 
 // SAFETY: the pointers are only used within the task that wrote them.
 unsafe impl Send for Scratch {}
 
-/// Rows of the panels that are multiplied in one go: whole taps, or a part of one tap.
+/// A block of depth: whole taps, or a part of one tap's channels.
 struct Block {
     tap: usize,
     taps: usize,
@@ -115,7 +114,7 @@ fn blocks(panels: &Panels, most: usize) -> Vec<Block> {
 }
 
 /// `out [m, outputs] = epilogue(rows * panels)`.
-pub fn product(
+pub fn matmul(
     machine: &Machine,
     m: usize,
     rows: &impl Rows,
@@ -128,29 +127,29 @@ pub fn product(
     let row_tasks = m.div_ceil(TASK_ROWS);
     let task_rows = m.div_ceil(row_tasks).next_multiple_of(MR);
     let row_tasks = m.div_ceil(task_rows);
-    let share = machine.threads > 1 && m * n * panels.taps * panels.channels >= WORTH_SHARING;
-    let together = machine.isa.panels();
-    let bundles = panels.count().div_ceil(together);
-    let groups = if share { (8 * machine.threads).div_ceil(row_tasks).clamp(1, bundles) } else { 1 };
+    let parallel = machine.threads > 1 && m * n * panels.taps * panels.channels >= PARALLEL_THRESHOLD;
+    let per_tile = machine.isa.panels();
+    let bundles = panels.count().div_ceil(per_tile);
+    let groups = if parallel { (8 * machine.threads).div_ceil(row_tasks).clamp(1, bundles) } else { 1 };
     let group = bundles.div_ceil(groups);
     let groups = bundles.div_ceil(group);
     let blocks = blocks(panels, block_depth(machine.isa));
-    let out = Shared(out.as_mut_ptr());
+    let out = OutputPointer(out.as_mut_ptr());
     let task = |scratch: &mut Scratch, index: usize| {
         let first = index / groups * task_rows;
         let height = task_rows.min(m - first);
         scratch.table.resize(panels.taps * height, std::ptr::null());
         rows.pointers(first, height, &mut scratch.table);
-        let end = panels.count().min((index % groups + 1) * group * together);
-        for panel in (index % groups * group * together..end).step_by(together) {
-            let count = together.min(end - panel);
-            scratch.c.reserve(height * count * NR);
+        let end = panels.count().min((index % groups + 1) * group * per_tile);
+        for panel in (index % groups * group * per_tile..end).step_by(per_tile) {
+            let count = per_tile.min(end - panel);
+            scratch.c.resize(height * count * NR);
             multiply(machine, panels, panel, count, &blocks, height, scratch);
-            // SAFETY: tasks and panels are disjoint rectangles of `out`, which has room for all rows and columns.
+            // SAFETY: tasks and panels are disjoint rectangles of `out`, which has all rows and columns.
             unsafe { finish(machine, epilogue, &mut scratch.c, (first, panel * NR), count * NR, n, out.get()) };
         }
     };
-    if share {
+    if parallel {
         (0..row_tasks * groups).into_par_iter().for_each_init(Scratch::default, task);
     } else {
         let mut scratch = Scratch::default();
@@ -158,7 +157,7 @@ pub fn product(
     }
 }
 
-/// Some panels for all rows of a task into `scratch.c [height, count * NR]`.
+/// Multiplies all rows of a task by `count` panels into `scratch.c [height, count * NR]`.
 fn multiply(
     machine: &Machine,
     panels: &Panels,
@@ -189,7 +188,7 @@ fn multiply(
                 accumulate: number > 0,
                 pairs: panels.pairs,
             };
-            // SAFETY: the table holds `height` pointers per tap, each good for all channels (`Rows`); each panel's
+            // SAFETY: the table holds `height` pointers per tap, each valid for all channels (`Rows`); each panel's
             // block has `taps * channels` rows; `c` has `height` rows of `count * NR`.
             unsafe { tile.run(machine.isa) };
         }
@@ -197,18 +196,18 @@ fn multiply(
 }
 
 thread_local! {
-    /// Kept from call to call; taken out while in use.
-    static ROUNDED: Cell<Aligned> = Cell::default();
+    /// Reused by later calls; taken out while in use.
+    static ROUNDED: Cell<AlignedVec> = Cell::default();
 }
 
-/// Gives `with` the left side of a product as its panels want it: `x` itself, or rounded to bf16, two numbers in the place
-/// of one.
-pub fn with_operand(machine: &Machine, panels: &Panels, x: &[f32], with: impl FnOnce(&[f32])) {
+/// Calls `with` with the left operand in the format of the panels: `x` itself, or `x` rounded to bf16, two elements in
+/// the space of one.
+pub fn with_left_operand(machine: &Machine, panels: &Panels, x: &[f32], with: impl FnOnce(&[f32])) {
     if !panels.pairs {
         return with(x);
     }
     let mut rounded = ROUNDED.take();
-    rounded.reserve(x.len() / 2);
+    rounded.resize(x.len() / 2);
     for_rows(&mut rounded, 1, |first, part| {
         let from = &x[2 * first..][..2 * part.len()];
         simd::narrow_bf16(machine.isa, from, bytemuck::cast_slice_mut(part));
@@ -217,11 +216,12 @@ pub fn with_operand(machine: &Machine, panels: &Panels, x: &[f32], with: impl Fn
     ROUNDED.set(rounded);
 }
 
-/// Epilogue of some columns, `c [rows, columns]` from row `first` and `column` on, then out to memory.
+/// Applies the epilogue to `c [rows, columns]`, which starts at row `first` and column `column`, and stores it in
+/// `out`.
 ///
 /// # Safety
-/// `out` must have room for rows `first..` (as many as `c` holds) of `n` numbers, of which columns
-/// `column..column + columns` are written by nobody else meanwhile.
+/// `out` must have rows of `n` elements for all rows of `c` from `first` on. No other task may write the columns
+/// `column..column + columns` of these rows meanwhile.
 unsafe fn finish(
     machine: &Machine,
     epilogue: &Epilogue<'_>,
@@ -239,7 +239,7 @@ unsafe fn finish(
             .flatten()
         {
             let constant = &constant[column..][..width];
-            // SAFETY: both have `width` numbers.
+            // SAFETY: both have `width` elements.
             unsafe { sum(isa, row.as_ptr(), constant.as_ptr(), width, row.as_mut_ptr()) };
         }
     }
@@ -249,7 +249,7 @@ unsafe fn finish(
     for (i, row) in c.chunks_exact_mut(columns).enumerate() {
         let at = (first + i) * n + column;
         let residual = epilogue.residual.map_or(std::ptr::null(), |residual| residual[at..][..width].as_ptr());
-        // SAFETY: the caller gave this rectangle to this task alone; the residual has `width` numbers too.
+        // SAFETY: only this task writes this rectangle; the residual has `width` elements too.
         unsafe { sum(isa, row.as_ptr(), residual, width, out.add(at)) };
     }
 }
@@ -261,7 +261,7 @@ mod tests {
     use crate::plan::TensorData;
     use std::borrow::Cow;
 
-    fn numbers(length: usize) -> Vec<f32> {
+    fn values(length: usize) -> Vec<f32> {
         (0..length).map(|i| ((i * 37 + 11) % 64) as f32 / 32.0 - 1.0).collect()
     }
 
@@ -279,7 +279,10 @@ mod tests {
             let mut next = 0;
             for block in blocks(&panels, most) {
                 assert_eq!(block.tap * channels + block.channel, next, "{channels} channels, {taps} taps");
-                assert!(block.taps == 1 || block.channels == channels, "several taps are whole ones");
+                assert!(
+                    block.taps == 1 || block.channels == channels,
+                    "a block of several taps has all their channels"
+                );
                 next += block.taps * block.channels;
                 assert!(block.taps * block.channels <= most);
             }
@@ -288,15 +291,15 @@ mod tests {
     }
 
     #[test]
-    fn a_product_does_not_touch_what_lies_beyond_its_last_column() {
+    fn a_matmul_reads_nothing_beyond_its_last_column() {
         let (m, n, k) = (7, 19, 5);
-        let (x, w) = (numbers(m * k), numbers(n * k));
+        let (x, w) = (values(m * k), values(n * k));
         let panels = Panels::pack(&TensorData::F32(Cow::Borrowed(&w)), n, k, 1, PanelFormat::Stored);
         let machine = Machine { isa: Isa::detect(), threads: 1, weights: PanelFormat::Stored };
         let mut out = vec![f32::NAN; m * n];
-        product(&machine, m, &Dense { data: &x, channels: k }, &panels, &Epilogue::default(), &mut out);
+        matmul(&machine, m, &Dense { data: &x, channels: k }, &panels, &Epilogue::default(), &mut out);
         for (i, y) in out.iter().enumerate() {
-            // Multiples of 1/32 and small: every sum is exact.
+            // Small multiples of 1/32: every sum is exact.
             let want: f32 = (0..k).map(|c| x[i / n * k + c] * w[i % n * k + c]).sum();
             assert_eq!(*y, want, "row {}, column {}", i / n, i % n);
         }

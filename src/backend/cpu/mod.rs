@@ -1,11 +1,11 @@
 //! The CPU back end: channels last, f32 arithmetic, threads by rayon.
 //!
-//! Loading packs the weights of matrix products (`panels`) and keeps the others as f32; running is a loop over the
-//! plan's steps, and the one `match` over [`Op`] is in `Compiled::run`. One file per operation, with the stem
-//! that it has under `ops/`.
+//! Loading packs the weights of matrix products (`panels`) and keeps the others as f32. Running is a loop over the
+//! plan's steps, with the only `match` over [`Op`] in `Compiled::run`. Each operation has a file with the same stem as
+//! under `ops/`.
 //!
-//! Results do not depend on the number of threads: work is divided by output element, and sums over positions are
-//! made of parts whose size follows from the shapes alone.
+//! Results do not depend on the number of threads: work is divided by output element, and long sums are divided into
+//! chunks whose size depends only on the shapes.
 
 mod attention;
 mod concat;
@@ -35,7 +35,7 @@ use crate::dtype::Precision;
 use crate::error::{Error, Result};
 use crate::ops::{Op, elements};
 use crate::plan::{Plan, Slots, Step, ValueId, WeightSource, assign};
-use lanes::Aligned;
+use lanes::AlignedVec;
 use panels::{PanelFormat, Panels};
 use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
@@ -49,14 +49,14 @@ pub struct Cpu {
     profile: bool,
 }
 
-/// What operations need to know of the machine.
+/// Properties of the machine that operations use.
 #[derive(Clone, Copy, Debug)]
 pub struct Machine {
-    /// Which instructions to use.
+    /// Instruction set.
     pub isa: Isa,
-    /// How many threads share the work.
+    /// Number of threads.
     pub threads: usize,
-    /// In what matrix products take their weights.
+    /// Format of the weights of matrix products.
     pub weights: PanelFormat,
 }
 
@@ -69,7 +69,7 @@ impl Cpu {
         Cpu::with_isa(threads, Isa::detect())
     }
 
-    /// The CPU held to certain instructions, as tests and benchmarks do. The machine must have them.
+    /// The CPU with a given instruction set, for tests and benchmarks.
     ///
     /// # Errors
     /// As for [`Cpu::new`]; or the machine lacks the instructions.
@@ -89,9 +89,9 @@ impl Cpu {
         })
     }
 
-    /// The CPU in another precision: f32 or bf16. In bf16 the weights of matrix products take half the memory. On AMD
-    /// processors with fast bf16 dot products, linear layers and 1x1 convolutions use them, at twice the rate; elsewhere
-    /// the weights are widened to f32 block by block.
+    /// Sets the precision, f32 or bf16. In bf16 the weights of matrix products take half the memory. On AMD processors
+    /// with fast bf16 dot products, linear layers and 1x1 convolutions use them, at twice the rate; elsewhere the
+    /// weights are widened to f32 block by block.
     ///
     /// # Errors
     /// Any other precision.
@@ -109,13 +109,13 @@ impl Cpu {
         Ok(self)
     }
 
-    /// Makes executables that measure each step; see [`Executable::profile`].
+    /// Makes executables measure each step; see [`Executable::profile`].
     pub fn profiled(mut self) -> Cpu {
         self.profile = true;
         self
     }
 
-    /// How many threads share the work.
+    /// Number of threads.
     pub fn threads(&self) -> usize {
         self.machine.threads
     }
@@ -133,7 +133,7 @@ impl Backend for Cpu {
         let weights = match self.machine.weights {
             PanelFormat::Stored => "",
             PanelFormat::Bf16 => ", weights in bf16",
-            PanelFormat::Bf16Pairs => ", products of bf16",
+            PanelFormat::Bf16Pairs => ", bf16 dot products",
         };
         format!("cpu ({}, {} threads{weights})", self.machine.isa.name(), self.machine.threads)
     }
@@ -172,7 +172,7 @@ impl Backend for Cpu {
             }
         }
         let slots = assign(&plan);
-        let memory = slots.words.iter().map(|&n| Aligned::zeros(n)).collect();
+        let memory = slots.words.iter().map(|&n| AlignedVec::zeros(n)).collect();
         let seconds = self.profile.then(|| vec![0.0; plan.steps.len()]);
         let (pool, machine) = (self.pool.clone(), self.machine);
         Ok(Box::new(Compiled { plan, slots, panels, constants, memory, pool, machine, seconds }))
@@ -184,10 +184,10 @@ impl Backend for Cpu {
     }
 }
 
-/// How a weight is kept in memory.
+/// Layout of a weight in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Layout {
-    /// As it is stored, in f32.
+    /// The stored order, in f32.
     Plain,
     /// In panels, for matrix products.
     Panels(PanelFormat),
@@ -256,7 +256,7 @@ fn wanted(plan: &Plan, format: PanelFormat) -> Vec<(&str, ValueId, Layout)> {
             let root = plan.root(input);
             if is_matmul && i == 1 {
                 let format = panel_format(plan, step, format);
-                // A weight that two steps want in different formats has the one that serves both.
+                // Two steps that need different formats share bf16, which serves both.
                 let both = |f: &mut PanelFormat| *f = if *f == format { format } else { PanelFormat::Bf16 };
                 packed.entry(root).and_modify(both).or_insert(format);
             } else {
@@ -276,8 +276,7 @@ fn wanted(plan: &Plan, format: PanelFormat) -> Vec<(&str, ValueId, Layout)> {
     wanted
 }
 
-/// The panel format of a matrix product's weight. Winograd transforms weights before it multiplies, so its panels hold
-/// no pairs.
+/// The panel format of a matrix product's weight. Winograd transforms weights in f32, so its panels hold no pairs.
 fn panel_format(plan: &Plan, step: &Step, format: PanelFormat) -> PanelFormat {
     let [x, weight] = [0, 1].map(|i| plan.shape(step.inputs[i]));
     let transformed = matches!(&step.op, Op::Conv2d(op) if winograd::suits(op, x, weight));
@@ -292,16 +291,16 @@ struct Compiled {
     slots: Slots,
     panels: HashMap<ValueId, Arc<Panels>>,
     constants: HashMap<ValueId, Arc<Vec<f32>>>,
-    /// The memory of each slot. A step's output is taken out while the step runs; the planner keeps outputs and inputs
-    /// of a step in different slots.
-    memory: Vec<Aligned>,
+    /// Memory of each slot. A step's output is taken out while the step runs; the planner puts a step's output and
+    /// inputs into different slots.
+    memory: Vec<AlignedVec>,
     pool: Arc<rayon::ThreadPool>,
     machine: Machine,
     seconds: Option<Vec<f64>>,
 }
 
 impl Compiled {
-    /// The elements of a value; nothing for a weight that only exists as panels.
+    /// The elements of a value; empty for a weight that exists only as panels.
     fn data(&self, id: ValueId) -> &[f32] {
         let root = self.plan.root(id);
         match self.slots.of[root.0] {
@@ -349,7 +348,7 @@ impl Compiled {
         }
     }
 
-    /// The memory of an input, if there is one of that name, type and length.
+    /// The memory of an input; an error unless name, type and length match.
     fn target(&mut self, name: &str, dtype: Dtype, length: usize) -> Result<&mut [f32]> {
         let wrong = |plan: &Plan, reason: String| Error::Shape { at: format!("{}, input {name}", plan.name), reason };
         let Some(id) = self.plan.input(name) else {
@@ -417,10 +416,10 @@ impl Executable for Compiled {
     }
 }
 
-/// Elements that a task of a cheap loop handles: enough to pay for handing it out.
+/// Elements per task of a cheap loop: enough to outweigh the cost of a task.
 const TASK_ELEMENTS: usize = 1 << 15;
 
-/// Calls `f(first, rows)` for pieces of `out` made of whole rows of `width`, in parallel if there is enough to do.
+/// Calls `f(first, rows)` for chunks of whole rows of `width` of `out`, in parallel if `out` is large.
 fn for_rows(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
     let rows = (TASK_ELEMENTS / width.max(1)).max(1);
     if out.len() <= 2 * rows * width {

@@ -1,13 +1,13 @@
-//! Weights in the order in which [`super::tile`] reads them.
+//! Packed weights, in the order in which [`super::tile`] reads them.
 //!
-//! A weight `[N, C, taps]` (a linear layer has one tap) becomes `N / 16` panels, each holding for every tap and
-//! input channel the weights of sixteen outputs side by side. Elements stay in the type in which the checkpoint
-//! stores them: half-precision files need half the memory and half the bandwidth, and a block is widened just
-//! before it is used for many rows. In bf16 the panels are rounded to it, whatever the file has; where the machine has
-//! an instruction for pairs of them ([`PanelFormat::Bf16Pairs`]), two neighbouring channels of an output are one element.
+//! A weight `[N, C, taps]` (a linear layer has one tap) becomes `N / 16` panels. For every tap and input channel a
+//! panel holds the weights of sixteen outputs side by side. Elements keep the checkpoint's type, so f16 and bf16 files
+//! need half the memory and bandwidth; a block is widened to f32 just before many rows use it. On a bf16 back end
+//! panels are rounded to bf16. With [`PanelFormat::Bf16Pairs`], for machines with a bf16 dot product, two neighbouring
+//! channels form one element.
 #![allow(unsafe_code)]
 
-use super::lanes::{Aligned, widen_f16};
+use super::lanes::{AlignedVec, widen_f16};
 use super::simd;
 use super::tile::{Isa, NR};
 use crate::plan::TensorData;
@@ -16,13 +16,13 @@ use rayon::prelude::*;
 
 /// A packed weight matrix with `taps * channels` rows and `outputs` columns.
 pub struct Panels {
-    /// Columns of the product.
+    /// Columns of the matrix product.
     pub outputs: usize,
-    /// Input channels of each tap, or half as many in pairs.
+    /// Input channels of each tap, or half as many with pairs.
     pub channels: usize,
-    /// Positions of the window; 1 for a linear layer.
+    /// Taps of the window; 1 for a linear layer.
     pub taps: usize,
-    /// Whether the elements are pairs.
+    /// Whether elements are pairs of bf16.
     pub pairs: bool,
     data: Data,
 }
@@ -34,14 +34,14 @@ pub enum PanelFormat {
     Stored,
     /// Rounded to bf16.
     Bf16,
-    /// Two neighbouring channels, rounded to bf16, share one 32-bit element: for [`super::tile::Tile::pairs`]. The
-    /// number of channels must be even.
+    /// Two neighbouring channels, rounded to bf16, in one 32-bit element, for [`super::tile::Tile::pairs`]. The number
+    /// of channels must be even.
     Bf16Pairs,
 }
 
 enum Data {
-    /// Pairs are kept here as well: none of these numbers is ever computed with as one.
-    F32(Aligned),
+    /// f32, or pairs of bf16 as the bits of an f32.
+    F32(AlignedVec),
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
 }
@@ -63,7 +63,7 @@ impl Panels {
         let channels = if format == PanelFormat::Bf16Pairs { channels / 2 } else { channels };
         let data = match (weight, format) {
             (TensorData::F32(w), PanelFormat::Stored) => {
-                let mut data = Aligned::zeros(packed(shape));
+                let mut data = AlignedVec::zeros(packed(shape));
                 interleave(w, shape, &mut data, |x| x);
                 Data::F32(data)
             }
@@ -87,8 +87,8 @@ impl Panels {
         self.outputs.div_ceil(NR)
     }
 
-    /// Rows `from..from + rows` (in tap-major order) of `count` neighbouring panels in single precision, and the
-    /// distance from one panel to the next; `scratch` receives them if they are stored narrower.
+    /// Rows `from..from + rows` (in tap-major order) of `count` neighbouring panels in f32, and the distance between
+    /// panels. Narrower elements are widened into `scratch`.
     pub fn block<'a>(
         &'a self,
         panel: usize,
@@ -96,7 +96,7 @@ impl Panels {
         from: usize,
         rows: usize,
         isa: Isa,
-        scratch: &'a mut Aligned,
+        scratch: &'a mut AlignedVec,
     ) -> (&'a [f32], usize) {
         let stride = self.taps * self.channels * NR;
         let start = panel * stride + from * NR;
@@ -104,43 +104,43 @@ impl Panels {
         if let Data::F32(data) = &self.data {
             return (&data[start..start + (count - 1) * stride + length], stride);
         }
-        scratch.reserve(count * length);
+        scratch.resize(count * length);
         for (p, wide) in scratch[..].chunks_exact_mut(length).enumerate() {
             self.widen(isa, start + p * stride, wide);
         }
         (scratch, length)
     }
 
-    /// Elements `from..` in single precision.
+    /// Widens elements `from..` to f32.
     fn widen(&self, isa: Isa, from: usize, wide: &mut [f32]) {
         let range = from..from + wide.len();
         match &self.data {
             Data::F32(data) => wide.copy_from_slice(&data[range]),
             Data::F16(data) => {
                 let narrow = &data[range];
-                // SAFETY: both have the same length, a multiple of sixteen; back ends only have available instructions.
+                // SAFETY: both have the same length, a multiple of sixteen; a back end only has available instructions.
                 unsafe { widen_f16(isa, narrow.as_ptr(), narrow.len(), wide.as_mut_ptr()) };
             }
             Data::Bf16(data) => simd::widen_bf16(isa, &data[range], wide),
         }
     }
 
-    /// Channels `from..from + rows` of each of the nine taps of a panel, in single precision; `scratch` receives them if
-    /// they are stored narrower.
+    /// Channels `from..from + rows` of each of the nine taps of a panel in f32. Narrower elements are widened into
+    /// `scratch`.
     pub fn taps_of<'a>(
         &'a self,
         panel: usize,
         from: usize,
         rows: usize,
         isa: Isa,
-        scratch: &'a mut Aligned,
+        scratch: &'a mut AlignedVec,
     ) -> [&'a [f32]; 9] {
         let start = |tap: usize| ((panel * self.taps + tap) * self.channels + from) * NR;
         let length = rows * NR;
         if let Data::F32(data) = &self.data {
             return std::array::from_fn(|tap| &data[start(tap)..][..length]);
         }
-        scratch.reserve(9 * length);
+        scratch.resize(9 * length);
         for (tap, wide) in scratch[..].chunks_exact_mut(length).enumerate() {
             self.widen(isa, start(tap), wide);
         }
@@ -149,7 +149,7 @@ impl Panels {
     }
 }
 
-/// `w [outputs, channels, taps]` to `[outputs / 16][taps][channels][16]`, missing outputs left as they are.
+/// Packs `w [outputs, channels, taps]` into `[outputs / 16][taps][channels][16]`; leaves missing outputs unchanged.
 fn interleave<T: Copy + Sync, U: Send>(
     w: &[T],
     (outputs, channels, taps): (usize, usize, usize),
@@ -169,7 +169,7 @@ fn interleave<T: Copy + Sync, U: Send>(
     });
 }
 
-/// The same into new memory, zeros for missing outputs.
+/// [`interleave`] into new memory, with zeros for missing outputs.
 fn interleaved<T: Copy + Sync, U: Default + Clone + Send>(
     w: &[T],
     shape: (usize, usize, usize),
@@ -180,14 +180,14 @@ fn interleaved<T: Copy + Sync, U: Default + Clone + Send>(
     data
 }
 
-/// The same with two neighbouring channels in the place of one number, the first in its lower half.
+/// [`interleaved`] with two neighbouring channels per element, the first in its lower half.
 fn in_pairs<T: Copy + Sync>(
     w: &[T],
     (outputs, channels, taps): (usize, usize, usize),
     convert: impl Fn(T) -> bf16 + Sync,
-) -> Aligned {
+) -> AlignedVec {
     let pairs = channels / 2;
-    let mut data = Aligned::zeros(packed((outputs, pairs, taps)));
+    let mut data = AlignedVec::zeros(packed((outputs, pairs, taps)));
     data.par_chunks_mut(pairs * taps * NR).enumerate().for_each(|(panel, out)| {
         for j in 0..NR.min(outputs - panel * NR) {
             let row = &w[(panel * NR + j) * channels * taps..][..channels * taps];
@@ -217,7 +217,7 @@ mod tests {
         let (outputs, channels, taps) = (18, 3, 2);
         let w: Vec<f32> = (0..outputs * channels * taps).map(|i| i as f32 + 1.0).collect();
         let panels = Panels::pack(&TensorData::F32(Cow::Borrowed(&w)), outputs, channels, taps, PanelFormat::Stored);
-        let mut scratch = Aligned::default();
+        let mut scratch = AlignedVec::default();
         let (output, channel, tap) = (17, 2, 1);
         let (block, _) = panels.block(1, 1, tap * channels + channel, 1, Isa::detect(), &mut scratch);
         assert_eq!(block[1], w[(output * channels + channel) * taps + tap]);
@@ -225,12 +225,12 @@ mod tests {
     }
 
     #[test]
-    fn half_precision_panels_widen_to_the_same_numbers() {
+    fn f16_panels_widen_to_the_same_values() {
         let w: Vec<f16> = (0..32 * 5).map(|i| f16::from_f32(i as f32 * 0.25 - 9.0)).collect();
         let wide: Vec<f32> = w.iter().map(|x| x.to_f32()).collect();
         let narrow = Panels::pack(&TensorData::F16(Cow::Borrowed(&w)), 32, 5, 1, PanelFormat::Stored);
         let single = Panels::pack(&TensorData::F32(Cow::Borrowed(&wide)), 32, 5, 1, PanelFormat::Stored);
-        let (mut a, mut b) = (Aligned::default(), Aligned::default());
+        let (mut a, mut b) = (AlignedVec::default(), AlignedVec::default());
         assert_eq!(
             narrow.block(1, 1, 1, 4, Isa::detect(), &mut a).0,
             single.block(1, 1, 1, 4, Isa::detect(), &mut b).0
@@ -238,14 +238,14 @@ mod tests {
     }
 
     #[test]
-    fn bfloat_panels_widen_to_the_same_numbers_for_any_part_of_a_panel() {
+    fn bf16_panels_widen_to_the_same_values_for_any_part_of_a_panel() {
         let (outputs, channels, taps) = (19, 5, 3);
         let w: Vec<bf16> = (0..outputs * channels * taps).map(|i| bf16::from_f32(i as f32 * 0.37 - 20.0)).collect();
         let wide: Vec<f32> = w.iter().map(|x| x.to_f32()).collect();
         let narrow = Panels::pack(&TensorData::Bf16(Cow::Borrowed(&w)), outputs, channels, taps, PanelFormat::Stored);
         let single = Panels::pack(&TensorData::F32(Cow::Borrowed(&wide)), outputs, channels, taps, PanelFormat::Stored);
-        let (mut a, mut b) = (Aligned::default(), Aligned::default());
-        // Long parts before short ones: what an earlier part left in the scratch must not show.
+        let (mut a, mut b) = (AlignedVec::default(), AlignedVec::default());
+        // Long parts before short ones, so that stale contents of the scratch would show.
         for (panel, count, from, rows) in [(0, 2, 0, 15), (1, 1, 0, 15), (0, 2, 7, 8), (0, 1, 14, 1)] {
             let (narrow, narrow_stride) = narrow.block(panel, count, from, rows, Isa::detect(), &mut a);
             let (single, single_stride) = single.block(panel, count, from, rows, Isa::detect(), &mut b);
@@ -262,7 +262,7 @@ mod tests {
         let w: Vec<f32> = (0..outputs * channels * taps).map(|i| i as f32 * 0.37 - 20.0).collect();
         let panels = Panels::pack(&TensorData::F32(Cow::Borrowed(&w)), outputs, channels, taps, PanelFormat::Bf16Pairs);
         assert_eq!((panels.channels, panels.pairs), (2, true));
-        let mut scratch = Aligned::default();
+        let mut scratch = AlignedVec::default();
         let (output, channel, tap) = (17, 2, 1);
         let (block, _) = panels.block(1, 1, tap * 2 + channel / 2, 1, Isa::detect(), &mut scratch);
         let weight = |channel: usize| bf16::from_f32(w[(output * channels + channel) * taps + tap]).to_bits();
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn panels_in_bf16_hold_the_nearest_numbers_whatever_the_file_has() {
+    fn bf16_panels_hold_the_nearest_values_for_every_stored_type() {
         let w: Vec<f16> = (0..32 * 5).map(|i| f16::from_f32(i as f32 * 0.37 - 9.0)).collect();
         let wide: Vec<f32> = w.iter().map(|x| x.to_f32()).collect();
         let nearest: Vec<bf16> = wide.iter().map(|&x| bf16::from_f32(x)).collect();
@@ -281,7 +281,7 @@ mod tests {
             TensorData::Bf16(nearest.into()),
         ];
         let block = |weight: &TensorData<'_>| {
-            let mut scratch = Aligned::default();
+            let mut scratch = AlignedVec::default();
             Panels::pack(weight, 32, 5, 1, PanelFormat::Bf16).block(1, 1, 1, 4, Isa::detect(), &mut scratch).0.to_vec()
         };
         assert_eq!(block(&sources[0]), block(&sources[1]));

@@ -1,4 +1,4 @@
-//! Element-wise operations that no neighbour took along.
+//! Element-wise operations that were not fused into a neighbour.
 
 use super::{Machine, for_rows, simd};
 use crate::ops::Pointwise;
@@ -40,7 +40,7 @@ pub fn run(machine: &Machine, op: &Pointwise, inputs: &[&[f32]], shape: &[usize]
     }
 }
 
-/// `out = f(x, y)`, `y` repeated as often as it fits into `x`.
+/// `out = f(x, y)`, with `y` repeated along `x`.
 fn zip_repeating(x: &[f32], y: &[f32], out: &mut [f32], f: impl Fn(f32, f32) -> f32 + Sync) {
     for_rows(out, y.len(), |first, rows| {
         for (i, row) in rows.chunks_exact_mut(y.len()).enumerate() {

@@ -28,7 +28,7 @@ pub fn run(op: &Resize, x: &[f32], from: &[usize], to: &[usize], out: &mut [f32]
         Resize::Bicubic { height, width } => {
             let (down, across) = (cubic_taps(h, *height), cubic_taps(w, *width));
             rows.for_each(|(n, i, row)| {
-                // The row's taps down the picture first, then across.
+                // Filters vertically first, then horizontally.
                 let mut line = vec![0.0f32; w * c];
                 let (top, weights) = &down[i];
                 for (k, weight) in weights.iter().enumerate() {

@@ -37,7 +37,7 @@ pub fn run(op: &SamplerStep, inputs: &[&[f32]], shape: &[usize], out: &mut [f32]
     });
 }
 
-/// `length` numbers of the step's noise from position `first` on, counted through all pictures of `[P, C]`.
+/// `length` elements of the step's noise, starting at position `first` of all pictures `[P, C]` in sequence.
 fn draw(seeds: &[u32], step: u32, [positions, c]: [usize; 2], first: usize, length: usize) -> Vec<f32> {
     let wide = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
     let mut noise = vec![0.0; length];
@@ -54,7 +54,7 @@ fn draw(seeds: &[u32], step: u32, [positions, c]: [usize; 2], first: usize, leng
         let generator = Philox::new(wide(seed[0], seed[1]));
         let number = wide(seed[2], seed[3]).wrapping_add(u64::from(step));
         if positions == 1 || c == 1 {
-            // Channels last and channels first are the same order.
+            // NHWC and NCHW are the same order here.
             generator.fill_normal(number, from as u64, part);
             continue;
         }

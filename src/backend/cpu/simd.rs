@@ -1,13 +1,13 @@
-//! Loops over elements, compiled once for the baseline, for AVX2 and for AVX-512.
+//! Element-wise loops, compiled for the baseline, for AVX2 and for AVX-512.
 //!
-//! The compiler vectorises them; the baseline of 64-bit ARM has NEON. The only unsafe act is to enter a copy for certain
-//! instructions, which the [`Isa`] vouches for.
+//! The compiler vectorises them; the baseline of 64-bit ARM includes NEON. The only unsafe operation is the call of a
+//! copy that needs certain instructions, whose presence the [`Isa`] guarantees.
 #![allow(unsafe_code)]
 
 use super::tile::Isa;
 use crate::ops::Activation;
 
-/// Defines a function whose body exists twice, chosen by an [`Isa`] given first.
+/// Defines a function whose body is compiled once per instruction set; the first argument is the [`Isa`].
 macro_rules! per_isa {
     ($(#[$doc:meta])* pub fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? $body:block) => {
         $(#[$doc])*
@@ -25,7 +25,7 @@ macro_rules! per_isa {
                 portable($($arg),*)
             }
             match isa {
-                // SAFETY: back ends are only made with instructions that the machine has.
+                // SAFETY: a back end is only created with instructions that the machine has.
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: as above.
@@ -37,8 +37,8 @@ macro_rules! per_isa {
     };
 }
 
-/// `e^x` to about one unit in the last place, in operations that vectorise. Below -87 and above 88 it stays at the
-/// ends of the range; NaN stays NaN.
+/// `e^x` to about one unit in the last place, in operations that vectorise. Arguments are clamped to about [-87, 88];
+/// NaN stays NaN.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     // Adding 1.5 * 2^23 leaves the nearest integer in the low bits of the sum.
@@ -59,8 +59,8 @@ pub fn exp(x: f32) -> f32 {
     y * f32::from_bits((exponent.wrapping_add(127) as u32) << 23)
 }
 
-/// The error function to 3e-7 of its size: an odd rational function of degree 9 over 12, fitted for |x| < 3.83,
-/// beyond which single precision rounds it to one.
+/// The error function with a relative error of 3e-7: an odd rational function of degree 9 over 12, fitted for |x| <
+/// 3.83, beyond which f32 rounds it to one.
 #[inline(always)]
 fn erf(x: f32) -> f32 {
     let x = if x < -3.832_507 { -3.832_507 } else { x };
@@ -123,7 +123,7 @@ per_isa! {
 }
 
 per_isa! {
-    /// Numbers to the nearest of bf16, of two equally near ones to the even; NaN stays NaN.
+    /// Rounds f32 to bf16, to nearest even; NaN stays NaN.
     pub fn narrow_bf16(from: &[f32], to: &mut [u16]) {
         for (to, x) in to.iter_mut().zip(from) {
             let bits = x.to_bits();
@@ -134,7 +134,7 @@ per_isa! {
 }
 
 per_isa! {
-    /// Widens numbers that are the upper halves of single precision.
+    /// Widens bf16, the upper half of an f32, to f32.
     pub fn widen_bf16(narrow: &[half::bf16], wide: &mut [f32]) {
         for (y, x) in wide.iter_mut().zip(narrow) {
             *y = f32::from_bits(u32::from(x.to_bits()) << 16);
@@ -144,7 +144,7 @@ per_isa! {
 
 per_isa! {
     /// Adds each channel of all rows to `sum` and its square to `square`.
-    pub fn accumulate_moments(x: &[f32], sum: &mut [f64], square: &mut [f64]) {
+    pub fn accumulate_sums(x: &[f32], sum: &mut [f64], square: &mut [f64]) {
         let c = sum.len();
         for row in x.chunks_exact(c) {
             for i in 0..c {

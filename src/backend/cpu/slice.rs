@@ -1,4 +1,4 @@
-//! Slices: chosen entries of one dimension, each with all that lies below it.
+//! Slices: every `step`-th entry of a range of one dimension.
 
 use super::for_rows;
 use crate::ops::{Slice, elements};

@@ -1,28 +1,27 @@
-//! The inner loop of every matrix product: a tile of up to [`MR`] rows by some panels of [`NR`] columns, kept in
-//! registers.
+//! The GEMM microkernel: a tile of up to [`MR`] rows by some panels of [`NR`] columns, accumulated in registers.
 //!
-//! The left side is read where it lies, through one pointer per row; nothing is packed and no window of a
-//! convolution is copied out. A row may come in several segments, each with its own pointer: the taps of a
-//! convolution. The right side are panels of [`NR`] columns, packed once ([`super::panels`]). AVX-512 takes
-//! [`PANELS`] of them at once, 24 accumulators of its 32 registers, the others one after the other.
+//! The left operand is read in place, through one pointer per row, or one per segment for the taps of a convolution:
+//! neither packing nor im2col. The right operand is packed once into panels of [`NR`] columns ([`super::panels`]).
+//! AVX-512 takes [`PANELS`] panels at once, with 24 accumulators in its 32 registers; other instruction sets take one
+//! at a time.
 //!
-//! Every element is summed in the order of `k` whatever the tile's height, so results depend neither on how a
-//! product is divided among threads nor on the batch.
+//! Every element is summed in the order of `k`, whatever the tile's height, so results depend neither on the division
+//! among threads nor on the batch.
 #![allow(unsafe_code)]
 
-/// Rows of a full tile: with two vectors a row, twelve accumulators of AVX2's sixteen registers.
+/// Rows of a full tile: with two vectors per row, twelve accumulators in AVX2's sixteen registers.
 pub const MR: usize = 6;
 /// Columns of a panel.
 pub const NR: usize = 16;
-/// Most panels of a tile.
+/// Limit of panels per tile.
 pub const PANELS: usize = 4;
 
-/// Which instructions the CPU back end uses.
+/// Instruction set of the CPU back end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
     /// Plain Rust, vectorised by the compiler for the target's baseline.
     Portable,
-    /// 128-bit vectors with fused multiply-add, which every 64-bit ARM processor has.
+    /// 128-bit vectors with fused multiply-add; every 64-bit ARM processor has them.
     Neon,
     /// 256-bit vectors with fused multiply-add.
     Avx2,
@@ -31,15 +30,15 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// All of them, the best last.
+    /// All instruction sets, the best last.
     pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Neon, Isa::Avx2, Isa::Avx512];
 
-    /// The best one that this machine has.
+    /// The best one available on this machine.
     pub fn detect() -> Isa {
         Isa::ALL.into_iter().rfind(|isa| isa.available()).unwrap_or(Isa::Portable)
     }
 
-    /// Whether this machine has it.
+    /// Whether this machine has these instructions.
     pub fn available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         let avx2 =
@@ -56,12 +55,12 @@ impl Isa {
         }
     }
 
-    /// How many panels a tile should have.
+    /// Panels per tile.
     pub fn panels(self) -> usize {
         if self == Isa::Avx512 { PANELS } else { 1 }
     }
 
-    /// Its name in listings.
+    /// Name in listings.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
@@ -72,7 +71,7 @@ impl Isa {
     }
 }
 
-/// Whether this machine multiplies pairs of bf16 in AVX-512.
+/// Whether this machine has AVX-512's bf16 dot product, `vdpbf16ps`.
 pub fn pairs_available() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
@@ -84,8 +83,8 @@ pub fn pairs_available() -> bool {
     }
 }
 
-/// Whether that is faster than single precision. AMD's processors start as many such instructions as multiply-adds, each
-/// with twice the products; Intel's start half as many, so that nothing would be won.
+/// Whether `vdpbf16ps` is faster than f32 multiply-adds. AMD's processors issue both at the same rate, and it does
+/// twice the work; Intel's issue it at half the rate, without a gain.
 pub fn pairs_are_fast() -> bool {
     #[cfg(target_arch = "x86_64")]
     let amd = {
@@ -107,17 +106,17 @@ pub struct Tile {
     pub stride: usize,
     /// Number of segments.
     pub segments: usize,
-    /// Elements added to every row pointer.
+    /// Offset added to every row pointer, in elements.
     pub offset: usize,
-    /// Elements of each row and segment.
+    /// Elements of each segment of a row.
     pub depth: usize,
-    /// `segments * depth` rows of [`NR`] numbers: the first panel.
+    /// The first panel: `segments * depth` rows of [`NR`] elements.
     pub panel: *const f32,
     /// Elements from one panel to the next.
     pub panel_stride: usize,
     /// Number of panels, 1 to [`PANELS`].
     pub panels: usize,
-    /// Where the result goes.
+    /// The result.
     pub c: *mut f32,
     /// Distance between rows of `c`.
     pub ldc: usize,
@@ -125,12 +124,12 @@ pub struct Tile {
     pub height: usize,
     /// Whether to add to `c` instead of replacing it.
     pub accumulate: bool,
-    /// Whether an element of `rows` and of the panels is two numbers in bf16, whose products are both added. Only for
-    /// machines with [`pairs_available`], in [`Isa::Avx512`].
+    /// Whether each element of `rows` and of the panels is a pair of bf16, both multiplied and added. Only with
+    /// [`Isa::Avx512`] and [`pairs_available`].
     pub pairs: bool,
 }
 
-/// Defines the loop of AVX-512 with one of its ways to multiply.
+/// Defines the AVX-512 loop with a given multiply-add.
 #[cfg(target_arch = "x86_64")]
 macro_rules! avx512_loop {
     ($name:ident, $features:literal, |$a:ident, $b:ident, $acc:ident| $multiply_add:expr) => {
@@ -178,8 +177,8 @@ impl Tile {
     ///
     /// # Safety
     /// For every `s < segments` and `r < height`, `rows[s * stride + r]` must point to `offset + depth` readable
-    /// numbers; every panel to `segments * depth * NR`; `c` to `height` writable rows of `panels * NR` numbers `ldc`
-    /// apart that nobody else uses meanwhile. The machine must have the instructions.
+    /// elements; every panel to `segments * depth * NR`; `c` to `height` writable rows of `panels * NR` elements, `ldc`
+    /// apart, that no other thread accesses meanwhile. The machine must have the instructions.
     pub unsafe fn run(&self, isa: Isa) {
         debug_assert!((1..=MR).contains(&self.height) && (1..=PANELS).contains(&self.panels));
         // SAFETY: the caller's promises are passed on unchanged; the height selects the loop of that height.
@@ -342,7 +341,7 @@ impl Tile {
     #[cfg(target_arch = "x86_64")]
     avx512_loop!(avx512_pairs, "avx512f,avx512bf16", |a, b, acc| {
         use std::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps};
-        // Vectors of the same size, for which every pattern of bits is a value.
+        // Both are plain vectors of the same size.
         let [a, b] = [a, b].map(|x| std::mem::transmute::<__m512, __m512bh>(x));
         _mm512_dpbf16_ps(acc, a, b)
     });
@@ -352,8 +351,8 @@ impl Tile {
 mod tests {
     use super::*;
 
-    /// Small multiples of 1/16, so that all products and sums are exact in any order.
-    fn numbers(length: usize, step: usize) -> Vec<f32> {
+    /// Small multiples of 1/16, so that products and sums are exact in any order.
+    fn values(length: usize, step: usize) -> Vec<f32> {
         (0..length).map(|i| ((i * step + 5) % 32) as f32 / 16.0 - 1.0).collect()
     }
 
@@ -361,18 +360,18 @@ mod tests {
     fn every_height_and_width_gives_the_exact_sums_and_leaves_other_rows_alone() {
         let (segments, stride, depth, offset, ldc) = (3, MR, 5, 2, PANELS * NR + 3);
         let panel_stride = segments * depth * NR + 7;
-        let single = |length, step| numbers(length, step);
+        let single = |length, step| values(length, step);
         let pair = |length, step| {
-            let halves = numbers(length, step).into_iter().zip(numbers(length, step + 4));
+            let halves = values(length, step).into_iter().zip(values(length, step + 4));
             halves.map(|(low, high)| f32::from_bits(high.to_bits() | low.to_bits() >> 16)).collect()
         };
         let sizes = (1..=MR).flat_map(|height| (1..=PANELS).map(move |panels| (height, panels)));
-        let ways = sizes.flat_map(|(height, panels)| [(height, panels, false), (height, panels, true)]);
+        let tiles = sizes.flat_map(|(height, panels)| [(height, panels, false), (height, panels, true)]);
         let mut isas: Vec<(Isa, bool)> =
             Isa::ALL.into_iter().filter(|isa| isa.available()).map(|isa| (isa, false)).collect();
         isas.extend(pairs_available().then_some((Isa::Avx512, true)));
         for ((isa, pairs), (height, panels, accumulate)) in
-            isas.into_iter().flat_map(|isa| ways.clone().map(move |way| (isa, way)))
+            isas.into_iter().flat_map(|isa| tiles.clone().map(move |tile| (isa, tile)))
         {
             let elements: &dyn Fn(usize, usize) -> Vec<f32> = if pairs { &pair } else { &single };
             let x = elements(segments * stride * (offset + depth), 7);
@@ -386,7 +385,7 @@ mod tests {
                 let (a, b) = (halves(a), halves(b));
                 a[0] * b[0] + a[1] * b[1]
             };
-            let before = numbers(MR * ldc, 3);
+            let before = values(MR * ldc, 3);
             let mut c = before.clone();
             let tile = Tile {
                 rows: table.as_ptr(),
@@ -403,7 +402,7 @@ mod tests {
                 accumulate,
                 pairs,
             };
-            // SAFETY: the table holds `segments * stride` rows of `offset + depth` numbers, each panel
+            // SAFETY: the table holds `segments * stride` rows of `offset + depth` elements, each panel
             // `segments * depth` rows of NR, `c` MR rows of `ldc`; the instructions are available.
             unsafe { tile.run(isa) };
             for (i, (got, old)) in c.iter().zip(&before).enumerate() {

@@ -1,20 +1,20 @@
-//! Convolution with a 3x3 window in a quarter of the multiplications: Winograd's F(4x4, 3x3).
+//! 3x3 convolution with a quarter of the multiplications: Winograd's F(4x4, 3x3).
 //!
-//! The output is cut into tiles of 4x4 pixels. A tile's 6x6 inputs become 36 numbers for each channel, the weights
-//! likewise, and the sum over channels is one small matrix product for each of the 36 points ([`transform`]).
+//! The output is divided into tiles of 4x4 pixels. A tile's 6x6 inputs are transformed to 36 points per channel, and so
+//! are the weights; the sum over channels is one small matrix product per point ([`transform`]).
 //!
-//! Everything between input and output stays in the second-level cache or near it. Tiles are worked on in blocks
-//! of [`TILES`]: their points are computed for all channels, then one bundle of panels after the other takes the block.
-//! Weights are transformed where they are used, a slice of [`DEPTH`] channels at a time. That costs a twentieth of the
-//! products of a full block, and saves what transformed weights would cost: four times the memory, eight times for
-//! half-precision files, and the time to fetch it.
+//! Intermediate values stay in or near the L2 cache. Tiles are processed in blocks of [`TILES`]: first their points are
+//! computed for all channels, then one bundle of panels after the other is multiplied with the block. Weights are
+//! transformed at every use, [`DEPTH`] channels at a time. For a full block that takes a twentieth of the time of the
+//! matrix products; kept, transformed weights would take four times the memory and bandwidth, eight times for f16
+//! files.
 //!
-//! Sums run over the channels in order, whatever the blocks, so results depend neither on threads nor on the batch.
+//! Sums run over the channels in order, whatever the block size, so results depend neither on threads nor on the batch.
 #![allow(unsafe_code)]
 
 use super::Machine;
-use super::lanes::Aligned;
-use super::matmul::{Epilogue, Shared};
+use super::lanes::AlignedVec;
+use super::matmul::{Epilogue, OutputPointer};
 use super::panels::Panels;
 use super::tile::{MR, NR, PANELS, Tile};
 use super::winograd_transform::{self as transform, POINTS, SIDE, TAPS, WINDOW};
@@ -22,21 +22,21 @@ use crate::ops::Conv2d;
 use rayon::prelude::*;
 use std::cell::Cell;
 
-/// Tiles of a block: enough to pay for transforming weights, few enough for their sums to stay in the cache.
+/// Tiles of a block: enough to amortise the transformation of weights, few enough for their sums to stay in the cache.
 const TILES: usize = 16 * MR;
-/// Channels whose transformed weights are held at a time.
+/// Channels whose transformed weights are in memory at a time.
 const DEPTH: usize = 64;
-/// Numbers of transformed inputs held at a time: 16 MiB.
+/// Elements of transformed inputs in memory at a time: 16 MiB.
 const WAVE: usize = 4 << 20;
 
-/// Numbers from one point's matrix to the next. One cache line more than they need: a distance of whole pages would put
-/// all points of a tile into the same few lines of the first-level cache.
+/// Elements from one point's matrix to the next. One cache line of padding: at a distance of whole pages all points of
+/// a tile would map to the same few sets of the L1 cache.
 fn plane(rows: usize, columns: usize) -> usize {
     rows * columns + NR
 }
 
-/// Whether a convolution `x [N, H, W, C]`, `weight [O, C, R, S]` is computed this way. A matter of one picture's
-/// shape, so that its result does not depend on the batch.
+/// Whether a convolution `x [N, H, W, C]`, `weight [O, C, R, S]` uses Winograd. Depends on the shape of one picture
+/// only, so that results do not depend on the batch.
 pub fn suits(op: &Conv2d, x: &[usize], weight: &[usize]) -> bool {
     let useful = x[1] * x[2];
     let computed = x[1].next_multiple_of(SIDE) * x[2].next_multiple_of(SIDE);
@@ -47,16 +47,16 @@ pub fn suits(op: &Conv2d, x: &[usize], weight: &[usize]) -> bool {
 /// Transformed weights and sums of one task.
 #[derive(Default)]
 struct Scratch {
-    widened: Aligned,
-    weights: Aligned,
-    sums: Aligned,
+    widened: AlignedVec,
+    weights: AlignedVec,
+    sums: AlignedVec,
 }
 
 thread_local! {
-    /// Kept from call to call: fresh memory would have to be mapped every time. Taken out while in use, so that a task
-    /// that the thread runs in between finds none and makes its own.
+    /// Reused by later calls, because new memory would have to be mapped each time. Taken out while in use; a nested
+    /// task on the same thread then allocates its own.
     static SCRATCH: Cell<Scratch> = Cell::default();
-    static POINTS_OF_WAVE: Cell<Aligned> = Cell::default();
+    static POINTS_OF_WAVE: Cell<AlignedVec> = Cell::default();
 }
 
 /// One call's tensors and sizes.
@@ -70,7 +70,7 @@ struct Problem<'a> {
     width: usize,
     /// Tiles of a picture, down and across.
     grid: [usize; 2],
-    out: Shared,
+    out: OutputPointer,
 }
 
 /// `out [N, H, W, O]` from `x [N, H, W, C]`.
@@ -81,13 +81,13 @@ pub fn run(machine: &Machine, x: &[f32], shape: &[usize], panels: &Panels, epilo
     let grid = [height.div_ceil(SIDE), width.div_ceil(SIDE)];
     let tiles = shape[0] * grid[0] * grid[1];
     let zeros = vec![0.0; channels];
-    let out = Shared(out.as_mut_ptr());
+    let out = OutputPointer(out.as_mut_ptr());
     let problem = Problem { machine, x, panels, epilogue, zeros, height, width, grid, out };
     let block = tiles.div_ceil(tiles.div_ceil(TILES)).next_multiple_of(MR);
     let per_block = channels.div_ceil(DEPTH) * POINTS * plane(block, DEPTH);
     let wave = (WAVE / per_block).max(machine.threads);
     let mut points = POINTS_OF_WAVE.take();
-    points.reserve(wave.min(tiles.div_ceil(block)) * per_block);
+    points.resize(wave.min(tiles.div_ceil(block)) * per_block);
     for first in (0..tiles).step_by(wave * block) {
         problem.wave(first, (wave * block).min(tiles - first), block, per_block, &mut points);
     }
@@ -98,15 +98,15 @@ impl Problem<'_> {
     /// Tiles `first..first + count`, in blocks.
     fn wave(&self, first: usize, count: usize, block: usize, per_block: usize, points: &mut [f32]) {
         let machine = self.machine;
-        let share = machine.threads > 1;
+        let parallel = machine.threads > 1;
         let blocks: Vec<(usize, usize)> =
             (0..count).step_by(block).map(|start| (start, block.min(count - start))).collect();
-        // Fewer tiles in a task where there are few, so that all threads have some.
+        // Fewer tiles per task where there are few, so that all threads have work.
         let part = count.div_ceil(8 * machine.threads).clamp(1, 16);
-        let target = Shared(points.as_mut_ptr());
+        let target = OutputPointer(points.as_mut_ptr());
         let transform = |&(start, tiles, from): &(usize, usize, usize)| {
             for tile in from..tiles.min(from + part) {
-                // SAFETY: each block has its part of the points, and each tile is transformed by one task.
+                // SAFETY: blocks have disjoint parts of the points, and each tile is transformed by one task.
                 unsafe {
                     let block = target.get().add(start / block * per_block);
                     self.transform(first + start + tile, block, tile, tiles);
@@ -127,7 +127,7 @@ impl Problem<'_> {
             self.multiply(first + start, tiles, panel, count, points, &mut scratch);
             SCRATCH.set(scratch);
         };
-        if share {
+        if parallel {
             parts.par_iter().for_each(transform);
             (0..blocks.len() * bundles).into_par_iter().for_each(multiply);
         } else {
@@ -136,13 +136,13 @@ impl Problem<'_> {
         }
     }
 
-    /// Points of one tile into those of its block of `tiles`: `[slice][point][tile][channel of the slice]`.
+    /// Transforms one tile into the points of its block of `tiles`: `[slice][point][tile][channel of the slice]`.
     ///
     /// # Safety
-    /// `block` must have room for all points of `tiles` tiles, of which number `at` is written by nobody else.
+    /// `block` must have room for all points of `tiles` tiles; no other task may write tile `at`.
     unsafe fn transform(&self, tile: usize, block: *mut f32, at: usize, tiles: usize) {
         let channels = self.panels.channels;
-        let (image, top, left) = self.place(tile);
+        let (image, top, left) = self.position(tile);
         let mut pixels = [self.zeros.as_ptr(); POINTS];
         for (i, pixel) in pixels.iter_mut().enumerate() {
             let (y, x) = (top + i / WINDOW, left + i % WINDOW);
@@ -153,7 +153,7 @@ impl Problem<'_> {
         }
         for from in (0..channels).step_by(DEPTH) {
             let depth = DEPTH.min(channels - from);
-            // SAFETY: slices before this one take `POINTS * tiles * from` numbers; pixels have all channels.
+            // SAFETY: slices before this one take `POINTS * tiles * from` elements; pixels have all channels.
             unsafe {
                 let out = block.add(from / DEPTH * POINTS * plane(tiles, DEPTH) + at * depth);
                 transform::input(self.machine.isa, &pixels, from, depth, out, plane(tiles, depth));
@@ -161,12 +161,12 @@ impl Problem<'_> {
         }
     }
 
-    /// Some panels for a block of tiles, from its points to the output.
+    /// Computes `count` panels of the output for a block of tiles, from its points.
     fn multiply(&self, first: usize, tiles: usize, panel: usize, count: usize, points: &[f32], scratch: &mut Scratch) {
         debug_assert!(count <= PANELS);
         let (isa, channels, columns) = (self.machine.isa, self.panels.channels, count * NR);
-        scratch.sums.reserve(POINTS * plane(TILES, PANELS * NR));
-        scratch.weights.reserve(POINTS * plane(DEPTH, PANELS * NR));
+        scratch.sums.resize(POINTS * plane(TILES, PANELS * NR));
+        scratch.weights.resize(POINTS * plane(DEPTH, PANELS * NR));
         for from in (0..channels).step_by(DEPTH) {
             let depth = DEPTH.min(channels - from);
             for p in 0..count {
@@ -198,7 +198,7 @@ impl Problem<'_> {
                         accumulate: from > 0,
                         pairs: false,
                     };
-                    // SAFETY: rows of `depth` numbers, `count` panels of `depth` rows, sums of `columns`.
+                    // SAFETY: rows of `depth` elements, `count` panels of `depth` rows, sums of `columns`.
                     unsafe { tile.run(isa) };
                 }
             }
@@ -211,11 +211,11 @@ impl Problem<'_> {
         }
     }
 
-    /// One tile's sums of a panel to its pixels, through the epilogue and out to memory.
+    /// Transforms one tile's sums of a panel to pixels, applies the epilogue and stores them.
     fn finish(&self, tile: usize, column: usize, sums: *const f32, plane: usize) {
         let (isa, n) = (self.machine.isa, self.panels.outputs);
         let columns = NR.min(n - column);
-        let (image, top, left) = self.place(tile);
+        let (image, top, left) = self.position(tile);
         let mut constant = [0.0f32; NR];
         if let Some(bias) = self.epilogue.bias {
             constant[..columns].copy_from_slice(&bias[column..][..columns]);
@@ -228,8 +228,8 @@ impl Problem<'_> {
         let strides = [self.width * n, n];
         if columns == NR {
             let residual = self.epilogue.residual.map_or(std::ptr::null(), |residual| residual[at..].as_ptr());
-            // SAFETY: `sums` begins a tile's sixteen columns in each plane. Each pixel's panel is written by one task,
-            // inside the output [N, H, W, O], whose shape the residual has.
+            // SAFETY: `sums` points to a tile's sixteen columns in each plane. One task writes each pixel's panel,
+            // inside the output [N, H, W, O]; the residual has the same shape.
             unsafe {
                 let out = self.out.get().add(at);
                 transform::output(isa, sums, plane, &constant, residual, out, strides, [rows, across]);
@@ -237,7 +237,7 @@ impl Problem<'_> {
             return;
         }
         let mut pixels = [0.0f32; SIDE * SIDE * NR];
-        // SAFETY: as above, into room for all pixels.
+        // SAFETY: as above; `pixels` has room for the whole tile.
         unsafe {
             let out = pixels.as_mut_ptr();
             transform::output(isa, sums, plane, &constant, std::ptr::null(), out, [SIDE * NR, NR], [rows, across]);
@@ -254,15 +254,15 @@ impl Problem<'_> {
     }
 
     /// Picture, first row and first column of a tile.
-    fn place(&self, tile: usize) -> (usize, usize, usize) {
+    fn position(&self, tile: usize) -> (usize, usize, usize) {
         let per_image = self.grid[0] * self.grid[1];
-        let place = tile % per_image;
-        (tile / per_image, place / self.grid[1] * SIDE, place % self.grid[1] * SIDE)
+        let index = tile % per_image;
+        (tile / per_image, index / self.grid[1] * SIDE, index % self.grid[1] * SIDE)
     }
 }
 
-/// Numbers that no task writes any more.
-fn points_of<'a>(from: Shared, start: usize, length: usize) -> &'a [f32] {
-    // SAFETY: called with ranges of the wave's points after all of them have been written.
+/// Points that all tasks have finished writing.
+fn points_of<'a>(from: OutputPointer, start: usize, length: usize) -> &'a [f32] {
+    // SAFETY: called with ranges of the wave's points, after all of them were written.
     unsafe { std::slice::from_raw_parts(from.get().add(start), length) }
 }

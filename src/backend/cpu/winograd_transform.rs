@@ -1,20 +1,20 @@
 //! The three linear maps of Winograd's convolution F(4x4, 3x3), sixteen channels at a time.
 //!
-//! A 1-D convolution of 4 outputs with 3 weights is a product of polynomials, evaluated at the points 0, a, -a, b, -b and
-//! infinity (Toom and Cook; for pictures Winograd 1980 and Lavin & Gray 2016, section 4): six multiplications instead
-//! of twelve, and 36 instead of 144 in two dimensions. With `a = 1/sqrt(2)` and `b = sqrt(2)`, whose powers stay near
-//! one, the rounding error in single precision is twice that of a plain sum; with the customary 1 and 2 it is four
-//! times (relative to the output's root mean square, 320 channels).
+//! A 1-D convolution with 4 outputs and 3 weights is a product of polynomials, evaluated at the points 0, a, -a, b, -b
+//! and infinity (Toom and Cook; for pictures Winograd 1980 and Lavin & Gray 2016, section 4): six multiplications
+//! instead of twelve, and in two dimensions 36 instead of 144. With `a = 1/sqrt(2)` and `b = sqrt(2)`, whose powers
+//! stay near one, the rounding error in f32 is twice that of a plain sum; with the usual 1 and 2 it is four times that
+//! (relative to the output's root mean square, 320 channels).
 #![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop, reason = "i and j are rows and columns of several matrices")]
 
 use super::lanes::{LANES, Lanes, on_lanes};
 
-/// Outputs of a tile, one way.
+/// Outputs of a tile per dimension.
 pub const SIDE: usize = 4;
-/// Inputs of a tile, one way.
+/// Inputs of a tile per dimension.
 pub const WINDOW: usize = SIDE + 2;
-/// Products that replace the window's taps.
+/// Points of a tile, each a multiplication.
 pub const POINTS: usize = WINDOW * WINDOW;
 /// Taps of the window.
 pub const TAPS: usize = 9;
@@ -50,7 +50,7 @@ fn weight_line<L: Lanes>(g: [L; 3]) -> [L; WINDOW] {
     [g[0], even_a.add(odd_a), even_a.sub(odd_a), even_b.add(odd_b), even_b.sub(odd_b), g[2]]
 }
 
-/// Products at the points to outputs.
+/// Sums at the points to outputs.
 #[inline(always)]
 fn output_line<L: Lanes>(m: [L; WINDOW]) -> [L; SIDE] {
     let (even_a, odd_a) = (m[1].add(m[2]), m[1].sub(m[2]));
@@ -64,11 +64,12 @@ fn output_line<L: Lanes>(m: [L; WINDOW]) -> [L; SIDE] {
 }
 
 on_lanes! {
-    /// One tile of the picture to its points: `out[point * plane + c]` for `channels` channels, a multiple of sixteen.
+    /// Transforms one input tile to its points: `out[point * plane + c]` for `channels` channels, a multiple of
+    /// sixteen.
     ///
     /// # Safety
-    /// Each of the pixels must point to `channels` readable numbers, `out` to `POINTS` planes of which the first
-    /// `channels` numbers are writable. The machine must have the instructions.
+    /// Each of the pixels must point to `channels` readable elements, `out` to `POINTS` planes of which the first
+    /// `channels` elements are writable. The machine must have the instructions.
     pub unsafe fn input(pixels: &[*const f32; POINTS], offset: usize, channels: usize, out: *mut f32, plane: usize)
         = input_tile
 }
@@ -101,11 +102,11 @@ unsafe fn input_tile<L: Lanes>(
 }
 
 on_lanes! {
-    /// Weights of sixteen outputs to their points: `rows` channels of `taps[tap][row][16]` to
+    /// Transforms the weights of sixteen outputs to their points: `rows` channels of `taps[tap][row][16]` to
     /// `out[point * plane + row * 16 ..]`.
     ///
     /// # Safety
-    /// Each tap must point to `rows * 16` readable numbers, `out` to `POINTS` planes whose first `rows * 16` numbers
+    /// Each tap must point to `rows * 16` readable elements, `out` to `POINTS` planes whose first `rows * 16` elements
     /// are writable. The machine must have the instructions.
     pub unsafe fn weights(taps: &[*const f32; TAPS], rows: usize, out: *mut f32, plane: usize) = weights_panel
 }
@@ -131,13 +132,13 @@ unsafe fn weights_panel<L: Lanes>(taps: &[*const f32; TAPS], rows: usize, out: *
 }
 
 on_lanes! {
-    /// Sums at the points to the tile's outputs: `sums[point * plane ..]` gives sixteen channels of the pixels of which
-    /// `size` rows and columns lie inside the picture, plus `constant`, plus `residual` unless that is null.
-    /// `strides` are the distances from one row and from one pixel to the next, in `residual` as in `out`.
+    /// Transforms a tile's sums at the points, `sums[point * plane ..]`, to sixteen channels of its pixels; adds
+    /// `constant`, and `residual` unless that is null. Only the `size` rows and columns inside the picture are stored.
+    /// `strides` are the distances between rows and between pixels of `out` and `residual`.
     ///
     /// # Safety
-    /// `sums` must point to `POINTS` planes that begin with sixteen readable numbers; each pixel inside must be sixteen
-    /// writable numbers of `out` and readable ones of `residual`. The machine must have the instructions.
+    /// `sums` must point to `POINTS` planes that start with sixteen readable elements. Each stored pixel must have
+    /// sixteen writable elements in `out` and readable ones in `residual`. The machine must have the instructions.
     pub unsafe fn output(
         sums: *const f32,
         plane: usize,
@@ -159,10 +160,10 @@ unsafe fn output_tile<L: Lanes>(
     strides: [usize; 2],
     size: [usize; 2],
 ) {
-    // SAFETY: each plane begins with sixteen numbers.
+    // SAFETY: each plane starts with sixteen elements.
     let load = |i: usize, j: usize| unsafe { L::load(sums.add((i * WINDOW + j) * plane)) };
     let columns: [[L; SIDE]; WINDOW] = std::array::from_fn(|j| output_line(std::array::from_fn(|i| load(i, j))));
-    // SAFETY: sixteen numbers.
+    // SAFETY: sixteen elements.
     let constant = unsafe { L::load(constant.as_ptr()) };
     let half: [[L; WINDOW]; SIDE] = std::array::from_fn(|i| std::array::from_fn(|j| columns[j][i]));
     for (i, row) in half.into_iter().enumerate().take(size[0]) {

@@ -1,6 +1,6 @@
 //! A plan on the device: one allocation for all slots, and the list of calls to replay.
 
-use super::device::{Call, Captured, Driver, Loaded};
+use super::device::{Call, CapturedGraph, Driver, LoadedKernel};
 use super::device_slice::DeviceSlice;
 use super::kernels;
 use super::tensor_map::TensorMap;
@@ -13,15 +13,15 @@ use crate::plan::{Plan, Slots, Step, ValueId, assign};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// What allocations and the tensors in them are aligned to, so that kernels can read vectors.
+/// Alignment of allocations and of the tensors in them, for vector loads.
 pub(super) const ALIGNMENT: u64 = 256;
-/// Most blocks of a grid in the second and third dimension; the first allows 2^31 - 1.
+/// Limit of a grid's second and third dimension; the first allows 2^31 - 1.
 const MOST_BLOCKS: u32 = 65_535;
 
-/// A launch in the plan's order.
+/// A launch and the memory it makes stale.
 struct Dispatch {
     call: Call,
-    /// What the step is about to write anew, with its first launch.
+    /// Memory that the step overwrites, at its first launch.
     fresh: Vec<DeviceSlice>,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct Compiled {
     plan: Plan,
     slots: Slots,
     driver: Arc<dyn Driver>,
-    /// The allocation of all slots, and where in it each begins.
+    /// The allocation of all slots, and their offsets in it.
     memory: u64,
     size_bytes: u64,
     offsets: Vec<u64>,
@@ -46,21 +46,21 @@ pub(super) struct Compiled {
     /// Keeps their memory.
     _weights: Arc<CudaWeights>,
     dispatches: Vec<Dispatch>,
-    /// How many of the dispatches belong to the part that does not vary.
+    /// Number of dispatches that run once.
     once: usize,
-    /// Counts the steps on the device; there is none in plans that do not ask for their step.
+    /// The launch that increments the step index on the device; `None` if the plan has no input `step`.
     counter: Option<Call>,
-    /// The varying part with its feeds, and the counter after them.
-    captured: Option<Captured>,
-    /// What the counter on the device shows.
-    shown: Option<u32>,
+    /// The graph of the varying part, its feeds, and the increment of the step index.
+    captured: Option<CapturedGraph>,
+    /// The step index on the device.
+    device_step: Option<u32>,
 }
 
 /// A plan's launches.
 pub(super) struct Lowered {
     /// Each with the step that it belongs to.
     pub launches: Vec<(usize, Launch)>,
-    /// How many of them belong to the part that does not vary.
+    /// Number of launches that run once.
     once: usize,
 }
 
@@ -91,7 +91,7 @@ impl Compiled {
         let scratch = end;
         end += scratch_bytes(launches.iter().map(|(_, launch)| launch)).next_multiple_of(ALIGNMENT);
         let memory = driver.allocate(end.max(ALIGNMENT))?;
-        // From here on the destructor gives back what was reserved.
+        // From here on the destructor frees the memory.
         let mut compiled = Compiled {
             plan,
             slots,
@@ -107,7 +107,7 @@ impl Compiled {
             once: *once,
             counter: None,
             captured: None,
-            shown: None,
+            device_step: None,
         };
         compiled.bind(launches)?;
         Ok(compiled)
@@ -121,7 +121,7 @@ impl Compiled {
         if let Some(step) = self.plan.input("step") {
             let kernel = self.load_entry("advance", "advance", [Dtype::F32; 2])?;
             let tensors = vec![self.range(step, false), self.range(step, true)];
-            let label = "advance, behind the last step".to_owned();
+            let label = "advance, after the last step".to_owned();
             self.counter = Some(Call {
                 kernel,
                 grid: [1; 3],
@@ -135,11 +135,11 @@ impl Compiled {
         Ok(())
     }
 
-    /// Those of one step's launches.
+    /// Kernels and arguments of one step's launches.
     fn bind_step(&mut self, launches: &[(usize, Launch)]) -> Result<()> {
         let step = &self.plan.steps[launches[0].0];
-        // Written anew before the first of them. Concatenation writes its output with several launches, and a product in
-        // parts reads what another wrote.
+        // Discarded before the step's first launch only: concatenation writes its output with several launches, and the
+        // sum of a split matmul reads what the launch before it wrote.
         let bytes = scratch_bytes(launches.iter().map(|(_, launch)| launch));
         let scratch = DeviceSlice { address: self.scratch, bytes, written: true };
         let outputs = step.outputs.iter().map(|&output| self.range(output, true));
@@ -160,7 +160,7 @@ impl Compiled {
             }
             let mut tensors: Vec<DeviceSlice> =
                 launch.tensors.iter().map(|&tensor| self.tensor(step, tensor)).collect();
-            // The first tensors are those that bulk copies reach.
+            // The first tensors have tensor maps.
             let (mut maps, mut shared_bytes) = (Vec::new(), 0);
             if let Some(tiling) = &launch.tiling {
                 let elements = launch.tensors.iter().map(|&tensor| self.element(step, tensor));
@@ -176,7 +176,7 @@ impl Compiled {
     }
 
     /// The kernel of a launch, for the types of its first and last tensor.
-    fn load(&self, step: &Step, launch: &Launch) -> Result<Loaded> {
+    fn load(&self, step: &Step, launch: &Launch) -> Result<LoadedKernel> {
         let types = [launch.tensors.first(), launch.tensors.last()];
         let types = types.map(|tensor| tensor.map_or(Dtype::F32, |&tensor| self.element(step, tensor)));
         self.load_entry(launch.stem, launch.entry, types)
@@ -191,7 +191,7 @@ impl Compiled {
         }
     }
 
-    fn load_entry(&self, stem: &str, entry: &str, [source, elem]: [Dtype; 2]) -> Result<Loaded> {
+    fn load_entry(&self, stem: &str, entry: &str, [source, elem]: [Dtype; 2]) -> Result<LoadedKernel> {
         let missing = || Error::Unsupported {
             what: format!("{entry} from {} to {} on {}", source.name(), elem.name(), self.driver.name()),
         };
@@ -211,7 +211,7 @@ impl Compiled {
         }
     }
 
-    /// Where a value is.
+    /// The memory of a value.
     fn range(&self, id: ValueId, written: bool) -> DeviceSlice {
         let root = self.plan.root(id);
         match self.slots.of[root.0] {
@@ -226,13 +226,13 @@ impl Compiled {
 
     fn launch(&self, dispatches: &[Dispatch]) -> Result<()> {
         for Dispatch { call, fresh } in dispatches {
-            fresh.iter().try_for_each(|range| self.driver.forget(range.address, range.bytes))?;
+            fresh.iter().try_for_each(|range| self.driver.discard(range.address, range.bytes))?;
             self.driver.launch(call)?;
         }
         Ok(())
     }
 
-    /// The varying part, its feeds, and the counter.
+    /// Launches the varying part, its feeds, and the increment of the step index.
     fn launch_step(&self) -> Result<()> {
         self.launch(&self.dispatches[self.once..])?;
         for (from, to) in &self.plan.feeds {
@@ -242,7 +242,7 @@ impl Compiled {
         self.counter.iter().try_for_each(|call| self.driver.launch(call))
     }
 
-    /// The memory of an input, if there is one of that name, type and length.
+    /// The memory of an input; an error unless name, type and length match.
     fn target(&self, name: &str, dtype: Dtype, length: usize) -> Result<DeviceSlice> {
         let wrong = |reason: String| Error::Shape { at: format!("{}, input {name}", self.plan.name), reason };
         let id = self.plan.input(name).ok_or_else(|| wrong("the plan has no such input".to_owned()))?;
@@ -272,7 +272,7 @@ impl Executable for Compiled {
     fn write_u32(&mut self, input: &str, data: &[u32]) -> Result<()> {
         let to = self.target(input, Dtype::U32, data.len())?;
         if input == "step" {
-            self.shown = data.first().copied();
+            self.device_step = data.first().copied();
         }
         self.driver.write(to.address, bytemuck::cast_slice(data))
     }
@@ -282,8 +282,8 @@ impl Executable for Compiled {
     }
 
     fn run_step(&mut self, step: u32) -> Result<()> {
-        // In a loop the counter shows the right step already, and the host only says "go on".
-        if self.counter.is_some() && self.shown != Some(step) {
+        // In a loop the step index on the device is already right.
+        if self.counter.is_some() && self.device_step != Some(step) {
             self.write_u32("step", &[step])?;
         }
         let captured = match self.captured {
@@ -292,7 +292,7 @@ impl Executable for Compiled {
         };
         self.captured = Some(captured);
         self.driver.replay(captured)?;
-        self.shown = Some(step.wrapping_add(1));
+        self.device_step = Some(step.wrapping_add(1));
         Ok(())
     }
 
@@ -309,7 +309,7 @@ impl Executable for Compiled {
         let value = &self.plan.values[id.0];
         let length = elements(&value.shape) * value.dtype.size_bytes();
         let bytes = self.driver.read(self.range(id, false).address, length)?;
-        Ok(launches::numbers(value.dtype, &bytes))
+        Ok(launches::to_f32(value.dtype, &bytes))
     }
 }
 

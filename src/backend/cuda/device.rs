@@ -1,7 +1,7 @@
-//! What the back end asks of a device: a narrow trait with two implementations, a real driver and the emulator.
+//! [`Driver`]: the interface between the back end and a device, implemented by NVIDIA's driver and by the emulator.
 //!
-//! Launch geometry, argument order, offsets of slots and the captured loop are above this line and the same for both,
-//! so that tests without a GPU cover them.
+//! Launch geometry, argument order, slot offsets and graph capture are above this interface, so that tests without a
+//! GPU cover them.
 
 use super::device_slice::DeviceSlice;
 use super::tensor_map::TensorMap;
@@ -11,68 +11,104 @@ use std::thread::{self, ThreadId};
 
 /// A kernel that a driver has loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Loaded {
-    /// Its number with the driver.
-    pub number: usize,
-    /// Threads of a block.
+pub(super) struct LoadedKernel {
+    /// Index in the driver's list of kernels.
+    pub index: usize,
+    /// Threads per block.
     pub threads: u32,
 }
 
-/// A captured list of calls.
+/// Handle of a captured graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Captured(pub usize);
+pub(super) struct CapturedGraph(pub usize);
 
-/// A launch with everything that it needs.
+/// A kernel launch with its arguments.
 #[derive(Clone, Debug)]
 pub(super) struct Call {
-    pub kernel: Loaded,
+    pub kernel: LoadedKernel,
     pub grid: [u32; 3],
-    /// Tensor maps, which come first.
+    /// The first parameters: tensor maps.
     pub maps: Vec<TensorMap>,
-    /// Pointers, in the order of the kernel's parameters.
+    /// The next parameters: pointers.
     pub tensors: Vec<DeviceSlice>,
-    /// Numbers of 32 bits, after the pointers.
+    /// The last parameters: bits of 32-bit scalars.
     pub scalars: Vec<u32>,
-    /// Shared memory beside what the kernel declares.
+    /// Dynamic shared memory.
     pub shared_bytes: u32,
     /// Kernel and step, for messages.
     pub label: String,
 }
 
-/// Whose calls a device takes. A device that captures keeps whatever call comes, so those of other threads wait for the
-/// end of it.
+/// Keeps calls of other threads out of a capture: a capturing stream records every call, so they wait until it ends.
 #[derive(Default)]
-pub(super) struct Turns {
-    turn: Mutex<()>,
-    capturer: Mutex<Option<ThreadId>>,
+pub(super) struct CaptureLock {
+    lock: Mutex<()>,
+    capturing: Mutex<Option<ThreadId>>,
 }
 
-impl Turns {
-    fn capturer(&self) -> MutexGuard<'_, Option<ThreadId>> {
-        self.capturer.lock().unwrap_or_else(PoisonError::into_inner)
+impl CaptureLock {
+    fn capturing(&self) -> MutexGuard<'_, Option<ThreadId>> {
+        self.capturing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the turn of a call. Calls within a capture have that of the capture.
-    pub fn take(&self) -> Option<MutexGuard<'_, ()>> {
-        let captures = *self.capturer() == Some(thread::current().id());
-        if captures { None } else { Some(self.turn.lock().unwrap_or_else(PoisonError::into_inner)) }
+    /// Locks for one call. `None` within this thread's own capture, which holds the lock.
+    pub fn acquire(&self) -> Option<MutexGuard<'_, ()>> {
+        let is_capturing = *self.capturing() == Some(thread::current().id());
+        if is_capturing { None } else { Some(self.lock.lock().unwrap_or_else(PoisonError::into_inner)) }
     }
 
-    /// Makes the calls that are captured, within a turn.
-    pub fn capture(&self, record: &mut dyn FnMut() -> Result<()>) -> Result<()> {
-        *self.capturer() = Some(thread::current().id());
+    /// Runs `record` as this thread's capture. The caller holds the lock.
+    pub fn record(&self, record: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        *self.capturing() = Some(thread::current().id());
         let recorded = record();
-        *self.capturer() = None;
+        *self.capturing() = None;
         recorded
     }
 }
 
-/// A device. Calls are made in order and may return before the device has done them; [`Driver::read`] waits.
+/// Values by index; an index is reused once its value was removed.
+pub(super) struct Slab<T>(Vec<Option<T>>);
+
+impl<T> Default for Slab<T> {
+    fn default() -> Self {
+        Slab(Vec::new())
+    }
+}
+
+impl<T> Slab<T> {
+    /// Stores a value at the first free index, which it returns.
+    pub fn insert(&mut self, value: T) -> usize {
+        let index = self.0.iter().position(Option::is_none).unwrap_or(self.0.len());
+        if index == self.0.len() {
+            self.0.push(None);
+        }
+        self.0[index] = Some(value);
+        index
+    }
+
+    /// The value at an index, if there is one.
+    pub fn get(&self, index: usize) -> Option<&T> {
+        self.0.get(index)?.as_ref()
+    }
+
+    /// Takes the value at an index out.
+    pub fn remove(&mut self, index: usize) -> Option<T> {
+        self.0.get_mut(index)?.take()
+    }
+
+    /// All values.
+    #[cfg(feature = "cuda")]
+    pub fn into_values(self) -> impl Iterator<Item = T> {
+        self.0.into_iter().flatten()
+    }
+}
+
+/// A device with one in-order stream. Calls may return before the device has executed them; [`Driver::read`] waits.
 pub(super) trait Driver: Send + Sync {
-    /// How the device is named in messages.
+    /// The device's name in messages.
     fn name(&self) -> String;
 
-    /// The compute capability, by which kernels are chosen.
+    /// The compute capability: major, minor.
     fn capability(&self) -> (u32, u32);
 
     /// The device's memory, where it is known.
@@ -80,41 +116,55 @@ pub(super) trait Driver: Send + Sync {
         None
     }
 
-    /// Reserves memory, aligned to 256 bytes, with no particular contents.
+    /// Allocates memory aligned to 256 bytes; contents are unspecified.
     fn allocate(&self, bytes: u64) -> Result<u64>;
 
-    /// Gives memory back once the device has done what it was asked for so far.
+    /// Frees memory after the calls so far have been executed.
     fn free(&self, address: u64);
 
-    /// Copies to the device.
+    /// Copies from the host to the device.
     fn write(&self, address: u64, bytes: &[u8]) -> Result<()>;
 
-    /// Waits for the device and copies from it.
+    /// Waits for the calls so far, then copies from the device to the host.
     fn read(&self, address: u64, bytes: usize) -> Result<Vec<u8>>;
 
     /// Copies within the device.
     fn copy(&self, from: u64, to: u64, bytes: u64) -> Result<()>;
 
-    /// Says that the contents of a range are no longer needed. Only devices that look for mistakes care.
-    fn forget(&self, _address: u64, _bytes: u64) -> Result<()> {
+    /// Declares the contents of a range stale. The emulator then reports reads of them; other devices do nothing.
+    fn discard(&self, _address: u64, _bytes: u64) -> Result<()> {
         Ok(())
     }
 
-    /// Loads an entry of a module; a second time returns what is there.
-    fn load(&self, text: &'static str, entry: &'static str) -> Result<Loaded>;
+    /// Loads an entry of a module, once; later calls return the same kernel.
+    fn load(&self, text: &'static str, entry: &'static str) -> Result<LoadedKernel>;
 
-    /// Runs a kernel.
+    /// Launches a kernel.
     fn launch(&self, call: &Call) -> Result<()>;
 
-    /// Keeps the launches and copies that `record` makes, without running them.
-    fn capture(&self, record: &mut dyn FnMut() -> Result<()>) -> Result<Captured>;
+    /// Captures the launches and copies that `record` makes into a graph, without running them.
+    fn capture(&self, record: &mut dyn FnMut() -> Result<()>) -> Result<CapturedGraph>;
 
-    /// Runs what was kept.
-    fn replay(&self, captured: Captured) -> Result<()>;
+    /// Launches a captured graph.
+    fn replay(&self, graph: CapturedGraph) -> Result<()>;
 
-    /// Waits until everything asked for so far is done.
+    /// Waits until all calls so far have been executed.
     fn finish(&self) -> Result<()>;
 
-    /// Forgets what was kept.
-    fn release(&self, captured: Captured);
+    /// Destroys a captured graph; its handle may be given to a later one.
+    fn release(&self, graph: CapturedGraph);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_is_reused_once_its_value_was_removed() {
+        let mut slab = Slab::default();
+        assert_eq!(["a", "b", "c"].map(|value| slab.insert(value)), [0, 1, 2]);
+        assert_eq!((slab.remove(1), slab.remove(1), slab.get(1)), (Some("b"), None, None));
+        assert_eq!([slab.insert("d"), slab.insert("e")], [1, 3]);
+        assert_eq!((slab.get(0), slab.get(1), slab.get(3)), (Some(&"a"), Some(&"d"), Some(&"e")));
+    }
 }

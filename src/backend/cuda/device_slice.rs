@@ -1,11 +1,11 @@
-//! The memory of a tensor, which launches, tensor maps and devices speak of alike.
+//! A range of device memory: the common type of launches, tensor maps and drivers.
 
-/// A tensor of a launch: its memory, and whether the kernel writes it.
+/// The memory of a tensor in a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceSlice {
-    /// Where it begins.
+    /// Address of the first byte.
     pub address: u64,
-    /// Its length.
+    /// Length in bytes.
     pub bytes: u64,
     /// Whether the launch may write it.
     pub written: bool,

@@ -1,12 +1,12 @@
-//! NVIDIA's driver as a device: the only place that calls it, by way of cudarc, which opens the library at run time.
+//! NVIDIA's driver as a [`Driver`]: the only module that calls it, through cudarc, which loads libcuda at run time.
 //!
-//! One stream carries everything, so that calls happen in the order in which they were made and memory needs no other
-//! protection; while it captures one thread's calls, those of others wait. Whether there is a driver at all is asked first,
-//! because the binding panics where the library is missing.
+//! All calls go to one stream, so they execute in order and memory needs no further synchronisation. While one thread
+//! captures, calls of other threads wait. [`Gpu::open`] first checks that libcuda exists, because cudarc panics without
+//! it.
 
 #![allow(unsafe_code, reason = "calls of a C library")]
 
-use super::device::{Call, Captured, Driver, Loaded, Turns};
+use super::device::{Call, CaptureLock, CapturedGraph, Driver, LoadedKernel, Slab};
 use super::tensor_map::{Swizzle, TensorMap};
 use super::{HOPPER, kernels};
 use crate::dtype::Dtype;
@@ -16,20 +16,20 @@ use cudarc::driver::sys;
 use std::ffi::{CStr, CString, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The oldest version of the driver's interface that has all functions that are called here, as it counts: 11.4.
-const OLDEST: i32 = 11_040;
-/// The same for a GPU with warpgroups: tensor maps, and the version 8.0 of PTX that their kernels are written in.
-const OLDEST_FOR_WARPGROUPS: i32 = 12_000;
-/// Most of what the assembler says about a kernel that it does not take.
+/// Minimum CUDA version of the driver, 11.4: the first with every function that is called here.
+const MIN_DRIVER: i32 = 11_040;
+/// Minimum on Hopper, 12.0: the first with tensor maps and PTX 8.0, the version of the Hopper kernels.
+const MIN_DRIVER_HOPPER: i32 = 12_000;
+/// Size of the buffer for the PTX assembler's error log.
 const LOG_BYTES: usize = 4096;
-/// The oldest compute capability that the kernels are written for.
-const CAPABILITY: (i32, i32) = (8, 0);
+/// Minimum compute capability of the kernels.
+const MIN_CAPABILITY: (i32, i32) = (8, 0);
 
 struct Function {
     entry: &'static str,
     handle: sys::CUfunction,
-    loaded: Loaded,
-    /// Most shared memory that a launch has asked for, which the function is allowed.
+    kernel: LoadedKernel,
+    /// The function's present limit of dynamic shared memory: the largest that a launch has needed so far.
     shared_bytes: u32,
 }
 
@@ -37,7 +37,8 @@ struct Function {
 struct State {
     modules: Vec<sys::CUmodule>,
     functions: Vec<Function>,
-    graphs: Vec<Option<sys::CUgraphExec>>,
+    /// Captured graphs by their handles.
+    graphs: Slab<sys::CUgraphExec>,
 }
 
 /// A GPU.
@@ -48,14 +49,14 @@ pub(super) struct Gpu {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
-    turns: Turns,
+    capture_lock: CaptureLock,
     state: Mutex<State>,
 }
 
-// SAFETY: the handles are numbers and pointers that the driver hands out, and its functions may be called from any thread
-// once the context has been made that thread's own, which `Gpu::enter` does before every call.
+// SAFETY: the fields are handles of the driver. Its functions may be called from any thread whose current context is
+// this one, and `Gpu::enter` makes it current before every call.
 unsafe impl Send for Gpu {}
-// SAFETY: as above; what this module keeps beside the handles is behind a mutex.
+// SAFETY: as above; all other state is behind a mutex.
 unsafe impl Sync for Gpu {}
 
 fn failed(name: &str, doing: &str, error: DriverError) -> Error {
@@ -78,7 +79,7 @@ pub(super) fn start(backend: &str) -> Result<(usize, i32)> {
     let mut version = 0;
     // SAFETY: writes one integer to a place that outlives the call.
     unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(check("asking for the driver's version"))?;
-    require(backend, version, OLDEST)?;
+    require(backend, version, MIN_DRIVER)?;
     let count = cu::device::get_count().map_err(check("counting GPUs"))?;
     Ok((usize::try_from(count).unwrap_or(0), version))
 }
@@ -90,10 +91,10 @@ fn require(backend: &str, version: i32, oldest: i32) -> Result<()> {
 }
 
 impl Gpu {
-    /// Opens a GPU by its number.
+    /// Opens the GPU with this index.
     ///
     /// # Errors
-    /// There is no driver, it is too old, there is no such GPU, or its compute capability is below 8.0.
+    /// No driver, a driver that is too old, no such GPU, or a compute capability below 8.0.
     pub fn open(ordinal: usize) -> Result<Gpu> {
         let backend = format!("cuda:{ordinal}");
         let refuse = |reason: String| Error::Device { backend: backend.clone(), reason };
@@ -107,19 +108,19 @@ impl Gpu {
         let device = cu::device::get(number).map_err(check("opening the GPU"))?;
         let attribute = |which| {
             // SAFETY: `device` was returned by the driver just now.
-            unsafe { cu::device::get_attribute(device, which) }.map_err(check("asking for the compute capability"))
+            unsafe { cu::device::get_attribute(device, which) }.map_err(check("reading the compute capability"))
         };
         let major = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-        let model = cu::device::get_name(device).map_err(check("asking for the GPU's name"))?;
-        if (major, minor) < CAPABILITY {
+        let model = cu::device::get_name(device).map_err(check("reading the GPU's name"))?;
+        if (major, minor) < MIN_CAPABILITY {
             let reason =
                 format!("{model} has compute capability {major}.{minor}, the kernels need 8.0 (Ampere) or newer");
             return Err(refuse(reason));
         }
         let capability = (major.unsigned_abs(), minor.unsigned_abs());
         if capability == HOPPER {
-            require(&backend, version, OLDEST_FOR_WARPGROUPS)?;
+            require(&backend, version, MIN_DRIVER_HOPPER)?;
         }
         // SAFETY: `device` was returned by the driver.
         let memory_bytes = unsafe { cu::device::total_mem(device) }.ok().map(|bytes| bytes as u64);
@@ -137,21 +138,21 @@ impl Gpu {
             }
         };
         let name = format!("{backend} ({model}, sm_{major}{minor})");
-        let (turns, state) = (Turns::default(), Mutex::default());
-        Ok(Gpu { name, capability, memory_bytes, device, context, stream, turns, state })
+        let (capture_lock, state) = (CaptureLock::default(), Mutex::default());
+        Ok(Gpu { name, capability, memory_bytes, device, context, stream, capture_lock, state })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a call's turn and makes the context the calling thread's.
+    /// Waits for captures of other threads to end, and makes the context current in this thread.
     fn enter(&self) -> Result<Option<MutexGuard<'_, ()>>> {
-        let turn = self.turns.take();
+        let guard = self.capture_lock.acquire();
         // SAFETY: the context is retained as long as `self` lives.
         let entered = unsafe { cu::ctx::set_current(self.context) };
         entered.map_err(|e| failed(&self.name, "entering the context", e))?;
-        Ok(turn)
+        Ok(guard)
     }
 
     fn wait(&self, doing: &str) -> Result<()> {
@@ -159,7 +160,7 @@ impl Gpu {
         unsafe { cu::stream::synchronize(self.stream) }.map_err(|e| failed(&self.name, doing, e))
     }
 
-    /// A tensor map as kernels take it.
+    /// A tensor map in the driver's encoding.
     fn encode(&self, map: &TensorMap, label: &str) -> Result<sys::CUtensorMap> {
         let refuse =
             |reason: String| Error::Device { backend: self.name.clone(), reason: format!("{label}: {reason}") };
@@ -177,8 +178,8 @@ impl Gpu {
             Swizzle::Bytes128 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
         };
         let mut encoded = std::mem::MaybeUninit::<sys::CUtensorMap>::uninit();
-        // SAFETY: every list has as many numbers as the map has dimensions, one less of strides, which `check` has made
-        // sure of, and all outlive the call; the address is only noted. The map is written whole if the call succeeds.
+        // SAFETY: every array has one entry per dimension, the strides one less, as `check` ensures, and all outlive
+        // the call. The address is stored, not read. On success the whole map is written.
         unsafe {
             sys::cuTensorMapEncodeTiled(
                 encoded.as_mut_ptr(),
@@ -200,16 +201,16 @@ impl Gpu {
         }
     }
 
-    /// Loads a module of PTX. The error says what the driver's assembler has against it.
+    /// Loads a PTX module. The error contains the assembler's log.
     fn assemble(&self, text: &CStr, doing: &str) -> Result<sys::CUmodule> {
         let mut log = vec![0; LOG_BYTES];
         let mut options =
             [sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER, sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
-        // A number is handed over as a pointer of that value.
+        // The API passes integers as pointers of that value.
         let mut values = [log.as_mut_ptr().cast::<c_void>(), std::ptr::without_provenance_mut(LOG_BYTES)];
         let mut module = std::mem::MaybeUninit::uninit();
-        // SAFETY: the text ends in a zero; it, the lists of two and the log, as long as the second option says, outlive the
-        // call. The module is written if the call succeeds.
+        // SAFETY: the text is NUL-terminated. The text, both arrays of two, and the log, whose length the second option
+        // gives, outlive the call. On success the module is written.
         unsafe {
             let (options, values) = (options.as_mut_ptr(), values.as_mut_ptr());
             let done = sys::cuModuleLoadDataEx(module.as_mut_ptr(), text.as_ptr().cast(), 2, options, values).result();
@@ -241,40 +242,40 @@ impl Driver for Gpu {
     }
 
     fn allocate(&self, bytes: u64) -> Result<u64> {
-        let _turn = self.enter()?;
-        // SAFETY: the contents are unset; nothing reads them before a kernel or a copy has written them, which the
-        // emulator checks for every plan that tests run.
+        let _guard = self.enter()?;
+        // SAFETY: the contents are uninitialised. No kernel or copy reads them before they are written; the emulator
+        // checks this for every plan of the tests.
         let allocated = unsafe { cu::malloc_sync(bytes as usize) };
         if let Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) = allocated {
             let free = cu::mem_get_info().map_or(0, |(free, _)| free);
-            let reason = format!("out of memory: {bytes} bytes are needed and {free} are free");
+            let reason = format!("out of memory: {bytes} bytes needed, {free} free");
             return Err(Error::Device { backend: self.name.clone(), reason });
         }
-        self.check("reserving memory", allocated)
+        self.check("allocating memory", allocated)
     }
 
     fn free(&self, address: u64) {
-        // A device that is lost has no memory to give back either.
-        let Ok(_turn) = self.enter() else { return };
+        // A lost device has already lost its memory.
+        let Ok(_guard) = self.enter() else { return };
         if self.wait("waiting").is_ok() {
-            // SAFETY: the address came from `allocate`, its owner gives it back once, and the stream is idle.
+            // SAFETY: the address came from `allocate`, its owner frees it once, and the stream is idle.
             _ = unsafe { cu::free_sync(address) };
         }
     }
 
     fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
-        let _turn = self.enter()?;
-        // SAFETY: the owner of the allocation keeps `address .. address + bytes.len()` inside of it, and `bytes` outlives
-        // the copy, which is waited for.
+        let _guard = self.enter()?;
+        // SAFETY: the owner of the allocation keeps `address .. address + bytes.len()` inside it, and `bytes` outlives
+        // the copy, which the next line waits for.
         let copied = unsafe { cu::memcpy_htod_async(address, bytes, self.stream) };
         self.check("copying to the GPU", copied)?;
         self.wait("copying to the GPU")
     }
 
     fn read(&self, address: u64, bytes: usize) -> Result<Vec<u8>> {
-        let _turn = self.enter()?;
+        let _guard = self.enter()?;
         let mut out = vec![0; bytes];
-        // SAFETY: as for `write`; `out` outlives the copy, which is waited for.
+        // SAFETY: as for `write`; `out` outlives the copy, which is waited for below.
         let copied = unsafe { cu::memcpy_dtoh_async(&mut out, address, self.stream) };
         self.check("copying from the GPU", copied)?;
         self.wait("running kernels")?;
@@ -282,35 +283,35 @@ impl Driver for Gpu {
     }
 
     fn copy(&self, from: u64, to: u64, bytes: u64) -> Result<()> {
-        let _turn = self.enter()?;
-        // SAFETY: the owner of the allocations keeps both ranges inside of them, and the stream orders the copy behind
-        // whatever writes `from` and before whatever reads `to`.
+        let _guard = self.enter()?;
+        // SAFETY: the owner of the allocations keeps both ranges inside them. The stream orders the copy after writes
+        // of `from` and before reads of `to`.
         let copied = unsafe { cu::memcpy_dtod_async(to, from, bytes as usize, self.stream) };
         self.check("copying on the GPU", copied)
     }
 
-    fn load(&self, text: &'static str, entry: &'static str) -> Result<Loaded> {
-        let _turn = self.enter()?;
+    fn load(&self, text: &'static str, entry: &'static str) -> Result<LoadedKernel> {
+        let _guard = self.enter()?;
         let mut state = self.state();
         if let Some(known) = state.functions.iter().find(|f| f.entry == entry) {
-            return Ok(known.loaded);
+            return Ok(known.kernel);
         }
         let refuse = |reason: &str| Error::Device { backend: self.name.clone(), reason: format!("{entry}: {reason}") };
-        let image = CString::new(text).map_err(|_| refuse("the kernel's text has a zero in it"))?;
-        let name = CString::new(entry).map_err(|_| refuse("the entry's name has a zero in it"))?;
-        let threads = kernels::threads(text, entry).ok_or_else(|| refuse("the kernel does not say its block size"))?;
+        let image = CString::new(text).map_err(|_| refuse("the PTX text contains a NUL byte"))?;
+        let name = CString::new(entry).map_err(|_| refuse("the entry's name contains a NUL byte"))?;
+        let threads = kernels::threads(text, entry).ok_or_else(|| refuse("the kernel has no .reqntid"))?;
         let doing = format!("loading the kernel {entry}");
         let module = self.assemble(&image, &doing)?;
         state.modules.push(module);
-        // SAFETY: the module was loaded just now and stays loaded as long as `self` lives.
+        // SAFETY: the module was loaded just now and stays loaded while `self` lives.
         let handle = self.check(&doing, unsafe { cu::module::get_function(module, name) })?;
-        let loaded = Loaded { number: state.functions.len(), threads };
-        state.functions.push(Function { entry, handle, loaded, shared_bytes: 0 });
-        Ok(loaded)
+        let kernel = LoadedKernel { index: state.functions.len(), threads };
+        state.functions.push(Function { entry, handle, kernel, shared_bytes: 0 });
+        Ok(kernel)
     }
 
     fn launch(&self, call: &Call) -> Result<()> {
-        let _turn = self.enter()?;
+        let _guard = self.enter()?;
         let maps = call.maps.iter().map(|map| self.encode(map, &call.label)).collect::<Result<Vec<_>>>()?;
         let maps = maps.iter().map(|map| std::ptr::from_ref(map).cast::<c_void>().cast_mut());
         let mut pointers: Vec<u64> = call.tensors.iter().map(|t| t.address).collect();
@@ -321,40 +322,39 @@ impl Driver for Gpu {
         let [x, y, z] = call.grid;
         let shared = call.shared_bytes;
         let mut state = self.state();
-        let function = &mut state.functions[call.kernel.number];
+        let function = &mut state.functions[call.kernel.index];
         let handle = function.handle;
-        // Never less again, for captured launches may have asked for more.
+        // The limit is never lowered, because captured graphs may contain launches that need it.
         if shared > function.shared_bytes {
-            let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let limit = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function belongs to a loaded module.
-            let set = unsafe { sys::cuFuncSetAttribute(handle, most, shared.cast_signed()) };
+            let set = unsafe { sys::cuFuncSetAttribute(handle, limit, shared.cast_signed()) };
             self.check(&call.label, set.result())?;
             function.shared_bytes = shared;
         }
         drop(state);
-        // SAFETY: the function belongs to a loaded module; its parameters are tensor maps, pointers of 64 bits, and
-        // numbers of 32 bits in the order of the call, which the driver copies before it returns. That number, order and
-        // sizes are those of the kernel, and that it stays inside the tensors, is what the emulator checks for the same
-        // calls.
+        // SAFETY: the function belongs to a loaded module. Its parameters are tensor maps, 64-bit pointers and 32-bit
+        // scalars in this order; the driver copies them before it returns. The emulator checks for the same calls that
+        // their number, order and sizes match the kernel and that the kernel stays inside its tensors.
         let launched = unsafe {
             cu::launch_kernel(handle, (x, y, z), (call.kernel.threads, 1, 1), shared, self.stream, &mut parameters)
         };
         launched.map_err(|e| failed(&self.name, &call.label, e))
     }
 
-    fn capture(&self, record: &mut dyn FnMut() -> Result<()>) -> Result<Captured> {
-        let _turn = self.enter()?;
+    fn capture(&self, record: &mut dyn FnMut() -> Result<()>) -> Result<CapturedGraph> {
+        let _guard = self.enter()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives as long as `self`.
         self.check("capturing", unsafe { cu::stream::begin_capture(self.stream, mode) })?;
-        let recorded = self.turns.capture(record);
-        // SAFETY: the capture was begun above, and ends whatever became of the calls in it.
+        let recorded = self.capture_lock.record(record);
+        // SAFETY: the capture was begun above and must end even if a call in it failed.
         let graph = unsafe { cu::stream::end_capture(self.stream) };
         let executable = match (recorded, graph) {
             (Ok(()), Ok(graph)) => {
                 // SAFETY: the graph is valid.
                 let made = unsafe { cu::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) };
-                // SAFETY: the graph is not needed any more: what was made of it stands by itself.
+                // SAFETY: the executable graph does not depend on the graph it was instantiated from.
                 _ = unsafe { cu::graph::destroy(graph) };
                 self.check("preparing the captured steps", made)?
             }
@@ -365,29 +365,28 @@ impl Driver for Gpu {
                 return Err(error);
             }
         };
-        let mut state = self.state();
-        state.graphs.push(Some(executable));
-        Ok(Captured(state.graphs.len() - 1))
+        Ok(CapturedGraph(self.state().graphs.insert(executable)))
     }
 
-    fn replay(&self, captured: Captured) -> Result<()> {
-        let _turn = self.enter()?;
-        let Some(graph) = self.state().graphs[captured.0] else { return Ok(()) };
-        // SAFETY: the graph is valid until `release`, after which its number is not used again.
-        self.check("replaying a step", unsafe { cu::graph::launch(graph, self.stream) })
+    fn replay(&self, graph: CapturedGraph) -> Result<()> {
+        let _guard = self.enter()?;
+        let Some(executable) = self.state().graphs.get(graph.0).copied() else { return Ok(()) };
+        // SAFETY: executables in the slab are valid; `release` takes them out before it destroys them, and the handle's
+        // owner does not use it after `release`.
+        self.check("replaying a step", unsafe { cu::graph::launch(executable, self.stream) })
     }
 
     fn finish(&self) -> Result<()> {
-        let _turn = self.enter()?;
+        let _guard = self.enter()?;
         self.wait("waiting for the steps")
     }
 
-    fn release(&self, captured: Captured) {
-        let graph = self.state().graphs[captured.0].take();
-        let Ok(_turn) = self.enter() else { return };
-        if let (Some(graph), true) = (graph, self.wait("waiting").is_ok()) {
+    fn release(&self, graph: CapturedGraph) {
+        let executable = self.state().graphs.remove(graph.0);
+        let Ok(_guard) = self.enter() else { return };
+        if let (Some(executable), true) = (executable, self.wait("waiting").is_ok()) {
             // SAFETY: taken out above, so it is destroyed once, and the stream is idle.
-            _ = unsafe { cu::graph::exec_destroy(graph) };
+            _ = unsafe { cu::graph::exec_destroy(executable) };
         }
     }
 }
@@ -399,9 +398,9 @@ impl Drop for Gpu {
         }
         _ = self.wait("closing");
         let state = std::mem::take(&mut *self.state());
-        // SAFETY: everything was made by this `Gpu`, is destroyed once, and nobody can use it any more.
+        // SAFETY: all of it was created by this `Gpu`, is destroyed once, and is unreachable afterwards.
         unsafe {
-            state.graphs.into_iter().flatten().for_each(|graph| _ = cu::graph::exec_destroy(graph));
+            state.graphs.into_values().for_each(|graph| _ = cu::graph::exec_destroy(graph));
             state.modules.into_iter().for_each(|module| _ = cu::module::unload(module));
             _ = cu::stream::destroy(self.stream);
             _ = cu::primary_ctx::release(self.device);

@@ -1,30 +1,30 @@
-//! The kernels' text, one for each variant, as the build rendered them from `kernels/`.
+//! The PTX kernels, one text per variant, rendered from `kernels/` by the build script.
 
 use crate::dtype::Dtype;
 
-/// The text of a kernel's variant.
+/// A variant of a kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel {
-    /// The stem of its file.
+    /// Stem of its file.
     pub stem: &'static str,
-    /// Type of a launch's first tensor, where it may differ from that of the output.
+    /// Type of a launch's first tensor, if it may differ from the output's.
     pub source: Option<Dtype>,
-    /// Type of the output; a kernel that does not speak of it has one type of numbers, f32.
+    /// Type of the output; `None` is f32.
     pub elem: Option<Dtype>,
-    /// What a driver loads.
+    /// The PTX module.
     pub text: &'static str,
 }
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 impl Kernel {
-    /// Whether it is the one for tensors of these types.
+    /// Whether it is the variant for tensors of these types.
     fn is_for(&self, source: Dtype, elem: Dtype) -> bool {
         let own = self.elem.unwrap_or(Dtype::F32);
         own == elem && self.source.unwrap_or(own) == source
     }
 
-    /// What the types add to the names of its entries.
+    /// The types' suffix in the names of its entries.
     pub fn suffix(&self) -> String {
         [self.source, self.elem].into_iter().flatten().map(|element| format!("_{}", element.name())).collect()
     }
@@ -35,7 +35,7 @@ impl Kernel {
     }
 }
 
-/// Text and full name of an entry for tensors of these types.
+/// PTX text and full name of an entry for tensors of these types.
 pub(super) fn find(stem: &str, entry: &str, source: Dtype, elem: Dtype) -> Option<(&'static str, &'static str)> {
     KERNELS.iter().filter(|k| k.stem == stem && k.is_for(source, elem)).find_map(|k| {
         let suffix = k.suffix();
@@ -44,7 +44,7 @@ pub(super) fn find(stem: &str, entry: &str, source: Dtype, elem: Dtype) -> Optio
     })
 }
 
-/// Threads of a block of an entry, which its `.reqntid` says.
+/// Threads per block of an entry, from its `.reqntid`.
 #[cfg(feature = "cuda")]
 pub(super) fn threads(text: &str, entry: &str) -> Option<u32> {
     let (_, behind) = text.split_once(&format!(".entry {entry}("))?;

@@ -1,9 +1,8 @@
-//! The CUDA back end: PTX kernels written by hand, run by NVIDIA's driver or by an emulator on the CPU.
+//! The CUDA back end: hand-written PTX kernels, run by NVIDIA's driver or by an emulator on the CPU.
 //!
-//! Compiling lowers each step to launches, reserves one allocation for all slots and one for all weights, and loads the
-//! kernels. The varying part is captured once and replayed for every step with nothing sent or read back between: the
-//! step's number is counted on the device. This module knows launches, never operations: the geometry is in `ops/`, the
-//! arithmetic in `kernels/`.
+//! Compiling lowers each step to launches, allocates the slots, and loads the kernels. The varying part is captured
+//! into a graph once and replayed for every step without any transfer: the step index is counted on the device. This
+//! module knows launches, never operations: the geometry is in `ops/`, the arithmetic in `kernels/`.
 
 mod compiled;
 mod device;
@@ -28,7 +27,7 @@ use std::sync::Arc;
 pub use tensor_map::{Swizzle, TensorMap};
 use weights::CudaWeights;
 
-/// The compute capability that has warpgroups: code for them runs on nothing newer.
+/// The compute capability with warpgroup instructions. Code for them does not run on newer devices.
 const HOPPER: (u32, u32) = (9, 0);
 
 /// A device that runs PTX.
@@ -40,10 +39,10 @@ pub struct Cuda {
 }
 
 impl Cuda {
-    /// A GPU by its number, the first being 0.
+    /// Opens a GPU by its index, counted from 0.
     ///
     /// # Errors
-    /// There is no driver, it is too old, there is no such GPU, or it is older than compute capability 8.0.
+    /// No driver, a driver that is too old, no such GPU, or a compute capability below 8.0.
     #[cfg(feature = "cuda")]
     pub fn new(ordinal: usize) -> Result<Cuda> {
         Ok(Cuda {
@@ -69,7 +68,7 @@ impl Cuda {
         Cuda::emulator_of((8, 0))
     }
 
-    /// The emulator as a GPU of compute capability 9.0, for which there are kernels of its own.
+    /// The emulator as a Hopper GPU, compute capability 9.0, which has kernels of its own.
     #[cfg(feature = "cuda-emulator")]
     pub fn hopper_emulator() -> Cuda {
         Cuda::emulator_of(HOPPER)
@@ -91,7 +90,7 @@ impl Cuda {
         with_statistics(narrow(plan, self.precision.storage()), self.matmul_unit())
     }
 
-    /// The units that multiply matrices.
+    /// The units that compute matmuls.
     fn matmul_unit(&self) -> MatmulUnit {
         match self.precision {
             Precision::F32 => MatmulUnit::CudaCores,
@@ -101,8 +100,7 @@ impl Cuda {
         }
     }
 
-    /// What each kernel has done so far on the emulator, by entry: launches and what was counted in them. Empty for a
-    /// real device.
+    /// Launches and counters of each kernel on the emulator so far, by entry; empty for a real device.
     #[cfg(feature = "cuda-emulator")]
     pub fn counters(&self) -> Vec<(String, u64, emulator::Counters)> {
         self.emulator.as_ref().map(|e| e.counters()).unwrap_or_default()

@@ -16,18 +16,17 @@ use std::sync::Arc;
 /// A weight's order on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Order {
-    /// As it is stored.
+    /// The stored order.
     Stored,
-    /// `[outputs, channels, taps]` as `[taps * channels, outputs]`, each row filled up with zeros to a multiple of
-    /// four, so that a product can take the weights of four neighbouring outputs at once.
+    /// `[outputs, channels, taps]` as `[taps * channels, outputs]`, rows padded with zeros to a multiple of four: a
+    /// matmul on CUDA cores loads the weights of four neighbouring outputs at once.
     Columns,
-    /// `[outputs, channels, taps]` as `[outputs, taps * channels]`, each row filled up with zeros to a multiple of
-    /// eight: what tensor cores take, the depth of the product in one piece. Numbers in single precision are rounded to
-    /// tf32, which the tensor cores would cut them to.
+    /// `[outputs, channels, taps]` as `[outputs, taps * channels]`, rows padded with zeros to a multiple of eight:
+    /// K-major, as tensor cores take it. f32 weights are rounded to tf32, because the tensor cores would truncate them.
     Rows,
 }
 
-/// Memory of the device, given back with the last of its users.
+/// An allocation on the device, freed with its last user.
 struct Allocation {
     driver: Arc<dyn Driver>,
     address: u64,
@@ -122,27 +121,27 @@ fn wanted<'p>(plan: &'p Plan, matmul: MatmulUnit, launches: &[(usize, Launch)]) 
     wanted.filter_map(named).collect()
 }
 
-/// Numbers to which rows are filled up.
-const ROW_PIECE: usize = 8;
+/// Padding of rows in [`Order::Rows`], in elements.
+const ROW_MULTIPLE: usize = 8;
 
 impl Order {
-    /// The order for products of such factors.
+    /// The order of a matmul's weight on this unit.
     pub fn of(matmul: MatmulUnit) -> Order {
         if matmul == MatmulUnit::CudaCores { Order::Columns } else { Order::Rows }
     }
 
-    /// Bytes of a tensor of this shape.
+    /// Size in bytes of a tensor of this shape.
     pub fn size_bytes(self, shape: &[usize], dtype: Dtype) -> u64 {
         let count = match self {
             Order::Stored => elements(shape),
             Order::Columns => shape[0].next_multiple_of(4) * elements(&shape[1..]),
-            Order::Rows => shape[0] * elements(&shape[1..]).next_multiple_of(ROW_PIECE),
+            Order::Rows => shape[0] * elements(&shape[1..]).next_multiple_of(ROW_MULTIPLE),
         };
         (count * dtype.size_bytes()) as u64
     }
 }
 
-/// Copies a stored tensor to its place.
+/// Uploads a stored tensor to `to`.
 fn send(
     driver: &dyn Driver,
     to: DeviceSlice,
@@ -150,33 +149,33 @@ fn send(
     (shape, dtype): (&[usize], Dtype),
     order: Order,
 ) -> Result<()> {
-    let mut numbers = match (order, stored) {
+    let mut values = match (order, stored) {
         (Order::Stored, _) => stored.to_f32(),
-        (_, TensorData::F32(x)) => arranged(x, |v| v, shape, order),
-        (_, TensorData::F16(x)) => arranged(x, f16::to_f32, shape, order),
-        (_, TensorData::Bf16(x)) => arranged(x, bf16::to_f32, shape, order),
+        (_, TensorData::F32(x)) => reordered(x, |v| v, shape, order),
+        (_, TensorData::F16(x)) => reordered(x, f16::to_f32, shape, order),
+        (_, TensorData::Bf16(x)) => reordered(x, bf16::to_f32, shape, order),
     };
     match dtype {
-        Dtype::F16 => driver.write(to.address, bytemuck::cast_slice(&Vec::<f16>::from_f32_slice(&numbers))),
-        Dtype::Bf16 => driver.write(to.address, bytemuck::cast_slice(&Vec::<bf16>::from_f32_slice(&numbers))),
+        Dtype::F16 => driver.write(to.address, bytemuck::cast_slice(&Vec::<f16>::from_f32_slice(&values))),
+        Dtype::Bf16 => driver.write(to.address, bytemuck::cast_slice(&Vec::<bf16>::from_f32_slice(&values))),
         Dtype::F32 | Dtype::U32 => {
             if order == Order::Rows {
-                numbers.iter_mut().for_each(|x| *x = tf32(*x));
+                values.iter_mut().for_each(|x| *x = round_to_tf32(*x));
             }
-            driver.write(to.address, bytemuck::cast_slice(&numbers))
+            driver.write(to.address, bytemuck::cast_slice(&values))
         }
         other => unreachable!("no value of a plan is {other}"),
     }
 }
 
-/// The nearest number with ten bits of fraction, ties away from zero.
-fn tf32(x: f32) -> f32 {
+/// Rounds to tf32, a fraction of ten bits, ties away from zero.
+fn round_to_tf32(x: f32) -> f32 {
     if x.is_finite() { f32::from_bits((x.to_bits() + 0x1000) & !0x1fff) } else { x }
 }
 
-/// A weight of a product in one of the orders for those, straight from the type in which it is stored: a second copy in
-/// single precision would take as much memory as the weight.
-fn arranged<T: Copy>(x: &[T], widen: impl Fn(T) -> f32, shape: &[usize], order: Order) -> Vec<f32> {
+/// A weight in [`Order::Rows`] or [`Order::Columns`] as f32, widened and reordered in one pass, without an f32 copy
+/// between.
+fn reordered<T: Copy>(x: &[T], widen: impl Fn(T) -> f32, shape: &[usize], order: Order) -> Vec<f32> {
     if order == Order::Rows { rows(x, widen, shape) } else { columns(x, widen, shape) }
 }
 
@@ -184,7 +183,7 @@ fn columns<T: Copy>(x: &[T], widen: impl Fn(T) -> f32, shape: &[usize]) -> Vec<f
     let (outputs, channels, taps) = (shape[0], shape[1], elements(&shape[2..]));
     let row = outputs.next_multiple_of(4);
     let mut out = vec![0.0; row * channels * taps];
-    // Outputs outside, so that the stored tensor is read in its own order.
+    // Outputs are the outer loop, so that the stored tensor is read in order.
     for (o, stored) in x.chunks_exact(channels * taps).enumerate() {
         for (i, &v) in stored.iter().enumerate() {
             out[(i % taps * channels + i / taps) * row + o] = widen(v);
@@ -196,7 +195,7 @@ fn columns<T: Copy>(x: &[T], widen: impl Fn(T) -> f32, shape: &[usize]) -> Vec<f
 fn rows<T: Copy>(x: &[T], widen: impl Fn(T) -> f32, shape: &[usize]) -> Vec<f32> {
     let (outputs, channels, taps) = (shape[0], shape[1], elements(&shape[2..]));
     let depth = channels * taps;
-    let pitch = depth.next_multiple_of(ROW_PIECE);
+    let pitch = depth.next_multiple_of(ROW_MULTIPLE);
     let mut out = vec![0.0; outputs * pitch];
     for (stored, row) in x.chunks_exact(depth).zip(out.chunks_exact_mut(pitch)) {
         for (i, &v) in stored.iter().enumerate() {
@@ -243,9 +242,9 @@ mod tests {
 
     #[test]
     fn tf32_has_ten_bits_of_fraction_and_rounds_to_the_nearest() {
-        assert_eq!(tf32(1.0 + 2f32.powi(-10)), 1.0 + 2f32.powi(-10));
-        assert_eq!(tf32(-1.0 - 2f32.powi(-11)), -1.0 - 2f32.powi(-10));
-        assert_eq!(tf32(1.0 + 2f32.powi(-12)), 1.0);
-        assert!(tf32(f32::NAN).is_nan() && tf32(f32::INFINITY) == f32::INFINITY);
+        assert_eq!(round_to_tf32(1.0 + 2f32.powi(-10)), 1.0 + 2f32.powi(-10));
+        assert_eq!(round_to_tf32(-1.0 - 2f32.powi(-11)), -1.0 - 2f32.powi(-10));
+        assert_eq!(round_to_tf32(1.0 + 2f32.powi(-12)), 1.0);
+        assert!(round_to_tf32(f32::NAN).is_nan() && round_to_tf32(f32::INFINITY) == f32::INFINITY);
     }
 }

@@ -1,19 +1,19 @@
-//! Which adapters there are, and which one is meant.
+//! Lists and selects wgpu adapters.
 
 use crate::error::{Error, Result};
 use crate::ops::Tiles;
 use std::fmt;
 
-/// What an adapter is made of.
+/// Device type of an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A graphics card.
+    /// A discrete GPU.
     Discrete,
-    /// Part of a processor.
+    /// An integrated GPU.
     Integrated,
-    /// A graphics card seen through a virtual machine.
+    /// A GPU of a virtual machine.
     Virtual,
-    /// A program that runs on the processor's cores.
+    /// A CPU rasteriser such as lavapipe.
     Software,
     /// Unknown.
     Other,
@@ -31,32 +31,32 @@ impl fmt::Display for Kind {
     }
 }
 
-/// One adapter as a person would want it described.
+/// Description of an adapter.
 #[derive(Clone, Debug)]
 pub struct Adapter {
-    /// The number that chooses it: `wgpu:N`.
+    /// Index in the list, for `--device wgpu:N`.
     pub number: usize,
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// The driver's name and release.
+    /// Name and release of the driver.
     pub driver: String,
-    /// The interface it is reached through: `vulkan`, `metal`, `dx12`.
+    /// Graphics API: `vulkan`, `metal`, `dx12`.
     pub interface: String,
-    /// What it is made of.
+    /// Device type.
     pub kind: Kind,
-    /// Largest tensor in bytes: the lesser of the limits for a buffer and for a binding.
+    /// Largest tensor in bytes: the lower of the limits of a buffer and of a binding.
     pub largest_tensor: u64,
-    /// Shared memory of a workgroup in bytes.
+    /// Workgroup memory in bytes.
     pub workgroup_memory: u32,
-    /// Whether tensors can be stored in half precision.
+    /// Whether tensors can be stored in f16.
     pub f16: bool,
-    /// Whether invocations of a subgroup can work together.
+    /// Whether subgroup operations are available.
     pub subgroups: bool,
-    /// Invocations of a subgroup, where that is always the same number.
+    /// Subgroup size, if it is fixed.
     pub lanes: Option<u32>,
-    /// Rows and columns of the matrices of halves that a subgroup can multiply, with sums in single precision.
+    /// Side of the cooperative matrices, f16 with f32 accumulation, if available.
     pub matrices: Option<u32>,
-    /// Whether kernels can be timed on the adapter's own clock.
+    /// Whether kernels can be timed with timestamp queries.
     pub timestamps: bool,
 }
 
@@ -72,15 +72,14 @@ impl Adapter {
         details
     }
 
-    /// How products share their operands: what is asked for if the adapter can do it, or else what suits it. Matrices are
-    /// experimental in wgpu and never chosen unless they are asked for.
+    /// The matmul variant: the requested one if the adapter supports it, otherwise the adapter's default. Cooperative
+    /// matrices are experimental in wgpu and used only on request.
     ///
-    /// The kernels whose lanes read for each other count on subgroups of eight that are all there. Eight must therefore
-    /// be the least and the most that the driver can make of any kernel; and because workgroups of these kernels hold
-    /// 64 invocations, a multiple of eight, no subgroup is left with fewer.
-    pub(super) fn tiles(&self, asked: Option<Tiles>, subgroups: bool) -> Tiles {
+    /// [`Tiles::Lanes`] needs full subgroups of exactly eight invocations: the driver's minimum and maximum subgroup
+    /// size must both be eight. Its workgroups have 64 invocations, so every subgroup is full.
+    pub(super) fn tiles(&self, requested: Option<Tiles>, subgroups: bool) -> Tiles {
         let lanes = subgroups && self.subgroups && self.lanes == Some(8);
-        match asked {
+        match requested {
             Some(Tiles::Lanes) if !lanes => Tiles::Registers,
             Some(tiles) => tiles,
             None if self.kind != Kind::Software => Tiles::Shared,
@@ -97,15 +96,15 @@ impl fmt::Display for Adapter {
     }
 }
 
-/// Which adapter to use.
+/// Selection of an adapter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Choice {
-    /// The fastest kind there is; a software adapter only if there is nothing else.
+    /// The fastest device type available, a software adapter only if there is no GPU.
     #[default]
     Best,
-    /// The fastest kind of real GPU; never a software adapter.
+    /// The fastest GPU, never a software adapter.
     Gpu,
-    /// The one of this number in the list.
+    /// The adapter with this index.
     Number(usize),
 }
 
@@ -127,16 +126,16 @@ impl Choice {
     }
 }
 
-/// All adapters, numbered in the order in which drivers list them. Empty where no driver is installed.
+/// All adapters, in the drivers' order; empty if no driver is installed.
 pub fn adapters() -> Vec<Adapter> {
     enumerate().iter().enumerate().map(|(number, adapter)| describe(number, adapter)).collect()
 }
 
 fn enumerate() -> Vec<wgpu::Adapter> {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-    // GL is left out on purpose: its compute limits do not hold these kernels.
+    // Without GL, whose compute limits are too low for these kernels.
     descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
-    // Validation layers are for developers of wgpu; kernels are validated by naga in any case.
+    // Without Vulkan's validation layers; naga validates the kernels.
     descriptor.flags = wgpu::InstanceFlags::empty();
     let instance = wgpu::Instance::new(descriptor);
     pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
@@ -167,7 +166,7 @@ fn describe(number: usize, adapter: &wgpu::Adapter) -> Adapter {
     }
 }
 
-/// The largest matrices for which there is a kernel and whose products an adapter can add up in single precision.
+/// Side of the largest cooperative matrices that have a kernel: f16 operands, f32 accumulators.
 fn matrices(adapter: &wgpu::Adapter) -> Option<u32> {
     let needed =
         wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP;
@@ -182,7 +181,7 @@ fn matrices(adapter: &wgpu::Adapter) -> Option<u32> {
     [16, 8].into_iter().find(|&side| sides.clone().any(|sides| sides == [side; 3]))
 }
 
-/// The adapter meant and its description.
+/// The selected adapter and its description.
 pub(super) fn choose(choice: Choice) -> Result<(wgpu::Adapter, Adapter)> {
     let none = |reason: String| Error::Device { backend: "wgpu".to_owned(), reason };
     let handles = enumerate();
@@ -217,11 +216,11 @@ mod tests {
     }
 
     #[test]
-    fn lanes_read_for_each_other_only_where_every_subgroup_has_eight() {
+    fn tiles_in_lanes_need_subgroups_of_exactly_eight() {
         let all = [Kind::Discrete, Kind::Integrated, Kind::Virtual, Kind::Software, Kind::Other];
         for kind in all {
             let otherwise = if kind == Kind::Software { Tiles::Registers } else { Tiles::Shared };
-            // Others: more, fewer, and a driver that decides for each kernel.
+            // Larger, smaller, variable, or no subgroups.
             for (subgroups, lanes) in [(true, Some(32)), (true, Some(4)), (true, None), (false, Some(8))] {
                 let adapter = adapter(kind, subgroups, lanes);
                 assert_eq!(adapter.tiles(Some(Tiles::Lanes), true), Tiles::Registers, "{adapter:?}");

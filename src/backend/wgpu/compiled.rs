@@ -1,4 +1,4 @@
-//! A plan on the device: buffers, pipelines and bind groups made once, and the list of dispatches to replay.
+//! A compiled plan: buffers, pipelines, bind groups, and the list of dispatches to replay.
 
 use super::device::Device;
 use super::upload::Order;
@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// One launch, ready to be encoded.
+/// A launch, ready to be encoded.
 struct Dispatch {
     /// The step of the plan that it belongs to.
     step: usize,
@@ -38,26 +38,26 @@ pub(super) struct Compiled {
     memory: Vec<wgpu::Buffer>,
     weights: PlanWeights,
     dispatches: Vec<Dispatch>,
-    /// How many of the dispatches belong to the part that does not vary.
+    /// Number of dispatches that run once.
     once: usize,
-    /// The last step submitted: it is waited for when the next one has been, so the device never runs dry and never
-    /// falls far behind.
-    under_way: Option<wgpu::SubmissionIndex>,
+    /// The last submission. It is waited for after the next one, so the device always has work and at most two steps
+    /// are in flight.
+    in_flight: Option<wgpu::SubmissionIndex>,
     /// Seconds spent in each step of the plan, if they are measured.
     seconds: Option<Vec<f64>>,
 }
 
-/// A launch, and which part of a weight it is given.
+/// A launch for one part of a split weight.
 struct PartLaunch {
     /// The step of the plan that it belongs to.
     step: usize,
     launch: Launch,
     part: usize,
-    /// The kernel's constant that says where the part begins, if there are several.
+    /// Name and value of the kernel constant with the part's first row, if there are several parts.
     first: Option<(&'static str, usize)>,
 }
 
-/// How kernels are chosen.
+/// Selection of kernels.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kernels {
     pub tiles: Tiles,
@@ -71,7 +71,7 @@ pub(super) fn lower(plan: &Plan, tiles: Tiles) -> Vec<(usize, Launch)> {
     launches::lower(plan, |op, inputs, outputs| op.wgsl(inputs, outputs[0], tiles)).0
 }
 
-const NO_SCRATCH: &str = "no step takes several WGSL launches that share scratch memory";
+const NO_SCRATCH: &str = "WGSL kernels use no scratch memory";
 
 impl Compiled {
     pub fn new(device: Arc<Device>, plan: Plan, weights: &WgpuWeights, kernels: Kernels) -> Result<Compiled> {
@@ -81,7 +81,7 @@ impl Compiled {
         let mut memory = Vec::new();
         for (slot, &words) in slots.words.iter().enumerate() {
             let bytes = 4 * words as u64;
-            memory.push(device.buffer(&|| tenant(&plan, &slots, slot), bytes)?);
+            memory.push(device.buffer(&|| describe_slot(&plan, &slots, slot), bytes)?);
             device.counters.slot_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
         let mut compiled = Compiled {
@@ -91,7 +91,7 @@ impl Compiled {
             weights,
             dispatches: Vec::new(),
             once: 0,
-            under_way: None,
+            in_flight: None,
             seconds: kernels.profile.then(|| vec![0.0; plan.steps.len()]),
             plan,
         };
@@ -102,7 +102,7 @@ impl Compiled {
         Ok(compiled)
     }
 
-    /// A launch as it is, or one for each part of a weight that was divided.
+    /// The launch, or one for each part of a split weight.
     fn runs(&self, (step, launch): (usize, Launch), tiles: Tiles) -> Vec<PartLaunch> {
         let Some((weight, parts)) = self.weights.divided(&self.plan, step, &launch) else {
             return vec![PartLaunch { step, launch, part: 0, first: None }];
@@ -172,7 +172,7 @@ impl Compiled {
         Ok(())
     }
 
-    /// The memory of a launch's tensor, or of a part of it where there are several.
+    /// The memory of a launch's tensor, or of one part of a split weight.
     fn binding(&self, step: &Step, tensor: Operand, part: usize) -> wgpu::BufferBinding<'_> {
         let weight = |id: ValueId, order: Order| {
             let buffer = self.weights.part(self.plan.root(id), order, part);
@@ -185,7 +185,7 @@ impl Compiled {
             Operand::Output(i) => self.memory_of(step.outputs[i]),
             Operand::Scratch { .. } => unreachable!("{NO_SCRATCH}"),
         };
-        // Tensors of a few elements bind what the smallest element of a kernel's array needs.
+        // At least a `vec4<f32>`, the largest element of a kernel's array.
         wgpu::BufferBinding { buffer, offset: 0, size: wgpu::BufferSize::new(bytes.max(16)) }
     }
 
@@ -193,8 +193,7 @@ impl Compiled {
         self.slots.of[self.plan.root(id).0].is_none()
     }
 
-    /// Where a value is, and its size in bytes. A weight that was divided has no one place; only launches read such, by way
-    /// of `binding`.
+    /// Buffer and size of a value. Not for split weights, which only launches read, through `binding`.
     fn memory_of(&self, id: ValueId) -> (&wgpu::Buffer, u64) {
         let root = self.plan.root(id);
         let buffer = match self.slots.of[root.0] {
@@ -204,7 +203,7 @@ impl Compiled {
         (buffer, self.plan.values[root.0].size_bytes() as u64)
     }
 
-    /// Encodes and submits some of the dispatches, and the feeds after them.
+    /// Encodes and submits a range of dispatches, and the feeds after them.
     fn run(&mut self, range: Range<usize>, feeds: bool) -> Result<()> {
         let range = if self.seconds.is_some() { self.run_timed(range)? } else { range };
         let mut encoder = self.device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
@@ -218,16 +217,16 @@ impl Compiled {
         }
         let submission = self.device.submit(Some(encoder.finish()));
         self.device.check(|| format!("running {}", self.plan.name))?;
-        match self.under_way.replace(submission) {
+        match self.in_flight.replace(submission) {
             Some(earlier) => self.device.wait(Some(earlier)),
             None => Ok(()),
         }
     }
 
-    /// Runs dispatches in a pass each, with the device's clock read before and after, and waits for the result.
-    /// Returns what is left to run: nothing.
+    /// Runs dispatches in a pass each, with timestamps before and after, and waits for the result. Returns the rest of
+    /// the range: nothing.
     fn run_timed(&mut self, range: Range<usize>) -> Result<Range<usize>> {
-        /// Half of what a set of queries can hold.
+        /// Half the limit of a query set.
         const MOST: usize = 2048;
         let device = Arc::clone(&self.device);
         let seconds_per_tick = f64::from(device.queue.get_timestamp_period()) * 1e-9;
@@ -259,7 +258,7 @@ impl Compiled {
             device.submit(Some(encoder.finish()));
             device.check(|| format!("timing {}", self.plan.name))?;
             let ticks: Vec<u64> = bytemuck::allocation::pod_collect_to_vec(&device.read(&times, times.size())?);
-            let seconds = self.seconds.as_mut().expect("only called where there are some");
+            let seconds = self.seconds.as_mut().expect("only called when profiling");
             for (dispatch, ticks) in part.iter().zip(ticks.chunks_exact(2)) {
                 seconds[dispatch.step] += ticks[1].saturating_sub(ticks[0]) as f64 * seconds_per_tick;
             }
@@ -267,7 +266,7 @@ impl Compiled {
         Ok(range.end..range.end)
     }
 
-    /// The memory of an input, if there is one of that name, type and length.
+    /// The memory of an input; an error unless name, type and length match.
     fn target(&self, name: &str, dtype: Dtype, length: usize) -> Result<&wgpu::Buffer> {
         let wrong = |reason: String| Error::Shape { at: format!("{}, input {name}", self.plan.name), reason };
         let id = self.plan.input(name).ok_or_else(|| wrong("the plan has no such input".to_owned()))?;
@@ -280,10 +279,10 @@ impl Compiled {
     }
 }
 
-/// What lives in a slot, for messages: the largest value and the step that writes it.
-fn tenant(plan: &Plan, slots: &Slots, slot: usize) -> String {
-    let tenants = (0..plan.values.len()).filter(|&v| slots.of[v] == Some(slot));
-    let Some(v) = tenants.max_by_key(|&v| plan.values[v].size_bytes()) else { return format!("slot {slot}") };
+/// Describes a slot for messages: its largest value and the step that writes it.
+fn describe_slot(plan: &Plan, slots: &Slots, slot: usize) -> String {
+    let values = (0..plan.values.len()).filter(|&v| slots.of[v] == Some(slot));
+    let Some(v) = values.max_by_key(|&v| plan.values[v].size_bytes()) else { return format!("slot {slot}") };
     let what = match &plan.values[v].origin {
         Origin::Input { name, .. } => format!("input {name}"),
         _ => match plan.steps.iter().find(|s| s.output().0 == v) {
@@ -334,11 +333,11 @@ impl Executable for Compiled {
         let (buffer, bytes) = self.memory_of(id);
         let bytes = self.device.read(buffer, bytes)?;
         let length = elements(&value.shape) * value.dtype.size_bytes();
-        Ok(launches::numbers(value.dtype, &bytes[..length]))
+        Ok(launches::to_f32(value.dtype, &bytes[..length]))
     }
 
     fn finish(&mut self) -> Result<()> {
-        match self.under_way.take() {
+        match self.in_flight.take() {
             Some(last) => self.device.wait(Some(last)),
             None => Ok(()),
         }

@@ -1,8 +1,8 @@
-//! One opened adapter: memory, pipelines, submissions, and everything that can go wrong with them.
+//! An opened adapter: buffers, pipelines, submissions and error handling.
 //!
-//! wgpu reports most failures through callbacks and otherwise panics in its default handler. Here a handler keeps the
-//! first failure, and whoever did something asks for it afterwards with [`Device::check`]. What was created meanwhile
-//! is invalid but harmless.
+//! wgpu reports most failures through a callback, whose default panics. Here the callback stores the first failure, and
+//! the code that made the call retrieves it with [`Device::check`]. Objects created after a failure are invalid but
+//! harmless.
 
 use super::adapters::{self, Adapter, Choice};
 use super::cache::Cache;
@@ -14,18 +14,18 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
-/// What went to and from a device so far; tests hold back ends to it.
+/// Counters of a device: submissions, transfers and allocations so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Command buffers handed over.
+    /// Submissions.
     pub submits: u64,
-    /// Bytes written to the device, weights included.
+    /// Bytes copied to the device, weights included.
     pub bytes_written: u64,
-    /// Bytes read back.
+    /// Bytes copied from the device.
     pub bytes_read: u64,
-    /// Bytes of all slots that were allocated.
+    /// Bytes allocated for slots.
     pub slot_bytes: u64,
-    /// Bytes of all weights that were allocated.
+    /// Bytes allocated for weights.
     pub weight_bytes: u64,
 }
 
@@ -38,18 +38,18 @@ pub(super) struct Counters {
     pub weight_bytes: AtomicU64,
 }
 
-/// A kernel ready to run, with the layout that its bind groups need.
+/// A compiled kernel and the layout of its bind groups.
 #[derive(Clone)]
 pub(super) struct Pipeline {
     pub pipeline: wgpu::ComputePipeline,
     pub layout: wgpu::BindGroupLayout,
 }
 
-/// What went wrong and has not been told yet.
+/// The first failure that was not reported yet.
 #[derive(Default)]
-struct Fault {
-    first: Option<String>,
-    /// Whether the device is gone; from then on everything fails, and most of it silently.
+struct Failure {
+    reason: Option<String>,
+    /// Whether the device was lost. From then on every call fails, mostly without an error.
     lost: bool,
 }
 
@@ -59,33 +59,33 @@ pub(super) struct Device {
     pub adapter: Adapter,
     pub limits: wgpu::Limits,
     pub counters: Counters,
-    fault: Arc<Mutex<Fault>>,
+    failure: Arc<Mutex<Failure>>,
     pipelines: Mutex<HashMap<(&'static str, Variant, usize), Pipeline>>,
-    /// Compiled kernels on disk.
+    /// Compiled kernels on disk, if the adapter can cache them.
     pub cache: Option<Cache>,
 }
 
-/// A mutex is only poisoned by a panic between two assignments, which leaves nothing half done here.
+/// Ignores poisoning: no critical section here leaves its data inconsistent when it panics.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The leave that wgpu wants for what it calls experimental.
+/// The token wgpu requires before it enables experimental features.
 #[allow(unsafe_code)]
-fn experiments() -> wgpu::ExperimentalFeatures {
-    // SAFETY: the one such feature that is used is cooperative matrices, by kernels that naga has validated; its known
-    // dangers, loads and stores out of bounds, do not arise, because matrices lie in shared memory at places that depend
-    // on nothing but constants and the number of a square, which is checked (shaders/matrices.wgsl).
+fn experimental_token() -> wgpu::ExperimentalFeatures {
+    // SAFETY: cooperative matrices are the only experimental feature in use, by kernels that naga has validated. Their
+    // known hazard is a load or store out of bounds. Here matrices are in workgroup memory at offsets that depend only
+    // on constants and on the index of a square, which is checked (shaders/matrices.wgsl).
     unsafe { wgpu::ExperimentalFeatures::enabled() }
 }
 
 impl Device {
-    /// Opens an adapter with all of its limits, the size of tensors lowered to what is asked for, and those optional
-    /// features that kernels can use; cooperative `matrices` only if they are asked for.
+    /// Opens an adapter with all its limits and the optional features that kernels use. `largest_tensor` lowers the
+    /// limit of a binding; `matrices` requests cooperative matrices.
     pub fn open(choice: Choice, largest_tensor: Option<u64>, matrices: bool) -> Result<Device> {
         let (handle, mut adapter) = adapters::choose(choice)?;
         let mut limits = handle.limits();
-        // Bindings are whole words.
+        // Bindings are multiples of four bytes.
         adapter.largest_tensor = adapter.largest_tensor.min(largest_tensor.unwrap_or(u64::MAX)) & !3;
         limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.min(adapter.largest_tensor);
         let mut useful = wgpu::Features::SHADER_F16
@@ -95,7 +95,7 @@ impl Device {
         let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
         if matrices && adapter.matrices.is_some() {
             useful |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
-            experimental_features = experiments();
+            experimental_features = experimental_token();
         }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("unclip"),
@@ -110,22 +110,22 @@ impl Device {
             backend: adapter.name.clone(),
             reason: format!("the adapter cannot be opened: {e}"),
         })?;
-        let fault: Arc<Mutex<Fault>> = Arc::default();
-        let (uncaptured, lost) = (Arc::clone(&fault), Arc::clone(&fault));
+        let failure: Arc<Mutex<Failure>> = Arc::default();
+        let (uncaptured, lost) = (Arc::clone(&failure), Arc::clone(&failure));
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
-            lock(&uncaptured).first.get_or_insert(match e {
+            lock(&uncaptured).reason.get_or_insert(match e {
                 wgpu::Error::OutOfMemory { .. } => "out of memory".to_owned(),
                 wgpu::Error::Validation { description, .. } | wgpu::Error::Internal { description, .. } => description,
             });
         }));
         device.set_device_lost_callback(move |_, message| {
-            let mut fault = lock(&lost);
-            fault.first = Some(format!("the device was lost: {message}"));
-            fault.lost = true;
+            let mut failure = lock(&lost);
+            failure.reason = Some(format!("the device was lost: {message}"));
+            failure.lost = true;
         });
         let limits = device.limits();
         let counters = Counters::default();
-        Ok(Device { device, queue, adapter, limits, counters, fault, pipelines: Mutex::default(), cache: None })
+        Ok(Device { device, queue, adapter, limits, counters, failure, pipelines: Mutex::default(), cache: None })
     }
 
     pub fn error(&self, reason: impl Into<String>) -> Error {
@@ -133,17 +133,18 @@ impl Device {
         Error::Device { backend: format!("wgpu:{number} ({name})"), reason: reason.into() }
     }
 
-    /// The first failure since the last call, if any; `doing` says what the caller was at.
+    /// Returns the first failure since the last call, if any, as an error; `doing` describes what the caller did.
     pub fn check(&self, doing: impl FnOnce() -> String) -> Result<()> {
-        let mut fault = lock(&self.fault);
-        let first = if fault.lost { fault.first.clone() } else { fault.first.take() };
-        match first {
+        let mut failure = lock(&self.failure);
+        let reason = if failure.lost { failure.reason.clone() } else { failure.reason.take() };
+        match reason {
             Some(reason) => Err(self.error(format!("{}: {reason}", doing()))),
             None => Ok(()),
         }
     }
 
-    /// Memory for a tensor; `what` is named if it is too large for the adapter or for what is left.
+    /// Allocates a buffer for a tensor. The error names the tensor, `what`, if the adapter's limits or memory are
+    /// exceeded.
     pub fn buffer(&self, what: &dyn Fn() -> String, bytes: u64) -> Result<wgpu::Buffer> {
         let (binding, buffer) = (self.limits.max_storage_buffer_binding_size, self.limits.max_buffer_size);
         for (limit, name) in [(binding, "max_storage_buffer_binding_size"), (buffer, "max_buffer_size")] {
@@ -153,7 +154,7 @@ impl Device {
             }
         }
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-        // Room for a vector of four, the largest element that a kernel binds.
+        // At least a `vec4<f32>`, the largest element of a kernel's array.
         let size = bytes.max(16);
         let buffer =
             self.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
@@ -161,26 +162,26 @@ impl Device {
         Ok(buffer)
     }
 
-    /// Copies to the device; the data is taken before this returns. Lengths are multiples of four.
+    /// Copies to the device; `data` may be reused at once. Its length is a multiple of four.
     pub fn write(&self, buffer: &wgpu::Buffer, offset: u64, data: &[u8]) {
         self.queue.write_buffer(buffer, offset, data);
         self.counters.bytes_written.fetch_add(data.len() as u64, Ordering::Relaxed);
     }
 
-    /// Hands commands over; the number is for [`Device::wait`].
+    /// Submits commands; the index is for [`Device::wait`].
     pub fn submit(&self, commands: Option<wgpu::CommandBuffer>) -> wgpu::SubmissionIndex {
         self.counters.submits.fetch_add(1, Ordering::Relaxed);
         self.queue.submit(commands)
     }
 
-    /// Waits for a submission, or for the last one.
+    /// Waits for a submission, or for all of them.
     pub fn wait(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
         let polled = self.device.poll(wgpu::PollType::Wait { submission_index: submission, timeout: None });
         self.check(|| "waiting for the device".to_owned())?;
         polled.map(|_| ()).map_err(|e| self.error(format!("waiting for the device: {e}")))
     }
 
-    /// Copies from the device, after everything submitted so far.
+    /// Waits for all submissions, then copies from the device.
     pub fn read(&self, buffer: &wgpu::Buffer, bytes: u64) -> Result<Vec<u8>> {
         let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("read back"),
@@ -195,22 +196,21 @@ impl Device {
         let (sender, receiver) = mpsc::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| _ = sender.send(result));
         self.wait(Some(submission))?;
-        let mapped = receiver.try_recv().map_err(|_| self.error("reading back: the device never answered"))?;
+        let mapped = receiver.try_recv().map_err(|_| self.error("reading back: the device did not respond"))?;
         mapped.map_err(|e| self.error(format!("reading back: {e}")))?;
         let view = staging.get_mapped_range(..).map_err(|e| self.error(format!("reading back: {e}")))?;
         self.counters.bytes_read.fetch_add(bytes, Ordering::Relaxed);
         Ok(view.to_vec())
     }
 
-    /// The compiled kernel of a launch; kernels are compiled once for a device. `first` is a constant of the kernel with
-    /// its value, if that is not 0.
+    /// The compiled kernel of a launch, compiled once per device. `first` is the name and value of a pipeline constant,
+    /// if the value is not 0.
     pub fn pipeline(&self, launch: &Launch, variant: Variant, first: Option<(&str, usize)>) -> Result<Pipeline> {
         let key = (launch.entry, variant, first.map_or(0, |(_, value)| value));
         if let Some(known) = lock(&self.pipelines).get(&key) {
             return Ok(known.clone());
         }
-        let text =
-            render(launch.stem, variant).ok_or_else(|| self.error(format!("there is no kernel {}", launch.stem)))?;
+        let text = render(launch.stem, variant).ok_or_else(|| self.error(format!("no kernel {}", launch.stem)))?;
         let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(launch.stem),
             source: wgpu::ShaderSource::Wgsl(text.into()),
@@ -236,7 +236,7 @@ impl Device {
         let constants: Vec<(&str, f64)> = first.iter().map(|&(name, value)| (name, value as f64)).collect();
         let options = wgpu::PipelineCompilationOptions {
             constants: &constants,
-            // Every kernel writes what it shares before it reads it.
+            // Every kernel writes its workgroup memory before it reads it.
             zero_initialize_workgroup_memory: false,
         };
         let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
@@ -249,14 +249,14 @@ impl Device {
         });
         self.check(|| format!("compiling the kernel {} for {:?}", launch.entry, variant.elem))?;
         if let Some(cache) = &self.cache {
-            cache.grew();
+            cache.mark_changed();
         }
-        let made = Pipeline { pipeline, layout };
-        lock(&self.pipelines).insert(key, made.clone());
-        Ok(made)
+        let compiled = Pipeline { pipeline, layout };
+        lock(&self.pipelines).insert(key, compiled.clone());
+        Ok(compiled)
     }
 
-    /// The variant of a kernel whose first tensor and output are stored like this.
+    /// The variant of a kernel for the types of its first tensor and its output.
     pub fn variant(&self, source: Dtype, elem: Dtype, subgroups: bool) -> Variant {
         Variant { source, elem, subgroups: subgroups && self.adapter.subgroups, side: self.adapter.matrices }
     }
@@ -277,7 +277,7 @@ impl Device {
 mod tests {
     use super::*;
 
-    /// Any adapter; without one there is nothing to be lost.
+    /// Any adapter, if there is one.
     fn device() -> Option<Device> {
         let opened = Device::open(Choice::Best, None, false);
         if let Err(reason) = &opened {
@@ -294,9 +294,9 @@ mod tests {
         device.write(&buffer, 0, &[0; 64]);
         let encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         device.submit(Some(encoder.finish()));
-        let text = device.read(&buffer, 64).expect_err("nothing can be read any more").to_string();
+        let text = device.read(&buffer, 64).expect_err("a lost device cannot be read").to_string();
         assert!(text.contains(&device.adapter.name), "{text}");
-        // The loss itself is reported when the device is next looked after, and stays.
+        // The loss is reported at the next poll, and remains.
         _ = device.wait(None);
         assert!(device.buffer(&|| "another tensor".to_owned(), 64).is_err());
     }

@@ -1,9 +1,8 @@
-//! The WGSL back end: any GPU that has a Vulkan, Metal or DirectX 12 driver, through wgpu.
+//! The WGSL back end: any GPU with a Vulkan, Metal or DirectX 12 driver, through wgpu.
 //!
-//! Compiling lowers each step to launches, makes their pipelines and bind groups once, reserves one buffer per slot and
-//! brings the weights over in pieces. Replaying is one encoder and one submission a step; nothing is read back between
-//! steps, and all that is written is the step's number. This module knows launches, never operations: the geometry is
-//! in `ops/`, the arithmetic in `shaders/`.
+//! Compiling lowers each step to launches, creates their pipelines and bind groups, and allocates one buffer per slot.
+//! Replaying is one encoder and one submission per step; nothing is read back between steps, and only the step index is
+//! written. This module knows launches, never operations: the geometry is in `ops/`, the arithmetic in `shaders/`.
 
 mod adapters;
 mod cache;
@@ -28,21 +27,20 @@ use std::path::Path;
 use std::sync::Arc;
 use weights::WgpuWeights;
 
-/// How an adapter is chosen and used.
+/// Options of the back end.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Which adapter.
+    /// The adapter.
     pub adapter: Choice,
-    /// What tensors are stored in; kernels compute in f32 in any case.
+    /// Storage type of tensors; kernels always compute in f32.
     pub storage: Dtype,
-    /// How products share their operands; `None` is what suits the adapter. [`Tiles::Matrices`] needs storage in f16.
+    /// The matmul variant; `None` is the adapter's default. [`Tiles::Matrices`] needs f16 storage.
     pub tiles: Option<Tiles>,
-    /// Whether subgroup operations are used where the adapter has them.
+    /// Whether to use subgroup operations if the adapter has them.
     pub subgroups: bool,
-    /// The most bytes of a tensor that the adapter is asked to bind, where that is less than it could: larger weights
-    /// are then divided as they are on smaller adapters.
+    /// Lowers the limit of a binding, in bytes; larger weights are split, as on smaller adapters.
     pub largest_tensor: Option<u64>,
-    /// Whether every step is timed on the adapter's clock; see [`Executable::profile`]. Steps then run one by one.
+    /// Whether to time every step with timestamp queries; see [`Executable::profile`]. Steps then run one by one.
     pub profile: bool,
 }
 
@@ -69,7 +67,7 @@ impl Wgpu {
     /// Opens an adapter.
     ///
     /// # Errors
-    /// There is no such adapter, it cannot be opened, or it lacks what the options ask for.
+    /// There is no such adapter, it cannot be opened, or it lacks a requested feature.
     pub fn new(options: Options) -> Result<Wgpu> {
         if options.storage == Dtype::Bf16 {
             let what = "storage in bf16 on wgpu, whose shading language has no such type; f32 and f16 are possible";
@@ -81,7 +79,7 @@ impl Wgpu {
             return Err(device.error("the adapter lacks SHADER_F16; f32 is possible"));
         }
         if matrices && device.adapter.matrices.is_none() {
-            return Err(device.error("the adapter lacks cooperative matrices of f16 with sums in f32, 8x8 or 16x16"));
+            return Err(device.error("the adapter lacks cooperative matrices, f16 with f32 accumulation, 8x8 or 16x16"));
         }
         if matrices && options.storage != Dtype::F16 {
             return Err(device.error("cooperative matrices multiply f16, and storage is f32"));
@@ -92,12 +90,12 @@ impl Wgpu {
         Ok(Wgpu { device: Arc::new(device), options })
     }
 
-    /// Keeps compiled kernels in a folder from one run to the next, where the adapter can. Only before the first plan is
+    /// Caches compiled kernels in a folder, if the adapter supports it. Has no effect after the first plan was
     /// compiled.
     pub fn cache_kernels(mut self, folder: &Path) -> Wgpu {
         if let Some(device) = Arc::get_mut(&mut self.device) {
             let cache = Cache::open(&device.device, &device.adapter, folder);
-            // What is wrong with a cache is wrong with nothing else.
+            // A failure here affects only the cache.
             device.cache = cache.filter(|_| device.check(String::new).is_ok());
         }
         self
@@ -113,7 +111,7 @@ impl Wgpu {
         Kernels { tiles: self.device.adapter.tiles(tiles, subgroups), subgroups, profile }
     }
 
-    /// What went to and from the adapter so far, over all executables.
+    /// Submissions, transfers and allocations so far, over all executables.
     pub fn traffic(&self) -> Traffic {
         self.device.traffic()
     }

@@ -1,7 +1,7 @@
-//! The kernels' text, and how a variant of one is put together.
+//! The WGSL kernels, and the rendering of their variants.
 //!
-//! Kernels are plain WGSL in `shaders/`. A variant is a few lines before that text: which type tensors are stored in,
-//! which of two ways to sum over a workgroup, and how large the matrices are that a subgroup multiplies.
+//! Kernels are plain WGSL in `shaders/`. A variant prepends the storage types, one of two workgroup reductions, and the
+//! side of cooperative matrices.
 
 use crate::dtype::Dtype;
 use std::fmt::Write;
@@ -37,25 +37,25 @@ kernels![
     "slice",
 ];
 
-/// What a kernel is compiled for.
+/// A variant of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Variant {
     /// Type of the launch's first tensor.
     pub source: Dtype,
-    /// Type of its output.
+    /// Type of the output.
     pub elem: Dtype,
-    /// Whether invocations of a subgroup may add up their numbers directly.
+    /// Whether reductions use subgroup operations.
     pub subgroups: bool,
-    /// Rows and columns of cooperative matrices, 8 or 16, for the kernels that multiply them.
+    /// Side of cooperative matrices, 8 or 16, in kernels that use them.
     pub side: Option<u32>,
 }
 
-/// The kernel whose text a twin for one kind of adapter continues.
+/// The kernel that a variant for one kind of adapter extends: `linear` for `linear_lanes`.
 pub fn base(stem: &str) -> Option<&str> {
     stem.strip_suffix("_lanes").or_else(|| stem.strip_suffix("_matrices"))
 }
 
-/// The whole text of a kernel's variant, if there is a kernel of that stem.
+/// The complete text of a kernel's variant; `None` if there is no kernel with this stem.
 pub fn render(stem: &str, variant: Variant) -> Option<String> {
     let text_of = |stem: &str| KERNELS.iter().find(|(s, _)| *s == stem).map(|(_, text)| *text);
     let kernel = text_of(stem)?;
@@ -75,8 +75,8 @@ pub fn render(stem: &str, variant: Variant) -> Option<String> {
     text.push_str(base(stem).and_then(text_of).unwrap_or_default());
     if let Some(side) = matrices {
         let _ = writeln!(text, "const SIDE = {side}u;");
-        for (name, number, role) in [("left", "source", "A"), ("right", "source", "B"), ("sum", "f32", "C")] {
-            let _ = writeln!(text, "alias {name}_matrix = coop_mat{side}x{side}<{number}, {role}>;");
+        for (name, element, role) in [("left", "source", "A"), ("right", "source", "B"), ("sum", "f32", "C")] {
+            let _ = writeln!(text, "alias {name}_matrix = coop_mat{side}x{side}<{element}, {role}>;");
         }
         text.push_str(MATRICES);
     }

@@ -1,7 +1,7 @@
-//! Weights from the checkpoint to the device, converted and reordered in pieces.
+//! Uploads weights in chunks, converted and reordered.
 //!
-//! A piece is at most a few MiB, and the device is given time to take what is under way, so a component is never held
-//! twice in memory: the stored bytes stay in the memory map, and only pieces are copied.
+//! Chunks have a few MiB, and the bytes in flight are limited, so a component is never in host memory twice: the stored
+//! bytes stay in the memory map, and only chunks are copied.
 
 use super::device::Device;
 use crate::dtype::Dtype;
@@ -12,35 +12,35 @@ use std::ops::Range;
 
 /// Outputs side by side in a packed weight.
 pub const PANEL: usize = 32;
-/// Bytes that are brought into the device's order at a time.
-const PIECE: usize = 4 << 20;
-/// Bytes under way to the device before it is waited for.
-const UNDER_WAY: usize = 64 << 20;
+/// Bytes of a chunk.
+const CHUNK: usize = 4 << 20;
+/// Bytes in flight after which the upload waits for the device.
+const MAX_IN_FLIGHT: usize = 64 << 20;
 
 /// A weight's order on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Order {
-    /// As it is stored.
+    /// The stored order.
     Stored,
-    /// `[outputs, channels, taps]` as `[outputs / 32, taps * channels, 32]`, missing outputs filled with zeros. A
-    /// workgroup then reads its columns front to back, however many there are in all, and four outputs at once.
+    /// `[outputs, channels, taps]` as `[outputs / 32, taps * channels, 32]`, padded with zeros. A workgroup reads its
+    /// columns contiguously, whatever their total, and four outputs at once.
     Packed {
         /// Rows of the stored matrix.
         outputs: usize,
         /// Input channels.
         channels: usize,
-        /// Positions of a window; 1 for a linear layer.
+        /// Taps of the window; 1 for a linear layer.
         taps: usize,
     },
 }
 
 impl Order {
-    /// The order for a product with a weight of this shape.
+    /// The order of a matmul's weight of this shape.
     pub fn packed(shape: &[usize]) -> Order {
         Order::Packed { outputs: shape[0], channels: shape[1], taps: shape[2..].iter().product() }
     }
 
-    /// Rows of the first dimension of a tensor.
+    /// Extent of a tensor's first dimension.
     pub fn rows(self, shape: &[usize]) -> usize {
         match self {
             Order::Stored => shape.first().copied().unwrap_or(1),
@@ -48,7 +48,7 @@ impl Order {
         }
     }
 
-    /// Which elements on the device hold some of these rows, of which the first begins a panel.
+    /// The elements on the device that hold these rows; the first row must start a panel.
     pub fn elements(self, shape: &[usize], rows: &Range<usize>) -> Range<usize> {
         match self {
             Order::Stored => {
@@ -63,24 +63,24 @@ impl Order {
     }
 }
 
-/// Bytes that so many elements take on the device: whole words.
+/// Size of `count` elements on the device, rounded up to four bytes.
 pub fn size_bytes(count: usize, dtype: Dtype) -> u64 {
     (count * dtype.size_bytes()).next_multiple_of(4) as u64
 }
 
-/// Collects what is under way over several tensors.
+/// Uploads tensors, and counts the bytes in flight.
 pub struct Uploads<'a> {
     device: &'a Device,
-    under_way: usize,
-    piece: Vec<u8>,
+    in_flight: usize,
+    chunk: Vec<u8>,
 }
 
 impl<'a> Uploads<'a> {
     pub fn new(device: &'a Device) -> Self {
-        Uploads { device, under_way: 0, piece: Vec::new() }
+        Uploads { device, in_flight: 0, chunk: Vec::new() }
     }
 
-    /// Fills a buffer with some elements of a stored tensor in the device's order.
+    /// Fills a buffer with a range of a stored tensor's elements in the device's order.
     pub fn send(
         &mut self,
         buffer: &wgpu::Buffer,
@@ -90,35 +90,36 @@ impl<'a> Uploads<'a> {
         dtype: Dtype,
     ) -> Result<()> {
         let size = dtype.size_bytes();
-        // Whole rows of panels, and an even number of elements, so that every piece but the last ends on a word.
-        let most = (PIECE / size).next_multiple_of(2 * PANEL);
+        // Whole rows of panels, and an even number of elements, so that every chunk but the last is a multiple of four
+        // bytes.
+        let most = (CHUNK / size).next_multiple_of(2 * PANEL);
         for from in elements.clone().step_by(most) {
             let range = from..elements.end.min(from + most);
-            self.piece.clear();
-            self.piece.resize((range.len() * size).next_multiple_of(4), 0);
+            self.chunk.clear();
+            self.chunk.resize((range.len() * size).next_multiple_of(4), 0);
             match stored {
-                TensorData::F32(x) => fill(x, |v| v, range, order, dtype, &mut self.piece),
-                TensorData::F16(x) => fill(x, f16::to_f32, range, order, dtype, &mut self.piece),
-                TensorData::Bf16(x) => fill(x, bf16::to_f32, range, order, dtype, &mut self.piece),
+                TensorData::F32(x) => fill(x, |v| v, range, order, dtype, &mut self.chunk),
+                TensorData::F16(x) => fill(x, f16::to_f32, range, order, dtype, &mut self.chunk),
+                TensorData::Bf16(x) => fill(x, bf16::to_f32, range, order, dtype, &mut self.chunk),
             }
-            self.device.write(buffer, ((from - elements.start) * size) as u64, &self.piece);
-            self.under_way += self.piece.len();
-            if self.under_way >= UNDER_WAY {
+            self.device.write(buffer, ((from - elements.start) * size) as u64, &self.chunk);
+            self.in_flight += self.chunk.len();
+            if self.in_flight >= MAX_IN_FLIGHT {
                 self.finish()?;
             }
         }
         Ok(())
     }
 
-    /// Waits until everything has arrived.
+    /// Waits for all uploads so far.
     pub fn finish(&mut self) -> Result<()> {
         let submission = self.device.submit(None);
-        self.under_way = 0;
+        self.in_flight = 0;
         self.device.wait(Some(submission))
     }
 }
 
-/// Elements `range` of a tensor in the device's order and type.
+/// Converts elements `range` of the device's order to the device's type.
 fn fill<T: Copy>(x: &[T], widen: impl Fn(T) -> f32, range: Range<usize>, order: Order, dtype: Dtype, out: &mut [u8]) {
     let put = |out: &mut [u8], at: usize, v: T| match dtype {
         Dtype::F16 => out[2 * at..2 * at + 2].copy_from_slice(&f16::from_f32(widen(v)).to_le_bytes()),
@@ -133,7 +134,7 @@ fn fill<T: Copy>(x: &[T], widen: impl Fn(T) -> f32, range: Range<usize>, order: 
             let (first, last) = (range.start / PANEL, range.end / PANEL);
             for panel in first / depth..last.div_ceil(depth) {
                 let rows = first.max(panel * depth)..last.min((panel + 1) * depth);
-                // Outputs outside, so that the stored tensor is read in its own order.
+                // Outputs are the outer loop, so that the stored tensor is read in order.
                 for o in panel * PANEL..outputs.min((panel + 1) * PANEL) {
                     let stored = &x[o * depth..][..depth];
                     for row in rows.clone() {
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_parts_of_the_whole() {
+    fn chunks_are_parts_of_the_whole() {
         let x: Vec<f32> = (0..70 * 7).map(|i| i as f32).collect();
         let order = Order::packed(&[70, 7]);
         let all = filled(&x, 0..3 * PANEL * 7, order);
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn half_precision_takes_half_the_bytes_and_whole_words() {
+    fn f16_takes_half_the_bytes_in_multiples_of_four() {
         let whole =
             |order: Order, shape: &[usize], dtype| size_bytes(order.elements(shape, &(0..shape[0])).len(), dtype);
         assert_eq!(whole(Order::Stored, &[5], Dtype::F16), 12);
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_a_tensor_follow_one_another_to_its_end() {
+    fn parts_of_a_tensor_are_contiguous_and_complete() {
         let shape = [70, 3, 1, 2];
         for order in [Order::Stored, Order::packed(&shape)] {
             let parts = [0..32, 32..64, 64..70].map(|rows| order.elements(&shape, &rows));

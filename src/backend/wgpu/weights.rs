@@ -1,5 +1,4 @@
-//! Weights on the device: each in every order that some kernel wants, in parts where the adapter binds less than the
-//! whole.
+//! Weights on the device, in every order that a kernel reads, split into parts if they exceed the binding limit.
 
 use super::device::Device;
 use super::upload::{Order, Uploads, size_bytes};
@@ -112,13 +111,13 @@ fn wanted(device: &Device, plan: &Plan, launches: &[(usize, Launch)]) -> Vec<(Va
 pub struct PlanWeights(HashMap<(ValueId, Order), Arc<Vec<Part>>>);
 
 impl PlanWeights {
-    /// The memory of a part of a weight, or of the whole if it was not divided.
+    /// The memory of a part of a weight, or of the whole weight if it is not split.
     pub fn part(&self, id: ValueId, order: Order, part: usize) -> &wgpu::Buffer {
         let parts = &self.0[&(id, order)];
         &parts[part.min(parts.len() - 1)].buffer
     }
 
-    /// What tells a step's launch which part it is given, with the parts, if its weight was divided.
+    /// The split and the parts of a launch's weight, if that weight is split.
     pub fn divided(&self, plan: &Plan, step: usize, launch: &Launch) -> Option<(WeightSplit, &[Part])> {
         let step = &plan.steps[step];
         let divisible = step.op.weight_split()?;
@@ -138,7 +137,7 @@ fn order_of(plan: &Plan, inputs: &[ValueId], input: usize, launch: &Launch) -> O
     })
 }
 
-/// Whether all that read a weight in this order take it in parts, along the dimension by which it is stored.
+/// Whether all readers of a weight in this order can take it in parts along its first dimension.
 fn is_divisible(plan: &Plan, launches: &[(usize, Launch)], id: ValueId, order: Order) -> bool {
     let whole = plan.outputs.iter().map(|(_, id)| id).chain(plan.feeds.iter().flat_map(|(from, to)| [from, to]));
     if order == Order::Stored && whole.into_iter().any(|&value| plan.root(value) == id) {

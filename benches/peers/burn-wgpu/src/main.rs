@@ -1,8 +1,8 @@
 //! The linear and conv2d cases through burn's wgpu back end and through this crate's, on one adapter in one run.
 //!
-//! `cargo run --release` prints a line a case: both times, both rates, and the ratio, of which more than one means that
-//! this crate is faster. Both compute the bare product in f32, without what the case would fuse behind it: bias,
-//! activation, shift, residual. burn may choose among its kernels before it is timed.
+//! `cargo run --release` prints a line per case: both times, both rates, and the ratio; above one, this crate is faster.
+//! Both compute the bare matmul or convolution in f32, without the case's epilogue (bias, activation, shift, residual).
+//! burn may autotune before it is timed.
 
 #[path = "../../../../tests/support/mod.rs"]
 #[allow(dead_code)]
@@ -18,11 +18,11 @@ use unclip::backend::wgpu::{Kind, Options, Wgpu};
 use unclip::ops::{Conv2d, Linear, Op, Operation};
 use unclip::Dtype;
 
-/// Seconds that each side is given for a case, after its first runs.
+/// Seconds per case and side, after the warm-up.
 const SECONDS: f64 = 0.4;
-/// Runs before the clock starts: compilation, and burn's choice among its kernels.
+/// Warm-up runs, for compilation and burn's autotuning.
 const WARM: usize = 3;
-/// Rounds, alternating between both sides; the best of each counts, because other programs can only make it slower.
+/// Rounds, alternating between both sides; the best of each counts.
 const ROUNDS: usize = 3;
 
 fn main() {
@@ -46,7 +46,7 @@ fn main() {
             executable.read("y").expect("the device works");
         };
         let run_burn = prepare_burn(&problem, &device);
-        // A kernel that fails leaves numbers behind all the same.
+        // burn does not report a failed kernel.
         let length = support::reference::reduction(&problem);
         let got = in_our_order(&problem, run_burn(1));
         if let Err(reason) = close(&got, &support::reference::run(&problem), Dtype::F32, length) {
@@ -78,7 +78,7 @@ fn main() {
     println!("{} cases, geometric mean of the ratios {mean:.2}, burn faster in {slower}", logs.len());
 }
 
-/// Seconds of one run, the last of which waits for the device.
+/// Seconds per run; `run` waits for the device after the last one.
 fn time(mut run: impl FnMut(usize)) -> f64 {
     run(WARM);
     let started = Instant::now();
@@ -90,20 +90,20 @@ fn time(mut run: impl FnMut(usize)) -> f64 {
     started.elapsed().as_secs_f64() / times as f64
 }
 
-/// The product in burn's own layouts, ready to be run any number of times.
+/// The operation on tensors in burn's layouts, as a function of the number of runs.
 fn prepare_burn(problem: &Problem, device: &Device) -> Box<dyn Fn(usize) -> Vec<f32>> {
-    let numbers = |i: usize| match &problem.tensors[i].data {
+    let floats = |i: usize| match &problem.tensors[i].data {
         Data::Numbers(x) => x.clone(),
-        Data::Rows(_) => panic!("products have no rows by number"),
+        Data::Rows(_) => panic!("matmuls have no integer inputs"),
     };
     let data = |x: Vec<f32>, shape: Vec<usize>| TensorData::new(x, shape);
     let shape = |i: usize| problem.tensors[i].shape.clone();
     match &problem.op {
         Op::Linear(_) => {
             let (n, k) = (shape(1)[0], shape(1)[1]);
-            let x = Tensor::<2>::from_data(data(numbers(0), vec![numbers(0).len() / k, k]), device);
+            let x = Tensor::<2>::from_data(data(floats(0), vec![floats(0).len() / k, k]), device);
             // burn's weights are [K, N].
-            let weight = Tensor::<2>::from_data(data(transposed(&numbers(1), 1, n, k), vec![k, n]), device);
+            let weight = Tensor::<2>::from_data(data(transposed(&floats(1), 1, n, k), vec![k, n]), device);
             Box::new(move |times| {
                 let mut y = None;
                 for _ in 0..times {
@@ -114,9 +114,9 @@ fn prepare_burn(problem: &Problem, device: &Device) -> Box<dyn Fn(usize) -> Vec<
         }
         Op::Conv2d(op) => {
             let (x, w) = (shape(0), shape(1));
-            let pictures = transposed(&numbers(0), x[0], x[1] * x[2], x[3]);
+            let pictures = transposed(&floats(0), x[0], x[1] * x[2], x[3]);
             let pictures = Tensor::<4>::from_data(data(pictures, vec![x[0], x[3], x[1], x[2]]), device);
-            let weight = Tensor::<4>::from_data(data(numbers(1), w.clone()), device);
+            let weight = Tensor::<4>::from_data(data(floats(1), w.clone()), device);
             let (stride, padding) = (op.stride, op.padding);
             Box::new(move |times| {
                 let mut y = None;
@@ -127,7 +127,7 @@ fn prepare_burn(problem: &Problem, device: &Device) -> Box<dyn Fn(usize) -> Vec<
                 y.map(read).unwrap_or_default()
             })
         }
-        other => panic!("{} is no product", other.name()),
+        other => panic!("{} is not a matmul", other.name()),
     }
 }
 
@@ -135,7 +135,7 @@ fn read<const D: usize>(y: Tensor<D>) -> Vec<f32> {
     y.into_data().to_vec().expect("burn computes in f32")
 }
 
-/// The product alone, which is what burn computes.
+/// The problem without its epilogue.
 fn bare(problem: &Problem) -> Problem {
     let op = match &problem.op {
         Op::Linear(_) => Linear::default().into(),
@@ -145,7 +145,7 @@ fn bare(problem: &Problem) -> Problem {
     Problem { op, tensors: problem.tensors[..2].to_vec() }
 }
 
-/// burn's pictures have their channels first.
+/// Reorders burn's channels-first result.
 fn in_our_order(problem: &Problem, y: Vec<f32>) -> Vec<f32> {
     let shape = problem.op.shape(&problem.shapes()).expect("the case's shapes fit");
     match problem.op {

@@ -1,42 +1,41 @@
-//! Loads, stores, atomics and asynchronous copies of a warp.
+//! Loads, stores, atomics and `cp.async` of a warp.
 
 use super::alu::combine;
-use super::bulk::Flight;
+use super::bulk::PendingCopy;
 use super::clock::Clock;
 use super::fault::{Check, Counters, Outcome, stop};
 use super::global::{self, Global};
 use super::mbarrier::Mbarriers;
-use super::product::Warpgroups;
-use super::program::{Address, Atomic, Binary, Cell, Reg, Space};
+use super::program::{Address, Atomic, Binary, ElementType, Reg, Space};
 use super::shared::Shared;
-use super::warp::{Copy, LANES, Warp, lanes};
+use super::warp::{AsyncCopy, LANES, Warp, lanes};
+use super::wgmma::Warpgroups;
 use crate::backend::cuda::tensor_map::TensorMap;
 
-/// What a block's instructions reach beside registers.
+/// The state of a block that instructions access besides registers.
 pub(super) struct Reach<'a> {
     pub global: &'a Global<'a>,
     pub shared: &'a mut Shared,
     pub clock: &'a mut Clock,
     pub counters: &'a mut Counters,
-    /// Tensor maps, by where they are among the parameters.
+    /// Tensor maps with their offsets in the parameter space.
     pub maps: &'a [(u32, TensorMap)],
     pub mbarriers: &'a mut Mbarriers,
-    /// Bulk copies under way, in the order in which they were started.
-    pub flights: &'a mut Vec<Flight>,
+    /// Bulk copies in flight, in the order of their start.
+    pub pending_copies: &'a mut Vec<PendingCopy>,
     pub warpgroups: &'a mut Warpgroups,
 }
 
 /// The addresses of all lanes.
 pub(super) fn addresses(w: &Warp, mask: u32, at: Address) -> Outcome<[u64; LANES]> {
     Ok(if at.wide {
-        w.wide(at.base, mask)?.map(|base| base.wrapping_add_signed(at.offset))
+        w.r64(at.base, mask)?.map(|base| base.wrapping_add_signed(at.offset))
     } else {
-        w.small(at.base, mask)?.map(|base| u64::from(base.wrapping_add(at.offset as u32)))
+        w.r32(at.base, mask)?.map(|base| u64::from(base.wrapping_add(at.offset as u32)))
     })
 }
 
-/// An earlier lane with the same address. Threads that read one word together are most often neighbours or half a warp
-/// apart.
+/// The neighbouring lane, or the one half a warp below, if it has the same address: the usual cases of a broadcast.
 #[inline]
 fn same_address(at: &[u64; LANES], mask: u32, lane: usize) -> Option<usize> {
     let is_same = |other: usize| mask >> other & 1 != 0 && at[other] == at[lane];
@@ -44,13 +43,13 @@ fn same_address(at: &[u64; LANES], mask: u32, lane: usize) -> Option<usize> {
     neighbour.or_else(|| lane.checked_sub(LANES / 2).filter(|&other| is_same(other)))
 }
 
-/// Distinct pieces of 32 bytes.
+/// Counts the distinct 32-byte sectors of a request.
 fn count_sectors(counters: &mut Counters, at: &[u64; LANES], mask: u32, bytes: u64) {
     let mut sectors = [0u64; LANES];
     let mut count = 0;
     for lane in lanes(mask) {
         let sector = at[lane] / 32;
-        // Neighbours mostly share one.
+        // Neighbouring lanes often share a sector.
         if count == 0 || sectors[count - 1] != sector {
             sectors[count] = sector;
             count += 1;
@@ -66,38 +65,38 @@ fn count_sectors(counters: &mut Counters, at: &[u64; LANES], mask: u32, bytes: u
     debug_assert!(bytes <= 16);
 }
 
-/// Passes beyond the first that a request takes: threads are served in groups that ask for 128 bytes, and in each
-/// group a bank gives one word.
+/// Counts the bank conflicts of a request. Threads are served in groups of 128 bytes; each bank serves one word per
+/// pass.
 fn count_conflicts(reach: &mut Reach<'_>, at: &[u64; LANES], mask: u32, bytes: u32) {
     reach.counters.shared_requests += 1;
     let words = bytes.div_ceil(4);
     let group = LANES / words as usize;
     for first in (0..LANES).step_by(group) {
         let part = mask & (u32::MAX >> (LANES - group)) << first;
-        // One word for all, or words in a row: no bank is asked twice.
+        // A broadcast or contiguous words: no conflict.
         let addresses = &at[first..first + group];
         let step = if addresses[0] == addresses[1] { 0 } else { u64::from(bytes) };
         if addresses.windows(2).all(|pair| pair[1] == pair[0].wrapping_add(step)) {
             continue;
         }
-        let mut given = [u32::MAX; 32];
-        let mut further = [0u8; 32];
+        let mut served = [u32::MAX; 32];
+        let mut conflicts = [0u8; 32];
         for lane in lanes(part) {
             let word = reach.shared.word(at[lane] as u32);
             for word in word..word + words {
                 let bank = (word % 32) as usize;
-                if given[bank] != word {
-                    further[bank] += u8::from(given[bank] != u32::MAX);
-                    given[bank] = word;
+                if served[bank] != word {
+                    conflicts[bank] += u8::from(served[bank] != u32::MAX);
+                    served[bank] = word;
                 }
             }
         }
-        reach.counters.bank_conflicts += u64::from(further.iter().copied().max().unwrap_or(0));
+        reach.counters.bank_conflicts += u64::from(conflicts.iter().copied().max().unwrap_or(0));
     }
 }
 
-fn widened(cell: Cell, word: u32) -> u32 {
-    match (cell.bytes, cell.signed) {
+fn extended(element: ElementType, word: u32) -> u32 {
+    match (element.bytes, element.signed) {
         (1, true) => word as i8 as u32,
         (2, true) => word as i16 as u32,
         _ => word,
@@ -108,12 +107,12 @@ pub(super) fn load(
     w: &mut Warp,
     reach: &mut Reach<'_>,
     mask: u32,
-    (space, cell): (Space, Cell),
+    (space, element): (Space, ElementType),
     to: &[Option<Reg>],
     at: Address,
 ) -> Outcome {
     let at = addresses(w, mask, at)?;
-    let bytes = u32::from(cell.bytes) * to.len() as u32;
+    let bytes = u32::from(element.bytes) * to.len() as u32;
     let mut words = [[0u32; 4]; LANES];
     if space == Space::Global {
         for lane in lanes(mask) {
@@ -136,19 +135,19 @@ pub(super) fn load(
     }
     for (i, reg) in to.iter().enumerate() {
         let Some(reg) = *reg else { continue };
-        match cell.bytes {
+        match element.bytes {
             8 => {
                 let value = |w: &[u32; 4]| u64::from(w[2 * i + 1]) << 32 | u64::from(w[2 * i]);
-                w.set_wide(reg, mask, &words.each_ref().map(value));
+                w.set_r64(reg, mask, &words.each_ref().map(value));
             }
-            4 => w.set_small(reg, mask, &words.each_ref().map(|w| w[i])),
+            4 => w.set_r32(reg, mask, &words.each_ref().map(|w| w[i])),
             size => {
                 let (at, bits) = (u32::from(size) * i as u32, 8 * u32::from(size));
                 let value = |w: &[u32; 4]| {
                     let word = w[(at / 4) as usize] >> (8 * (at % 4));
-                    widened(cell, word & ((1 << bits) - 1))
+                    extended(element, word & ((1 << bits) - 1))
                 };
-                w.set_small(reg, mask, &words.each_ref().map(value));
+                w.set_r32(reg, mask, &words.each_ref().map(value));
             }
         }
     }
@@ -159,24 +158,24 @@ pub(super) fn store(
     w: &mut Warp,
     reach: &mut Reach<'_>,
     mask: u32,
-    (space, cell): (Space, Cell),
+    (space, element): (Space, ElementType),
     from: &[Reg],
     at: Address,
 ) -> Outcome {
     let at = addresses(w, mask, at)?;
-    let bytes = u32::from(cell.bytes) * from.len() as u32;
+    let bytes = u32::from(element.bytes) * from.len() as u32;
     let mut words = [[0u32; 4]; LANES];
     for (i, &reg) in from.iter().enumerate() {
-        match cell.bytes {
+        match element.bytes {
             8 => {
-                for (words, value) in words.iter_mut().zip(w.wide(reg, mask)?) {
+                for (words, value) in words.iter_mut().zip(w.r64(reg, mask)?) {
                     (words[2 * i], words[2 * i + 1]) = (*value as u32, (value >> 32) as u32);
                 }
             }
-            4 => words.iter_mut().zip(w.small(reg, mask)?).for_each(|(words, value)| words[i] = *value),
+            4 => words.iter_mut().zip(w.r32(reg, mask)?).for_each(|(words, value)| words[i] = *value),
             size => {
                 let (at, bits) = (u32::from(size) * i as u32, 8 * u32::from(size));
-                for (words, value) in words.iter_mut().zip(w.small(reg, mask)?) {
+                for (words, value) in words.iter_mut().zip(w.r32(reg, mask)?) {
                     words[(at / 4) as usize] |= (value & ((1 << bits) - 1)) << (8 * (at % 4));
                 }
             }
@@ -208,10 +207,10 @@ pub(super) fn atomic(
     [a, b]: [Reg; 2],
 ) -> Outcome {
     let at = addresses(w, mask, at)?;
-    let (a, b) = (*w.small(a, mask)?, *w.small(b, mask)?);
+    let (a, b) = (*w.r32(a, mask)?, *w.r32(b, mask)?);
     let with = match atomic {
         Atomic::Add => Some(Binary::Add),
-        Atomic::AddSingle => Some(Binary::AddSingle),
+        Atomic::AddF32 => Some(Binary::AddF32),
         Atomic::MinUnsigned => Some(Binary::MinUnsigned),
         Atomic::MinSigned => Some(Binary::MinSigned),
         Atomic::MaxUnsigned => Some(Binary::MaxUnsigned),
@@ -248,46 +247,53 @@ pub(super) fn atomic(
         count_conflicts(reach, &at, mask, 4);
     }
     if let Some(d) = d {
-        w.set_small(d, mask, &before);
+        w.set_r32(d, mask, &before);
     }
     Ok(())
 }
 
-/// Issues copies: the bytes are read now, the destination cannot be read until they are waited for.
+/// `cp.async`: reads the source now; the destination cannot be read until a wait.
 pub(super) fn copy(
     w: &mut Warp,
     reach: &mut Reach<'_>,
     mask: u32,
     [to, from]: [Address; 2],
     bytes: u32,
-    filled: Option<Reg>,
+    source_bytes: Option<Reg>,
 ) -> Outcome {
     let (to, from) = (addresses(w, mask, to)?, addresses(w, mask, from)?);
-    let filled = match filled {
-        Some(reg) => *w.small(reg, mask)?,
+    let source_bytes = match source_bytes {
+        Some(reg) => *w.r32(reg, mask)?,
         None => [bytes; LANES],
     };
     let first = w.first_thread();
     let mut read = 0;
     for lane in lanes(mask) {
         reach.shared.await_copy(to[lane] as u32, bytes, first + lane as u16, reach.clock)?;
-        // Zeros take the place of what is not to be read.
-        let wanted = filled[lane];
-        if wanted > bytes {
-            return stop(lane, Check::OutOfBounds, format!("cp.async of {wanted} bytes to a place of {bytes}"));
+        // The rest of the destination, beyond the source's size, becomes zero.
+        let source_bytes = source_bytes[lane];
+        if source_bytes > bytes {
+            let detail = format!("cp.async with a source of {source_bytes} bytes and a destination of {bytes}");
+            return stop(lane, Check::OutOfBounds, detail);
         }
         let mut words = [0; 4];
-        if !from[lane].is_multiple_of(u64::from(bytes)) && wanted > 0 {
+        if !from[lane].is_multiple_of(u64::from(bytes)) && source_bytes > 0 {
             return stop(lane, Check::Misaligned, format!("cp.async of {bytes} bytes at {:#x}", from[lane]));
         }
-        for (i, word) in words.iter_mut().enumerate().take(wanted.div_ceil(4) as usize) {
+        for (i, word) in words.iter_mut().enumerate().take(source_bytes.div_ceil(4) as usize) {
             *word = global::load(reach.global, from[lane] + 4 * i as u64, 4, lane)?[0];
         }
-        if !wanted.is_multiple_of(4) {
-            words[wanted as usize / 4] &= (1 << (8 * (wanted % 4))) - 1;
+        if !source_bytes.is_multiple_of(4) {
+            words[source_bytes as usize / 4] &= (1 << (8 * (source_bytes % 4))) - 1;
         }
-        read += u64::from(wanted);
-        w.copies.push(Copy { lane: lane as u8, group: w.committed[lane], to: to[lane] as u32, bytes, words });
+        read += u64::from(source_bytes);
+        w.async_copies.push(AsyncCopy {
+            lane: lane as u8,
+            group: w.committed[lane],
+            to: to[lane] as u32,
+            bytes,
+            words,
+        });
     }
     count_sectors(reach.counters, &from, mask, u64::from(bytes));
     count_conflicts(reach, &to, mask, bytes);
@@ -295,11 +301,11 @@ pub(super) fn copy(
     Ok(())
 }
 
-/// Completes copies of the lanes: all, or all but those of the last `pending` committed groups.
+/// Completes the lanes' copies: all of them, or all but the last `pending` committed groups.
 pub(super) fn wait(w: &mut Warp, reach: &mut Reach<'_>, mask: u32, pending: Option<u32>) {
     let first = w.first_thread();
     let committed = w.committed;
-    w.copies.retain(|copy| {
+    w.async_copies.retain(|copy| {
         let lane = usize::from(copy.lane);
         let is_due = match pending {
             None => true,

@@ -1,33 +1,33 @@
 //! Arithmetic on registers, 32 lanes at a time.
 
 use super::fault::Outcome;
-use super::program::{Binary, Compare, Logic, Number, Order, Reg, Rounding, Ternary, Unary};
+use super::program::{Binary, Compare, CompareType, Logic, Order, Reg, Rounding, Ternary, Unary};
 use super::warp::{LANES, Warp};
 use half::{bf16, f16};
 
 fn map(w: &mut Warp, lanes: u32, d: Reg, a: Reg, f: impl Fn(u32) -> u32) -> Outcome {
-    let a = *w.small(a, lanes)?;
-    w.set_small(d, lanes, &a.map(f));
+    let a = *w.r32(a, lanes)?;
+    w.set_r32(d, lanes, &a.map(f));
     Ok(())
 }
 
 fn map2(w: &mut Warp, lanes: u32, [d, a, b]: [Reg; 3], f: impl Fn(u32, u32) -> u32) -> Outcome {
-    let (a, b) = (w.small(a, lanes)?, w.small(b, lanes)?);
+    let (a, b) = (w.r32(a, lanes)?, w.r32(b, lanes)?);
     let mut out = [0; LANES];
     for i in 0..LANES {
         out[i] = f(a[i], b[i]);
     }
-    w.set_small(d, lanes, &out);
+    w.set_r32(d, lanes, &out);
     Ok(())
 }
 
 fn map3(w: &mut Warp, lanes: u32, [d, a, b, c]: [Reg; 4], f: impl Fn(u32, u32, u32) -> u32) -> Outcome {
-    let (a, b, c) = (w.small(a, lanes)?, w.small(b, lanes)?, w.small(c, lanes)?);
+    let (a, b, c) = (w.r32(a, lanes)?, w.r32(b, lanes)?, w.r32(c, lanes)?);
     let mut out = [0; LANES];
     for i in 0..LANES {
         out[i] = f(a[i], b[i], c[i]);
     }
-    w.set_small(d, lanes, &out);
+    w.set_r32(d, lanes, &out);
     Ok(())
 }
 
@@ -39,7 +39,7 @@ fn singles(f: impl Fn(f32, f32) -> f32) -> impl Fn(u32, u32) -> u32 {
     move |a, b| f(f32::from_bits(a), f32::from_bits(b)).to_bits()
 }
 
-/// Elementary functions are computed in double precision and rounded once: at least as close as the hardware's.
+/// Elementary functions are computed in f64 and rounded once, so at least as accurately as on hardware.
 fn double(f: impl Fn(f64) -> f64) -> impl Fn(u32) -> u32 {
     move |a| (f(f64::from(f32::from_bits(a))) as f32).to_bits()
 }
@@ -58,32 +58,32 @@ pub(super) fn unary(w: &mut Warp, lanes: u32, how: Unary, d: Reg, a: Reg) -> Out
         Unary::Move => map(w, lanes, d, a, |x| x),
         Unary::Not => map(w, lanes, d, a, |x| !x),
         Unary::Negate => map(w, lanes, d, a, u32::wrapping_neg),
-        Unary::NegateSingle => map(w, lanes, d, a, |x| x ^ 0x8000_0000),
+        Unary::NegateF32 => map(w, lanes, d, a, |x| x ^ 0x8000_0000),
         Unary::AbsSigned => map(w, lanes, d, a, |x| (x as i32).wrapping_abs() as u32),
-        Unary::AbsSingle => map(w, lanes, d, a, |x| x & 0x7fff_ffff),
+        Unary::AbsF32 => map(w, lanes, d, a, |x| x & 0x7fff_ffff),
         Unary::PopulationCount => map(w, lanes, d, a, u32::count_ones),
         Unary::LeadingZeros => map(w, lanes, d, a, u32::leading_zeros),
         Unary::ReverseBits => map(w, lanes, d, a, u32::reverse_bits),
         Unary::Exp2 => map(w, lanes, d, a, double(f64::exp2)),
         Unary::Log2 => map(w, lanes, d, a, double(f64::log2)),
         Unary::Reciprocal => map(w, lanes, d, a, single(|x| 1.0 / x)),
-        Unary::ReciprocalRoot => map(w, lanes, d, a, double(|x| 1.0 / x.sqrt())),
-        Unary::Root => map(w, lanes, d, a, single(f32::sqrt)),
+        Unary::ReciprocalSqrt => map(w, lanes, d, a, double(|x| 1.0 / x.sqrt())),
+        Unary::Sqrt => map(w, lanes, d, a, single(f32::sqrt)),
         Unary::Sine => map(w, lanes, d, a, double(f64::sin)),
         Unary::Cosine => map(w, lanes, d, a, double(f64::cos)),
-        Unary::HyperbolicTangent => map(w, lanes, d, a, double(f64::tanh)),
-        Unary::SingleOfUnsigned => map(w, lanes, d, a, |x| (x as f32).to_bits()),
-        Unary::SingleOfSigned => map(w, lanes, d, a, |x| (x as i32 as f32).to_bits()),
-        Unary::UnsignedOfSingle(r) => map(w, lanes, d, a, |x| rounded(r, f32::from_bits(x)) as u32),
-        Unary::SignedOfSingle(r) => map(w, lanes, d, a, |x| rounded(r, f32::from_bits(x)) as i32 as u32),
-        Unary::IntegralSingle(r) => map(w, lanes, d, a, single(|x| rounded(r, x))),
+        Unary::Tanh => map(w, lanes, d, a, double(f64::tanh)),
+        Unary::F32FromU32 => map(w, lanes, d, a, |x| (x as f32).to_bits()),
+        Unary::F32FromS32 => map(w, lanes, d, a, |x| (x as i32 as f32).to_bits()),
+        Unary::U32FromF32(r) => map(w, lanes, d, a, |x| rounded(r, f32::from_bits(x)) as u32),
+        Unary::S32FromF32(r) => map(w, lanes, d, a, |x| rounded(r, f32::from_bits(x)) as i32 as u32),
+        Unary::RoundF32(r) => map(w, lanes, d, a, single(|x| rounded(r, x))),
         Unary::Saturate => map(w, lanes, d, a, single(|x| if x.is_nan() { 0.0 } else { x.clamp(0.0, 1.0) })),
-        Unary::SingleOfHalf => map(w, lanes, d, a, |x| f16::from_bits(x as u16).to_f32().to_bits()),
-        Unary::HalfOfSingle => map(w, lanes, d, a, |x| u32::from(f16::from_f32(f32::from_bits(x)).to_bits())),
-        Unary::SingleOfBrain => map(w, lanes, d, a, |x| x << 16),
-        Unary::BrainOfSingle => map(w, lanes, d, a, |x| u32::from(bf16::from_f32(f32::from_bits(x)).to_bits())),
-        // Half of the last kept bit is added to the magnitude: ties go away from zero.
-        Unary::Tensor => {
+        Unary::F32FromF16 => map(w, lanes, d, a, |x| f16::from_bits(x as u16).to_f32().to_bits()),
+        Unary::F16FromF32 => map(w, lanes, d, a, |x| u32::from(f16::from_f32(f32::from_bits(x)).to_bits())),
+        Unary::F32FromBf16 => map(w, lanes, d, a, |x| x << 16),
+        Unary::Bf16FromF32 => map(w, lanes, d, a, |x| u32::from(bf16::from_f32(f32::from_bits(x)).to_bits())),
+        // Adds half of the last kept bit to the magnitude, so ties go away from zero.
+        Unary::Tf32FromF32 => {
             map(w, lanes, d, a, |x| if f32::from_bits(x).is_finite() { (x + 0x1000) & !0x1fff } else { x })
         }
         Unary::Low8 => map(w, lanes, d, a, |x| x & 0xff),
@@ -93,7 +93,7 @@ pub(super) fn unary(w: &mut Warp, lanes: u32, how: Unary, d: Reg, a: Reg) -> Out
     }
 }
 
-/// Shifts by 32 and more leave zeros or the sign.
+/// Shifts by 32 or more give zeros.
 fn shift_left(a: u32, by: u32) -> u32 {
     a.checked_shl(by).unwrap_or(0)
 }
@@ -105,7 +105,7 @@ pub(super) fn binary(w: &mut Warp, lanes: u32, with: Binary, to: [Reg; 3]) -> Ou
         Binary::MulLow => map2(w, lanes, to, u32::wrapping_mul),
         Binary::MulHighUnsigned => map2(w, lanes, to, |a, b| ((u64::from(a) * u64::from(b)) >> 32) as u32),
         Binary::MulHighSigned => map2(w, lanes, to, |a, b| ((i64::from(a as i32) * i64::from(b as i32)) >> 32) as u32),
-        // What a quotient by zero is, PTX leaves open.
+        // PTX leaves division by zero unspecified.
         Binary::DivUnsigned => map2(w, lanes, to, |a, b| a.checked_div(b).unwrap_or(u32::MAX)),
         Binary::RemUnsigned => map2(w, lanes, to, |a, b| a.checked_rem(b).unwrap_or(u32::MAX)),
         Binary::DivSigned => map2(w, lanes, to, |a, b| (a as i32).checked_div(b as i32).unwrap_or(-1) as u32),
@@ -120,21 +120,21 @@ pub(super) fn binary(w: &mut Warp, lanes: u32, with: Binary, to: [Reg; 3]) -> Ou
         Binary::ShiftLeft => map2(w, lanes, to, shift_left),
         Binary::ShiftRightUnsigned => map2(w, lanes, to, |a, b| a.checked_shr(b).unwrap_or(0)),
         Binary::ShiftRightSigned => map2(w, lanes, to, |a, b| ((a as i32) >> b.min(31)) as u32),
-        Binary::AddSingle => map2(w, lanes, to, singles(|a, b| a + b)),
-        Binary::SubSingle => map2(w, lanes, to, singles(|a, b| a - b)),
-        Binary::MulSingle => map2(w, lanes, to, singles(|a, b| a * b)),
-        Binary::DivSingle => map2(w, lanes, to, singles(|a, b| a / b)),
-        // Of a number and a NaN both take the number.
-        Binary::MinSingle => map2(w, lanes, to, singles(f32::min)),
-        Binary::MaxSingle => map2(w, lanes, to, singles(f32::max)),
+        Binary::AddF32 => map2(w, lanes, to, singles(|a, b| a + b)),
+        Binary::SubF32 => map2(w, lanes, to, singles(|a, b| a - b)),
+        Binary::MulF32 => map2(w, lanes, to, singles(|a, b| a * b)),
+        Binary::DivF32 => map2(w, lanes, to, singles(|a, b| a / b)),
+        // If one operand is NaN, the result is the other.
+        Binary::MinF32 => map2(w, lanes, to, singles(f32::min)),
+        Binary::MaxF32 => map2(w, lanes, to, singles(f32::max)),
     }
 }
 
-/// Two words to one, for atomics and reductions.
+/// A binary operation on two words, for atomics and reductions.
 pub(super) fn combine(with: Binary, a: u32, b: u32) -> u32 {
     match with {
         Binary::Add => a.wrapping_add(b),
-        Binary::AddSingle => (f32::from_bits(a) + f32::from_bits(b)).to_bits(),
+        Binary::AddF32 => (f32::from_bits(a) + f32::from_bits(b)).to_bits(),
         Binary::MinUnsigned => a.min(b),
         Binary::MaxUnsigned => a.max(b),
         Binary::MinSigned => (a as i32).min(b as i32) as u32,
@@ -142,22 +142,22 @@ pub(super) fn combine(with: Binary, a: u32, b: u32) -> u32 {
         Binary::And => a & b,
         Binary::Or => a | b,
         Binary::Xor => a ^ b,
-        _ => unreachable!("the decoder makes no others"),
+        _ => unreachable!("the decoder produces no other operation"),
     }
 }
 
 pub(super) fn ternary(w: &mut Warp, lanes: u32, with: Ternary, to: [Reg; 4]) -> Outcome {
     match with {
-        Ternary::FusedSingle => fused(w, lanes, to),
+        Ternary::FmaF32 => fused(w, lanes, to),
         Ternary::MulAdd => map3(w, lanes, to, |a, b, c| a.wrapping_mul(b).wrapping_add(c)),
-        Ternary::Logic(table) => map3(w, lanes, to, |a, b, c| {
+        Ternary::Lop3(table) => map3(w, lanes, to, |a, b, c| {
             let row = |i: u32| {
                 let pick = |x: u32, bit: u32| if i & bit != 0 { x } else { !x };
                 if table >> i & 1 != 0 { pick(a, 4) & pick(b, 2) & pick(c, 1) } else { 0 }
             };
             (0..8).fold(0, |out, i| out | row(i))
         }),
-        Ternary::Field => map3(w, lanes, to, |a, from, bits| {
+        Ternary::BitField => map3(w, lanes, to, |a, from, bits| {
             let (from, bits) = (from & 0xff, bits & 0xff);
             let kept = a.checked_shr(from).unwrap_or(0);
             if bits >= 32 { kept } else { kept & ((1 << bits) - 1) }
@@ -167,7 +167,7 @@ pub(super) fn ternary(w: &mut Warp, lanes: u32, with: Ternary, to: [Reg; 4]) -> 
             let byte = |i: u32| {
                 let code = select >> (4 * i) & 15;
                 let byte = bytes[(code & 7) as usize];
-                // The upper bit asks for the byte's sign in its place.
+                // The upper bit replicates the byte's sign bit.
                 u32::from(if code & 8 == 0 {
                     byte
                 } else if byte & 0x80 == 0 {
@@ -178,21 +178,22 @@ pub(super) fn ternary(w: &mut Warp, lanes: u32, with: Ternary, to: [Reg; 4]) -> 
             };
             byte(0) | byte(1) | byte(2) | byte(3)
         }),
-        Ternary::HalfPair => map3(w, lanes, to, |a, b, _| {
+        Ternary::F16Pair => map3(w, lanes, to, |a, b, _| {
             let half = |x: u32| u32::from(f16::from_f32(f32::from_bits(x)).to_bits());
             half(a) << 16 | half(b)
         }),
-        Ternary::BrainPair => map3(w, lanes, to, |a, b, _| {
+        Ternary::Bf16Pair => map3(w, lanes, to, |a, b, _| {
             let brain = |x: u32| u32::from(bf16::from_f32(f32::from_bits(x)).to_bits());
             brain(a) << 16 | brain(b)
         }),
     }
 }
 
-/// `a * b + c` rounded once. In double precision the product is exact; the sum's second rounding only matters where
-/// the first one ended halfway between two single numbers, or among numbers too small to have all their digits.
+/// `a * b + c` rounded once. In f64 the product is exact, so the sum is rounded twice: to f64 and to f32. That differs
+/// only if the f64 sum is halfway between two f32, or if the result is subnormal; these cases use a true fused
+/// multiply-add.
 fn fused(w: &mut Warp, lanes: u32, [d, a, b, c]: [Reg; 4]) -> Outcome {
-    let (a, b, c) = (w.small(a, lanes)?, w.small(b, lanes)?, w.small(c, lanes)?);
+    let (a, b, c) = (w.r32(a, lanes)?, w.r32(b, lanes)?, w.r32(c, lanes)?);
     let mut out = [0; LANES];
     let mut doubtful = false;
     for i in 0..LANES {
@@ -209,25 +210,25 @@ fn fused(w: &mut Warp, lanes: u32, [d, a, b, c]: [Reg; 4]) -> Outcome {
             out[i] = x.mul_add(y, z).to_bits();
         }
     }
-    w.set_small(d, lanes, &out);
+    w.set_r32(d, lanes, &out);
     Ok(())
 }
 
 pub(super) fn unary64(w: &mut Warp, lanes: u32, how: Unary, d: Reg, a: Reg) -> Outcome {
-    let a = *w.wide(a, lanes)?;
+    let a = *w.r64(a, lanes)?;
     let out = match how {
         Unary::Not => a.map(|x| !x),
         Unary::Negate => a.map(u64::wrapping_neg),
         _ => a,
     };
-    w.set_wide(d, lanes, &out);
+    w.set_r64(d, lanes, &out);
     Ok(())
 }
 
 pub(super) fn binary64(w: &mut Warp, lanes: u32, with: Binary, [d, a, b]: [Reg; 3]) -> Outcome {
     let shifts = matches!(with, Binary::ShiftLeft | Binary::ShiftRightUnsigned | Binary::ShiftRightSigned);
-    let b = if shifts { w.small(b, lanes)?.map(u64::from) } else { *w.wide(b, lanes)? };
-    let a = w.wide(a, lanes)?;
+    let b = if shifts { w.r32(b, lanes)?.map(u64::from) } else { *w.r64(b, lanes)? };
+    let a = w.r64(a, lanes)?;
     let by = |b: u64| u32::try_from(b).unwrap_or(u32::MAX);
     let f = |a: u64, b: u64| match with {
         Binary::Add => a.wrapping_add(b),
@@ -247,54 +248,54 @@ pub(super) fn binary64(w: &mut Warp, lanes: u32, with: Binary, [d, a, b]: [Reg; 
         Binary::RemUnsigned => a.checked_rem(b).unwrap_or(u64::MAX),
         Binary::DivSigned => (a as i64).checked_div(b as i64).unwrap_or(-1) as u64,
         Binary::RemSigned => (a as i64).checked_rem(b as i64).unwrap_or(-1) as u64,
-        _ => unreachable!("the decoder makes no others of 64 bits"),
+        _ => unreachable!("the decoder produces no other 64-bit operation"),
     };
     let out = std::array::from_fn(|i| f(a[i], b[i]));
-    w.set_wide(d, lanes, &out);
+    w.set_r64(d, lanes, &out);
     Ok(())
 }
 
 pub(super) fn multiply_wide(w: &mut Warp, lanes: u32, signed: bool, [d, a, b]: [Reg; 3], add: Option<Reg>) -> Outcome {
-    let (a, b) = (w.small(a, lanes)?, w.small(b, lanes)?);
+    let (a, b) = (w.r32(a, lanes)?, w.r32(b, lanes)?);
     let c = match add {
-        Some(c) => *w.wide(c, lanes)?,
+        Some(c) => *w.r64(c, lanes)?,
         None => [0; LANES],
     };
     let product = |a: u32, b: u32| {
         if signed { (i64::from(a as i32) * i64::from(b as i32)) as u64 } else { u64::from(a) * u64::from(b) }
     };
     let out = std::array::from_fn(|i| product(a[i], b[i]).wrapping_add(c[i]));
-    w.set_wide(d, lanes, &out);
+    w.set_r64(d, lanes, &out);
     Ok(())
 }
 
-/// One comparison for all lanes, as a mask.
+/// Compares in all lanes; the result is a mask.
 pub(super) fn compare(
     w: &Warp,
     lanes: u32,
-    (compare, number, wide): (Compare, Number, bool),
+    (compare, compare_type, wide): (Compare, CompareType, bool),
     a: Reg,
     b: Reg,
 ) -> Outcome<u32> {
     let mask = |f: &dyn Fn(usize) -> bool| (0..LANES).fold(0, |mask, i| mask | u32::from(f(i)) << i);
     if wide {
-        let (a, b) = (w.wide(a, lanes)?, w.wide(b, lanes)?);
-        return Ok(match number {
-            Number::Signed => mask(&|i| ordered(compare, &(a[i] as i64), &(b[i] as i64))),
+        let (a, b) = (w.r64(a, lanes)?, w.r64(b, lanes)?);
+        return Ok(match compare_type {
+            CompareType::Signed => mask(&|i| ordered(compare, &(a[i] as i64), &(b[i] as i64))),
             _ => mask(&|i| ordered(compare, &a[i], &b[i])),
         });
     }
-    let (a, b) = (w.small(a, lanes)?, w.small(b, lanes)?);
-    Ok(match number {
-        Number::Unsigned => mask(&|i| ordered(compare, &a[i], &b[i])),
-        Number::Signed => mask(&|i| ordered(compare, &(a[i] as i32), &(b[i] as i32))),
-        Number::Single => mask(&|i| {
+    let (a, b) = (w.r32(a, lanes)?, w.r32(b, lanes)?);
+    Ok(match compare_type {
+        CompareType::Unsigned => mask(&|i| ordered(compare, &a[i], &b[i])),
+        CompareType::Signed => mask(&|i| ordered(compare, &(a[i] as i32), &(b[i] as i32))),
+        CompareType::F32 => mask(&|i| {
             let (a, b) = (f32::from_bits(a[i]), f32::from_bits(b[i]));
             let is_nan = a.is_nan() || b.is_nan();
             match compare {
                 Compare::IsNan => is_nan,
                 Compare::IsNumber => !is_nan,
-                // Unlike all other comparisons that Rust writes as operators, `ne` of PTX is false for a NaN.
+                // PTX's `ne` is false for NaN, unlike Rust's `!=`.
                 Compare::NotEqual => a != b && !is_nan,
                 Compare::Unordered(order) => is_nan || ordered(ordered_form(order), &a, &b),
                 other => ordered(other, &a, &b),
@@ -322,7 +323,7 @@ fn ordered<T: PartialOrd>(compare: Compare, a: &T, b: &T) -> bool {
         Compare::LessOrEqual => a <= b,
         Compare::Greater => a > b,
         Compare::GreaterOrEqual => a >= b,
-        Compare::Unordered(_) | Compare::IsNumber | Compare::IsNan => unreachable!("only of single precision"),
+        Compare::Unordered(_) | Compare::IsNumber | Compare::IsNan => unreachable!("f32 only"),
     }
 }
 

@@ -1,37 +1,38 @@
-//! One block of a grid: its warps take turns from barrier to barrier.
+//! One block of a grid. Its warps run one after the other, each until it waits or ends.
 
 use super::access::{self, Reach};
-use super::bulk::{self, Flight};
+use super::bulk::{self, PendingCopy};
 use super::clock::Clock;
 use super::fault::{Check, Counters, Fault, Outcome, Stop, stop};
 use super::global::{Global, Tensors};
 use super::mbarrier::Mbarriers;
-use super::product::Warpgroups;
 use super::program::{Instruction, Kernel, Op};
 use super::shared::{Shared, WARPS};
 use super::warp::{LANES, Wait, Warp, lanes};
-use super::{Parameters, alu, together};
+use super::wgmma::Warpgroups;
+use super::{Parameters, alu, collective};
 
-/// Instructions after which a warp is taken to run forever.
-const ENDLESS: u64 = 1 << 26;
+/// Limit of instructions per warp, beyond which the kernel is assumed to loop forever.
+const MAX_INSTRUCTIONS: u64 = 1 << 26;
 
-/// Barriers of a block.
+/// Hardware barriers per block.
 const BARRIERS: usize = 16;
 
-/// Threads at a barrier.
+/// State of a hardware barrier.
 #[derive(Clone, Copy, Default)]
-struct Gathering {
+struct BarrierState {
+    /// Threads that have arrived.
     threads: u32,
-    /// How many it takes.
-    wanted: u32,
-    /// Warps that have come, and when.
-    came: u32,
-    at: [u32; WARPS],
-    /// Line of the last instruction that came.
+    /// Threads that complete the barrier.
+    expected: u32,
+    /// Mask of the warps that have arrived, and the time of each arrival.
+    arrived: u32,
+    arrived_at: [u32; WARPS],
+    /// Line of the last arrival.
     line: u32,
 }
 
-/// A block's state, used for one block of the grid after the other.
+/// A block's state, reused for the next block of the grid.
 pub(super) struct Block<'a> {
     kernel: &'a Kernel,
     tensors: &'a Tensors<'a>,
@@ -39,7 +40,7 @@ pub(super) struct Block<'a> {
     shared: Shared,
     warps: Vec<Warp>,
     mbarriers: Mbarriers,
-    flights: Vec<Flight>,
+    pending_copies: Vec<PendingCopy>,
     warpgroups: Warpgroups,
 }
 
@@ -53,26 +54,26 @@ impl<'a> Block<'a> {
             shared: Shared::new(kernel.shared_base, parameters.shared_bytes, warps, kernel.asynchronous),
             warps: (0..warps).map(|i| Warp::new(kernel, i)).collect(),
             mbarriers: Mbarriers::default(),
-            flights: Vec::new(),
+            pending_copies: Vec::new(),
             warpgroups: Warpgroups::default(),
         }
     }
 
-    /// Runs all threads of a block to their end.
+    /// Runs a block to completion.
     pub fn run(&mut self, block: [u32; 3], grid: [u32; 3]) -> Result<Counters, Fault> {
         self.shared.clear();
         self.mbarriers.clear();
-        self.flights.clear();
+        self.pending_copies.clear();
         self.warpgroups.clear();
         self.warps.iter_mut().for_each(|w| w.reset(self.kernel, block, grid));
         let mut counters = Counters::default();
         let mut clock = Clock::new(self.warps.len(), self.kernel.asynchronous);
-        let mut barriers = [Gathering::default(); BARRIERS];
+        let mut barriers = [BarrierState::default(); BARRIERS];
         let kernel = self.kernel;
         let number = (block[2] * grid[1] + block[1]) * grid[0] + block[0];
         let global = Global { tensors: self.tensors, block: number + 1 };
         loop {
-            let mut run = Run {
+            let mut executor = Executor {
                 reach: Reach {
                     global: &global,
                     shared: &mut self.shared,
@@ -80,7 +81,7 @@ impl<'a> Block<'a> {
                     counters: &mut counters,
                     maps: &self.parameters.maps,
                     mbarriers: &mut self.mbarriers,
-                    flights: &mut self.flights,
+                    pending_copies: &mut self.pending_copies,
                     warpgroups: &mut self.warpgroups,
                 },
                 barriers: &mut barriers,
@@ -88,57 +89,57 @@ impl<'a> Block<'a> {
                 parameters: &self.parameters.bytes,
                 names: &kernel.names[0],
             };
-            let mut moved = false;
+            let mut progressed = false;
             for (i, warp) in self.warps.iter_mut().enumerate() {
                 if warp.waits.is_some() || warp.is_done() {
                     continue;
                 }
-                moved = true;
-                if let Err(stopped) = run.warp(kernel, warp) {
-                    return Err(fault(kernel, block, warp.place, i, *stopped));
+                progressed = true;
+                if let Err(stopped) = executor.run_warp(kernel, warp) {
+                    return Err(fault(kernel, block, warp.pc, i, *stopped));
                 }
             }
-            let asks_again = self.warps.iter().any(|w| w.waits == Some(Wait::Turn));
-            if !moved || asks_again {
-                // As late as possible: when nobody can go on without them, or can only ask for them.
-                for flight in std::mem::take(run.reach.flights) {
-                    if let Err(stopped) = bulk::land(&mut run.reach, &flight) {
-                        return Err(fault(kernel, block, flight.place, flight.warp, *stopped));
+            let is_polling = self.warps.iter().any(|w| w.waits == Some(Wait::Yield));
+            if !progressed || is_polling {
+                // Copies land as late as possible: once all warps wait, or one polls.
+                for copy in std::mem::take(executor.reach.pending_copies) {
+                    if let Err(stopped) = bulk::land(&mut executor.reach, &copy) {
+                        return Err(fault(kernel, block, copy.pc, copy.warp, *stopped));
                     }
                 }
             }
-            moved |= self.release(&mut barriers, &mut clock, &mut counters);
-            moved |= self.wake();
+            progressed |= self.release_barriers(&mut barriers, &mut clock, &mut counters);
+            progressed |= self.wake();
             if self.warps.iter().all(Warp::is_done) {
-                return self.ended(block, counters);
+                return self.finish(block, counters);
             }
-            if !moved {
-                return Err(self.stuck(block, &barriers));
+            if !progressed {
+                return Err(self.deadlock(block, &barriers));
             }
         }
     }
 
-    /// Nothing may be under way once all threads have ended.
-    fn ended(&self, block: [u32; 3], counters: Counters) -> Result<Counters, Fault> {
+    /// Checks that no asynchronous work is in flight after all threads have exited.
+    fn finish(&self, block: [u32; 3], counters: Counters) -> Result<Counters, Fault> {
         let stopped = |check, detail| Stop { lane: 0, check, detail, register: None };
-        if let Some(flight) = self.flights.first() {
-            let detail = "a bulk copy is under way at the end".to_owned();
-            let stopped = Stop { lane: flight.lane as u32, ..stopped(Check::MissingWait, detail) };
-            return Err(fault(self.kernel, block, flight.place, flight.warp, stopped));
+        if let Some(copy) = self.pending_copies.first() {
+            let detail = "a bulk copy is in flight at exit".to_owned();
+            let stopped = Stop { lane: copy.lane as u32, ..stopped(Check::MissingWait, detail) };
+            return Err(fault(self.kernel, block, copy.pc, copy.warp, stopped));
         }
         if let Some((warp, detail)) = self.warpgroups.missing(&self.warps) {
-            return Err(fault(self.kernel, block, self.warps[warp].place, warp, stopped(Check::Warpgroup, detail)));
+            return Err(fault(self.kernel, block, self.warps[warp].pc, warp, stopped(Check::Warpgroup, detail)));
         }
         Ok(counters)
     }
 
-    /// Lets the warps go on whose phase is over, and those that only let others go first.
+    /// Resumes warps whose `mbarrier` phase has completed, and warps that yielded.
     fn wake(&mut self) -> bool {
         let mut any = false;
         for warp in &mut self.warps {
             let is_over = match warp.waits {
                 Some(Wait::Phase { mbarrier, phase, value }) => self.mbarriers.is_over(mbarrier, phase, value),
-                Some(Wait::Turn) => true,
+                Some(Wait::Yield) => true,
                 Some(Wait::Barrier(_)) | None => false,
             };
             if is_over {
@@ -149,31 +150,31 @@ impl<'a> Block<'a> {
         any
     }
 
-    /// Lets the warps go on for which everybody has come.
-    fn release(&mut self, barriers: &mut [Gathering], clock: &mut Clock, counters: &mut Counters) -> bool {
+    /// Resumes the warps at complete barriers.
+    fn release_barriers(&mut self, barriers: &mut [BarrierState], clock: &mut Clock, counters: &mut Counters) -> bool {
         let mut any = false;
         for (id, barrier) in barriers.iter_mut().enumerate() {
-            if barrier.threads == 0 || barrier.threads < barrier.wanted {
+            if barrier.threads == 0 || barrier.threads < barrier.expected {
                 continue;
             }
             let waiting: Vec<usize> =
                 (0..self.warps.len()).filter(|&w| self.warps[w].waits == Some(Wait::Barrier(id as u32))).collect();
             for &w in &waiting {
-                for v in lanes(barrier.came) {
-                    clock.see(w, v, barrier.at[v]);
+                for v in lanes(barrier.arrived) {
+                    clock.see(w, v, barrier.arrived_at[v]);
                 }
                 self.warps[w].waits = None;
             }
-            *barrier = Gathering::default();
+            *barrier = BarrierState::default();
             counters.barriers += 1;
             any = true;
         }
         any
     }
 
-    /// Nobody can go on: some wait for threads or bytes that never come.
-    fn stuck(&self, block: [u32; 3], barriers: &[Gathering]) -> Fault {
-        // Of a chain of waits the one for bytes that nobody brings is the first.
+    /// The fault when no warp can continue.
+    fn deadlock(&self, block: [u32; 3], barriers: &[BarrierState]) -> Fault {
+        // A wait for bytes that are never copied is the cause of the other waits.
         let for_bytes = |w: &Warp| match w.waits {
             Some(Wait::Phase { mbarrier, value, .. }) => self.mbarriers.missing(mbarrier, value).1,
             _ => false,
@@ -186,21 +187,22 @@ impl<'a> Block<'a> {
                 let (detail, bytes_alone) = self.mbarriers.missing(mbarrier, value);
                 let check = if bytes_alone { Check::Transactions } else { Check::Barrier };
                 let others = self.warps.iter().filter(|w| w.waits.is_some() && w.index != waiting);
-                let others: Vec<String> = others.map(|w| format!("warp {} waits at {}", w.index, place(w))).collect();
-                let others = if others.is_empty() { "nobody else waits".to_owned() } else { others.join(", ") };
-                (check, format!("{detail}; {others}"), self.kernel.code[warp.place as usize - 1].line)
+                let others: Vec<String> =
+                    others.map(|w| format!("warp {} waits at {}", w.index, waits_at(w))).collect();
+                let others = if others.is_empty() { "no other warp waits".to_owned() } else { others.join(", ") };
+                (check, format!("{detail}; {others}"), self.kernel.code[warp.pc as usize - 1].line)
             }
             _ => {
                 let id = if let Some(Wait::Barrier(id)) = warp.waits { id } else { 0 };
                 let barrier = &barriers[id as usize];
                 let missing = self.warps.iter().find(|w| w.waits != Some(Wait::Barrier(id)));
                 let why = match missing {
-                    Some(w) if w.is_done() => format!("thread {} has ended", w.first_thread()),
-                    Some(w) => format!("thread {} waits at {}", w.first_thread(), place(w)),
-                    None => "no others exist".to_owned(),
+                    Some(w) if w.is_done() => format!("thread {} has exited", w.first_thread()),
+                    Some(w) => format!("thread {} waits at {}", w.first_thread(), waits_at(w)),
+                    None => "the block has no more threads".to_owned(),
                 };
-                let (came, wanted) = (barrier.threads, barrier.wanted);
-                let detail = format!("{came} of {wanted} threads have come to barrier {id}, and {why}");
+                let (arrived, expected) = (barrier.threads, barrier.expected);
+                let detail = format!("{arrived} of {expected} threads have arrived at barrier {id}, and {why}");
                 (Check::Barrier, detail, barrier.line)
             }
         };
@@ -210,28 +212,28 @@ impl<'a> Block<'a> {
     }
 }
 
-/// A register that is not readable because a product under way has its sums in it.
+/// Turns a read of an unwritten register into a read of an accumulator in use, if a `wgmma` in flight writes it.
 fn in_use(w: &Warp, mut stopped: Box<Stop>, names: &[String]) -> Box<Stop> {
     if let Some((0, reg)) = stopped.register
-        && w.products.writes(reg)
+        && w.wgmma.writes(reg)
     {
         let name = &names[usize::from(reg)];
         (stopped.check, stopped.register) = (Check::RegisterInUse, None);
-        stopped.detail = format!("{name} is read while a wgmma computes it, whose group was not waited for");
+        stopped.detail = format!("{name} is read while a wgmma computes it: its group was not waited for");
     }
     stopped
 }
 
-/// What a warp waits at.
-fn place(w: &Warp) -> String {
+/// What a warp waits for, for messages.
+fn waits_at(w: &Warp) -> String {
     match w.waits {
         Some(Wait::Barrier(id)) => format!("barrier {id}"),
-        Some(Wait::Phase { mbarrier, value, .. }) => format!("mbarrier number {mbarrier} for parity {}", value & 1),
-        Some(Wait::Turn) | None => "nothing".to_owned(),
+        Some(Wait::Phase { mbarrier, value, .. }) => format!("mbarrier {mbarrier} for parity {}", value & 1),
+        Some(Wait::Yield) | None => "nothing".to_owned(),
     }
 }
 
-fn fault(kernel: &Kernel, block: [u32; 3], place: u32, warp: usize, stopped: Stop) -> Fault {
+fn fault(kernel: &Kernel, block: [u32; 3], pc: u32, warp: usize, stopped: Stop) -> Fault {
     let Stop { lane, check, detail, register } = stopped;
     let thread = LANES as u32 * warp as u32 + lane;
     let [x, y, _] = kernel.threads;
@@ -241,7 +243,7 @@ fn fault(kernel: &Kernel, block: [u32; 3], place: u32, warp: usize, stopped: Sto
     };
     Fault {
         kernel: kernel.name.clone(),
-        line: kernel.code.get(place as usize).map_or(0, |i| i.line),
+        line: kernel.code.get(pc as usize).map_or(0, |i| i.line),
         block,
         thread: [thread % x, thread / x % y, thread / x / y],
         check,
@@ -249,39 +251,40 @@ fn fault(kernel: &Kernel, block: [u32; 3], place: u32, warp: usize, stopped: Sto
     }
 }
 
-/// What a warp needs of its block while it runs.
-struct Run<'a> {
+/// Executes the instructions of a block's warps.
+struct Executor<'a> {
     reach: Reach<'a>,
-    barriers: &'a mut [Gathering; BARRIERS],
+    barriers: &'a mut [BarrierState; BARRIERS],
     threads: u32,
     parameters: &'a [u8],
     names: &'a [String],
 }
 
-impl Run<'_> {
+impl Executor<'_> {
     /// Runs a warp until it waits or ends.
-    fn warp(&mut self, kernel: &Kernel, w: &mut Warp) -> Outcome {
-        let before = w.steps;
+    fn run_warp(&mut self, kernel: &Kernel, w: &mut Warp) -> Outcome {
+        let before = w.executed;
         while !w.is_done() && w.waits.is_none() {
-            w.settle();
-            let instruction = &kernel.code[w.place as usize];
-            w.steps += 1;
-            if w.steps > ENDLESS {
-                return stop(w.active.trailing_zeros() as usize, Check::Endless, format!("{ENDLESS} instructions"));
+            w.reconverge();
+            let instruction = &kernel.code[w.pc as usize];
+            w.executed += 1;
+            if w.executed > MAX_INSTRUCTIONS {
+                let lane = w.active.trailing_zeros() as usize;
+                return stop(lane, Check::Endless, format!("no exit after {MAX_INSTRUCTIONS} instructions"));
             }
             self.step(w, instruction).map_err(|stopped| in_use(w, stopped, self.names))?;
         }
-        self.reach.counters.instructions += w.steps - before;
+        self.reach.counters.instructions += w.executed - before;
         if w.is_done()
-            && let Some(copy) = w.copies.first()
+            && let Some(copy) = w.async_copies.first()
         {
-            w.place = w.place.saturating_sub(1);
-            let detail = format!("a copy of {} bytes by cp.async is under way at the end", copy.bytes);
+            w.pc = w.pc.saturating_sub(1);
+            let detail = format!("a cp.async of {} bytes is in flight at exit", copy.bytes);
             return stop(usize::from(copy.lane), Check::MissingWait, detail);
         }
-        if w.is_done() && (!w.products.is_idle() || w.has_open_stores || !w.stores.is_empty()) {
-            w.place = w.place.saturating_sub(1);
-            return stop(0, Check::MissingWait, "a wgmma or bulk store is under way at the end");
+        if w.is_done() && (!w.wgmma.is_idle() || w.has_open_stores || !w.stores.is_empty()) {
+            w.pc = w.pc.saturating_sub(1);
+            return stop(0, Check::MissingWait, "a wgmma or bulk store is in flight at exit");
         }
         Ok(())
     }
@@ -301,17 +304,17 @@ impl Run<'_> {
                 if lanes != 0 {
                     self.barrier(w, lanes, instruction)?;
                 }
-                w.place += 1;
+                w.pc += 1;
             }
             op => {
                 if lanes != 0 {
-                    if !matches!(op, Op::Product(_)) {
+                    if !matches!(op, Op::Wgmma(_)) {
                         let lane = lanes.trailing_zeros() as usize;
-                        w.products.note_targets(&instruction.targets, lane, self.names)?;
+                        w.wgmma.check_targets(&instruction.targets, lane, self.names)?;
                     }
                     self.operate(w, lanes, instruction)?;
                 }
-                w.place += 1;
+                w.pc += 1;
             }
         }
         Ok(())
@@ -324,24 +327,24 @@ impl Run<'_> {
         }
         w.expect_all(lanes, "a barrier")?;
         let lane = lanes.trailing_zeros() as usize;
-        let id = w.small(id, lanes)?[lane];
-        let wanted = match threads {
-            Some(reg) => w.small(reg, lanes)?[lane],
+        let id = w.r32(id, lanes)?[lane];
+        let expected = match threads {
+            Some(reg) => w.r32(reg, lanes)?[lane],
             None => self.threads,
         };
-        if id as usize >= BARRIERS || !wanted.is_multiple_of(LANES as u32) && wanted != self.threads {
-            return stop(lane, Check::Barrier, format!("there is no barrier {id} for {wanted} threads"));
+        if id as usize >= BARRIERS || !expected.is_multiple_of(LANES as u32) && expected != self.threads {
+            return stop(lane, Check::Barrier, format!("barrier {id} cannot be for {expected} threads"));
         }
         let barrier = &mut self.barriers[id as usize];
-        if barrier.threads > 0 && barrier.wanted != wanted {
-            let detail = format!("barrier {id} is for {wanted} threads here and for {} elsewhere", barrier.wanted);
+        if barrier.threads > 0 && barrier.expected != expected {
+            let detail = format!("barrier {id} is for {expected} threads here and for {} elsewhere", barrier.expected);
             return stop(lane, Check::Barrier, detail);
         }
-        barrier.wanted = wanted;
-        // Whole warps come; of the last warp of a block only the threads that exist.
+        barrier.expected = expected;
+        // Warps arrive as a whole; the last warp of a block may have fewer than 32 threads.
         barrier.threads += w.running().count_ones();
-        barrier.came |= 1 << w.index;
-        barrier.at[w.index] = self.reach.clock.tick();
+        barrier.arrived |= 1 << w.index;
+        barrier.arrived_at[w.index] = self.reach.clock.tick();
         barrier.line = instruction.line;
         if waits {
             w.waits = Some(Wait::Barrier(id));
@@ -357,62 +360,62 @@ impl Run<'_> {
             Op::Unary64(how, d, a) => alu::unary64(w, lanes, how, d, a),
             Op::Binary64(with, d, a, b) => alu::binary64(w, lanes, with, [d, a, b]),
             Op::MulAdd64(d, a, b, c) => {
-                let (a, b, c) = (w.wide(a, lanes)?, w.wide(b, lanes)?, w.wide(c, lanes)?);
+                let (a, b, c) = (w.r64(a, lanes)?, w.r64(b, lanes)?, w.r64(c, lanes)?);
                 let out = std::array::from_fn(|i| a[i].wrapping_mul(b[i]).wrapping_add(c[i]));
-                w.set_wide(d, lanes, &out);
+                w.set_r64(d, lanes, &out);
                 Ok(())
             }
             Op::MulWide { signed, d, a, b, add } => alu::multiply_wide(w, lanes, signed, [d, a, b], add),
             Op::Widen { signed, d, a } => {
-                let a = *w.small(a, lanes)?;
-                w.set_wide(d, lanes, &a.map(|x| if signed { x as i32 as u64 } else { u64::from(x) }));
+                let a = *w.r32(a, lanes)?;
+                w.set_r64(d, lanes, &a.map(|x| if signed { x as i32 as u64 } else { u64::from(x) }));
                 Ok(())
             }
             Op::Narrow { d, a } => {
-                let a = *w.wide(a, lanes)?;
-                w.set_small(d, lanes, &a.map(|x| x as u32));
+                let a = *w.r64(a, lanes)?;
+                w.set_r32(d, lanes, &a.map(|x| x as u32));
                 Ok(())
             }
             Op::Join64(d, [low, high]) => {
-                let (low, high) = (w.small(low, lanes)?, w.small(high, lanes)?);
+                let (low, high) = (w.r32(low, lanes)?, w.r32(high, lanes)?);
                 let out = std::array::from_fn(|i| u64::from(high[i]) << 32 | u64::from(low[i]));
-                w.set_wide(d, lanes, &out);
+                w.set_r64(d, lanes, &out);
                 Ok(())
             }
             Op::Join32(d, [low, high]) => {
-                let (low, high) = (w.small(low, lanes)?, w.small(high, lanes)?);
+                let (low, high) = (w.r32(low, lanes)?, w.r32(high, lanes)?);
                 let out = std::array::from_fn(|i| high[i] << 16 | low[i] & 0xffff);
-                w.set_small(d, lanes, &out);
+                w.set_r32(d, lanes, &out);
                 Ok(())
             }
             Op::Split64(parts, a) => {
-                let a = *w.wide(a, lanes)?;
+                let a = *w.r64(a, lanes)?;
                 let halves = [a.map(|x| x as u32), a.map(|x| (x >> 32) as u32)];
-                parts.iter().zip(&halves).for_each(|(d, half)| d.iter().for_each(|&d| w.set_small(d, lanes, half)));
+                parts.iter().zip(&halves).for_each(|(d, half)| d.iter().for_each(|&d| w.set_r32(d, lanes, half)));
                 Ok(())
             }
             Op::Split32(parts, a) => {
-                let a = *w.small(a, lanes)?;
+                let a = *w.r32(a, lanes)?;
                 let halves = [a.map(|x| x & 0xffff), a.map(|x| x >> 16)];
-                parts.iter().zip(&halves).for_each(|(d, half)| d.iter().for_each(|&d| w.set_small(d, lanes, half)));
+                parts.iter().zip(&halves).for_each(|(d, half)| d.iter().for_each(|&d| w.set_r32(d, lanes, half)));
                 Ok(())
             }
             Op::Select { d, a, b, predicate, wide } => {
                 let chosen = w.predicate(predicate, lanes)?;
                 let pick = |i: usize| chosen >> i & 1 != 0;
                 if wide {
-                    let (a, b) = (w.wide(a, lanes & chosen)?, w.wide(b, lanes & !chosen)?);
+                    let (a, b) = (w.r64(a, lanes & chosen)?, w.r64(b, lanes & !chosen)?);
                     let out = std::array::from_fn(|i| if pick(i) { a[i] } else { b[i] });
-                    w.set_wide(d, lanes, &out);
+                    w.set_r64(d, lanes, &out);
                 } else {
-                    let (a, b) = (w.small(a, lanes)?, w.small(b, lanes)?);
+                    let (a, b) = (w.r32(a, lanes)?, w.r32(b, lanes)?);
                     let out = std::array::from_fn(|i| if pick(i) { a[i] } else { b[i] });
-                    w.set_small(d, lanes, &out);
+                    w.set_r32(d, lanes, &out);
                 }
                 Ok(())
             }
-            Op::SetPredicate { compare, number, wide, d, not, a, b, with } => {
-                let is = alu::compare(w, lanes, (compare, number, wide), a, b)?;
+            Op::SetPredicate { compare, compare_type, wide, d, not, a, b, with } => {
+                let is = alu::compare(w, lanes, (compare, compare_type, wide), a, b)?;
                 let combined = |w: &Warp, is: u32| -> Outcome<u32> {
                     let Some((logic, other, negated)) = with else { return Ok(is) };
                     let other = w.predicate(other, lanes)?;
@@ -445,23 +448,25 @@ impl Run<'_> {
                 bytes[..size].copy_from_slice(&self.parameters[at..at + size]);
                 let value = u64::from_le_bytes(bytes);
                 if wide {
-                    w.set_wide(d, lanes, &[value; LANES])
+                    w.set_r64(d, lanes, &[value; LANES])
                 } else {
-                    w.set_small(d, lanes, &[value as u32; LANES])
+                    w.set_r32(d, lanes, &[value as u32; LANES])
                 }
                 Ok(())
             }
-            Op::Load { space, cell, ref to, at } => access::load(w, &mut self.reach, lanes, (space, cell), to, at),
-            Op::Store { space, cell, ref from, at } => {
-                access::store(w, &mut self.reach, lanes, (space, cell), from, at)
+            Op::Load { space, element, ref to, at } => {
+                access::load(w, &mut self.reach, lanes, (space, element), to, at)
+            }
+            Op::Store { space, element, ref from, at } => {
+                access::store(w, &mut self.reach, lanes, (space, element), from, at)
             }
             Op::Atomic { atomic, space, d, at, a, b } => {
                 access::atomic(w, &mut self.reach, lanes, (atomic, space), d, at, [a, b])
             }
-            Op::CopyAsync { to, from, bytes, filled } => {
-                access::copy(w, &mut self.reach, lanes, [to, from], bytes, filled)
+            Op::CopyAsync { to, from, bytes, source_bytes } => {
+                access::copy(w, &mut self.reach, lanes, [to, from], bytes, source_bytes)
             }
-            _ => together::operate(w, &mut self.reach, lanes, instruction, self.names),
+            _ => collective::operate(w, &mut self.reach, lanes, instruction, self.names),
         }
     }
 }

@@ -1,35 +1,34 @@
-//! Who has seen what: the order that barriers, `mbarrier`s and waits make between the warps of a block and the units that
-//! work for them.
+//! Vector clocks: the happens-before order that barriers, `mbarrier`s and waits create within a block.
 //!
-//! Time is counted in events that order something. Every agent has one row of times: for each other agent, up to when its
-//! accesses come before whatever the row's owner does next. Agents are the warps and, in kernels that start asynchronous
-//! work, for each warp the reads of its `wgmma`, for each warp the reads of its bulk stores, and for each `mbarrier` the
-//! copies that it announces.
+//! Time advances with every synchronising event. Each warp has a row of times, one for each agent: the agent's accesses
+//! up to that time happen before the warp's next access. The agents are the warps and, in kernels with asynchronous
+//! work, the `wgmma` reads of each warp, the bulk-store reads of each warp, and the bulk copies of each `mbarrier`.
 //!
-//! A second table has the same rows for the asynchronous proxy, by which `wgmma` and bulk copies reach shared memory: what a
-//! thread wrote the ordinary way is in it only once the thread has made `fence.proxy.async` after it. That the writers
-//! make the fence, before they tell others, is what NVIDIA's programming guide asks for.
+//! A second table has the same rows for the asynchronous proxy, through which `wgmma` and bulk copies access shared
+//! memory. A thread's ordinary write is visible there only after the thread's own `fence.proxy.async`, as NVIDIA's
+//! programming guide requires.
 
 use super::warp::{LANES, Warp};
 
-/// Most `mbarrier`s of a block.
+/// Limit of `mbarrier`s per block.
 pub(super) const MBARRIERS: usize = 32;
 
-/// What an `mbarrier` hands on from those who arrive to those who wait.
+/// The clock that an `mbarrier` passes from arriving to waiting threads.
 #[derive(Clone, Default)]
-pub(super) struct View {
+pub(super) struct Snapshot {
     seen: Vec<u32>,
     proxied: Vec<u32>,
 }
 
 pub(super) struct Clock {
     pub now: u32,
-    /// Rows of all warps.
+    /// Rows of all warps for ordinary accesses.
     seen: Vec<u32>,
+    /// Rows of all warps for the asynchronous proxy.
     proxied: Vec<u32>,
-    /// The least in each row.
+    /// The minimum of each row of `seen`.
     oldest: Vec<u32>,
-    /// Lanes that made a fence which not the whole warp made, and when.
+    /// Each warp's last proxy fence by only a part of its lanes: mask and time.
     fenced: Vec<(u32, u32)>,
     warps: usize,
     agents: usize,
@@ -42,7 +41,7 @@ fn join(own: &mut [u32], other: &[u32]) {
 }
 
 impl Clock {
-    /// For a block of so many warps; `asynchronous` if its kernel starts asynchronous work.
+    /// The clocks of a block of `warps` warps; `asynchronous` if its kernel has asynchronous work.
     pub fn new(warps: usize, asynchronous: bool) -> Clock {
         let agents = if asynchronous { 3 * warps + MBARRIERS } else { warps };
         let rows = vec![0; warps * agents];
@@ -54,47 +53,47 @@ impl Clock {
         self.warps
     }
 
-    /// The agent of the reads of a warp's `wgmma`.
-    pub fn products_of(&self, warp: usize) -> usize {
+    /// The agent of a warp's `wgmma` reads.
+    pub fn wgmma_agent(&self, warp: usize) -> usize {
         self.warps + warp
     }
 
-    /// The agent of the reads of a warp's bulk stores.
-    pub fn stores_of(&self, warp: usize) -> usize {
+    /// The agent of a warp's bulk-store reads.
+    pub fn store_agent(&self, warp: usize) -> usize {
         2 * self.warps + warp
     }
 
-    /// The agent of the copies that an `mbarrier` announces.
-    pub fn copies_of(&self, mbarrier: usize) -> usize {
+    /// The agent of the bulk copies that an `mbarrier` tracks.
+    pub fn copy_agent(&self, mbarrier: usize) -> usize {
         3 * self.warps + mbarrier
     }
 
-    /// The number of the `mbarrier` that announces what this agent writes.
+    /// The `mbarrier` that tracks this agent's bulk copies, if it is such an agent.
     pub fn mbarrier_of(&self, agent: usize) -> Option<usize> {
         agent.checked_sub(3 * self.warps)
     }
 
-    /// A moment that later accesses are after.
+    /// Advances the time; returns the time of the event.
     pub fn tick(&mut self) -> u32 {
         self.now += 1;
         self.now - 1
     }
 
-    /// Up to when warp `w` has seen what an agent did.
+    /// Up to which time an agent's accesses happen before warp `w`'s next one.
     pub fn seen(&self, w: usize, agent: usize) -> u32 {
         self.seen[w * self.agents + agent]
     }
 
-    /// The least of what a warp has seen of all agents.
+    /// The minimum of [`Clock::seen`] over all agents.
     pub fn oldest(&self, w: usize) -> u32 {
         self.oldest[w]
     }
 
-    fn settle(&mut self, w: usize) {
+    fn update_oldest(&mut self, w: usize) {
         self.oldest[w] = self.seen[w * self.agents..][..self.agents].iter().copied().min().unwrap_or(0);
     }
 
-    /// Warp `w` has seen all that warp `v` did up to `time`, and all that `v` had seen then.
+    /// Everything that happened before warp `v` at `time` now happens before warp `w`.
     pub fn see(&mut self, w: usize, v: usize, time: u32) {
         let n = self.agents;
         if w != v {
@@ -108,40 +107,40 @@ impl Clock {
         self.see_agent(w, v, time);
     }
 
-    /// Warp `w` has seen what an agent did up to `time`.
+    /// An agent's accesses up to `time` now happen before warp `w`.
     pub fn see_agent(&mut self, w: usize, agent: usize, time: u32) {
         let seen = &mut self.seen[w * self.agents + agent];
         *seen = (*seen).max(time);
-        self.settle(w);
+        self.update_oldest(w);
     }
 
-    /// Warp `w` tells whoever will look at `view` what it has done and seen up to now.
-    pub fn publish(&mut self, w: usize, view: &mut View) {
+    /// Release: joins warp `w`'s clock into `snapshot`.
+    pub fn publish(&mut self, w: usize, snapshot: &mut Snapshot) {
         let time = self.tick();
         let n = self.agents;
-        view.seen.resize(n, 0);
-        view.proxied.resize(n, 0);
-        join(&mut view.seen, &self.seen[w * n..][..n]);
-        join(&mut view.proxied, &self.proxied[w * n..][..n]);
-        view.seen[w] = view.seen[w].max(time);
+        snapshot.seen.resize(n, 0);
+        snapshot.proxied.resize(n, 0);
+        join(&mut snapshot.seen, &self.seen[w * n..][..n]);
+        join(&mut snapshot.proxied, &self.proxied[w * n..][..n]);
+        snapshot.seen[w] = snapshot.seen[w].max(time);
     }
 
-    /// An agent that is no warp has worked up to `time`.
-    pub fn publish_agent(&self, agent: usize, time: u32, view: &mut View) {
-        view.seen.resize(self.agents, 0);
-        view.proxied.resize(self.agents, 0);
-        view.seen[agent] = view.seen[agent].max(time);
+    /// Release by an agent that is not a warp, for its accesses up to `time`.
+    pub fn publish_agent(&self, agent: usize, time: u32, snapshot: &mut Snapshot) {
+        snapshot.seen.resize(self.agents, 0);
+        snapshot.proxied.resize(self.agents, 0);
+        snapshot.seen[agent] = snapshot.seen[agent].max(time);
     }
 
-    /// Warp `w` looks.
-    pub fn adopt(&mut self, w: usize, view: &View) {
+    /// Acquire: joins `snapshot` into warp `w`'s clock.
+    pub fn adopt(&mut self, w: usize, snapshot: &Snapshot) {
         let n = self.agents;
-        join(&mut self.seen[w * n..][..n], &view.seen);
-        join(&mut self.proxied[w * n..][..n], &view.proxied);
-        self.settle(w);
+        join(&mut self.seen[w * n..][..n], &snapshot.seen);
+        join(&mut self.proxied[w * n..][..n], &snapshot.proxied);
+        self.update_oldest(w);
     }
 
-    /// `fence.proxy.async`: what these lanes wrote before, the asynchronous proxy sees too.
+    /// `fence.proxy.async`: earlier writes of these lanes become visible to the asynchronous proxy.
     pub fn fence_proxy(&mut self, w: &Warp, mask: u32) {
         let time = self.tick();
         if mask == w.running() {
@@ -151,7 +150,7 @@ impl Clock {
         }
     }
 
-    /// Whether asynchronous work that warp `w` starts sees what a thread wrote at that time.
+    /// Whether a thread's write at `time` is visible to asynchronous work that warp `w` starts.
     pub fn is_proxied(&self, w: usize, writer: u16, time: u32) -> bool {
         let (v, lane) = (usize::from(writer) / LANES, usize::from(writer) % LANES);
         let (mask, fenced) = self.fenced[w];

@@ -1,4 +1,4 @@
-//! Statements to a program: registers get numbers, labels places, constants registers of their own.
+//! Decodes an entry: registers become indices, labels become addresses, constants become registers.
 
 use super::opcodes;
 use super::program::{Instruction, Kernel, MAP_BYTES, Op, PARAMETERS, Parameter, Preset, Reg};
@@ -6,57 +6,55 @@ use super::syntax::{Declaration, Entry, Operand, Result, Statement, error};
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-/// Where shared memory begins. Not at zero, so that a kernel that forgets to add a symbol's address is caught, and for a
-/// kernel that asks for less than this at an odd multiple of the alignment that it does ask for, which is all that a device
-/// promises.
+/// Address of shared memory. Not zero, so that a missing symbol address is caught. A kernel with a smaller alignment
+/// gets an odd multiple of its alignment, because a device guarantees no more.
 const SHARED_BASE: u32 = 1024;
 
-/// Most shared memory of a block: 99 KiB on the smallest devices that run code for sm_80, which have capability 8.6, 8.9
-/// or 12.0; 227 KiB on Hopper.
-const MOST_SHARED: u32 = 99 << 10;
-const MOST_SHARED_HOPPER: u32 = 227 << 10;
+/// Limit of shared memory per block: 99 KiB on the smallest devices that run sm_80 code (8.6, 8.9, 12.0), 227 KiB on
+/// Hopper.
+const MAX_SHARED: u32 = 99 << 10;
+const MAX_SHARED_HOPPER: u32 = 227 << 10;
 
-/// The file that a register is in.
+/// A register file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum File {
-    /// Up to 32 bits.
-    Small,
-    /// 64 bits.
-    Wide,
+pub(super) enum RegisterFile {
+    /// Registers of up to 32 bits.
+    Bits32,
+    Bits64,
     Predicate,
 }
 
-/// Bytes of a type, and the file of its registers.
-pub(super) fn size_of(kind: &str) -> Option<(u32, File)> {
+/// Size in bytes and register file of a type.
+pub(super) fn size_of(kind: &str) -> Option<(u32, RegisterFile)> {
     Some(match kind {
-        "pred" => (1, File::Predicate),
-        "b8" | "u8" | "s8" => (1, File::Small),
-        "b16" | "u16" | "s16" | "f16" | "bf16" => (2, File::Small),
-        "b32" | "u32" | "s32" | "f32" | "f16x2" | "bf16x2" => (4, File::Small),
-        "b64" | "u64" | "s64" => (8, File::Wide),
+        "pred" => (1, RegisterFile::Predicate),
+        "b8" | "u8" | "s8" => (1, RegisterFile::Bits32),
+        "b16" | "u16" | "s16" | "f16" | "bf16" => (2, RegisterFile::Bits32),
+        "b32" | "u32" | "s32" | "f32" | "f16x2" | "bf16x2" => (4, RegisterFile::Bits32),
+        "b64" | "u64" | "s64" => (8, RegisterFile::Bits64),
         _ => return None,
     })
 }
 
-/// Names and numbers while a kernel is decoded.
+/// The symbol tables of a kernel while it is decoded.
 pub(super) struct Decoder {
     pub line: u32,
     names: [Vec<String>; 3],
-    known: HashMap<String, (File, Reg)>,
-    small: HashMap<Preset, Reg>,
-    wide: HashMap<u64, Reg>,
+    known: HashMap<String, (RegisterFile, Reg)>,
+    presets: HashMap<Preset, Reg>,
+    constants64: HashMap<u64, Reg>,
     shared: HashMap<String, u32>,
     shared_base: u32,
     shared_bytes: u32,
     parameters: Vec<Parameter>,
     labels: HashMap<String, u32>,
-    /// 32-bit registers that the instruction at hand writes.
+    /// 32-bit registers that the current instruction writes.
     targets: RefCell<Vec<Reg>>,
 }
 
 impl std::hash::Hash for Preset {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        // Only constants are many.
+        // Only constants are numerous.
         if let Preset::Constant(bits) = self {
             bits.hash(state);
         }
@@ -69,8 +67,8 @@ pub(super) fn decode(entry: &Entry) -> Result<Kernel> {
         line: entry.body.first().map_or(0, |(line, _)| *line),
         names: Default::default(),
         known: HashMap::new(),
-        small: HashMap::new(),
-        wide: HashMap::new(),
+        presets: HashMap::new(),
+        constants64: HashMap::new(),
         shared: HashMap::new(),
         shared_base: 0,
         shared_bytes: 0,
@@ -81,22 +79,22 @@ pub(super) fn decode(entry: &Entry) -> Result<Kernel> {
     entry.parameters.iter().try_for_each(|d| decoder.parameter(d))?;
     entry.registers.iter().try_for_each(|d| decoder.registers(d))?;
     let declared = entry.shared.iter().chain(&entry.dynamic);
-    let aligned = declared.map(|d| Ok(d.align.max(Decoder::size(d)?.0))).collect::<Result<Vec<u32>>>()?;
-    let aligned = aligned.into_iter().max().unwrap_or(SHARED_BASE);
-    decoder.shared_base = if aligned < SHARED_BASE { SHARED_BASE + aligned } else { aligned };
-    entry.shared.iter().try_for_each(|d| decoder.share(d))?;
+    let alignments = declared.map(|d| Ok(d.align.max(Decoder::size(d)?.0))).collect::<Result<Vec<u32>>>()?;
+    let alignment = alignments.into_iter().max().unwrap_or(SHARED_BASE);
+    decoder.shared_base = if alignment < SHARED_BASE { SHARED_BASE + alignment } else { alignment };
+    entry.shared.iter().try_for_each(|d| decoder.shared_array(d))?;
     let fixed = decoder.shared_bytes;
-    entry.dynamic.iter().try_for_each(|d| decoder.share(d))?;
-    let dynamic = (!entry.dynamic.is_empty()).then_some(decoder.shared_bytes);
-    let mut place = 0;
+    entry.dynamic.iter().try_for_each(|d| decoder.shared_array(d))?;
+    let dynamic_shared = (!entry.dynamic.is_empty()).then_some(decoder.shared_bytes);
+    let mut pc = 0;
     for (line, statement) in &entry.body {
         match statement {
             Statement::Label(name) => {
-                if decoder.labels.insert(name.clone(), place).is_some() {
-                    return error(*line, format!("the label {name} occurs twice"));
+                if decoder.labels.insert(name.clone(), pc).is_some() {
+                    return error(*line, format!("the label {name} is defined twice"));
                 }
             }
-            Statement::Instruction(_) => place += 1,
+            Statement::Instruction(_) => pc += 1,
         }
     }
     let mut code = Vec::new();
@@ -104,7 +102,7 @@ pub(super) fn decode(entry: &Entry) -> Result<Kernel> {
         let Statement::Instruction(instruction) = statement else { continue };
         decoder.line = *line;
         let guard = match &instruction.guard {
-            Some((name, negated)) => Some((decoder.named(name, File::Predicate)?, *negated)),
+            Some((name, negated)) => Some((decoder.named(name, RegisterFile::Predicate)?, *negated)),
             None => None,
         };
         let op = opcodes::decode(&mut decoder, instruction)?;
@@ -122,20 +120,20 @@ pub(super) fn decode(entry: &Entry) -> Result<Kernel> {
         name: entry.name.clone(),
         threads,
         parameters: decoder.parameters,
-        most_shared: if entry.target.starts_with("sm_90") { MOST_SHARED_HOPPER } else { MOST_SHARED },
+        max_shared: if entry.target.starts_with("sm_90") { MAX_SHARED_HOPPER } else { MAX_SHARED },
         shared_base: decoder.shared_base,
         shared_bytes: fixed,
-        dynamic,
+        dynamic_shared,
         asynchronous: code.iter().any(|i| i.op.is_asynchronous()),
         code,
         names: decoder.names,
-        presets: decoder.small.into_iter().map(|(preset, reg)| (reg, preset)).collect(),
-        presets64: decoder.wide.into_iter().map(|(bits, reg)| (reg, bits)).collect(),
+        presets: decoder.presets.into_iter().map(|(preset, reg)| (reg, preset)).collect(),
+        presets64: decoder.constants64.into_iter().map(|(bits, reg)| (reg, bits)).collect(),
     })
 }
 
 impl Decoder {
-    fn size(d: &Declaration) -> Result<(u32, File)> {
+    fn size(d: &Declaration) -> Result<(u32, RegisterFile)> {
         size_of(&d.kind).map_or_else(|| error(d.line, format!("unknown type .{}", d.kind)), Ok)
     }
 
@@ -143,7 +141,7 @@ impl Decoder {
         let end = self.parameters.last().map_or(0, |p| p.offset + p.bytes);
         let is_map = d.count == Some(MAP_BYTES) && d.align == 64 && d.kind == "b8";
         if d.count.is_some() && !is_map {
-            return error(d.line, format!("the parameter {} is an array and no tensor map", d.name));
+            return error(d.line, format!("parameter {} is an array but not a tensor map", d.name));
         }
         let bytes = if is_map { MAP_BYTES } else { Self::size(d)?.0 };
         let offset = end.next_multiple_of(if is_map { d.align } else { bytes });
@@ -166,13 +164,13 @@ impl Decoder {
         Ok(())
     }
 
-    fn add(&mut self, file: File, name: String) -> Result<Reg> {
+    fn add(&mut self, file: RegisterFile, name: String) -> Result<Reg> {
         let names = &mut self.names[file as usize];
         names.push(name);
         Reg::try_from(names.len() - 1).or_else(|_| error(self.line, "more than 65536 registers"))
     }
 
-    fn share(&mut self, d: &Declaration) -> Result<()> {
+    fn shared_array(&mut self, d: &Declaration) -> Result<()> {
         let (bytes, _) = Self::size(d)?;
         let from = self.shared_bytes.next_multiple_of(d.align.max(bytes));
         self.shared.insert(d.name.clone(), self.shared_base + from);
@@ -181,28 +179,28 @@ impl Decoder {
     }
 
     fn preset(&mut self, preset: Preset, name: String) -> Result<Reg> {
-        if let Some(&reg) = self.small.get(&preset) {
+        if let Some(&reg) = self.presets.get(&preset) {
             return Ok(reg);
         }
-        let reg = self.add(File::Small, name)?;
-        self.small.insert(preset, reg);
+        let reg = self.add(RegisterFile::Bits32, name)?;
+        self.presets.insert(preset, reg);
         Ok(reg)
     }
 
-    fn constant(&mut self, file: File, bits: u64) -> Result<Reg> {
-        if file == File::Small {
+    fn constant(&mut self, file: RegisterFile, bits: u64) -> Result<Reg> {
+        if file == RegisterFile::Bits32 {
             return self.preset(Preset::Constant(bits & 0xffff_ffff), format!("{bits:#x}"));
         }
-        if let Some(&reg) = self.wide.get(&bits) {
+        if let Some(&reg) = self.constants64.get(&bits) {
             return Ok(reg);
         }
-        let reg = self.add(File::Wide, format!("{bits:#x}"))?;
-        self.wide.insert(bits, reg);
+        let reg = self.add(RegisterFile::Bits64, format!("{bits:#x}"))?;
+        self.constants64.insert(bits, reg);
         Ok(reg)
     }
 
-    /// A declared register of a file.
-    pub fn named(&self, name: &str, file: File) -> Result<Reg> {
+    /// A declared register of a register file.
+    pub fn named(&self, name: &str, file: RegisterFile) -> Result<Reg> {
         match self.known.get(name) {
             Some(&(found, reg)) if found == file => Ok(reg),
             Some((found, _)) => error(self.line, format!("{name} is a {found:?} register where {file:?} is needed")),
@@ -210,67 +208,69 @@ impl Decoder {
         }
     }
 
-    /// A register that is written; `_` is none.
-    pub fn sink(&self, operand: &Operand, file: File) -> Result<Option<Reg>> {
+    /// A destination register; `_` is `None`.
+    pub fn sink(&self, operand: &Operand, file: RegisterFile) -> Result<Option<Reg>> {
         match operand {
             Operand::Name(name) if name == "_" => Ok(None),
             _ => self.target(operand, file).map(Some),
         }
     }
 
-    /// A register that is written.
-    pub fn target(&self, operand: &Operand, file: File) -> Result<Reg> {
+    /// A destination register.
+    pub fn target(&self, operand: &Operand, file: RegisterFile) -> Result<Reg> {
         match operand {
             Operand::Name(name) => {
                 let reg = self.named(name, file)?;
-                if file == File::Small {
+                if file == RegisterFile::Bits32 {
                     self.targets.borrow_mut().push(reg);
                 }
                 Ok(reg)
             }
-            _ => error(self.line, format!("{operand:?} where a register is written")),
+            _ => error(self.line, format!("expected a destination register, found {operand:?}")),
         }
     }
 
-    /// A register, constant, special register or address of a shared array.
-    pub fn source(&mut self, operand: &Operand, file: File) -> Result<Reg> {
+    /// A source operand: register, constant, special register, or address of a shared array or tensor map.
+    pub fn source(&mut self, operand: &Operand, file: RegisterFile) -> Result<Reg> {
         match operand {
             Operand::Name(name) => {
                 if let Some(&address) = self.shared.get(name) {
                     return self.constant(file, u64::from(address));
                 }
-                if let (File::Small, Some(preset)) = (file, special(name)) {
+                if let (RegisterFile::Bits32, Some(preset)) = (file, special(name)) {
                     return self.preset(preset, name.clone());
                 }
-                if let (File::Wide, Some(map)) = (file, self.parameters.iter().find(|p| p.is_map && p.name == *name)) {
+                if let (RegisterFile::Bits64, Some(map)) =
+                    (file, self.parameters.iter().find(|p| p.is_map && p.name == *name))
+                {
                     return self.constant(file, PARAMETERS + u64::from(map.offset));
                 }
                 self.named(name, file)
             }
-            Operand::Integer(n) if file != File::Predicate => self.constant(file, *n),
-            Operand::Single(bits) if file == File::Small => self.constant(file, u64::from(*bits)),
-            _ => error(self.line, format!("{operand:?} where a {file:?} register is read")),
+            Operand::Integer(n) if file != RegisterFile::Predicate => self.constant(file, *n),
+            Operand::F32(bits) if file == RegisterFile::Bits32 => self.constant(file, u64::from(*bits)),
+            _ => error(self.line, format!("expected a {file:?} operand, found {operand:?}")),
         }
     }
 
-    pub fn small(&mut self, operand: &Operand) -> Result<Reg> {
-        self.source(operand, File::Small)
+    pub fn r32(&mut self, operand: &Operand) -> Result<Reg> {
+        self.source(operand, RegisterFile::Bits32)
     }
 
-    /// Where an address leads: base register, whether that is a wide one, and distance.
+    /// An address operand.
     pub fn address(&mut self, operand: &Operand) -> Result<super::program::Address> {
         use super::program::Address;
         let Operand::Address(base, offset) = operand else {
-            return error(self.line, format!("{operand:?} where an address is needed"));
+            return error(self.line, format!("expected an address, found {operand:?}"));
         };
         if let Some(&symbol) = self.shared.get(base) {
-            let base = self.constant(File::Small, u64::from(symbol))?;
+            let base = self.constant(RegisterFile::Bits32, u64::from(symbol))?;
             return Ok(Address { base, wide: false, offset: *offset });
         }
         match self.known.get(base) {
-            Some(&(File::Small, base)) => Ok(Address { base, wide: false, offset: *offset }),
-            Some(&(File::Wide, base)) => Ok(Address { base, wide: true, offset: *offset }),
-            _ => error(self.line, format!("{base} is no register or shared array")),
+            Some(&(RegisterFile::Bits32, base)) => Ok(Address { base, wide: false, offset: *offset }),
+            Some(&(RegisterFile::Bits64, base)) => Ok(Address { base, wide: true, offset: *offset }),
+            _ => error(self.line, format!("{base} is neither a register nor a shared array")),
         }
     }
 
@@ -281,18 +281,18 @@ impl Decoder {
         {
             return Ok((parameter.offset, parameter.bytes));
         }
-        error(self.line, format!("{operand:?} is no parameter"))
+        error(self.line, format!("{operand:?} is not a parameter"))
     }
 
     pub fn label(&self, operand: &Operand) -> Result<u32> {
         match operand {
             Operand::Name(name) if self.labels.contains_key(name) => Ok(self.labels[name]),
-            _ => error(self.line, format!("{operand:?} is no label")),
+            _ => error(self.line, format!("{operand:?} is not a label")),
         }
     }
 }
 
-/// Registers that the hardware fills.
+/// Special registers.
 fn special(name: &str) -> Option<Preset> {
     let axis = match name.rsplit_once('.').map(|(_, axis)| axis) {
         Some("x") => 0,

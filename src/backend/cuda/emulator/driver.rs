@@ -1,17 +1,17 @@
-//! The emulator as a device of the back end.
+//! The emulator as a [`Driver`] of the CUDA back end.
 
 use super::{Arguments, Counters, Fault, Kernel, Machine, parse};
-use crate::backend::cuda::device::{Call, Captured, Driver, Loaded, Turns};
+use crate::backend::cuda::device::{Call, CaptureLock, CapturedGraph, Driver, LoadedKernel, Slab};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What a captured list holds.
+/// A call that a captured graph replays.
 #[derive(Clone)]
 enum Command {
     Launch(Call),
     Copy(u64, u64, u64),
-    Forget(u64, u64),
+    Discard(u64, u64),
 }
 
 #[derive(Default)]
@@ -19,15 +19,16 @@ struct State {
     machine: Machine,
     kernels: Vec<Kernel>,
     counters: BTreeMap<String, (u64, Counters)>,
-    /// Commands go here while a list is captured.
+    /// The graph that is being captured.
     capturing: Option<Vec<Command>>,
-    lists: Vec<Option<Vec<Command>>>,
+    /// Captured graphs by their handles.
+    graphs: Slab<Arc<[Command]>>,
 }
 
 /// The emulator as a device.
 pub struct Emulator {
     capability: (u32, u32),
-    turns: Turns,
+    capture_lock: CaptureLock,
     state: Mutex<State>,
 }
 
@@ -38,11 +39,11 @@ fn failed(reason: impl Into<String>) -> Error {
 }
 
 impl State {
-    /// Runs a command now, or keeps it if a list is captured.
-    fn take(&mut self, command: Command) -> Result<()> {
+    /// Runs a command, or records it during a capture.
+    fn submit(&mut self, command: Command) -> Result<()> {
         match &mut self.capturing {
-            Some(list) => {
-                list.push(command);
+            Some(graph) => {
+                graph.push(command);
                 Ok(())
             }
             None => self.run(&command),
@@ -52,7 +53,7 @@ impl State {
     fn run(&mut self, command: &Command) -> Result<()> {
         match command {
             Command::Launch(call) => {
-                let kernel = &self.kernels[call.kernel.number];
+                let kernel = &self.kernels[call.kernel.index];
                 let arguments = Arguments {
                     maps: &call.maps,
                     tensors: &call.tensors,
@@ -67,8 +68,8 @@ impl State {
                 Ok(())
             }
             Command::Copy(from, to, bytes) => self.machine.copy(*from, *to, *bytes).map_err(failed),
-            Command::Forget(address, bytes) => {
-                self.machine.forget(*address, *bytes);
+            Command::Discard(address, bytes) => {
+                self.machine.discard(*address, *bytes);
                 Ok(())
             }
         }
@@ -76,17 +77,17 @@ impl State {
 }
 
 impl Emulator {
-    /// A panic while the state is held leaves a machine whose contents nobody asks for any more.
+    /// Ignores poisoning: after a panic the caller drops the emulator without reading it.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One that says it has this compute capability, by which kernels are chosen.
+    /// An emulated device that reports this compute capability.
     pub(in crate::backend::cuda) fn new(capability: (u32, u32)) -> Emulator {
-        Emulator { capability, turns: Turns::default(), state: Mutex::default() }
+        Emulator { capability, capture_lock: CaptureLock::default(), state: Mutex::default() }
     }
 
-    /// What each kernel has done so far.
+    /// Launches and counters of each kernel so far.
     pub(in crate::backend::cuda) fn counters(&self) -> Vec<(String, u64, Counters)> {
         self.state().counters.iter().map(|(entry, (launches, sum))| (entry.clone(), *launches, *sum)).collect()
     }
@@ -119,58 +120,54 @@ impl Driver for Emulator {
     }
 
     fn copy(&self, from: u64, to: u64, bytes: u64) -> Result<()> {
-        let _turn = self.turns.take();
-        self.state().take(Command::Copy(from, to, bytes))
+        let _guard = self.capture_lock.acquire();
+        self.state().submit(Command::Copy(from, to, bytes))
     }
 
-    fn forget(&self, address: u64, bytes: u64) -> Result<()> {
-        let _turn = self.turns.take();
-        self.state().take(Command::Forget(address, bytes))
+    fn discard(&self, address: u64, bytes: u64) -> Result<()> {
+        let _guard = self.capture_lock.acquire();
+        self.state().submit(Command::Discard(address, bytes))
     }
 
-    fn load(&self, text: &'static str, entry: &'static str) -> Result<Loaded> {
+    fn load(&self, text: &'static str, entry: &'static str) -> Result<LoadedKernel> {
         let mut state = self.state();
         let found = |kernels: &[Kernel]| kernels.iter().position(|k| k.name() == entry);
         if found(&state.kernels).is_none() {
             let parsed = parse(text).map_err(|e| failed(format!("{entry}: {e}")))?;
             state.kernels.extend(parsed);
         }
-        let number = found(&state.kernels).ok_or_else(|| failed(format!("there is no entry {entry}")))?;
-        Ok(Loaded { number, threads: state.kernels[number].threads() })
+        let index = found(&state.kernels).ok_or_else(|| failed(format!("the module has no entry {entry}")))?;
+        Ok(LoadedKernel { index, threads: state.kernels[index].threads() })
     }
 
     fn launch(&self, call: &Call) -> Result<()> {
-        let _turn = self.turns.take();
-        self.state().take(Command::Launch(call.clone()))
+        let _guard = self.capture_lock.acquire();
+        self.state().submit(Command::Launch(call.clone()))
     }
 
-    fn capture(&self, record: &mut dyn FnMut() -> Result<()>) -> Result<Captured> {
-        let _turn = self.turns.take();
+    fn capture(&self, record: &mut dyn FnMut() -> Result<()>) -> Result<CapturedGraph> {
+        let _guard = self.capture_lock.acquire();
         self.state().capturing = Some(Vec::new());
-        let recorded = self.turns.capture(record);
+        let recorded = self.capture_lock.record(record);
         let mut state = self.state();
-        let list = state.capturing.take();
+        let graph = state.capturing.take().unwrap_or_default();
         recorded?;
-        state.lists.push(list);
-        Ok(Captured(state.lists.len() - 1))
+        Ok(CapturedGraph(state.graphs.insert(graph.into())))
     }
 
-    fn replay(&self, captured: Captured) -> Result<()> {
+    fn replay(&self, graph: CapturedGraph) -> Result<()> {
         let mut state = self.state();
-        // Taken out while it runs, so that the rest of the state can change.
-        let list = state.lists[captured.0].take().unwrap_or_default();
-        let ran = list.iter().try_for_each(|command| state.run(command));
-        state.lists[captured.0] = Some(list);
-        ran
+        let Some(commands) = state.graphs.get(graph.0).cloned() else { return Ok(()) };
+        commands.iter().try_for_each(|command| state.run(command))
     }
 
-    /// Nothing is ever left to do.
+    /// Calls are synchronous here.
     fn finish(&self) -> Result<()> {
         Ok(())
     }
 
-    fn release(&self, captured: Captured) {
-        self.state().lists[captured.0] = None;
+    fn release(&self, graph: CapturedGraph) {
+        self.state().graphs.remove(graph.0);
     }
 }
 
@@ -181,20 +178,35 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn a_capture_keeps_no_calls_of_other_threads() {
+    fn a_capture_records_no_calls_of_other_threads() {
         let emulator = Emulator::new((8, 0));
         let [from, to] = [4, 4].map(|bytes| emulator.allocate(bytes).unwrap());
         emulator.write(from, &[1, 2, 3, 4]).unwrap();
         thread::scope(|scope| {
             let record = &mut || {
                 scope.spawn(|| emulator.copy(from, to, 4).unwrap());
-                // Long enough for the copy to come, were it not for the capture.
+                // Enough time for the copy to be submitted, if the capture did not block it.
                 thread::sleep(Duration::from_millis(50));
                 Ok(())
             };
-            emulator.capture(record).unwrap();
+            let graph = emulator.capture(record).unwrap();
+            assert_eq!(emulator.state().graphs.get(graph.0).map(|commands| commands.len()), Some(0));
         });
-        assert_eq!(emulator.state().lists[0].as_ref().map(Vec::len), Some(0));
+        assert_eq!(emulator.read(to, 4).unwrap(), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_released_graph_leaves_its_handle_to_the_next_capture() {
+        let emulator = Emulator::new((8, 0));
+        let [from, to] = [4, 4].map(|bytes| emulator.allocate(bytes).unwrap());
+        emulator.write(from, &[1, 2, 3, 4]).unwrap();
+        let [first, second] = [(); 2].map(|()| emulator.capture(&mut || Ok(())).unwrap());
+        emulator.release(first);
+        let third = emulator.capture(&mut || emulator.copy(from, to, 4)).unwrap();
+        assert_eq!((third, first != second), (first, true));
+        emulator.replay(second).unwrap();
+        assert!(emulator.read(to, 4).is_err(), "the empty graph was replayed");
+        emulator.replay(third).unwrap();
         assert_eq!(emulator.read(to, 4).unwrap(), [1, 2, 3, 4]);
     }
 }

@@ -1,64 +1,64 @@
-//! What the checks find, and what is counted.
+//! Faults that the checks report, and counters of a launch.
 
 use std::fmt;
 
-/// Which check stopped a kernel.
+/// The rule that a kernel broke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Check {
-    /// An access outside of the launch's tensors or the block's shared memory.
+    /// An access outside the launch's tensors or the block's shared memory.
     OutOfBounds,
-    /// An access whose address is no multiple of its size.
+    /// An access at an address that is not a multiple of its size.
     Misaligned,
     /// A write to a tensor that the launch only reads.
     ReadOnly,
-    /// A read of memory that nobody wrote.
+    /// A read of memory that was never written.
     UnwrittenMemory,
-    /// A read of a register that was not written.
+    /// A read of a register that was never written.
     UnwrittenRegister,
-    /// Two threads used the same shared memory, one of them writing, with nothing to order them.
+    /// Unordered accesses of two threads to the same shared memory, at least one a write.
     SharedRace,
-    /// An instruction for whole warps where only a part of one arrived.
+    /// A warp-wide instruction that only part of the warp executes.
     DivergentWarp,
-    /// A barrier at which some threads never arrive, or a phase of an `mbarrier` that never ends.
+    /// A barrier at which some threads never arrive, or an `mbarrier` phase that never completes.
     Barrier,
-    /// A use of what `cp.async` or a bulk copy still brings, or an end with copies under way.
+    /// A use of the destination of a `cp.async` or bulk copy in flight, or an exit with copies in flight.
     MissingWait,
-    /// Asynchronous work on shared memory that threads wrote without `fence.proxy.async` after it.
+    /// Asynchronous work on shared memory that a thread wrote without a later `fence.proxy.async`.
     MissingProxyFence,
-    /// A write to shared memory that `wgmma` or a bulk store may still be reading.
+    /// A write to shared memory that a `wgmma` or bulk store may still be reading.
     OperandInUse,
-    /// A register that belongs to a `wgmma` whose group was not waited for.
+    /// A use of a register of a `wgmma` whose group was not waited for.
     RegisterInUse,
-    /// A `wgmma` on registers that were written after the last `wgmma.fence`.
+    /// A `wgmma` on registers written after the last `wgmma.fence`.
     MissingFence,
-    /// The warps of a warpgroup do not all come to the same instructions for warpgroups.
+    /// The warps of a warpgroup execute different warpgroup instructions.
     Warpgroup,
-    /// A matrix descriptor or tensor map that the hardware does not take, or a tile that is not aligned to its swizzle.
+    /// A matrix descriptor or tensor map that the hardware rejects, or a tile that is not aligned to its swizzle.
     Descriptor,
-    /// An `mbarrier` that is none, or that is used against its rules.
+    /// An uninitialised `mbarrier`, or one used against its rules.
     Mbarrier,
-    /// More or fewer bytes come to an `mbarrier` than were announced.
+    /// An `mbarrier` receives more or fewer bytes than announced by `expect_tx`.
     Transactions,
-    /// Two blocks used the same global memory, one of them writing.
+    /// Accesses of two blocks to the same global memory, at least one a write.
     GlobalRace,
-    /// A warp that runs for longer than any kernel here could.
+    /// A warp that executes more instructions than any kernel here needs.
     Endless,
 }
 
-/// A stopped kernel: what was found, where, and who did it.
+/// Why a kernel was stopped, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// The entry's name.
+    /// Name of the entry.
     pub kernel: String,
-    /// The line of its text.
+    /// Line in the PTX text.
     pub line: u32,
-    /// The block.
+    /// Index of the block.
     pub block: [u32; 3],
-    /// The thread in it.
+    /// Index of the thread in the block.
     pub thread: [u32; 3],
-    /// The check that was not met.
+    /// The broken rule.
     pub check: Check,
-    /// One sentence.
+    /// What happened, in one sentence.
     pub detail: String,
 }
 
@@ -69,13 +69,13 @@ impl fmt::Display for Fault {
     }
 }
 
-/// A fault where only the lane is known yet.
+/// A fault before line, block and thread are filled in.
 #[derive(Debug)]
 pub(super) struct Stop {
     pub lane: u32,
     pub check: Check,
     pub detail: String,
-    /// File and number of a register that the message should name.
+    /// Register file and index of a register that the message names.
     pub register: Option<(usize, u16)>,
 }
 
@@ -86,36 +86,36 @@ pub(super) fn stop<T>(lane: usize, check: Check, detail: impl Into<String>) -> O
     Err(Box::new(Stop { lane: lane as u32, check, detail: detail.into(), register: None }))
 }
 
-/// What a launch did.
+/// Counters of a launch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Instructions, one for all threads of a warp that ran it together.
+    /// Warp instructions.
     pub instructions: u64,
-    /// Bytes that threads read of global memory.
+    /// Bytes that threads read from global memory.
     pub global_read_bytes: u64,
-    /// Those of them that come from a cache by any reckoning: what was read of a tensor of at most 16 KiB beyond its size.
+    /// Part of `global_read_bytes` that is surely cached: repeated reads of tensors of at most 16 KiB.
     pub cached_read_bytes: u64,
     /// Bytes that threads wrote to global memory.
     pub global_written_bytes: u64,
-    /// Accesses to global memory, one for all threads of a warp.
+    /// Warp accesses to global memory.
     pub global_requests: u64,
-    /// Pieces of 32 bytes that these touched.
+    /// 32-byte sectors of these accesses.
     pub sectors: u64,
-    /// Accesses to shared memory, one for all threads of a warp.
+    /// Warp accesses to shared memory.
     pub shared_requests: u64,
-    /// Further passes that these took because threads asked the same bank for different words.
+    /// Extra passes of these accesses, for different words in the same bank.
     pub bank_conflicts: u64,
-    /// Barriers of blocks, each counted once.
+    /// Completed block barriers.
     pub barriers: u64,
 }
 
 impl Counters {
-    /// Bytes that threads moved between the chip and global memory.
+    /// Bytes moved between the chip and global memory: reads, without the cached ones, and writes.
     pub fn moved_bytes(&self) -> u64 {
         self.global_read_bytes - self.cached_read_bytes + self.global_written_bytes
     }
 
-    /// Sectors of a request on average: 4 where 32 threads read 128 bytes in a row.
+    /// Average sectors per request: 4 if the 32 threads of a warp read 128 contiguous bytes.
     pub fn sectors_per_request(&self) -> f64 {
         self.sectors as f64 / self.global_requests.max(1) as f64
     }

@@ -1,25 +1,24 @@
-//! Global memory: allocations, what of them was written, and the tensors that one launch may touch.
+//! Global memory: allocations, which of their bytes were written, and the tensors that a launch may access.
 //!
-//! Blocks run on several cores and write to the same tensors, so memory is made of atomic words, used without ordering.
-//! A kernel sees no allocations, only the windows that its launch names: what lies beside a tensor is out of bounds even
-//! where it belongs to the same allocation.
+//! Blocks run on several cores and write to the same tensors, so memory consists of relaxed atomics. A kernel may
+//! access only the tensors of its launch: bytes next to a tensor are out of bounds even within the same allocation.
 
 use super::fault::{Check, Outcome, stop};
 use crate::backend::cuda::device_slice::DeviceSlice;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
-/// Addresses begin here; small numbers are never addresses.
+/// The first address. Small integers are never valid addresses.
 const FIRST: u64 = 0x10_0000_0000;
-/// Unused addresses behind every allocation.
+/// Unused addresses after every allocation.
 const GAP: u64 = 1 << 16;
-/// Tensors of so many bytes, which are vectors over channels and tables of coefficients, stay in the caches of all
-/// multiprocessors while a kernel runs.
+/// Tensors up to this size (vectors over channels, coefficient tables) are assumed to stay in every multiprocessor's
+/// cache during a launch.
 const CACHED: u64 = 16 << 10;
 
 struct Region {
     base: u64,
     words: Vec<AtomicU32>,
-    /// Which of a word's four bytes have been written.
+    /// Mask of the written bytes of each word.
     written: Vec<AtomicU8>,
 }
 
@@ -37,7 +36,7 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Reserves memory, all of it unwritten.
+    /// Allocates memory, marked as unwritten.
     pub fn allocate(&mut self, bytes: u64) -> u64 {
         let words = bytes.div_ceil(4) as usize;
         let base = FIRST + self.next;
@@ -60,7 +59,7 @@ impl Memory {
         Some((region, ((address - region.base) / 4) as usize))
     }
 
-    /// Copies from the host. Whole words; false if that is no allocated memory.
+    /// Copies whole words from the host; false if the range is not allocated.
     pub fn write(&self, address: u64, bytes: &[u8]) -> bool {
         let Some((region, first)) = self.region(address, bytes.len() as u64) else { return false };
         for (i, chunk) in bytes.chunks(4).enumerate() {
@@ -72,7 +71,7 @@ impl Memory {
         true
     }
 
-    /// Copies to the host, or `None` if that is no allocated memory or was never written.
+    /// Copies to the host. An error if the range is not allocated or part of it was never written.
     pub fn read(&self, address: u64, bytes: usize) -> Result<Vec<u8>, String> {
         let none = || format!("{bytes} bytes at {address:#x} are not allocated");
         let (region, first) = self.region(address, bytes as u64).ok_or_else(none)?;
@@ -88,7 +87,7 @@ impl Memory {
         Ok(out)
     }
 
-    /// Copies words within memory, and whether they were written; false if one of both ranges is not allocated.
+    /// Copies words and their written marks within the device; false if a range is not allocated.
     pub fn copy(&self, from: u64, to: u64, bytes: u64) -> bool {
         let (Some((source, a)), Some((target, b))) = (self.region(from, bytes), self.region(to, bytes)) else {
             return false;
@@ -100,14 +99,14 @@ impl Memory {
         true
     }
 
-    /// Makes memory unwritten again.
-    pub fn forget(&self, address: u64, bytes: u64) {
+    /// Marks memory as unwritten.
+    pub fn discard(&self, address: u64, bytes: u64) {
         if let Some((region, first)) = self.region(address, bytes) {
             region.written[first..][..bytes.div_ceil(4) as usize].iter().for_each(|w| w.store(0, Relaxed));
         }
     }
 
-    /// What a launch may touch.
+    /// The tensors of a launch.
     pub fn tensors(&self, ranges: &[DeviceSlice]) -> Result<Tensors<'_>, String> {
         let window = |range: &DeviceSlice| {
             let none = || format!("{} bytes at {:#x} are not allocated", range.bytes, range.address);
@@ -123,7 +122,7 @@ impl Memory {
 struct Window<'a> {
     range: DeviceSlice,
     region: &'a Region,
-    /// What threads have read of it; only counted if it is small.
+    /// Bytes that threads have read, counted only for tensors that are assumed to be cached.
     read_bytes: AtomicU64,
 }
 
@@ -133,36 +132,35 @@ impl Window<'_> {
     }
 }
 
-/// The tensors of a launch, and who has used those that it writes.
+/// The tensors of a launch, and the accesses to those that it writes.
 pub(super) struct Tensors<'a> {
     windows: Vec<Window<'a>>,
     uses: Vec<Uses>,
 }
 
 impl Tensors<'_> {
-    /// What was read of small tensors beyond once all of them.
+    /// Bytes read from cached tensors, less one read of each.
     pub fn cached_read_bytes(&self) -> u64 {
         let again = |w: &Window<'_>| w.read_bytes.load(Relaxed).saturating_sub(w.range.bytes);
         self.windows.iter().map(again).sum()
     }
 }
 
-/// The same as one block sees them.
+/// Global memory as one block accesses it.
 pub(super) struct Global<'a> {
     pub tensors: &'a Tensors<'a>,
-    /// The block's number plus one.
+    /// Linear index of the block plus one.
     pub block: u32,
 }
 
-/// Which blocks have used a tensor, for every two bytes: numbers plus one, zero for none. Nothing orders the blocks of a
-/// launch, so that what one of them writes no other may use; atomics may meet each other. Bytes that share two count as
-/// one.
+/// The last writer and reader of every two bytes of a tensor: linear index of the block plus one, zero for none. Blocks
+/// of a launch are unordered, so no block may access what another one writes. Two atomic accesses do not race.
 struct Uses {
     range: DeviceSlice,
     by: Vec<(AtomicU32, AtomicU32)>,
 }
 
-/// In place of a block's number: several blocks have read it, or it was used by atomics.
+/// Instead of a block: read by several blocks, or accessed by atomics.
 const MANY: u32 = u32::MAX;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -179,15 +177,15 @@ impl Uses {
 }
 
 impl Global<'_> {
-    /// Notes a use, which must lie in the launch's tensors, and finds another block that it meets.
-    fn note(&self, address: u64, bytes: u64, what: Use, lane: usize) -> Outcome {
+    /// Records an access within the launch's tensors; a fault if it races with another block's.
+    fn record(&self, address: u64, bytes: u64, what: Use, lane: usize) -> Outcome {
         for uses in &self.tensors.uses {
             let Some(at) = address.checked_sub(uses.range.address).filter(|at| at + bytes <= uses.range.bytes) else {
                 continue;
             };
             for i in at / 2..(at + bytes).div_ceil(2) {
                 let (writer, reader) = &uses.by[i as usize];
-                // Either the use that comes second finds the first, or both find each other.
+                // At least the later of two racing accesses finds the other one.
                 let (writer, reader) = match what {
                     Use::Read => {
                         let merge = |old: u32| Some(if old == 0 || old == self.block { self.block } else { MANY });
@@ -202,7 +200,7 @@ impl Global<'_> {
                 };
                 for (other, did) in [(writer, "written"), (reader, "read")] {
                     if other != 0 && other != self.block {
-                        return self.meets(2 * i, other, [what.name(), did], lane);
+                        return self.race(2 * i, other, [what.name(), did], lane);
                     }
                 }
             }
@@ -211,12 +209,10 @@ impl Global<'_> {
     }
 
     #[cold]
-    fn meets(&self, byte: u64, other: u32, [now, before]: [&str; 2], lane: usize) -> Outcome {
-        let other = if other == MANY { "others".to_owned() } else { format!("block number {}", other - 1) };
+    fn race(&self, byte: u64, other: u32, [now, before]: [&str; 2], lane: usize) -> Outcome {
+        let other = if other == MANY { "others".to_owned() } else { format!("block {}", other - 1) };
         let own = self.block - 1;
-        let detail = format!(
-            "byte {byte} of a tensor is {now} by block number {own} and {before} by {other} of the same launch"
-        );
+        let detail = format!("byte {byte} of a tensor is {now} by block {own} and {before} by {other} of the launch");
         stop(lane, Check::GlobalRace, detail)
     }
 }
@@ -231,7 +227,7 @@ impl Use {
     }
 }
 
-/// The tensors that hold an address, for one access: several where one tensor is passed twice.
+/// The tensor that an access lies in, a writable one for writes: a tensor may be passed twice.
 fn find<'w, 'a>(
     windows: &'w [Window<'a>],
     address: u64,
@@ -248,13 +244,13 @@ fn find<'w, 'a>(
     }
     if let Some(window) = windows.iter().find(inside) {
         let at = address - window.range.address;
-        return stop(lane, Check::ReadOnly, format!("{bytes} bytes at byte {at} of a tensor that is only read"));
+        return stop(lane, Check::ReadOnly, format!("{bytes} bytes at byte {at} of a read-only tensor"));
     }
-    let far = |w: &&Window<'_>| {
+    let distance = |w: &&Window<'_>| {
         let end = w.range.address + w.range.bytes;
         if address < w.range.address { w.range.address - address } else { (address + bytes).saturating_sub(end) }
     };
-    let detail = match windows.iter().min_by_key(far) {
+    let detail = match windows.iter().min_by_key(distance) {
         Some(w) => {
             let at = address.wrapping_sub(w.range.address) as i64;
             format!("{bytes} bytes at byte {at} of a tensor of {} bytes", w.range.bytes)
@@ -264,10 +260,10 @@ fn find<'w, 'a>(
     stop(lane, Check::OutOfBounds, detail)
 }
 
-/// Reads up to 16 bytes into words, the first bytes lowest.
+/// Reads up to 16 bytes into words, little-endian.
 pub(super) fn load(global: &Global<'_>, address: u64, bytes: u64, lane: usize) -> Outcome<[u32; 4]> {
     let words = read(global, address, bytes, lane)?;
-    global.note(address, bytes, Use::Read, lane)?;
+    global.record(address, bytes, Use::Read, lane)?;
     Ok(words)
 }
 
@@ -299,12 +295,12 @@ fn read(global: &Global<'_>, address: u64, bytes: u64, lane: usize) -> Outcome<[
 /// Writes up to 16 bytes.
 pub(super) fn store(global: &Global<'_>, address: u64, bytes: u64, words: &[u32; 4], lane: usize) -> Outcome {
     let window = find(&global.tensors.windows, address, bytes, true, lane)?;
-    global.note(address, bytes, Use::Write, lane)?;
+    global.record(address, bytes, Use::Write, lane)?;
     let first = ((address - window.region.base) / 4) as usize;
     if bytes < 4 {
         let shift = 8 * (address % 4) as u32;
         let mask = ((1u32 << (8 * bytes)) - 1) << shift;
-        // Neighbours in the same word may be written by another block at the same time.
+        // Another block may write other bytes of the same word at the same time.
         window.region.words[first].fetch_and(!mask, Relaxed);
         window.region.words[first].fetch_or(words[0] << shift & mask, Relaxed);
         window.region.written[first].fetch_or(((1u8 << bytes) - 1) << (address % 4), Relaxed);
@@ -317,11 +313,11 @@ pub(super) fn store(global: &Global<'_>, address: u64, bytes: u64, words: &[u32;
     Ok(())
 }
 
-/// Replaces a word and returns what it was.
+/// Updates a word atomically and returns the old value.
 pub(super) fn update(global: &Global<'_>, address: u64, lane: usize, with: impl Fn(u32) -> u32) -> Outcome<u32> {
     read(global, address, 4, lane)?;
     let window = find(&global.tensors.windows, address, 4, true, lane)?;
-    global.note(address, 4, Use::Atomic, lane)?;
+    global.record(address, 4, Use::Atomic, lane)?;
     let word = &window.region.words[((address - window.region.base) / 4) as usize];
     let replaced = word.fetch_update(Relaxed, Relaxed, |old| Some(with(old)));
     Ok(replaced.unwrap_or_else(|old| old))

@@ -1,96 +1,96 @@
-//! Matrix products of a warp on its threads' fragments, and the loads and stores of such fragments.
+//! `mma.sync`, `ldmatrix` and `stmatrix`.
 //!
-//! With `g = lane / 4` and `t = lane % 4` a thread holds, of the 16 by K operand `a`, the K by 8 operand `b` and the 16
-//! by 8 sums:
+//! With `g = lane / 4` and `t = lane % 4`, a thread holds these elements of `a` [16, K], `b` [K, 8] and the
+//! accumulators `c` [16, 8]:
 //!
-//! | registers | 16-bit elements, K = 16 | tf32 elements, K = 8 | sums |
+//! | registers | 16-bit elements, K = 16 | tf32 elements, K = 8 | accumulators |
 //! | --- | --- | --- | --- |
 //! | `a0 a1 a2 a3` | rows `g, g+8, g, g+8`, columns `2t, 2t+1` of the left half, then of the right half | rows `g, g+8, g, g+8`, columns `t, t, t+4, t+4` | |
 //! | `b0 b1` | column `g`, rows `2t, 2t+1` of the upper half, then of the lower half | column `g`, rows `t, t+4` | |
 //! | `c0 c1 c2 c3` | | | row `g` columns `2t, 2t+1`, row `g+8` columns `2t, 2t+1` |
 //!
-//! Half the depth leaves out the second half of the registers of `a` and `b`.
+//! At half this K, the second half of the registers of `a` and `b` is absent.
 
 use super::access::Reach;
 use super::fault::Outcome;
-use super::program::{Address, MatrixElement, Reg};
+use super::program::{Address, MatrixType, Reg};
 use super::warp::{LANES, Warp};
 use half::{bf16, f16};
 
-/// Rows and columns of the elements that register `r` of `a` holds in a lane.
-pub(super) fn places_a(element: MatrixElement, lane: usize, r: usize) -> [(usize, usize); 2] {
+/// Row and column of each element in a lane's register `a[r]`.
+pub(super) fn coordinates_a(element: MatrixType, lane: usize, r: usize) -> [(usize, usize); 2] {
     let (g, t) = (lane / 4, lane % 4);
     let row = g + 8 * (r % 2);
     match element {
-        MatrixElement::Tensor => [(row, t + 4 * (r / 2)); 2],
+        MatrixType::Tf32 => [(row, t + 4 * (r / 2)); 2],
         _ => [(row, 2 * t + 8 * (r / 2)), (row, 2 * t + 1 + 8 * (r / 2))],
     }
 }
 
-/// The same of `b`.
-fn places_b(element: MatrixElement, lane: usize, r: usize) -> [(usize, usize); 2] {
+/// Row and column of each element in a lane's register `b[r]`.
+fn coordinates_b(element: MatrixType, lane: usize, r: usize) -> [(usize, usize); 2] {
     let (g, t) = (lane / 4, lane % 4);
     match element {
-        MatrixElement::Tensor => [(t + 4 * r, g); 2],
+        MatrixType::Tf32 => [(t + 4 * r, g); 2],
         _ => [(2 * t + 8 * r, g), (2 * t + 1 + 8 * r, g)],
     }
 }
 
-/// The numbers in a register; a tf32 is a single number of which the lower bits do not count.
-pub(super) fn elements(element: MatrixElement, bits: u32) -> [f64; 2] {
+/// The elements in a register. A tf32 element is an f32 whose low 13 bits are ignored.
+pub(super) fn unpack(element: MatrixType, bits: u32) -> [f64; 2] {
     let halves = [bits as u16, (bits >> 16) as u16];
     match element {
-        MatrixElement::Half => halves.map(|h| f16::from_bits(h).to_f64()),
-        MatrixElement::Brain => halves.map(|h| bf16::from_bits(h).to_f64()),
-        MatrixElement::Tensor => [f64::from(f32::from_bits(bits & !0x1fff)); 2],
+        MatrixType::F16 => halves.map(|h| f16::from_bits(h).to_f64()),
+        MatrixType::Bf16 => halves.map(|h| bf16::from_bits(h).to_f64()),
+        MatrixType::Tf32 => [f64::from(f32::from_bits(bits & !0x1fff)); 2],
     }
 }
 
-/// `d = a b + c` for all 32 lanes.
-pub(super) fn multiply(
+/// `mma.sync`: `d = a b + c` for the whole warp.
+pub(super) fn mma(
     w: &mut Warp,
-    (element, depth): (MatrixElement, u8),
+    (element, depth): (MatrixType, u8),
     d: &[Reg; 4],
     (a, b, c): (&[Reg; 4], &[Reg; 2], &[Reg; 4]),
 ) -> Outcome {
     let depth = usize::from(depth);
     let all = u32::MAX;
-    // A thread's registers hold four elements of `a` per column of depth 4 or 8, and half as many of `b`.
-    let wide = depth == if element == MatrixElement::Tensor { 8 } else { 16 };
-    let (of_a, of_b) = if wide { (4, 2) } else { (2, 1) };
+    // At full K a thread has four registers of `a` and two of `b`, at half K half as many.
+    let full = depth == if element == MatrixType::Tf32 { 8 } else { 16 };
+    let (of_a, of_b) = if full { (4, 2) } else { (2, 1) };
     let mut left = [[0.0f64; 16]; 16];
     let mut right = [[0.0f64; 8]; 16];
     for (r, &reg) in a.iter().enumerate().take(of_a) {
-        for (lane, bits) in w.small(reg, all)?.iter().enumerate() {
-            for ((i, k), x) in places_a(element, lane, r).into_iter().zip(elements(element, *bits)) {
+        for (lane, bits) in w.r32(reg, all)?.iter().enumerate() {
+            for ((i, k), x) in coordinates_a(element, lane, r).into_iter().zip(unpack(element, *bits)) {
                 left[i][k] = x;
             }
         }
     }
     for (r, &reg) in b.iter().enumerate().take(of_b) {
-        for (lane, bits) in w.small(reg, all)?.iter().enumerate() {
-            for ((k, j), x) in places_b(element, lane, r).into_iter().zip(elements(element, *bits)) {
+        for (lane, bits) in w.r32(reg, all)?.iter().enumerate() {
+            for ((k, j), x) in coordinates_b(element, lane, r).into_iter().zip(unpack(element, *bits)) {
                 right[k][j] = x;
             }
         }
     }
     let mut out = [[0u32; LANES]; 4];
     for (r, out) in out.iter_mut().enumerate() {
-        for (lane, bits) in w.small(c[r], all)?.iter().enumerate() {
+        for (lane, bits) in w.r32(c[r], all)?.iter().enumerate() {
             let (i, j) = (lane / 4 + 8 * (r / 2), 2 * (lane % 4) + r % 2);
             let sum = (0..depth).map(|k| left[i][k] * right[k][j]).sum::<f64>();
             out[lane] = ((f64::from(f32::from_bits(*bits)) + sum) as f32).to_bits();
         }
     }
     for (reg, out) in d.iter().zip(&out) {
-        w.set_small(*reg, all, out);
+        w.set_r32(*reg, all, out);
     }
     Ok(())
 }
 
-/// `ldmatrix`: lanes `8 m ..` give the addresses of the eight rows of matrix `m`; each lane receives two neighbours of
-/// row `lane / 4`, or of the column if transposed.
-pub(super) fn load(w: &mut Warp, reach: &mut Reach<'_>, to: &[Reg], transposed: bool, at: Address) -> Outcome {
+/// `ldmatrix`: lanes `8 m ..` hold the addresses of the eight rows of matrix `m`. Each lane receives two neighbouring
+/// elements of row `lane / 4`, or of that column if transposed.
+pub(super) fn ldmatrix(w: &mut Warp, reach: &mut Reach<'_>, to: &[Reg], transposed: bool, at: Address) -> Outcome {
     for (m, &reg) in to.iter().enumerate() {
         let rows = rows(w, reach, at, m)?;
         let element = |i: usize, j: usize| rows[i][j / 2] >> (16 * (j % 2)) & 0xffff;
@@ -98,20 +98,20 @@ pub(super) fn load(w: &mut Warp, reach: &mut Reach<'_>, to: &[Reg], transposed: 
             let (i, j) = (lane / 4, 2 * (lane % 4));
             if transposed { element(j, i) | element(j + 1, i) << 16 } else { element(i, j) | element(i, j + 1) << 16 }
         });
-        w.set_small(reg, u32::MAX, &out);
+        w.set_r32(reg, u32::MAX, &out);
     }
     Ok(())
 }
 
-/// Addresses of a matrix's rows.
+/// Addresses of the rows of matrix `m`.
 fn row_addresses(w: &Warp, at: Address, m: usize) -> Outcome<[u32; 8]> {
     let lanes = 0xff << (8 * m);
     let address = |lane: usize, base: u32| (lane, base.wrapping_add(at.offset as u32)).1;
     Ok(if at.wide {
-        let bases = w.wide(at.base, lanes)?;
+        let bases = w.r64(at.base, lanes)?;
         std::array::from_fn(|i| address(i, bases[8 * m + i] as u32))
     } else {
-        let bases = w.small(at.base, lanes)?;
+        let bases = w.r32(at.base, lanes)?;
         std::array::from_fn(|i| address(i, bases[8 * m + i]))
     })
 }
@@ -135,10 +135,10 @@ fn rows(w: &Warp, reach: &mut Reach<'_>, at: Address, m: usize) -> Outcome<[[u32
     Ok(rows)
 }
 
-/// `stmatrix`: the reverse.
-pub(super) fn store(w: &mut Warp, reach: &mut Reach<'_>, from: &[Reg], transposed: bool, at: Address) -> Outcome {
+/// `stmatrix`: the inverse of `ldmatrix`.
+pub(super) fn stmatrix(w: &mut Warp, reach: &mut Reach<'_>, from: &[Reg], transposed: bool, at: Address) -> Outcome {
     for (m, &reg) in from.iter().enumerate() {
-        let values = *w.small(reg, u32::MAX)?;
+        let values = *w.r32(reg, u32::MAX)?;
         let addresses = row_addresses(w, at, m)?;
         for (i, &address) in addresses.iter().enumerate() {
             let element = |j: usize| {

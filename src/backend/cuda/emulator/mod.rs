@@ -1,22 +1,24 @@
-//! PTX on the CPU, with checks that no GPU makes.
+//! A PTX emulator on the CPU, with checks that no GPU makes.
 //!
-//! A module's text is parsed (`syntax`) and decoded once (`decode`, `opcodes`) to a form in which operands are numbers of
-//! registers (`program`). The blocks of a grid run on all cores; in a block (`block`) the warps take turns from barrier
-//! to barrier, and a warp (`warp`) runs one instruction for all threads that stand at the same place.
+//! A module's text is parsed (`syntax`) and decoded once (`decode`, `opcodes`) into instructions with register indices
+//! (`program`). The blocks of a grid run in parallel on all cores. Within a block (`block`) the warps run one after the
+//! other, each until its next barrier; a warp (`warp`) executes one instruction for all lanes with the same program
+//! counter.
 //!
-//! Asynchronous work of Hopper is run too: `mbarrier`s (`mbarrier`), bulk copies of rows and of tiles that tensor maps describe
-//! (`bulk`), products of warpgroups (`product`). Copies land as late as possible, and what orders what is kept in `clock`,
-//! so that a missing wait or fence is found whatever the order in which warps happen to run here.
+//! Hopper's asynchronous instructions are included: `mbarrier`s (`mbarrier`), bulk copies of byte ranges and of
+//! tensor-map tiles (`bulk`), and `wgmma` (`wgmma`). Copies land as late as possible, and vector clocks (`clock`) track
+//! the happens-before order, so a missing wait or fence is found in any schedule.
 //!
-//! Every access and every read of a register is checked; a kernel that breaks a rule stops with a [`Fault`] that names
-//! it, the line, the block and the thread. Results are those of the hardware, except that approximations such as
-//! `ex2.approx` are closer here and that sums of `mma.sync` are rounded once.
+//! Every memory access and every register read is checked. A kernel that breaks a rule stops with a [`Fault`], which
+//! has the rule, line, block and thread. Results equal the hardware's with two exceptions: approximations such as
+//! `ex2.approx` are more accurate here, and the sum of an `mma.sync` is rounded once.
 
 mod access;
 mod alu;
 mod block;
 mod bulk;
 mod clock;
+mod collective;
 mod decode;
 mod driver;
 mod fault;
@@ -27,13 +29,12 @@ mod opcodes;
 mod opcodes_async;
 mod opcodes_memory;
 mod opcodes_warp;
-mod product;
 mod program;
 mod shared;
 mod shared_async;
 mod syntax;
-mod together;
 mod warp;
+mod wgmma;
 
 pub use crate::backend::cuda::{DeviceSlice, Swizzle, TensorMap};
 pub use driver::Emulator;
@@ -46,45 +47,45 @@ use global::Memory;
 use program::MAP_BYTES;
 use rayon::prelude::*;
 
-/// The entries of a module.
+/// Parses and decodes the entries of a module.
 ///
 /// # Errors
-/// The text is no PTX, or uses what the emulator does not know; the message has the line.
+/// A syntax error or an unsupported instruction; the message has the line.
 pub fn parse(text: &str) -> Result<Vec<Kernel>, SyntaxError> {
     syntax::parse(text)?.entries.iter().map(decode::decode).collect()
 }
 
-/// What a kernel is called with: first tensor maps and tensors, then numbers of 32 bits, in the order of the parameters.
+/// A launch's arguments in the order of the kernel's parameters: tensor maps, tensors, 32-bit scalars.
 #[derive(Clone, Copy, Debug)]
 pub struct Arguments<'a> {
-    /// Tensors that bulk copies reach.
+    /// Tensor maps of bulk copies.
     pub maps: &'a [TensorMap],
     /// Pointers to tensors.
     pub tensors: &'a [DeviceSlice],
-    /// Sizes, codes and factors.
+    /// Bits of u32 and f32 scalars.
     pub scalars: &'a [u32],
-    /// Shared memory that the launch asks for, beside what the kernel declares.
+    /// Dynamic shared memory, in addition to what the kernel declares.
     pub shared_bytes: u32,
 }
 
-/// Memory, and the kernels that run on it.
+/// An emulated device: global memory and the launches on it.
 #[derive(Default)]
 pub struct Machine {
     memory: Memory,
 }
 
 impl Machine {
-    /// Reserves memory, none of it written.
+    /// Allocates memory, marked as unwritten. Returns its address.
     pub fn allocate(&mut self, bytes: u64) -> u64 {
         self.memory.allocate(bytes)
     }
 
-    /// Gives an allocation back.
+    /// Frees an allocation.
     pub fn free(&mut self, address: u64) {
         self.memory.free(address);
     }
 
-    /// Copies to the machine.
+    /// Copies from the host to the device.
     ///
     /// # Errors
     /// The range is not allocated.
@@ -93,15 +94,15 @@ impl Machine {
         if done { Ok(()) } else { Err(format!("{} bytes at {address:#x} are not allocated", bytes.len())) }
     }
 
-    /// Copies from the machine.
+    /// Copies from the device to the host.
     ///
     /// # Errors
-    /// The range is not allocated, or holds what nobody wrote.
+    /// The range is not allocated, or part of it was never written.
     pub fn read(&self, address: u64, bytes: usize) -> Result<Vec<u8>, String> {
         self.memory.read(address, bytes)
     }
 
-    /// Copies within the machine.
+    /// Copies within the device.
     ///
     /// # Errors
     /// A range is not allocated.
@@ -110,15 +111,15 @@ impl Machine {
         if done { Ok(()) } else { Err(format!("{bytes} bytes at {from:#x} or {to:#x} are not allocated")) }
     }
 
-    /// Makes memory unwritten: its contents are no longer needed, and whoever reads them makes a mistake.
-    pub fn forget(&self, address: u64, bytes: u64) {
-        self.memory.forget(address, bytes);
+    /// Marks memory as unwritten, so that a read of stale contents is a fault.
+    pub fn discard(&self, address: u64, bytes: u64) {
+        self.memory.discard(address, bytes);
     }
 
-    /// Runs a grid to its end.
+    /// Runs a grid to completion.
     ///
     /// # Errors
-    /// A fault of one of the blocks; the others may have run or not.
+    /// A fault in one of the blocks. The other blocks may or may not have run.
     pub fn launch(&self, kernel: &Kernel, grid: [u32; 3], arguments: Arguments<'_>) -> Result<Counters, Fault> {
         let refused = |detail: String| Fault {
             kernel: kernel.name.clone(),
@@ -128,18 +129,18 @@ impl Machine {
             check: Check::OutOfBounds,
             detail,
         };
-        let reached: Vec<DeviceSlice> =
+        let slices: Vec<DeviceSlice> =
             arguments.maps.iter().map(|map| map.tensor).chain(arguments.tensors.iter().copied()).collect();
-        let tensors = self.memory.tensors(&reached).map_err(refused)?;
+        let tensors = self.memory.tensors(&slices).map_err(refused)?;
         let parameters = Parameters::new(kernel, arguments).map_err(refused)?;
         let blocks = grid.iter().map(|&n| u64::from(n)).product::<u64>();
-        let place = |i: u64| {
+        let block_index = |i: u64| {
             let [x, y, _] = grid.map(u64::from);
             [i % x, i / x % y, i / x / y].map(|n| n as u32)
         };
         let counted = (0..blocks)
             .into_par_iter()
-            .map_init(|| Block::new(kernel, &tensors, &parameters), |block, i| block.run(place(i), grid))
+            .map_init(|| Block::new(kernel, &tensors, &parameters), |block, i| block.run(block_index(i), grid))
             .try_reduce(Counters::default, |mut sum, one| {
                 sum += one;
                 Ok(sum)
@@ -148,12 +149,13 @@ impl Machine {
     }
 }
 
-/// What a launch gives each block.
+/// A launch's arguments as its blocks read them.
 struct Parameters {
+    /// The parameter space.
     bytes: Vec<u8>,
-    /// Tensor maps by their offsets among the bytes.
+    /// Tensor maps with their offsets in `bytes`.
     maps: Vec<(u32, TensorMap)>,
-    /// Shared memory of a block.
+    /// Shared memory of a block, static and dynamic.
     shared_bytes: u32,
 }
 
@@ -162,17 +164,17 @@ impl Parameters {
         let Arguments { maps, tensors, scalars, shared_bytes } = arguments;
         let given = maps.len() + tensors.len() + scalars.len();
         if kernel.parameters.len() != given {
-            return Err(format!("{} parameters, and the launch has {given}", kernel.parameters.len()));
+            return Err(format!("the kernel takes {} parameters, the launch passes {given}", kernel.parameters.len()));
         }
-        let shared_bytes = match kernel.dynamic {
+        let shared_bytes = match kernel.dynamic_shared {
             Some(from) => from + shared_bytes,
             None if shared_bytes == 0 => kernel.shared_bytes,
-            None => return Err("shared memory is asked for that the kernel does not know".to_owned()),
+            None => return Err("the launch has dynamic shared memory, the kernel declares none".to_owned()),
         };
-        if shared_bytes > kernel.most_shared {
-            return Err(format!("{shared_bytes} shared bytes, a block has {} at most", kernel.most_shared));
+        if shared_bytes > kernel.max_shared {
+            return Err(format!("{shared_bytes} bytes of shared memory, a block has at most {}", kernel.max_shared));
         }
-        let mut all = Parameters { bytes: Vec::new(), maps: Vec::new(), shared_bytes };
+        let mut packed = Parameters { bytes: Vec::new(), maps: Vec::new(), shared_bytes };
         for (i, parameter) in kernel.parameters.iter().enumerate() {
             let tensor = i.checked_sub(maps.len());
             let scalar = i.checked_sub(maps.len() + tensors.len());
@@ -182,19 +184,24 @@ impl Parameters {
                 _ => 4,
             };
             if parameter.bytes != wanted || parameter.is_map != tensor.is_none() {
-                return Err(format!("the parameter {} has {} bytes", parameter.name, parameter.bytes));
+                let found = if parameter.is_map {
+                    "is a tensor map".to_owned()
+                } else {
+                    format!("has {} bytes", parameter.bytes)
+                };
+                return Err(format!("parameter {} {found}, the launch passes {wanted} bytes", parameter.name));
             }
-            all.bytes.resize(parameter.offset as usize, 0);
+            packed.bytes.resize(parameter.offset as usize, 0);
             match (tensor, scalar) {
                 (None, _) => {
                     maps[i].check()?;
-                    all.maps.push((parameter.offset, maps[i].clone()));
-                    all.bytes.extend([0; MAP_BYTES as usize]);
+                    packed.maps.push((parameter.offset, maps[i].clone()));
+                    packed.bytes.extend([0; MAP_BYTES as usize]);
                 }
-                (Some(i), None) => all.bytes.extend(tensors[i].address.to_le_bytes()),
-                (_, Some(i)) => all.bytes.extend(scalars[i].to_le_bytes()),
+                (Some(i), None) => packed.bytes.extend(tensors[i].address.to_le_bytes()),
+                (_, Some(i)) => packed.bytes.extend(scalars[i].to_le_bytes()),
             }
         }
-        Ok(all)
+        Ok(packed)
     }
 }

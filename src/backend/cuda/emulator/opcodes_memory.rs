@@ -1,36 +1,36 @@
-//! Opcodes that read and write memory, and matrix products.
+//! Opcodes of memory accesses and `mma`.
 
-use super::decode::{Decoder, File};
-use super::opcodes::{Parts, cell, space};
+use super::decode::{Decoder, RegisterFile};
+use super::opcodes::{OpcodeReader, element_type, space};
 use super::opcodes_async::{bulk, immediate};
-use super::program::{Address, Atomic, MatrixElement, Op, Reg, Space};
+use super::program::{Address, Atomic, MatrixType, Op, Reg, Space};
 use super::syntax::{Operand, Result, error};
 
-/// What the caches are told does not change what is read.
+/// Cache hints, which have no effect here.
 const HINTS: [&str; 9] = ["ca", "cg", "cs", "lu", "cv", "wb", "wt", "L1::no_allocate", "L1::evict_last"];
 
-pub(super) fn decode(d: &mut Decoder, p: &mut Parts<'_>, name: &str) -> Result<Op> {
+pub(super) fn decode(d: &mut Decoder, p: &mut OpcodeReader<'_>, name: &str) -> Result<Op> {
     match name {
         "ld" => load(d, p),
         "st" => store(d, p),
         "atom" | "red" => atomic(d, p, name == "atom"),
         "cp" => copy(d, p),
-        "mma" => matrix(d, p),
+        "mma" => mma(d, p),
         _ => load_matrix(d, p, name == "ldmatrix"),
     }
 }
 
-/// One register or as many as the vector form says.
-fn vector<'a>(p: &Parts<'_>, operand: &'a Operand, count: usize) -> Result<&'a [Operand]> {
+/// The registers of a scalar or vector operand.
+fn vector<'a>(p: &OpcodeReader<'_>, operand: &'a Operand, count: usize) -> Result<&'a [Operand]> {
     match operand {
         Operand::Vector(parts) if parts.len() == count && count > 1 => Ok(parts),
-        Operand::Vector(_) => error(p.line, format!("a vector of {count} numbers was expected")),
+        Operand::Vector(_) => error(p.line, format!("expected a vector of {count} registers")),
         one if count == 1 => Ok(std::slice::from_ref(one)),
         _ => p.unknown(),
     }
 }
 
-fn width(p: &mut Parts<'_>) -> usize {
+fn width(p: &mut OpcodeReader<'_>) -> usize {
     if p.take("v2") {
         2
     } else if p.take("v4") {
@@ -40,53 +40,53 @@ fn width(p: &mut Parts<'_>) -> usize {
     }
 }
 
-/// Global addresses are in 64-bit registers, those of shared memory in 32-bit ones.
+/// An address: 64-bit for global memory, 32-bit or 64-bit for shared memory.
 fn address(d: &mut Decoder, operand: &Operand, space: Space) -> Result<Address> {
     let address = d.address(operand)?;
     if space == Space::Global && !address.wide {
-        return error(d.line, "an address in global memory has 64 bits");
+        return error(d.line, "a global address must be 64-bit");
     }
     Ok(address)
 }
 
-fn load(d: &mut Decoder, p: &mut Parts<'_>) -> Result<Op> {
+fn load(d: &mut Decoder, p: &mut OpcodeReader<'_>) -> Result<Op> {
     let ops = p.operands;
     if p.take("param") {
-        let (cell, file) = cell(p)?;
+        let (element, file) = element_type(p)?;
         p.done(2)?;
         let (offset, bytes) = d.parameter_at(&ops[1])?;
-        if u32::from(cell.bytes) != bytes {
-            return error(p.line, format!("{} bytes are read of a parameter of {bytes}", cell.bytes));
+        if u32::from(element.bytes) != bytes {
+            return error(p.line, format!("{} bytes are read from a parameter of {bytes}", element.bytes));
         }
         let target = d.target(&ops[0], file)?;
-        return Ok(Op::Parameter { d: target, offset, wide: file == File::Wide });
+        return Ok(Op::Parameter { d: target, offset, wide: file == RegisterFile::Bits64 });
     }
     _ = p.take("volatile");
     let space = space(p)?;
     _ = p.take("nc");
     _ = HINTS.iter().any(|hint| p.take(hint));
     let count = width(p);
-    let (cell, file) = cell(p)?;
+    let (element, file) = element_type(p)?;
     p.done(2)?;
     let at = address(d, &ops[1], space)?;
     let to = vector(p, &ops[0], count)?.iter().map(|o| d.sink(o, file)).collect::<Result<Vec<_>>>()?;
-    Ok(Op::Load { space, cell, to, at })
+    Ok(Op::Load { space, element, to, at })
 }
 
-fn store(d: &mut Decoder, p: &mut Parts<'_>) -> Result<Op> {
+fn store(d: &mut Decoder, p: &mut OpcodeReader<'_>) -> Result<Op> {
     let ops = p.operands;
     _ = p.take("volatile");
     let space = space(p)?;
     _ = HINTS.iter().any(|hint| p.take(hint));
     let count = width(p);
-    let (cell, file) = cell(p)?;
+    let (element, file) = element_type(p)?;
     p.done(2)?;
     let at = address(d, &ops[0], space)?;
     let from = vector(p, &ops[1], count)?.iter().map(|o| d.source(o, file)).collect::<Result<Vec<Reg>>>()?;
-    Ok(Op::Store { space, cell, from, at })
+    Ok(Op::Store { space, element, from, at })
 }
 
-fn atomic(d: &mut Decoder, p: &mut Parts<'_>, returns: bool) -> Result<Op> {
+fn atomic(d: &mut Decoder, p: &mut OpcodeReader<'_>, returns: bool) -> Result<Op> {
     let ops = p.operands;
     let _order = p.take("relaxed") || p.take("acquire") || p.take("release") || p.take("acq_rel");
     let _scope = p.take("cta") || p.take("gpu") || p.take("sys");
@@ -95,7 +95,7 @@ fn atomic(d: &mut Decoder, p: &mut Parts<'_>, returns: bool) -> Result<Op> {
     let (kind, _) = p.kind()?;
     let atomic = match (name, kind) {
         ("add", "u32" | "s32") => Atomic::Add,
-        ("add", "f32") => Atomic::AddSingle,
+        ("add", "f32") => Atomic::AddF32,
         ("min", "u32") => Atomic::MinUnsigned,
         ("min", "s32") => Atomic::MinSigned,
         ("max", "u32") => Atomic::MaxUnsigned,
@@ -110,15 +110,15 @@ fn atomic(d: &mut Decoder, p: &mut Parts<'_>, returns: bool) -> Result<Op> {
     let first = usize::from(returns);
     let two = atomic == Atomic::CompareAndSwap;
     p.done(first + 2 + usize::from(two))?;
-    let target = if returns { Some(d.target(&ops[0], File::Small)?) } else { None };
+    let target = if returns { Some(d.target(&ops[0], RegisterFile::Bits32)?) } else { None };
     let at = address(d, &ops[first], space)?;
-    let a = d.small(&ops[first + 1])?;
-    let b = if two { d.small(&ops[first + 2])? } else { a };
+    let a = d.r32(&ops[first + 1])?;
+    let b = if two { d.r32(&ops[first + 2])? } else { a };
     Ok(Op::Atomic { atomic, space, d: target, at, a, b })
 }
 
-/// `cp.async`, what belongs to it, and bulk copies.
-fn copy(d: &mut Decoder, p: &mut Parts<'_>) -> Result<Op> {
+/// `cp.async` and `cp.async.bulk`.
+fn copy(d: &mut Decoder, p: &mut OpcodeReader<'_>) -> Result<Op> {
     let ops = p.operands;
     if !p.take("async") {
         return p.unknown();
@@ -150,11 +150,11 @@ fn copy(d: &mut Decoder, p: &mut Parts<'_>) -> Result<Op> {
     }
     let to = address(d, &ops[0], Space::Shared)?;
     let from = address(d, &ops[1], Space::Global)?;
-    let filled = if ops.len() == 4 { Some(d.small(&ops[3])?) } else { None };
-    Ok(Op::CopyAsync { to, from, bytes, filled })
+    let source_bytes = if ops.len() == 4 { Some(d.r32(&ops[3])?) } else { None };
+    Ok(Op::CopyAsync { to, from, bytes, source_bytes })
 }
 
-fn load_matrix(d: &mut Decoder, p: &mut Parts<'_>, loads: bool) -> Result<Op> {
+fn load_matrix(d: &mut Decoder, p: &mut OpcodeReader<'_>, loads: bool) -> Result<Op> {
     let ops = p.operands;
     if !p.take("sync") || !p.take("aligned") || !p.take("m8n8") {
         return p.unknown();
@@ -177,18 +177,18 @@ fn load_matrix(d: &mut Decoder, p: &mut Parts<'_>, loads: bool) -> Result<Op> {
     let at = address(d, at, Space::Shared)?;
     let parts = match registers {
         Operand::Vector(parts) if parts.len() == count => parts,
-        _ => return error(p.line, format!("a vector of {count} registers was expected")),
+        _ => return error(p.line, format!("expected a vector of {count} registers")),
     };
     if loads {
-        let to = parts.iter().map(|o| d.target(o, File::Small)).collect::<Result<Vec<_>>>()?;
+        let to = parts.iter().map(|o| d.target(o, RegisterFile::Bits32)).collect::<Result<Vec<_>>>()?;
         return Ok(Op::LoadMatrix { to, transposed, at });
     }
-    let from = parts.iter().map(|o| d.small(o)).collect::<Result<Vec<_>>>()?;
+    let from = parts.iter().map(|o| d.r32(o)).collect::<Result<Vec<_>>>()?;
     Ok(Op::StoreMatrix { from, transposed, at })
 }
 
 /// `mma.sync.aligned.m16n8kK.row.col.f32.T.T.f32`
-fn matrix(d: &mut Decoder, p: &mut Parts<'_>) -> Result<Op> {
+fn mma(d: &mut Decoder, p: &mut OpcodeReader<'_>) -> Result<Op> {
     let ops = p.operands;
     if !p.take("sync") || !p.take("aligned") {
         return p.unknown();
@@ -199,22 +199,22 @@ fn matrix(d: &mut Decoder, p: &mut Parts<'_>) -> Result<Op> {
     if !layout || a != b || !p.take("f32") {
         return p.unknown();
     }
-    // Depth, and how many registers hold a thread's part of the first and second operand.
+    // Element type, depth, and registers per thread of A and B.
     let (element, depth, registers) = match (a, shape) {
-        ("f16", "m16n8k16") => (MatrixElement::Half, 16, [4, 2]),
-        ("bf16", "m16n8k16") => (MatrixElement::Brain, 16, [4, 2]),
-        ("f16", "m16n8k8") => (MatrixElement::Half, 8, [2, 1]),
-        ("bf16", "m16n8k8") => (MatrixElement::Brain, 8, [2, 1]),
-        ("tf32", "m16n8k8") => (MatrixElement::Tensor, 8, [4, 2]),
-        ("tf32", "m16n8k4") => (MatrixElement::Tensor, 4, [2, 1]),
+        ("f16", "m16n8k16") => (MatrixType::F16, 16, [4, 2]),
+        ("bf16", "m16n8k16") => (MatrixType::Bf16, 16, [4, 2]),
+        ("f16", "m16n8k8") => (MatrixType::F16, 8, [2, 1]),
+        ("bf16", "m16n8k8") => (MatrixType::Bf16, 8, [2, 1]),
+        ("tf32", "m16n8k8") => (MatrixType::Tf32, 8, [4, 2]),
+        ("tf32", "m16n8k4") => (MatrixType::Tf32, 4, [2, 1]),
         _ => return p.unknown(),
     };
     p.done(4)?;
     let mut sources = |operand: &Operand, count: usize| -> Result<Vec<Reg>> {
         match operand {
-            Operand::Vector(parts) if parts.len() == count => parts.iter().map(|o| d.small(o)).collect(),
-            Operand::Name(_) if count == 1 => Ok(vec![d.small(operand)?]),
-            _ => error(p.line, format!("a fragment of {count} registers was expected")),
+            Operand::Vector(parts) if parts.len() == count => parts.iter().map(|o| d.r32(o)).collect(),
+            Operand::Name(_) if count == 1 => Ok(vec![d.r32(operand)?]),
+            _ => error(p.line, format!("expected a fragment of {count} registers")),
         }
     };
     let (mut a, mut b) = (sources(&ops[1], registers[0])?, sources(&ops[2], registers[1])?);
@@ -222,7 +222,7 @@ fn matrix(d: &mut Decoder, p: &mut Parts<'_>) -> Result<Op> {
     a.resize(4, a[0]);
     b.resize(2, b[0]);
     let Operand::Vector(parts) = &ops[0] else { return p.unknown() };
-    let to = parts.iter().map(|o| d.target(o, File::Small)).collect::<Result<Vec<_>>>()?;
-    let array = |v: Vec<Reg>| <[Reg; 4]>::try_from(v).or_else(|_| error(p.line, "a sum has 4 registers"));
-    Ok(Op::Matrix { element, depth, d: array(to)?, a: array(a)?, b: [b[0], b[1]], c: array(c)? })
+    let to = parts.iter().map(|o| d.target(o, RegisterFile::Bits32)).collect::<Result<Vec<_>>>()?;
+    let array = |v: Vec<Reg>| <[Reg; 4]>::try_from(v).or_else(|_| error(p.line, "the accumulator has 4 registers"));
+    Ok(Op::Mma { element, depth, d: array(to)?, a: array(a)?, b: [b[0], b[1]], c: array(c)? })
 }

@@ -1,11 +1,11 @@
-//! Opcodes of control flow, predicates, and of what the threads of a warp or block do together.
+//! Opcodes of control flow, predicates, barriers and warp-collective instructions.
 
-use super::decode::{Decoder, File};
-use super::opcodes::Parts;
-use super::program::{Binary, Compare, Logic, Number, Op, Order, Reg, Shuffle, Vote};
+use super::decode::{Decoder, RegisterFile};
+use super::opcodes::OpcodeReader;
+use super::program::{Binary, Compare, CompareType, Logic, Op, Order, Reg, Shuffle, Vote};
 use super::syntax::{Operand, Result, error};
 
-pub(super) fn decode(d: &mut Decoder, p: &mut Parts<'_>, name: &str) -> Result<Op> {
+pub(super) fn decode(d: &mut Decoder, p: &mut OpcodeReader<'_>, name: &str) -> Result<Op> {
     let ops = p.operands;
     match name {
         "setp" => compare(d, p),
@@ -29,18 +29,18 @@ pub(super) fn decode(d: &mut Decoder, p: &mut Parts<'_>, name: &str) -> Result<O
                 _ => return p.unknown(),
             };
             let to = if vote == Vote::Ballot && p.take("b32") {
-                File::Small
+                RegisterFile::Bits32
             } else if vote != Vote::Ballot && p.take("pred") {
-                File::Predicate
+                RegisterFile::Predicate
             } else {
                 return p.unknown();
             };
             p.done(3)?;
             let (a, negated) = match &ops[1] {
-                Operand::Not(name) => (d.named(name, File::Predicate)?, true),
-                other => (d.source(other, File::Predicate)?, false),
+                Operand::Not(name) => (d.named(name, RegisterFile::Predicate)?, true),
+                other => (d.source(other, RegisterFile::Predicate)?, false),
             };
-            Ok(Op::Vote { vote, d: d.target(&ops[0], to)?, a, negated, members: d.small(&ops[2])? })
+            Ok(Op::Vote { vote, d: d.target(&ops[0], to)?, a, negated, members: d.r32(&ops[2])? })
         }
         "redux" => {
             let name = if p.take("sync") { p.part()? } else { return p.unknown() };
@@ -57,25 +57,26 @@ pub(super) fn decode(d: &mut Decoder, p: &mut Parts<'_>, name: &str) -> Result<O
                 _ => return p.unknown(),
             };
             p.done(3)?;
-            let (a, members) = (d.small(&ops[1])?, d.small(&ops[2])?);
-            Ok(Op::Reduce { with, d: d.target(&ops[0], File::Small)?, a, members })
+            let (a, members) = (d.r32(&ops[1])?, d.r32(&ops[2])?);
+            Ok(Op::Reduce { with, d: d.target(&ops[0], RegisterFile::Bits32)?, a, members })
         }
         "activemask" => {
             if !p.take("b32") {
                 return p.unknown();
             }
             p.done(1)?;
-            Ok(Op::ActiveMask(d.target(&ops[0], File::Small)?))
+            Ok(Op::ActiveMask(d.target(&ops[0], RegisterFile::Bits32)?))
         }
         _ => p.unknown(),
     }
 }
 
 /// `and.pred`, `or.pred`, `xor.pred`
-pub(super) fn predicate_logic(d: &mut Decoder, p: &Parts<'_>, name: &str) -> Result<Op> {
+pub(super) fn predicate_logic(d: &mut Decoder, p: &OpcodeReader<'_>, name: &str) -> Result<Op> {
     let Some(logic) = logic(name) else { return p.unknown() };
-    let (a, b) = (d.source(&p.operands[1], File::Predicate)?, d.source(&p.operands[2], File::Predicate)?);
-    Ok(Op::PredicateLogic(logic, d.target(&p.operands[0], File::Predicate)?, a, b))
+    let (a, b) =
+        (d.source(&p.operands[1], RegisterFile::Predicate)?, d.source(&p.operands[2], RegisterFile::Predicate)?);
+    Ok(Op::PredicateLogic(logic, d.target(&p.operands[0], RegisterFile::Predicate)?, a, b))
 }
 
 fn logic(name: &str) -> Option<Logic> {
@@ -87,7 +88,7 @@ fn logic(name: &str) -> Option<Logic> {
     })
 }
 
-fn compare(d: &mut Decoder, p: &mut Parts<'_>) -> Result<Op> {
+fn compare(d: &mut Decoder, p: &mut OpcodeReader<'_>) -> Result<Op> {
     let ops = p.operands;
     let compare = match p.part()? {
         "eq" => Compare::Equal,
@@ -110,45 +111,45 @@ fn compare(d: &mut Decoder, p: &mut Parts<'_>) -> Result<Op> {
     _ = p.take("ftz");
     let (kind, file) = p.kind()?;
     p.done(if with.is_some() { 4 } else { 3 })?;
-    let number = match kind {
-        "u32" | "b32" | "u64" | "b64" => Number::Unsigned,
-        "s32" | "s64" => Number::Signed,
-        "f32" => Number::Single,
+    let compare_type = match kind {
+        "u32" | "b32" | "u64" | "b64" => CompareType::Unsigned,
+        "s32" | "s64" => CompareType::Signed,
+        "f32" => CompareType::F32,
         _ => return p.unknown(),
     };
     let real = matches!(compare, Compare::Unordered(_) | Compare::IsNumber | Compare::IsNan);
-    if real && number != Number::Single {
+    if real && compare_type != CompareType::F32 {
         return p.unknown();
     }
     let (a, b) = (d.source(&ops[1], file)?, d.source(&ops[2], file)?);
     let with = match (with, ops.get(3)) {
-        (Some(logic), Some(Operand::Not(name))) => Some((logic, d.named(name, File::Predicate)?, true)),
-        (Some(logic), Some(other)) => Some((logic, d.source(other, File::Predicate)?, false)),
+        (Some(logic), Some(Operand::Not(name))) => Some((logic, d.named(name, RegisterFile::Predicate)?, true)),
+        (Some(logic), Some(other)) => Some((logic, d.source(other, RegisterFile::Predicate)?, false)),
         _ => None,
     };
-    let (to, not) = pair(d, &ops[0], File::Predicate)?;
-    Ok(Op::SetPredicate { compare, number, wide: file == File::Wide, d: to, not, a, b, with })
+    let (to, not) = pair(d, &ops[0], RegisterFile::Predicate)?;
+    Ok(Op::SetPredicate { compare, compare_type, wide: file == RegisterFile::Bits64, d: to, not, a, b, with })
 }
 
-/// `d` or `d|p`, of which `p` is a predicate.
-fn pair(d: &Decoder, operand: &Operand, file: File) -> Result<(Reg, Option<Reg>)> {
+/// `d` or `d|p` with a predicate `p`.
+fn pair(d: &Decoder, operand: &Operand, file: RegisterFile) -> Result<(Reg, Option<Reg>)> {
     match operand {
         Operand::Pair(first, second) => {
             let first = d.target(&Operand::Name(first.clone()), file)?;
-            Ok((first, Some(d.named(second, File::Predicate)?)))
+            Ok((first, Some(d.named(second, RegisterFile::Predicate)?)))
         }
         one => Ok((d.target(one, file)?, None)),
     }
 }
 
-fn barrier(d: &mut Decoder, p: &mut Parts<'_>, aligned: bool) -> Result<Op> {
+fn barrier(d: &mut Decoder, p: &mut OpcodeReader<'_>, aligned: bool) -> Result<Op> {
     let ops = p.operands;
     if aligned && p.take("warp") {
         if !p.take("sync") {
             return p.unknown();
         }
         p.done(1)?;
-        return Ok(Op::WarpBarrier(d.small(&ops[0])?));
+        return Ok(Op::WarpBarrier(d.r32(&ops[0])?));
     }
     _ = p.take("cta");
     let waits = match p.part()? {
@@ -158,14 +159,14 @@ fn barrier(d: &mut Decoder, p: &mut Parts<'_>, aligned: bool) -> Result<Op> {
     };
     let aligned = p.take("aligned") || aligned;
     p.done(ops.len().clamp(1, 2))?;
-    let threads = if ops.len() == 2 { Some(d.small(&ops[1])?) } else { None };
+    let threads = if ops.len() == 2 { Some(d.r32(&ops[1])?) } else { None };
     if !waits && threads.is_none() {
-        return error(p.line, "who only arrives at a barrier says how many threads it is for");
+        return error(p.line, "barrier.arrive needs the number of threads");
     }
-    Ok(Op::Barrier { id: d.small(&ops[0])?, threads, waits, aligned })
+    Ok(Op::Barrier { id: d.r32(&ops[0])?, threads, waits, aligned })
 }
 
-fn shuffle(d: &mut Decoder, p: &mut Parts<'_>) -> Result<Op> {
+fn shuffle(d: &mut Decoder, p: &mut OpcodeReader<'_>) -> Result<Op> {
     let ops = p.operands;
     let shuffle = match (p.take("sync"), p.part()?) {
         (true, "idx") => Shuffle::Index,
@@ -178,7 +179,7 @@ fn shuffle(d: &mut Decoder, p: &mut Parts<'_>) -> Result<Op> {
         return p.unknown();
     }
     p.done(5)?;
-    let (to, found) = pair(d, &ops[0], File::Small)?;
-    let (a, b, c) = (d.small(&ops[1])?, d.small(&ops[2])?, d.small(&ops[3])?);
-    Ok(Op::Shuffle { shuffle, d: to, found, a, b, c, members: d.small(&ops[4])? })
+    let (to, found) = pair(d, &ops[0], RegisterFile::Bits32)?;
+    let (a, b, c) = (d.r32(&ops[1])?, d.r32(&ops[2])?, d.r32(&ops[3])?);
+    Ok(Op::Shuffle { shuffle, d: to, found, a, b, c, members: d.r32(&ops[4])? })
 }

@@ -1,10 +1,9 @@
-//! A kernel in the form in which it runs: operands are numbers of registers, and everything that text can say about an
-//! instruction is decided.
+//! A decoded kernel: instructions with register indices as operands.
 //!
-//! Constants and special registers (`%tid.x`) are registers that are filled before the first instruction, so no
-//! instruction asks what kind of operand it has.
+//! Constants and special registers (`%tid.x`) are registers filled before the first instruction, so an instruction
+//! never distinguishes kinds of operands.
 
-/// Number of a register in the file of its size; 16-bit values live in the lower half of 32-bit registers.
+/// Index of a register in its register file. 16-bit values use the lower half of 32-bit registers.
 pub(super) type Reg = u16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,47 +27,47 @@ pub(super) enum Binary {
     ShiftLeft,
     ShiftRightUnsigned,
     ShiftRightSigned,
-    AddSingle,
-    SubSingle,
-    MulSingle,
-    DivSingle,
-    MinSingle,
-    MaxSingle,
+    AddF32,
+    SubF32,
+    MulF32,
+    DivF32,
+    MinF32,
+    MaxF32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unary {
     Not,
     Negate,
-    NegateSingle,
+    NegateF32,
     AbsSigned,
-    AbsSingle,
+    AbsF32,
     PopulationCount,
     LeadingZeros,
     ReverseBits,
     Exp2,
     Log2,
     Reciprocal,
-    ReciprocalRoot,
-    Root,
+    ReciprocalSqrt,
+    Sqrt,
     Sine,
     Cosine,
-    HyperbolicTangent,
-    SingleOfUnsigned,
-    SingleOfSigned,
-    /// Single precision to integers or integral numbers, with the rounding that comes first.
-    UnsignedOfSingle(Rounding),
-    SignedOfSingle(Rounding),
-    IntegralSingle(Rounding),
-    /// To the range from 0 to 1; a NaN becomes 0.
+    Tanh,
+    F32FromU32,
+    F32FromS32,
+    /// f32 to integers, or to integral f32, with a rounding mode.
+    U32FromF32(Rounding),
+    S32FromF32(Rounding),
+    RoundF32(Rounding),
+    /// Clamp to [0, 1]; NaN becomes 0.
     Saturate,
-    SingleOfHalf,
-    HalfOfSingle,
-    SingleOfBrain,
-    BrainOfSingle,
-    /// To 10 bits of fraction, ties away from zero.
-    Tensor,
-    /// The lower bits, or their sign or zeros above them.
+    F32FromF16,
+    F16FromF32,
+    F32FromBf16,
+    Bf16FromF32,
+    /// Round to a 10-bit fraction, ties away from zero.
+    Tf32FromF32,
+    /// Keep the low bits, zero-extended or sign-extended.
     Low8,
     Low16,
     Sign8,
@@ -76,7 +75,7 @@ pub(super) enum Unary {
     Move,
 }
 
-/// To an integral number.
+/// Rounding mode of a conversion to integers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rounding {
     Nearest,
@@ -88,15 +87,15 @@ pub(super) enum Rounding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ternary {
     MulAdd,
-    FusedSingle,
-    /// `lop3` with its table.
-    Logic(u8),
+    FmaF32,
+    /// `lop3` with its truth table.
+    Lop3(u8),
     /// `bfe.u32`
-    Field,
+    BitField,
     Permute,
-    /// `cvt` of two numbers to one register, the first to the upper half.
-    HalfPair,
-    BrainPair,
+    /// `cvt` of two f32 to one register, the first to the upper half.
+    F16Pair,
+    Bf16Pair,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +106,7 @@ pub(super) enum Compare {
     LessOrEqual,
     Greater,
     GreaterOrEqual,
-    /// True also where one is a NaN: `equ`, `neu`, `ltu`, `leu`, `gtu`, `geu`.
+    /// Also true if an operand is NaN: `equ`, `neu`, `ltu`, `leu`, `gtu`, `geu`.
     Unordered(Order),
     IsNumber,
     IsNan,
@@ -124,10 +123,10 @@ pub(super) enum Order {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Number {
+pub(super) enum CompareType {
     Unsigned,
     Signed,
-    Single,
+    F32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,11 +136,11 @@ pub(super) enum Logic {
     Xor,
 }
 
-/// A number in memory.
+/// Element type of a load or store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Cell {
+pub(super) struct ElementType {
     pub bytes: u8,
-    /// Whether a smaller number than its register has its sign repeated.
+    /// Whether elements narrower than their register are sign-extended.
     pub signed: bool,
 }
 
@@ -151,11 +150,11 @@ pub(super) enum Space {
     Shared,
 }
 
-/// A register plus a fixed distance; shared addresses are in 32-bit registers, global ones in 64-bit registers.
+/// A base register plus a constant offset. Shared addresses are in 32-bit registers, global ones in 64-bit registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Address {
     pub base: Reg,
-    /// Whether the base is in a 64-bit register.
+    /// Whether the base is a 64-bit register.
     pub wide: bool,
     pub offset: i64,
 }
@@ -163,7 +162,7 @@ pub(super) struct Address {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Atomic {
     Add,
-    AddSingle,
+    AddF32,
     MinUnsigned,
     MinSigned,
     MaxUnsigned,
@@ -191,15 +190,15 @@ pub(super) enum Vote {
     Ballot,
 }
 
-/// Element types of a matrix product's first two operands; sums are in single precision.
+/// Element type of the A and B operands of `mma` and `wgmma`; accumulators are f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum MatrixElement {
-    Half,
-    Brain,
-    Tensor,
+pub(super) enum MatrixType {
+    F16,
+    Bf16,
+    Tf32,
 }
 
-/// Which phase of an `mbarrier` is waited for: the last one of a parity, or that of a token from an arrival.
+/// The `mbarrier` phase of a wait: the latest of a parity, or the phase of an arrival's token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     Parity(Reg),
@@ -212,7 +211,7 @@ pub(super) enum Mbarrier {
         count: Reg,
     },
     Invalidate,
-    /// Announces bytes, if any, then arrives.
+    /// Adds `bytes` to the expected transactions, if given, then arrives.
     Arrive {
         token: Option<Reg>,
         count: Option<Reg>,
@@ -221,7 +220,7 @@ pub(super) enum Mbarrier {
     Expect {
         bytes: Reg,
     },
-    /// `try_wait` suspends its thread, `test_wait` does not.
+    /// `try_wait` suspends the thread, `test_wait` does not.
     Wait {
         suspends: bool,
         done: Reg,
@@ -229,58 +228,58 @@ pub(super) enum Mbarrier {
     },
 }
 
-/// Where a bulk copy has its global side.
+/// The global-memory side of a bulk copy.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Outside {
+pub(super) enum GlobalSide {
     /// A tile of a tensor map, the innermost coordinate first.
     Tile { map: Reg, coordinates: Vec<Reg> },
-    /// Bytes in a row.
-    Row { at: Address, bytes: Reg },
+    /// Contiguous bytes.
+    Bytes { at: Address, bytes: Reg },
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Bulk {
     Load {
         to: Address,
-        from: Outside,
+        from: GlobalSide,
         mbarrier: Address,
     },
     Store {
-        to: Outside,
+        to: GlobalSide,
         from: Address,
     },
     Commit,
-    /// Waits until so many groups are left, for their reads or for all of them.
+    /// Waits until at most this many groups are in flight.
     Wait(u32),
 }
 
-/// Where `wgmma` has its first operand.
+/// The A operand of `wgmma`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Left {
+pub(super) enum OperandA {
     Shared { descriptor: Reg, transposed: bool },
     Registers([Reg; 4]),
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Multiply {
-    pub element: MatrixElement,
+pub(super) struct MmaAsync {
+    pub element: MatrixType,
     pub d: Vec<Reg>,
-    pub a: Left,
+    pub a: OperandA,
     pub b: Reg,
-    /// Whether the second operand has its columns in rows of memory.
+    /// Whether B is MN-major in shared memory.
     pub transposed: bool,
-    /// Whether the product is added to `d`.
-    pub adds: Reg,
-    /// Whether the operands are negated.
+    /// `scale-d`, a predicate: whether the result is added to `d` or replaces it.
+    pub accumulate: Reg,
+    /// `imm-scale-a` and `imm-scale-b` of -1.
     pub negated: [bool; 2],
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Product {
+pub(super) enum Wgmma {
     Fence,
-    Multiply(Multiply),
+    MmaAsync(MmaAsync),
     Commit,
-    /// Waits until so many groups are left.
+    /// Waits until at most this many groups are in flight.
     Wait(u32),
 }
 
@@ -289,11 +288,11 @@ pub(super) enum Op {
     Unary(Unary, Reg, Reg),
     Binary(Binary, Reg, Reg, Reg),
     Ternary(Ternary, Reg, Reg, Reg, Reg),
-    /// 64-bit arithmetic; shifts take their distance from a 32-bit register.
+    /// 64-bit arithmetic; the shift amount is in a 32-bit register.
     Binary64(Binary, Reg, Reg, Reg),
     MulAdd64(Reg, Reg, Reg, Reg),
     Unary64(Unary, Reg, Reg),
-    /// 32 by 32 to 64 bits, plus a 64-bit register if there is one.
+    /// 32 x 32 to 64 bits, plus an optional 64-bit addend.
     MulWide {
         signed: bool,
         d: Reg,
@@ -310,7 +309,7 @@ pub(super) enum Op {
         d: Reg,
         a: Reg,
     },
-    /// Two registers to one of twice the size, or back.
+    /// Two registers into one of twice the width, or back.
     Join64(Reg, [Reg; 2]),
     Split64([Option<Reg>; 2], Reg),
     Join32(Reg, [Reg; 2]),
@@ -324,7 +323,7 @@ pub(super) enum Op {
     },
     SetPredicate {
         compare: Compare,
-        number: Number,
+        compare_type: CompareType,
         wide: bool,
         d: Reg,
         not: Option<Reg>,
@@ -342,13 +341,13 @@ pub(super) enum Op {
     },
     Load {
         space: Space,
-        cell: Cell,
+        element: ElementType,
         to: Vec<Option<Reg>>,
         at: Address,
     },
     Store {
         space: Space,
-        cell: Cell,
+        element: ElementType,
         from: Vec<Reg>,
         at: Address,
     },
@@ -364,10 +363,11 @@ pub(super) enum Op {
         to: Address,
         from: Address,
         bytes: u32,
-        filled: Option<Reg>,
+        /// `src-size`; the rest of the destination becomes zero.
+        source_bytes: Option<Reg>,
     },
     CommitAsync,
-    /// How many groups may still be under way; none also waits for what was not committed.
+    /// Waits until at most this many groups are in flight; `None` waits for uncommitted copies too.
     WaitAsync(Option<u32>),
     Shuffle {
         shuffle: Shuffle,
@@ -402,8 +402,8 @@ pub(super) enum Op {
         transposed: bool,
         at: Address,
     },
-    Matrix {
-        element: MatrixElement,
+    Mma {
+        element: MatrixType,
         depth: u8,
         d: [Reg; 4],
         a: [Reg; 4],
@@ -419,9 +419,9 @@ pub(super) enum Op {
         aligned: bool,
     },
     WarpBarrier(Reg),
-    /// Orders memory; blocks of an emulated grid see each other's writes in order anyway.
+    /// A memory fence. No effect: emulated blocks see each other's writes in order.
     Fence,
-    /// Between what threads write and what asynchronous work reads; without `data` for `mbarrier`s alone.
+    /// `fence.proxy.async`; without `data` it is `fence.mbarrier_init`, for `mbarrier`s only.
     ProxyFence {
         data: bool,
     },
@@ -430,7 +430,7 @@ pub(super) enum Op {
         at: Address,
     },
     Bulk(Bulk),
-    Product(Product),
+    Wgmma(Wgmma),
     /// `setmaxnreg`
     Registers,
     Elect {
@@ -446,18 +446,18 @@ pub(super) struct Instruction {
     /// A predicate, and whether it is negated.
     pub guard: Option<(Reg, bool)>,
     pub op: Op,
-    /// 32-bit registers that it writes.
+    /// 32-bit registers that the instruction writes.
     pub targets: Vec<Reg>,
 }
 
 impl Op {
-    /// Whether it is asynchronous work, or what belongs to that.
+    /// Whether the instruction belongs to Hopper's asynchronous ones.
     pub fn is_asynchronous(&self) -> bool {
-        matches!(self, Op::Mbarrier { .. } | Op::Bulk(_) | Op::Product(_))
+        matches!(self, Op::Mbarrier { .. } | Op::Bulk(_) | Op::Wgmma(_))
     }
 }
 
-/// What fills a register before the first instruction.
+/// Value of a register before the first instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Preset {
     Constant(u64),
@@ -467,42 +467,42 @@ pub(super) enum Preset {
     Blocks(u8),
     Lane,
     Warp,
-    /// Lanes before this one.
+    /// Mask of the lanes below this one.
     LanesBelow,
 }
 
-/// A parameter's place among the bytes of all parameters.
+/// A kernel parameter and its offset in the parameter space.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Parameter {
     pub name: String,
     pub offset: u32,
     pub bytes: u32,
-    /// Whether it is the 128 bytes of a tensor map.
+    /// Whether the parameter is a tensor map (128 bytes).
     pub is_map: bool,
 }
 
-/// Where parameters have addresses, which only tensor maps need.
+/// Generic address of the parameter space, needed for tensor maps.
 pub(super) const PARAMETERS: u64 = 0x8_0000_0000;
-/// Bytes of a tensor map.
+/// Size of a tensor map.
 pub(super) const MAP_BYTES: u32 = 128;
 
-/// An entry of a module, ready to run.
+/// A decoded entry of a module.
 #[derive(Clone, Debug)]
 pub struct Kernel {
     pub(super) name: String,
     pub(super) threads: [u32; 3],
     pub(super) parameters: Vec<Parameter>,
-    /// Most shared memory of a block on any device that runs it.
-    pub(super) most_shared: u32,
-    /// The address at which its shared memory begins.
+    /// Limit of shared memory per block on the smallest device that runs this kernel.
+    pub(super) max_shared: u32,
+    /// Address of the first byte of shared memory.
     pub(super) shared_base: u32,
     pub(super) shared_bytes: u32,
-    /// Where shared memory begins whose length a launch says.
-    pub(super) dynamic: Option<u32>,
+    /// Offset of dynamic shared memory, if the kernel declares any.
+    pub(super) dynamic_shared: Option<u32>,
     pub(super) code: Vec<Instruction>,
-    /// Whether it starts asynchronous work.
+    /// Whether it has Hopper's asynchronous instructions.
     pub(super) asynchronous: bool,
-    /// Names of 32-bit, 64-bit and predicate registers, for messages.
+    /// Names of the 32-bit, 64-bit and predicate registers, for messages.
     pub(super) names: [Vec<String>; 3],
     pub(super) presets: Vec<(Reg, Preset)>,
     pub(super) presets64: Vec<(Reg, u64)>,
@@ -514,12 +514,12 @@ impl Kernel {
         &self.name
     }
 
-    /// Threads of a block.
+    /// Threads per block.
     pub fn threads(&self) -> u32 {
         self.threads.iter().product()
     }
 
-    /// Bytes that a block shares beside those that a launch asks for.
+    /// Static shared memory of a block, in bytes.
     pub fn shared_bytes(&self) -> u32 {
         self.shared_bytes
     }

@@ -1,25 +1,25 @@
-//! Shared memory of a block, with what is needed to find races in it.
+//! Shared memory of a block, with race detection.
 //!
-//! Every word remembers when and by whom it was last written and read; the [`Clock`] knows up to which time each warp has
-//! seen the others. An access that the accessing thread has not seen yet, of which one is a write, is a race: on a GPU it
-//! may come first or last. What reaches shared memory by the asynchronous proxy is in `shared_async`.
+//! A shadow word records when and by which thread each word was last written and read. Two accesses race if one is a
+//! write and neither happens before the other according to the [`Clock`]. Accesses by the asynchronous proxy are in
+//! `shared_async`.
 
 use super::clock::Clock;
 use super::fault::{Check, Outcome, stop};
 
-/// Most warps of a block.
+/// Limit of warps per block.
 pub(super) const WARPS: usize = 32;
 
-/// What is in a word.
+/// What a word holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Holds {
+pub(super) enum Contents {
     #[default]
     Data,
-    /// What `cp.async` still brings.
+    /// The destination of a `cp.async` in flight.
     Copy,
-    /// What a bulk copy still brings.
+    /// The destination of a bulk copy in flight.
     Bulk,
-    /// A part of an `mbarrier`.
+    /// Part of an `mbarrier`.
     Mbarrier,
 }
 
@@ -27,27 +27,27 @@ pub(super) enum Holds {
 pub(super) struct Shadow {
     pub written_at: u32,
     pub read_at: u32,
-    /// Warps that read it at that time.
+    /// Mask of the warps that read it at `read_at`.
     pub readers: u32,
-    /// Warps that read it before, from that time on, and that a later reader had not seen.
+    /// Mask of the warps whose earlier reads do not happen before the later ones, and the first of these times.
     pub earlier_readers: u32,
     pub earlier_at: u32,
-    /// A thread, or 32 times the number of an agent that is no warp.
+    /// The last writer: a thread, or 32 times the index of an agent that is not a warp.
     pub writer: u16,
-    /// The last of the readers.
+    /// The last reader.
     pub reader: u16,
-    /// Which bytes hold something.
+    /// Mask of the bytes that were ever written.
     pub filled: u8,
-    /// Which bytes were written at that time.
+    /// Mask of the bytes written at `written_at`.
     pub bytes: u8,
-    pub holds: Holds,
+    pub holds: Contents,
 }
 
 pub(super) struct Shared {
     pub(super) words: Vec<u32>,
     pub(super) shadow: Vec<Shadow>,
-    /// For every 16 bytes and every warp: when its `wgmma` last read them, then the same of its bulk stores. Empty if the
-    /// kernel has neither.
+    /// For every 16 bytes: time of the last `wgmma` read of each warp, then of the last bulk-store read of each warp.
+    /// Empty if the kernel has no asynchronous work.
     pub(super) asynchronous_reads: Vec<u32>,
     pub(super) warps: usize,
     base: u32,
@@ -55,7 +55,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Memory of a block of so many warps; `asynchronous` if its kernel starts asynchronous work.
+    /// Shared memory of a block of `warps` warps; `asynchronous` if its kernel has asynchronous work.
     pub fn new(base: u32, bytes: u32, warps: usize, asynchronous: bool) -> Shared {
         let words = bytes.div_ceil(4) as usize;
         let reads = if asynchronous { words.div_ceil(4) * 2 * warps } else { 0 };
@@ -69,32 +69,31 @@ impl Shared {
         }
     }
 
-    /// Forgets everything, for the next block.
+    /// Marks everything as unwritten, for the next block.
     pub fn clear(&mut self) {
         self.shadow.fill(Shadow::default());
         self.asynchronous_reads.fill(0);
     }
 
-    /// First word of an access and the byte in it; the address is a multiple of `aligned`.
-    pub(super) fn locate(&self, address: u32, bytes: u32, aligned: u32, lane: usize) -> Outcome<(usize, u32)> {
+    /// First word of an access and the byte in it. The address must be a multiple of `alignment`.
+    pub(super) fn locate(&self, address: u32, bytes: u32, alignment: u32, lane: usize) -> Outcome<(usize, u32)> {
         let at = address.wrapping_sub(self.base);
         if at > self.bytes || bytes > self.bytes - at {
             let detail = format!("{bytes} bytes at byte {} of {} shared bytes", at as i32, self.bytes);
             return stop(lane, Check::OutOfBounds, detail);
         }
-        if !address.is_multiple_of(aligned) {
+        if !address.is_multiple_of(alignment) {
             return stop(lane, Check::Misaligned, format!("{bytes} bytes at shared byte {at}, address {address}"));
         }
         Ok(((at / 4) as usize, at % 4))
     }
 
-    /// Index of the first word of an access, for counting.
+    /// Index of the word at an address.
     pub fn word(&self, address: u32) -> u32 {
         address.wrapping_sub(self.base) / 4
     }
 
-    /// Whether all threads of a warp may read this as soon as one of them may: it was written before anything that some
-    /// warp has not seen yet.
+    /// Whether the last write happens before every access of the warp, so that one check serves all its threads.
     pub fn is_settled(&self, address: u32, bytes: u32, warp: usize, clock: &Clock) -> bool {
         let first = self.word(address) as usize;
         self.shadow[first..first + bytes.div_ceil(4) as usize].iter().all(|s| s.written_at <= clock.oldest(warp))
@@ -107,7 +106,7 @@ impl Shared {
         let mask = if bytes < 4 { ((1u8 << bytes) - 1) << byte } else { 15 };
         let mut out = [0; 4];
         for (i, word) in out.iter_mut().enumerate().take(bytes.div_ceil(4) as usize) {
-            self.note_read(first + i, mask, thread, clock)?;
+            self.record_read(first + i, mask, thread, clock)?;
             *word = self.words[first + i];
         }
         if bytes < 4 {
@@ -122,54 +121,54 @@ impl Shared {
         let (first, byte) = self.locate(address, bytes, bytes, lane)?;
         if bytes < 4 {
             let bits = ((1u32 << (8 * bytes)) - 1) << (8 * byte);
-            self.note_write(first, ((1u8 << bytes) - 1) << byte, thread, clock)?;
+            self.record_write(first, ((1u8 << bytes) - 1) << byte, thread, clock)?;
             self.words[first] = self.words[first] & !bits | words[0] << (8 * byte) & bits;
             return Ok(());
         }
         for (i, word) in words.iter().enumerate().take(bytes as usize / 4) {
-            self.note_write(first + i, 15, thread, clock)?;
+            self.record_write(first + i, 15, thread, clock)?;
             self.words[first + i] = *word;
         }
         Ok(())
     }
 
-    /// Replaces a word and returns what it was. Atomics of different threads are no race; with other accesses they are.
+    /// Updates a word atomically and returns the old value. Two atomics do not race; an atomic and another access may.
     pub fn update(&mut self, address: u32, thread: u16, clock: &Clock, with: impl Fn(u32) -> u32) -> Outcome<u32> {
         let (word, _) = self.locate(address, 4, 4, usize::from(thread % 32))?;
         let before = self.shadow[word];
-        if before.filled != 15 || before.holds != Holds::Data {
-            self.note_read(word, 15, thread, clock)?;
+        if before.filled != 15 || before.holds != Contents::Data {
+            self.record_read(word, 15, thread, clock)?;
         }
         let old = self.words[word];
         self.words[word] = with(old);
         Ok(old)
     }
 
-    /// Announces that `cp.async` will fill this.
+    /// Marks the destination of a `cp.async`.
     pub fn await_copy(&mut self, address: u32, bytes: u32, thread: u16, clock: &Clock) -> Outcome {
         let (first, _) = self.locate(address, bytes, bytes, usize::from(thread % 32))?;
         for word in first..first + bytes as usize / 4 {
-            self.note_write(word, 15, thread, clock)?;
-            self.shadow[word].holds = Holds::Copy;
+            self.record_write(word, 15, thread, clock)?;
+            self.shadow[word].holds = Contents::Copy;
         }
         Ok(())
     }
 
-    /// The announced bytes have arrived.
+    /// Completes a copy: writes its bytes.
     pub fn land(&mut self, address: u32, words: &[u32], thread: u16, time: u32) {
         let first = self.word(address) as usize;
         self.words[first..first + words.len()].copy_from_slice(words);
         for shadow in &mut self.shadow[first..first + words.len()] {
-            (shadow.holds, shadow.written_at, shadow.writer) = (Holds::Data, time, thread);
+            (shadow.holds, shadow.written_at, shadow.writer) = (Contents::Data, time, thread);
             (shadow.filled, shadow.bytes, shadow.earlier_readers) = (15, 15, 0);
         }
     }
 
     #[inline]
-    fn note_read(&mut self, word: usize, mask: u8, thread: u16, clock: &Clock) -> Outcome {
+    fn record_read(&mut self, word: usize, mask: u8, thread: u16, clock: &Clock) -> Outcome {
         let warp = usize::from(thread / 32);
         let shadow = &mut self.shadow[word];
-        if shadow.holds != Holds::Data {
+        if shadow.holds != Contents::Data {
             return unready(word, thread, shadow.holds, "read");
         }
         if shadow.filled & mask != mask {
@@ -183,7 +182,7 @@ impl Shared {
             return race(thread, word, ["read", "written"], shadow.writer, clock);
         }
         if shadow.read_at != clock.now {
-            // Who has seen the readers before stands for them.
+            // Earlier readers that happen before this read need no entry of their own.
             let unseen = |v: &usize| shadow.readers >> v & 1 != 0 && shadow.read_at > clock.seen(warp, *v);
             for other in (0..clock.warps()).filter(unseen) {
                 let first = shadow.earlier_readers == 0;
@@ -197,13 +196,13 @@ impl Shared {
         Ok(())
     }
 
-    /// That a thread may write a word now, or start a copy that does.
+    /// Checks that a thread may write a word now, or start a copy that writes it.
     #[inline]
     pub(super) fn may_write(&self, word: usize, mask: u8, thread: u16, clock: &Clock) -> Outcome {
         let warp = usize::from(thread / 32);
         let shadow = &self.shadow[word];
         let oldest = clock.oldest(warp);
-        if shadow.holds != Holds::Data {
+        if shadow.holds != Contents::Data {
             return unready(word, thread, shadow.holds, "written");
         }
         if shadow.written_at > oldest
@@ -233,7 +232,7 @@ impl Shared {
     }
 
     #[inline]
-    pub(super) fn note_write(&mut self, word: usize, mask: u8, thread: u16, clock: &Clock) -> Outcome {
+    pub(super) fn record_write(&mut self, word: usize, mask: u8, thread: u16, clock: &Clock) -> Outcome {
         self.may_write(word, mask, thread, clock)?;
         let shadow = &mut self.shadow[word];
         shadow.bytes = if shadow.written_at == clock.now { shadow.bytes | mask } else { mask };
@@ -244,34 +243,34 @@ impl Shared {
 }
 
 #[cold]
-pub(super) fn unready(word: usize, thread: u16, holds: Holds, now: &str) -> Outcome {
+pub(super) fn unready(word: usize, thread: u16, holds: Contents, now: &str) -> Outcome {
     let byte = 4 * word;
     let (check, detail) = match holds {
-        Holds::Copy => {
-            (Check::MissingWait, format!("shared byte {byte} is {now} while it is still being copied by cp.async"))
+        Contents::Copy => {
+            (Check::MissingWait, format!("shared byte {byte} is {now} while a cp.async into it is in flight"))
         }
-        Holds::Bulk => {
-            let why = "the mbarrier's phase that announces it has not completed";
-            (Check::MissingWait, format!("shared byte {byte} is {now} while a bulk copy fills it; {why}"))
+        Contents::Bulk => {
+            let why = "the mbarrier phase of the copy has not completed";
+            (Check::MissingWait, format!("shared byte {byte} is {now} while a bulk copy into it is in flight: {why}"))
         }
-        Holds::Data | Holds::Mbarrier => {
-            (Check::Mbarrier, format!("shared byte {byte} is {now} and holds an mbarrier"))
+        Contents::Data | Contents::Mbarrier => {
+            (Check::Mbarrier, format!("shared byte {byte} is {now} but holds an mbarrier"))
         }
     };
     stop(usize::from(thread % 32), check, detail)
 }
 
-/// `now` and `before` say what is done and was done to the word, `other` who did.
+/// A race of `thread`, whose access is `now`, with the earlier access `before` of thread `other`.
 #[cold]
 pub(super) fn race(thread: u16, word: usize, [now, before]: [&str; 2], other: u16, clock: &Clock) -> Outcome {
     let byte = 4 * word;
     let lane = usize::from(thread % 32);
     if let Some(mbarrier) = clock.mbarrier_of(usize::from(other / 32)) {
         let detail = format!(
-            "shared byte {byte}, which a bulk copy filled, is {now} by who has not waited for mbarrier number {mbarrier}"
+            "shared byte {byte}, filled by a bulk copy, is {now} by a thread that did not wait for mbarrier {mbarrier}"
         );
         return stop(lane, Check::MissingWait, detail);
     }
-    let detail = format!("shared byte {byte} is {now} after thread {other} has {before} it, with no barrier between");
+    let detail = format!("shared byte {byte} is {now} after thread {other} has {before} it, without a barrier between");
     stop(lane, Check::SharedRace, detail)
 }

@@ -1,14 +1,14 @@
-//! PTX text to statements: names are not yet looked up, opcodes not yet understood.
+//! The PTX parser: text to statements, without name lookup or decoding.
 //!
-//! The grammar is the part of PTX that hand-written kernels need: one module with entries, their parameters, registers
-//! and shared arrays, labels, and instructions. Everything keeps its line, which faults report.
+//! It covers the part of PTX that the kernels use: a module with entries, their parameters, registers and shared
+//! arrays, labels, and instructions. Statements keep their line for error messages.
 
-/// What is wrong with a text, and where.
+/// An error in a PTX text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SyntaxError {
-    /// Line, from one on.
+    /// Line, counted from 1.
     pub line: u32,
-    /// What was found and what was expected.
+    /// What is wrong.
     pub reason: String,
 }
 
@@ -24,15 +24,15 @@ pub(super) fn error<T>(line: u32, reason: impl Into<String>) -> Result<T> {
     Err(SyntaxError { line, reason: reason.into() })
 }
 
-/// An operand as it is written.
+/// An operand as written.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Operand {
     Name(String),
     /// `!p`
     Not(String),
     Integer(u64),
-    /// Bits of a single-precision number.
-    Single(u32),
+    /// Bits of an f32.
+    F32(u32),
     /// `[base + offset]`
     Address(String, i64),
     /// `[map, {x, y}]`
@@ -47,7 +47,7 @@ pub(super) enum Operand {
 pub(super) struct Instruction {
     /// A predicate, and whether it is negated.
     pub guard: Option<(String, bool)>,
-    /// The opcode's parts between dots.
+    /// The opcode, split at the dots.
     pub opcode: Vec<String>,
     pub operands: Vec<Operand>,
 }
@@ -58,13 +58,13 @@ pub(super) enum Statement {
     Instruction(Instruction),
 }
 
-/// `.reg`, `.shared` or `.param`: a type, a name, how many registers or elements.
+/// A `.reg`, `.shared` or `.param` declaration.
 #[derive(Clone, Debug)]
 pub(super) struct Declaration {
     pub line: u32,
     pub kind: String,
     pub name: String,
-    /// Elements of an array; registers of a numbered family, which have names from 0 on.
+    /// Length of an array, or number of registers `name0`, `name1`, ...
     pub count: Option<u32>,
     pub align: u32,
 }
@@ -72,18 +72,18 @@ pub(super) struct Declaration {
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub name: String,
-    /// The architecture that the module is for.
+    /// The module's `.target`.
     pub target: String,
     pub threads: Option<[u32; 3]>,
     pub parameters: Vec<Declaration>,
     pub registers: Vec<Declaration>,
     pub shared: Vec<Declaration>,
-    /// The module's arrays whose length a launch says.
+    /// The module's `.extern .shared` arrays.
     pub dynamic: Vec<Declaration>,
     pub body: Vec<(u32, Statement)>,
 }
 
-/// A module as it is written.
+/// A parsed module.
 #[derive(Clone, Debug)]
 pub(super) struct Text {
     pub entries: Vec<Entry>,
@@ -95,7 +95,7 @@ fn is_word(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '_' | '$' | '%' | '.')
 }
 
-/// Words, and single characters that are none. Two colons belong to a word (`L2::128B`), one ends a label.
+/// Splits a text into words and punctuation. `::` is part of a word (`L2::128B`), a single colon ends a label.
 fn tokens(text: &str) -> Result<Vec<Token>> {
     let mut all = Vec::new();
     let (mut line, mut chars) = (1, text.chars().peekable());
@@ -159,7 +159,7 @@ pub(super) fn parse(text: &str) -> Result<Text> {
                 parser.expect(";")?;
             }
             ".entry" => entries.push(parser.entry()?),
-            other => return error(parser.line, format!("{other:?} where a directive of a module was expected")),
+            other => return error(parser.line, format!("expected a module directive, found {other:?}")),
         }
     }
     Ok(Text { entries })
@@ -183,7 +183,7 @@ impl Parser {
     fn next(&mut self) -> Result<String> {
         match self.try_next() {
             Some(word) => Ok(word),
-            None => error(self.line, "the text ends too early"),
+            None => error(self.line, "unexpected end of the text"),
         }
     }
 
@@ -191,7 +191,7 @@ impl Parser {
         self.tokens.get(self.at).map_or("", |(_, word)| word)
     }
 
-    /// Takes the next token if it is this one.
+    /// Consumes the next token if it equals `wanted`.
     fn take(&mut self, wanted: &str) -> bool {
         let is = self.peek() == wanted;
         if is {
@@ -202,12 +202,12 @@ impl Parser {
 
     fn expect(&mut self, wanted: &str) -> Result<()> {
         let found = self.next()?;
-        if found == wanted { Ok(()) } else { error(self.line, format!("{found:?} where {wanted:?} was expected")) }
+        if found == wanted { Ok(()) } else { error(self.line, format!("expected {wanted:?}, found {found:?}")) }
     }
 
     fn integer(&mut self) -> Result<u64> {
         let word = self.next()?;
-        integer(&word).map_or_else(|| error(self.line, format!("{word:?} is no integer")), Ok)
+        integer(&word).map_or_else(|| error(self.line, format!("expected an integer, found {word:?}")), Ok)
     }
 
     fn entry(&mut self) -> Result<Entry> {
@@ -234,7 +234,7 @@ impl Parser {
             match self.next()?.as_str() {
                 ".reqntid" => entry.threads = Some(self.dimensions()?),
                 ".maxntid" | ".minnctapersm" | ".maxnreg" => _ = self.dimensions()?,
-                other => return error(self.line, format!("{other:?} is no directive of an entry that is known")),
+                other => return error(self.line, format!("unknown entry directive {other:?}")),
             }
         }
         while !self.take("}") {
@@ -253,7 +253,7 @@ impl Parser {
         Ok(all)
     }
 
-    /// `.align 16 .b8 name[64]`, `.f32 a, b, c<4>`: what follows the state space.
+    /// Declarations after their state space: `.align 16 .b8 name[64]`, `.f32 a, b, c<4>`.
     fn declarations(&mut self) -> Result<Vec<Declaration>> {
         let mut align = 1;
         let mut kind = self.next()?;
@@ -273,7 +273,7 @@ impl Parser {
             };
             let count = match closing {
                 Some(closing) => {
-                    // No length: that of a launch.
+                    // Without a length: dynamic shared memory.
                     let count =
                         if self.peek() == closing { 0 } else { u32::try_from(self.integer()?).unwrap_or(u32::MAX) };
                     self.expect(closing)?;
@@ -283,7 +283,7 @@ impl Parser {
             };
             let kind = kind.trim_start_matches('.').to_owned();
             all.push(Declaration { line: self.line, kind, name, count, align });
-            // In a list of parameters the comma separates declarations.
+            // In a parameter list a comma starts the next declaration.
             if self.peek() != "," || self.is_before_directive() {
                 return Ok(all);
             }
@@ -340,8 +340,8 @@ impl Parser {
             "!" => Ok(Operand::Not(self.next()?)),
             "-" => Ok(match self.operand()? {
                 Operand::Integer(n) => Operand::Integer(n.wrapping_neg()),
-                Operand::Single(bits) => Operand::Single(bits ^ 0x8000_0000),
-                _ => return error(self.line, "a minus before what is no number"),
+                Operand::F32(bits) => Operand::F32(bits ^ 0x8000_0000),
+                _ => return error(self.line, "expected a number after '-'"),
             }),
             "{" => {
                 let mut parts = Vec::new();
@@ -355,7 +355,7 @@ impl Parser {
                 let base = self.next()?;
                 if self.take(",") {
                     let Operand::Vector(coordinates) = self.operand()? else {
-                        return error(self.line, "coordinates of a tile are a vector");
+                        return error(self.line, "expected a vector of tile coordinates");
                     };
                     self.expect("]")?;
                     return Ok(Operand::Tile(base, coordinates));
@@ -365,7 +365,7 @@ impl Parser {
                     let sign = self.next()?;
                     let negative = sign == "-" || self.take("-");
                     if sign != "+" && sign != "-" {
-                        return error(self.line, "an address is a name and offsets");
+                        return error(self.line, "expected an address: a name with offsets");
                     }
                     let by = self.integer()? as i64;
                     offset += if negative { -by } else { by };
@@ -381,16 +381,16 @@ impl Parser {
     fn number(&self, word: &str) -> Result<Operand> {
         if let Some(bits) = word.strip_prefix("0f").or_else(|| word.strip_prefix("0F")) {
             if let (Ok(bits), 8) = (u32::from_str_radix(bits, 16), bits.len()) {
-                return Ok(Operand::Single(bits));
+                return Ok(Operand::F32(bits));
             }
         } else if word.contains('.') {
             if let Ok(x) = word.parse::<f32>() {
-                return Ok(Operand::Single(x.to_bits()));
+                return Ok(Operand::F32(x.to_bits()));
             }
         } else if let Some(n) = integer(word) {
             return Ok(Operand::Integer(n));
         }
-        error(self.line, format!("{word:?} is no number"))
+        error(self.line, format!("expected a number, found {word:?}"))
     }
 }
 
@@ -427,7 +427,7 @@ top:
 }";
 
     #[test]
-    fn a_module_is_taken_apart() {
+    fn a_module_parses_to_its_declarations_and_statements() {
         let text = parse(MODULE).unwrap();
         let entry = &text.entries[0];
         assert_eq!((entry.name.as_str(), entry.threads), ("f", Some([64, 2, 1])));
@@ -440,7 +440,7 @@ top:
         assert_eq!(store.opcode, ["st", "shared", "v2", "f32"]);
         assert_eq!(store.operands[0], Operand::Address("tile".to_owned(), 8));
         let Statement::Instruction(mov) = &entry.body[3].1 else { panic!() };
-        assert_eq!(mov.operands[1], Operand::Single(0xbf80_0000));
+        assert_eq!(mov.operands[1], Operand::F32(0xbf80_0000));
     }
 
     #[test]

@@ -1,17 +1,17 @@
-//! The state of a warp: registers of its 32 threads, and which of them are where.
+//! The state of a warp: registers and program counters of its 32 lanes.
 //!
-//! Threads that stand at the same place run together. Of several places the one earliest in the text comes first, so
-//! threads that took different ways meet again where the ways join, as on hardware that waits at the joint.
+//! Lanes with the same program counter run together. After a divergence the lanes with the lowest program counter run
+//! first, so that diverged lanes reconverge where their paths join.
 
 use super::fault::{Check, Outcome, Stop, stop};
-use super::product::Products;
 use super::program::{Kernel, Phase, Preset, Reg};
+use super::wgmma::WgmmaState;
 
-/// Threads of a warp.
+/// Threads per warp.
 pub(super) const LANES: usize = 32;
 
-/// A copy by `cp.async` that has not arrived.
-pub(super) struct Copy {
+/// A `cp.async` in flight.
+pub(super) struct AsyncCopy {
     pub lane: u8,
     pub group: u32,
     pub to: u32,
@@ -22,78 +22,78 @@ pub(super) struct Copy {
 /// What a warp waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wait {
-    /// A barrier, by its number.
+    /// A hardware barrier.
     Barrier(u32),
-    /// The end of a phase, after which it is asked for again.
+    /// The completion of an `mbarrier` phase, after which the warp retries its `try_wait`.
     Phase { mbarrier: usize, phase: Phase, value: u64 },
-    /// That others have had their turn.
-    Turn,
+    /// One round of the other warps.
+    Yield,
 }
 
 pub(super) struct Warp {
     pub index: usize,
-    /// Lanes that have a thread.
+    /// Mask of the lanes that have a thread.
     pub all: u32,
     pub exited: u32,
-    pub place: u32,
+    pub pc: u32,
     pub active: u32,
-    /// Lanes elsewhere, the earliest place last.
-    elsewhere: Vec<(u32, u32)>,
-    small: Vec<[u32; LANES]>,
-    wide: Vec<[u64; LANES]>,
+    /// Other lanes by program counter, the lowest last.
+    diverged: Vec<(u32, u32)>,
+    r32: Vec<[u32; LANES]>,
+    r64: Vec<[u64; LANES]>,
     predicates: Vec<u32>,
-    /// Which lanes of a register were written, for the three files.
+    /// Masks of the lanes that have written each register, for the three register files.
     written: [Vec<u32>; 3],
-    pub copies: Vec<Copy>,
-    /// Groups of copies that each lane has committed.
+    pub async_copies: Vec<AsyncCopy>,
+    /// `cp.async` groups that each lane has committed.
     pub committed: [u32; LANES],
-    /// Groups of bulk stores: when each was committed, and of the open one whether it has any.
+    /// Commit times of the groups of bulk stores in flight.
     pub stores: Vec<u32>,
+    /// Whether there are uncommitted bulk stores.
     pub has_open_stores: bool,
-    /// What its `wgmma` do.
-    pub products: Products,
+    pub wgmma: WgmmaState,
     pub waits: Option<Wait>,
-    pub steps: u64,
+    pub executed: u64,
 }
 
 impl Warp {
     pub fn new(kernel: &Kernel, index: usize) -> Warp {
         let threads = (kernel.threads() as usize - LANES * index).min(LANES);
-        let [small, wide, predicates] = kernel.names.each_ref().map(Vec::len);
+        let [r32, r64, predicates] = kernel.names.each_ref().map(Vec::len);
         let mut warp = Warp {
             index,
             all: if threads == LANES { u32::MAX } else { (1 << threads) - 1 },
             exited: 0,
-            place: 0,
+            pc: 0,
             active: 0,
-            elsewhere: Vec::new(),
-            small: vec![[0; LANES]; small],
-            wide: vec![[0; LANES]; wide],
+            diverged: Vec::new(),
+            r32: vec![[0; LANES]; r32],
+            r64: vec![[0; LANES]; r64],
             predicates: vec![0; predicates],
-            written: [vec![0; small], vec![0; wide], vec![0; predicates]],
-            copies: Vec::new(),
+            written: [vec![0; r32], vec![0; r64], vec![0; predicates]],
+            async_copies: Vec::new(),
             committed: [0; LANES],
             stores: Vec::new(),
             has_open_stores: false,
-            products: Products::new(kernel, small),
+            wgmma: WgmmaState::new(kernel, r32),
             waits: None,
-            steps: 0,
+            executed: 0,
         };
         for &(reg, bits) in &kernel.presets64 {
-            warp.wide[usize::from(reg)] = [bits; LANES];
+            warp.r64[usize::from(reg)] = [bits; LANES];
         }
         warp
     }
 
-    /// Ready for another block of the grid.
+    /// Prepares the warp for another block of the grid.
     pub fn reset(&mut self, kernel: &Kernel, block: [u32; 3], grid: [u32; 3]) {
-        (self.exited, self.place, self.active, self.steps) = (0, 0, self.all, 0);
-        self.elsewhere.clear();
-        self.copies.clear();
+        (self.exited, self.pc, self.active, self.executed) = (0, 0, self.all, 0);
+        self.diverged.clear();
+        self.async_copies.clear();
         self.committed = [0; LANES];
         self.stores.clear();
         self.has_open_stores = false;
-        self.products.clear();
+        self.wgmma.clear();
         self.waits = None;
         self.written.iter_mut().for_each(|file| file.fill(0));
         let [x, y, _] = kernel.threads;
@@ -111,7 +111,7 @@ impl Warp {
                     Preset::LanesBelow => (1 << lane) - 1,
                 }
             };
-            self.small[usize::from(reg)] = std::array::from_fn(of_lane);
+            self.r32[usize::from(reg)] = std::array::from_fn(of_lane);
             self.written[0][usize::from(reg)] = u32::MAX;
         }
         for &(reg, _) in &kernel.presets64 {
@@ -119,7 +119,7 @@ impl Warp {
         }
     }
 
-    /// Lanes that have not ended.
+    /// Mask of the lanes that have not exited.
     pub fn running(&self) -> u32 {
         self.all & !self.exited
     }
@@ -128,54 +128,54 @@ impl Warp {
         self.running() == 0
     }
 
-    /// Threads of the block before this warp's.
+    /// Index of the warp's first thread in the block.
     pub fn first_thread(&self) -> u16 {
         (LANES * self.index) as u16
     }
 
-    /// Goes on with the earliest lanes, which may have caught up with others.
+    /// Selects the lanes with the lowest program counter, and merges lanes with equal ones.
     #[inline]
-    pub fn settle(&mut self) {
-        while let Some(&(place, lanes)) = self.elsewhere.last() {
-            if self.active == 0 || place < self.place {
-                let own = (self.place, self.active);
-                (self.place, self.active) = (place, lanes);
-                self.elsewhere.pop();
+    pub fn reconverge(&mut self) {
+        while let Some(&(pc, lanes)) = self.diverged.last() {
+            if self.active == 0 || pc < self.pc {
+                let own = (self.pc, self.active);
+                (self.pc, self.active) = (pc, lanes);
+                self.diverged.pop();
                 if own.1 != 0 {
-                    self.leave(own);
+                    self.set_aside(own);
                 }
-            } else if place == self.place {
+            } else if pc == self.pc {
                 self.active |= lanes;
-                self.elsewhere.pop();
+                self.diverged.pop();
             } else {
                 break;
             }
         }
     }
 
-    fn leave(&mut self, group: (u32, u32)) {
-        let at = self.elsewhere.partition_point(|&(place, _)| place > group.0);
-        self.elsewhere.insert(at, group);
+    fn set_aside(&mut self, group: (u32, u32)) {
+        let at = self.diverged.partition_point(|&(pc, _)| pc > group.0);
+        self.diverged.insert(at, group);
     }
 
-    /// Of the active lanes those in `taken` go to `target`, the others to the next place.
+    /// Moves the active lanes in `taken` to `target`, the others to the next instruction.
     pub fn branch(&mut self, taken: u32, target: u32) {
         let stay = self.active & !taken;
         if stay == 0 {
-            self.place = target;
+            self.pc = target;
             return;
         }
-        self.place += 1;
+        self.pc += 1;
         if taken != 0 {
             self.active = stay;
-            self.leave((target, taken));
+            self.set_aside((target, taken));
         }
     }
 
     pub fn exit(&mut self, lanes: u32) {
         self.exited |= lanes;
         self.active &= !lanes;
-        self.place += 1;
+        self.pc += 1;
     }
 
     #[inline]
@@ -185,15 +185,15 @@ impl Warp {
     }
 
     #[inline]
-    pub fn small(&self, reg: Reg, lanes: u32) -> Outcome<&[u32; LANES]> {
+    pub fn r32(&self, reg: Reg, lanes: u32) -> Outcome<&[u32; LANES]> {
         self.check(0, reg, lanes)?;
-        Ok(&self.small[usize::from(reg)])
+        Ok(&self.r32[usize::from(reg)])
     }
 
     #[inline]
-    pub fn wide(&self, reg: Reg, lanes: u32) -> Outcome<&[u64; LANES]> {
+    pub fn r64(&self, reg: Reg, lanes: u32) -> Outcome<&[u64; LANES]> {
         self.check(1, reg, lanes)?;
-        Ok(&self.wide[usize::from(reg)])
+        Ok(&self.r64[usize::from(reg)])
     }
 
     #[inline]
@@ -202,34 +202,34 @@ impl Warp {
         Ok(self.predicates[usize::from(reg)])
     }
 
-    /// The values of a register, whoever may read it.
+    /// A register's values, without the check that they were written.
     pub fn raw(&mut self, reg: Reg) -> &mut [u32; LANES] {
-        &mut self.small[usize::from(reg)]
+        &mut self.r32[usize::from(reg)]
     }
 
-    /// Makes a register readable, or not.
+    /// Marks a register as written or unwritten in all lanes.
     pub fn set_written(&mut self, reg: Reg, is: bool) {
         self.written[0][usize::from(reg)] = if is { u32::MAX } else { 0 };
     }
 
     #[inline]
-    pub fn set_small(&mut self, reg: Reg, lanes: u32, values: &[u32; LANES]) {
+    pub fn set_r32(&mut self, reg: Reg, lanes: u32, values: &[u32; LANES]) {
         let reg = usize::from(reg);
         self.written[0][reg] |= lanes;
         if lanes == u32::MAX {
-            self.small[reg] = *values;
+            self.r32[reg] = *values;
             return;
         }
-        for (i, own) in self.small[reg].iter_mut().enumerate() {
+        for (i, own) in self.r32[reg].iter_mut().enumerate() {
             *own = if lanes >> i & 1 != 0 { values[i] } else { *own };
         }
     }
 
     #[inline]
-    pub fn set_wide(&mut self, reg: Reg, lanes: u32, values: &[u64; LANES]) {
+    pub fn set_r64(&mut self, reg: Reg, lanes: u32, values: &[u64; LANES]) {
         let reg = usize::from(reg);
         self.written[1][reg] |= lanes;
-        for (i, own) in self.wide[reg].iter_mut().enumerate() {
+        for (i, own) in self.r64[reg].iter_mut().enumerate() {
             *own = if lanes >> i & 1 != 0 { values[i] } else { *own };
         }
     }
@@ -241,14 +241,14 @@ impl Warp {
         self.predicates[reg] = self.predicates[reg] & !lanes | values & lanes;
     }
 
-    /// An aligned instruction needs all threads of the warp that have not ended.
+    /// Checks that all running lanes execute an `.aligned` instruction.
     pub fn expect_all(&self, lanes: u32, what: &str) -> Outcome {
         if lanes == self.running() {
             return Ok(());
         }
         let lane = lanes.trailing_zeros().min(31) as usize;
         let (found, all) = (lanes.count_ones(), self.running().count_ones());
-        stop(lane, Check::DivergentWarp, format!("{what} was reached by {found} of {all} threads of the warp"))
+        stop(lane, Check::DivergentWarp, format!("{what} was executed by {found} of {all} threads of the warp"))
     }
 }
 
@@ -258,7 +258,7 @@ fn unwritten(missing: u32, file: usize, reg: Reg) -> Outcome {
     Err(Box::new(Stop { lane, check: Check::UnwrittenRegister, detail: String::new(), register: Some((file, reg)) }))
 }
 
-/// The lanes of a mask, in order.
+/// The lanes of a mask in ascending order.
 pub(super) fn lanes(mask: u32) -> impl Iterator<Item = usize> {
     (0..LANES).filter(move |i| mask >> i & 1 != 0)
 }

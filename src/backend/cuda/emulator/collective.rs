@@ -1,12 +1,12 @@
-//! What the threads of a warp do with each other: exchanges, votes, products, and asynchronous work.
+//! Warp-collective and asynchronous instructions: shuffles, votes, matrix instructions, copies, `mbarrier`s.
 
 use super::access::{self, Reach};
 use super::fault::{Check, Outcome, stop};
 use super::program::{Instruction, Op, Shuffle, Vote};
 use super::warp::{LANES, Warp, lanes};
-use super::{alu, bulk, matrix, mbarrier, product};
+use super::{alu, bulk, matrix, mbarrier, wgmma};
 
-/// What the threads of a warp do with each other.
+/// Executes a collective or asynchronous instruction.
 pub(super) fn operate(
     w: &mut Warp,
     reach: &mut Reach<'_>,
@@ -24,31 +24,31 @@ pub(super) fn operate(
             Ok(())
         }
         Op::Shuffle { shuffle, d, found, a, b, c, members } => {
-            members_of(w, mask, members, "shfl.sync")?;
-            let values = *w.small(a, mask)?;
-            let (b, c) = (*w.small(b, mask)?, *w.small(c, mask)?);
+            check_members(w, mask, members, "shfl.sync")?;
+            let values = *w.r32(a, mask)?;
+            let (b, c) = (*w.r32(b, mask)?, *w.r32(c, mask)?);
             let mut inside = 0;
             let mut out = [0; LANES];
             for lane in lanes(mask) {
                 let (from, ok) = source(shuffle, lane as u32, b[lane], c[lane]);
                 if mask >> from & 1 == 0 {
-                    let detail = format!("shfl.sync reads lane {from}, which does not take part");
+                    let detail = format!("shfl.sync reads lane {from}, which does not participate");
                     return stop(lane, Check::DivergentWarp, detail);
                 }
                 out[lane] = values[from as usize];
                 inside |= u32::from(ok) << lane;
             }
-            w.set_small(d, mask, &out);
+            w.set_r32(d, mask, &out);
             found.iter().for_each(|&found| w.set_predicate(found, mask, inside));
             Ok(())
         }
         Op::Vote { vote, d, a, negated, members } => {
-            members_of(w, mask, members, "vote.sync")?;
+            check_members(w, mask, members, "vote.sync")?;
             let values = w.predicate(a, mask)?;
             let yes = mask & if negated { !values } else { values };
             let all = |is: bool| if is { u32::MAX } else { 0 };
             match vote {
-                Vote::Ballot => w.set_small(d, mask, &[yes; LANES]),
+                Vote::Ballot => w.set_r32(d, mask, &[yes; LANES]),
                 Vote::All => w.set_predicate(d, mask, all(yes == mask)),
                 Vote::Any => w.set_predicate(d, mask, all(yes != 0)),
                 Vote::Uniform => w.set_predicate(d, mask, all(yes == mask || yes == 0)),
@@ -56,18 +56,18 @@ pub(super) fn operate(
             Ok(())
         }
         Op::Reduce { with, d, a, members } => {
-            members_of(w, mask, members, "redux.sync")?;
-            let values = *w.small(a, mask)?;
+            check_members(w, mask, members, "redux.sync")?;
+            let values = *w.r32(a, mask)?;
             let reduced = lanes(mask).map(|lane| values[lane]).reduce(|a, b| alu::combine(with, a, b));
-            w.set_small(d, mask, &[reduced.unwrap_or(0); LANES]);
+            w.set_r32(d, mask, &[reduced.unwrap_or(0); LANES]);
             Ok(())
         }
         Op::ActiveMask(d) => {
-            w.set_small(d, mask, &[mask; LANES]);
+            w.set_r32(d, mask, &[mask; LANES]);
             Ok(())
         }
         Op::WarpBarrier(members) => {
-            members_of(w, mask, members, "bar.warp.sync")?;
+            check_members(w, mask, members, "bar.warp.sync")?;
             if mask == w.running() {
                 let time = reach.clock.tick();
                 reach.clock.see(w.index, w.index, time);
@@ -76,15 +76,15 @@ pub(super) fn operate(
         }
         Op::LoadMatrix { ref to, transposed, at } => {
             w.expect_all(mask, "ldmatrix")?;
-            matrix::load(w, reach, to, transposed, at)
+            matrix::ldmatrix(w, reach, to, transposed, at)
         }
         Op::StoreMatrix { ref from, transposed, at } => {
             w.expect_all(mask, "stmatrix")?;
-            matrix::store(w, reach, from, transposed, at)
+            matrix::stmatrix(w, reach, from, transposed, at)
         }
-        Op::Matrix { element, depth, ref d, ref a, ref b, ref c } => {
+        Op::Mma { element, depth, ref d, ref a, ref b, ref c } => {
             w.expect_all(mask, "mma.sync")?;
-            matrix::multiply(w, (element, depth), d, (a, b, c))
+            matrix::mma(w, (element, depth), d, (a, b, c))
         }
         Op::ProxyFence { data } => {
             reach.mbarriers.fence(w, mask);
@@ -94,47 +94,47 @@ pub(super) fn operate(
             Ok(())
         }
         Op::Elect { lane, is, members } => {
-            members_of(w, mask, members, "elect.sync")?;
+            check_members(w, mask, members, "elect.sync")?;
             let first = mask.trailing_zeros();
-            lane.iter().for_each(|&lane| w.set_small(lane, mask, &[first; LANES]));
+            lane.iter().for_each(|&lane| w.set_r32(lane, mask, &[first; LANES]));
             w.set_predicate(is, mask, 1 << first);
             Ok(())
         }
         Op::Registers => {
             let warps = reach.shared.warps;
-            reach.warpgroups.meet(w, mask, warps, [0; 2], "setmaxnreg")
+            reach.warpgroups.record(w, mask, warps, [0; 2], "setmaxnreg")
         }
         Op::Mbarrier { what, at } => mbarrier::operate(w, reach, mask, what, at),
         Op::Bulk(ref op) => bulk::operate(w, reach, mask, op),
-        Op::Product(ref op) => product::operate(w, reach, mask, op, names),
+        Op::Wgmma(ref op) => wgmma::operate(w, reach, mask, op, names),
         _ => Ok(()),
     }
 }
 
-/// The lanes that an instruction names are those that run it.
-fn members_of(w: &Warp, mask: u32, members: super::program::Reg, what: &str) -> Outcome {
-    let members = w.small(members, mask)?;
+/// Checks that exactly the lanes of the member mask execute the instruction.
+fn check_members(w: &Warp, mask: u32, members: super::program::Reg, what: &str) -> Outcome {
+    let members = w.r32(members, mask)?;
     lanes(mask).try_for_each(|lane| {
         let wanted = members[lane] & w.running();
         if wanted == mask {
             return Ok(());
         }
-        let detail = format!("{what} for the lanes {:#010x} was reached by {mask:#010x}", members[lane]);
+        let detail = format!("{what} with member mask {:#010x} was executed by {mask:#010x}", members[lane]);
         stop(lane, Check::DivergentWarp, detail)
     })
 }
 
-/// Which lane is read, and whether it lies in the reader's part of the warp; if not, the reader reads itself. The
-/// operand `c` holds the parts' limit in its lower and their mask in its upper half.
+/// The source lane of a shuffle, and whether it is in the lane's segment; if not, the lane reads itself. Bits 0 to 4 of
+/// `c` are the clamp value, bits 8 to 12 the segment mask.
 fn source(shuffle: Shuffle, lane: u32, b: u32, c: u32) -> (u32, bool) {
-    let (b, limit, parts) = (b & 31, c & 31, c >> 8 & 31);
-    let last = lane & parts | limit & !parts;
-    let first = lane & parts;
+    let (b, clamp, segment) = (b & 31, c & 31, c >> 8 & 31);
+    let last = lane & segment | clamp & !segment;
+    let first = lane & segment;
     let (from, ok) = match shuffle {
         Shuffle::Up => (lane.wrapping_sub(b), lane as i32 - b as i32 >= last as i32),
         Shuffle::Down => (lane + b, lane + b <= last),
         Shuffle::Butterfly => (lane ^ b, lane ^ b <= last),
-        Shuffle::Index => (first | b & !parts, first | b & !parts <= last),
+        Shuffle::Index => (first | b & !segment, first | b & !segment <= last),
     };
     if ok { (from, true) } else { (lane, false) }
 }
