@@ -1,7 +1,7 @@
 //! One sampling step of each network, at the sizes of the tests' tiny checkpoint, the default model and Karlo.
 //!
-//! No checkpoint is needed: the configurations are part of the program, and [`Drawn`] makes up the weights, which for
-//! speed and memory are as good as trained ones.
+//! No checkpoint is needed: the configurations are part of the program, and [`Drawn`] makes random weights, with which
+//! speed and memory are those of trained ones.
 
 use super::{Random, missing, store};
 use crate::backend::{Backend, Executable};
@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-/// Steps of the sampling loop whose time embeddings and noise a plan holds.
+/// Steps of the sampling loop that a plan's tables have room for.
 const STEPS: usize = 25;
 
 /// Which network.
@@ -91,7 +91,7 @@ impl ModelCase {
     /// The plan of a run for this many pictures, with guidance in prior and decoder.
     ///
     /// # Errors
-    /// A weight has another shape than the network asks for.
+    /// A weight's shape is not the one that the network expects.
     pub fn plan(&self, pictures: usize, weights: &dyn WeightSource) -> Result<Plan> {
         let run = Sizes { pictures, steps: STEPS, rule: self.rule() };
         let unet = |component| self.config::<unet::Config>(component);
@@ -109,7 +109,7 @@ impl ModelCase {
         }
     }
 
-    /// Compiled with made-up weights of the given storage type, every input filled, the first part done: ready for
+    /// Compiled with random weights of the given storage type, all inputs written and the once part run: ready for
     /// `run_step`.
     ///
     /// # Errors
@@ -151,8 +151,8 @@ impl ModelCase {
 /// Image tokens before the text tokens of the decoder's context, in all three sizes.
 const EXTRA_TOKENS: usize = 4;
 
-/// Writes every input of a plan: bounded numbers that differ from one another, a mask that shows everything, and
-/// coefficients of a step in the middle of a schedule.
+/// Writes every input of a plan: distinct bounded values, a mask of ones, and coefficients of a step in the middle of a
+/// schedule.
 ///
 /// # Errors
 /// The device failed.
@@ -174,7 +174,7 @@ pub fn fill(executable: &mut dyn Executable) -> Result<()> {
     Ok(())
 }
 
-/// Weights made up as a network asks for them, the same for the same name: products of about one, scales about one,
+/// Random weights for any network, a function of the tensor's name: matmuls keep values near one, scales are about one,
 /// biases about zero.
 pub struct Drawn {
     stored: Dtype,
@@ -204,7 +204,7 @@ impl WeightSource for Drawn {
             _ => (0.0, 1.0 / (length as f32 / shape[0] as f32).sqrt()),
         };
         let mut random = Random::named(tensor);
-        // The sum of four uniform numbers is normal enough, and Karlo's decoder has a billion of them.
+        // The sum of four uniform values is close enough to normal, and fast: Karlo's decoder has a billion weights.
         let scale = deviation * 3f32.sqrt() / f32::from(u16::MAX);
         let number = |_| {
             let bits = random.bits();
@@ -232,7 +232,7 @@ mod tests {
         // As the published files have them.
         let karlo = Network::ALL.map(|network| parameters(network, Size::Karlo));
         assert_eq!(karlo, [1_022_030_080, 885_439_686, 691_579_523]);
-        // Halves, and a header of a few kilobytes.
+        // Two bytes each, and a header of a few kilobytes.
         for (network, bytes) in Network::ALL.into_iter().zip([2_184_456, 15_359_500, 1_018_638]) {
             let header = bytes - 2 * parameters(network, Size::Default);
             assert!((1_000..100_000).contains(&header), "{network:?}: {header}");
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn drawn_numbers_have_the_deviation_that_keeps_products_near_one() {
+    fn drawn_weights_have_the_deviation_that_keeps_matmuls_near_one() {
         let drawn = Drawn::new(Dtype::F32);
         drawn.shape("a.weight", &[256, 64, 3, 3]);
         let x = drawn.load("a.weight").unwrap().to_f32();
