@@ -8,7 +8,7 @@ use crate::backend::{Backend, Executable};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::model::{Sizes, decoder, prior, super_res, unet};
-use crate::ops::{Noise, Prediction, SamplerStep, Variance, elements};
+use crate::ops::{COEFFICIENTS, Noise, Prediction, SamplerStep, Variance, elements};
 use crate::plan::{Origin, Plan, TensorData, WeightSource};
 use crate::weights::config::{self, Configured, Schema};
 use std::collections::HashMap;
@@ -157,18 +157,18 @@ const EXTRA_TOKENS: usize = 4;
 /// # Errors
 /// The device failed.
 pub fn fill(executable: &mut dyn Executable) -> Result<()> {
-    const COEFFICIENTS: [f32; 8] = [0.6, 0.8, 0.25, 0.7, 0.3, -3.912, -4.343, 1.0];
+    const ROW: [f32; COEFFICIENTS] = [0.6, 0.8, 0.25, 0.7, 0.3, -3.912, -4.343, 1.0, 4.0];
     let values = executable.plan().values.clone();
     for value in &values {
         let Origin::Input { name, .. } = &value.origin else { continue };
-        let number = |i: usize| match name.as_str() {
+        let element = |i: usize| match name.as_str() {
             "mask" => 1.0,
-            "coefficients" => COEFFICIENTS[i % COEFFICIENTS.len()],
+            "coefficients" => ROW[i % ROW.len()],
             _ => (i as f32 * 0.618_034).fract() * 2.0 - 1.0,
         };
-        // The step's number is the executable's own.
+        // Integers are the step's index, which the executable counts.
         if value.dtype != Dtype::U32 {
-            executable.write(name, &(0..elements(&value.shape)).map(number).collect::<Vec<f32>>())?;
+            executable.write(name, &(0..elements(&value.shape)).map(element).collect::<Vec<f32>>())?;
         }
     }
     Ok(())
@@ -206,12 +206,12 @@ impl WeightSource for Drawn {
         let mut random = Random::named(tensor);
         // The sum of four uniform values is close enough to normal, and fast: Karlo's decoder has a billion weights.
         let scale = deviation * 3f32.sqrt() / f32::from(u16::MAX);
-        let number = |_| {
+        let element = |_| {
             let bits = random.bits();
             let sum = (0..4).map(|i| (bits >> (16 * i)) & 0xffff).sum::<u64>();
             mean + (sum as f32 - 2.0 * f32::from(u16::MAX)) * scale
         };
-        Ok(store((0..length).map(number).collect(), self.stored))
+        Ok(store((0..length).map(element).collect(), self.stored))
     }
 
     fn path(&self) -> &Path {
