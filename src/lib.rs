@@ -2,7 +2,7 @@
 //! kernels, no framework.
 //!
 //! # From a prompt to pixels
-//! 1. [`tokenizer`] makes 77 numbers of the prompt, [`model::text_encoder`] an embedding and a state per token.
+//! 1. [`tokenizer`] makes 77 token ids of the prompt, [`model::text_encoder`] an embedding and a state per token.
 //! 2. [`model::prior`], a transformer, samples an image embedding that fits the text. For variations of a picture,
 //!    [`model::image_encoder`] makes it of that picture instead, as [`preprocess`] prepares it, and the text is empty.
 //! 3. [`model::text_proj`] mixes both into what the decoder attends to.

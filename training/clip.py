@@ -1,7 +1,7 @@
 """Stage `clip`: text and image encoder, contrastive (Radford et al. 2021).
 
 Two things a small CLIP needs beyond that. Its embeddings fold onto a handful of directions, which is enough for
-retrieval but leaves prior and decoder to read everything from a few numbers: a penalty draws the covariance of the
+retrieval but leaves prior and decoder to read everything from a few dimensions: a penalty draws the covariance of the
 directions towards a multiple of the identity. And their scale is arbitrary: the projections are rescaled at the end so
 that each number has variance 1, which is what freshly made layers after them expect.
 
