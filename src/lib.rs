@@ -40,11 +40,11 @@
 //! | [`noise`] | seeded Gaussian noise, the same bits on every machine |
 //!
 //! # Invariants
-//! * A network is recorded once for each stage and batch size; the sampling loop replays the plan. The recorder finds what
-//!   does not depend on the step; that is computed once per picture.
+//! * A network is recorded once for each stage and batch size; the sampling loop replays the plan. The recorder finds
+//!   what does not depend on the step; that is computed once per picture.
 //! * Shapes are static, tensors contiguous, pictures channels last. A step never writes to a tensor that it reads.
-//! * A picture depends on checkpoint, prompt or given picture, settings and seed only: not on the number of threads, nor
-//!   on the rest of its batch.
+//! * A picture depends on checkpoint, prompt or given picture, settings and seed only: not on the number of threads,
+//!   nor on the rest of its batch.
 //! * User data never panics. Every failure is an [`Error`] that names file, tensor or setting, and what was expected.
 //! * Deliberately absent: training, autograd, dynamic shapes, strided views, pickled weights.
 

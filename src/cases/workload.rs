@@ -119,8 +119,8 @@ pub fn time(executable: &mut dyn Executable, budget: Duration) -> Result<Timing>
     Ok(Timing { samples })
 }
 
-/// Seconds of `count` steps in a row: by the device's clock if the executable measures, else from the first call until the
-/// device is idle.
+/// Seconds of `count` steps in a row: by the device's clock if the executable measures, else from the first call until
+/// the device is idle.
 ///
 /// # Errors
 /// The device failed.
