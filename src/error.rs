@@ -1,7 +1,8 @@
 //! The one error type of the crate.
 //!
 //! Variants are divided by who can act on them: the caller of a request, the owner of a checkpoint, the owner of the
-//! machine. User data never panics. A message is one line that names the file, tensor or setting, and what was expected.
+//! machine. User data never panics. A message is one line that names the file, tensor or setting, and what was
+//! expected.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

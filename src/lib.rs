@@ -50,26 +50,26 @@
 //! * **Errors** are one [`Error`]. Nothing panics on user data, and nothing is printed.
 //!
 //! # How it is built
-//! Each layer knows only those below it; nothing in a back end knows a model, no model knows a back end.
+//! Each layer uses only those below it; no back end knows a model, no model knows a back end.
 //!
 //! | layer | what it does |
 //! | --- | --- |
-//! | [`pipeline`] | which stage runs when, how often, and with what inputs |
-//! | [`model`], [`diffusion`] | the networks as functions that record a plan; schedules, sampling rules |
+//! | [`pipeline`] | runs the stages in order and connects their inputs and outputs |
+//! | [`model`], [`diffusion`] | the networks as functions that record a plan; schedules and sampling coefficients |
 //! | [`plan`] | a network as a list of steps over values: the recorder, fusions, and which values share memory |
-//! | [`ops`] | what a step can do: parameters, shape rules, costs |
+//! | [`ops`] | the operations of a step: parameters, shape rules, costs |
 //! | [`backend`] | compiles a plan for a device once and replays it every step |
-//! | `cases` | with the feature of that name: operations and networks to test and time back ends with |
+//! | `cases` | operations and networks to test and time back ends with (feature `cases`) |
 //! | [`weights`] | checkpoints in the diffusers layout, mapped into memory and checked before use |
-//! | [`noise`] | seeded Gaussian numbers, the same on every machine |
+//! | [`noise`] | seeded Gaussian noise, the same bits on every machine |
 //!
 //! # Invariants
-//! * A network is recorded once for each stage and number of pictures; the sampling loop replays the list. What does not
-//!   depend on the step is found by the recorder and computed once per picture.
-//! * Shapes are static, tensors contiguous, pictures channels last. A step never writes over what it reads.
-//! * A picture depends on checkpoint, prompt or given picture, settings and seed, and on nothing else: not on threads,
-//!   nor on the pictures that it is made together with.
-//! * User data never panics. Every error is one [`Error`] that names file, tensor or setting, and what was expected.
+//! * A network is recorded once for each stage and batch size; the sampling loop replays the plan. The recorder finds
+//!   what does not depend on the step; that is computed once per picture.
+//! * Shapes are static, tensors contiguous, pictures channels last. A step never writes to a tensor that it reads.
+//! * A picture depends on checkpoint, prompt or given picture, settings and seed only: not on the number of threads,
+//!   nor on the rest of its batch.
+//! * User data never panics. Every failure is an [`Error`] that names file, tensor or setting, and what was expected.
 //! * Deliberately absent: training, autograd, dynamic shapes, strided views, pickled weights.
 
 #![warn(clippy::unwrap_used)]

@@ -39,7 +39,7 @@ fn file_of(tensors: &[(&str, f32)]) -> Vec<u8> {
     serialize(bytes.iter().map(|(n, b)| (*n, TensorView::new(Stored::F32, vec![1], b).unwrap())), None).unwrap()
 }
 
-/// A file with the given header text and so many bytes of data.
+/// A file with the given header text and `data` bytes of zeros.
 fn raw(header: &str, data: usize) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend_from_slice(header.as_bytes());

@@ -1,9 +1,9 @@
 """Stage `clip`: text and image encoder, contrastive (Radford et al. 2021).
 
 Two things a small CLIP needs beyond that. Its embeddings fold onto a handful of directions, which is enough for
-retrieval but leaves prior and decoder to read everything from a few numbers: a penalty draws the covariance of the
+retrieval but leaves prior and decoder to read everything from a few dimensions: a penalty draws the covariance of the
 directions towards a multiple of the identity. And their scale is arbitrary: the projections are rescaled at the end so
-that each number has variance 1, which is what freshly made layers after them expect.
+that each component has variance 1, which is what freshly made layers after them expect.
 
 With --init, only the image encoder learns: it gets used to other variants of the pictures, while everything that later
 stages have learnt from stays as it was.
@@ -40,7 +40,7 @@ def effective_rank(x):
 
 
 def degrade(x):
-    """What generated pictures suffer from: half of them soft, all a little noisy. The encoder must be able to judge them."""
+    """What generated pictures suffer from: half of them soft, all a little noisy. The encoder must judge them."""
     soft = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
     x = torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x, soft)
     return x + 0.1 * torch.rand(len(x), 1, 1, 1, device=x.device) * torch.randn_like(x)

@@ -1,10 +1,10 @@
-//! What back ends are tested and timed with: single operations and whole networks, with numbers for all their tensors.
+//! Operations and whole networks with data for all their tensors, to test and time back ends with.
 //!
 //! [`ops::all`] lists one-step problems: the models' real shapes, the widths of small models, and sizes that fit no tile.
 //! [`models::all`] lists one sampling step of the prior, the decoder and super-resolution in three sizes, the largest
-//! Karlo's. Nothing is read from disk: weights are drawn from a generator of fixed seed, so that every machine computes
-//! with the same numbers. The crate's tests hold the operations against f64 references; `cargo bench` and
-//! `engine bench` time the same lists. A new back end can be held to them in the same way.
+//! Karlo's. Weights are drawn from a generator with a fixed seed, the same on every machine; nothing is read from disk.
+//! The crate's tests compare the operations with f64 references, and `cargo bench` and `engine bench` time the same
+//! lists. A new back end can be tested in the same way.
 //!
 //! Names are `stem/what`, with the stem of the operation's or the network's file.
 
@@ -24,14 +24,14 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 
-/// Random numbers that need no crate and never change: SplitMix64 (Steele et al. 2014).
+/// A random generator without a dependency, the same for ever: SplitMix64 (Steele et al. 2014).
 pub struct Random(
-    /// The state, which any number may start.
+    /// The state; any value is a seed.
     pub u64,
 );
 
 impl Random {
-    /// A generator for a name, so that adding a name does not change the numbers of another: FNV-1a.
+    /// A generator seeded by a name (FNV-1a): a new name does not change the data of another.
     pub fn named(name: &str) -> Random {
         Random(name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)))
     }
@@ -59,42 +59,42 @@ impl Random {
 /// The elements of a tensor.
 #[derive(Clone, Debug)]
 pub enum Data {
-    /// Floating-point numbers.
+    /// Floats.
     Numbers(Vec<f32>),
-    /// Whole numbers: rows, seeds, a step.
+    /// Integers: row indices, seeds, a step.
     Rows(Vec<u32>),
 }
 
-/// A tensor of a problem; `stored` if it is a weight, with the type that its file has.
+/// A tensor of a problem.
 #[derive(Clone, Debug)]
 pub struct Tensor {
-    /// Its size in every dimension.
+    /// Outermost dimension first.
     pub shape: Vec<usize>,
     /// All elements, the last dimension fastest.
     pub data: Data,
-    /// The stored type of a weight, `None` for what the caller writes.
+    /// The stored type of a weight; `None` for an input.
     pub stored: Option<Dtype>,
 }
 
 impl Tensor {
-    /// The elements, to be changed.
+    /// The floats.
     ///
     /// # Panics
-    /// If they are whole numbers.
+    /// If the elements are integers.
     pub fn numbers_mut(&mut self) -> &mut Vec<f32> {
         match &mut self.data {
             Data::Numbers(x) => x,
-            Data::Rows(_) => panic!("whole numbers where floating-point ones were expected"),
+            Data::Rows(_) => panic!("expected floats, found integers"),
         }
     }
 }
 
-/// One step with its tensors: what every back end must agree on.
+/// One step with its tensors, on which all back ends must agree.
 #[derive(Clone, Debug)]
 pub struct Problem {
-    /// What is computed.
+    /// The operation.
     pub op: Op,
-    /// What it reads, in the operation's order.
+    /// Its inputs, in the operation's order.
     pub tensors: Vec<Tensor>,
 }
 
@@ -111,7 +111,7 @@ impl Problem {
     pub fn plan(&self) -> Plan {
         let origin = |i: usize, t: &Tensor| match t.stored {
             Some(_) => Origin::Weight(format!("in{i}")),
-            // Brought to the storage type once, so that a step is the operation alone.
+            // Converted to the storage type in the once part, so that a step is the operation alone.
             None => Origin::Input { name: format!("in{i}"), varies: false },
         };
         let dtype = |t: &Tensor| if matches!(t.data, Data::Rows(_)) { Dtype::U32 } else { Dtype::F32 };
@@ -168,7 +168,7 @@ impl Problem {
         executable.read("y")
     }
 
-    /// The part of the problem that belongs to one entry of the batch.
+    /// The problem of one entry of the batch.
     pub fn alone(&self, batch: usize, of: usize) -> Problem {
         let mut alone = self.clone();
         for tensor in alone.tensors.iter_mut().filter(|t| t.stored.is_none()) {
@@ -190,16 +190,16 @@ impl Problem {
 pub struct Tensors(HashMap<String, (Vec<usize>, TensorData<'static>)>);
 
 impl Tensors {
-    /// Stores numbers, rounded to the type.
+    /// Stores elements, rounded to the type.
     ///
     /// # Panics
-    /// If there are more or fewer than the shape says.
+    /// If their number does not fit the shape.
     pub fn insert(&mut self, name: &str, shape: &[usize], x: Vec<f32>, stored: Dtype) {
         assert_eq!(elements(shape), x.len(), "{name} {shape:?}");
         self.0.insert(name.to_owned(), (shape.to_vec(), store(x, stored)));
     }
 
-    /// Normal numbers of a deviation that keeps products of this shape near one.
+    /// Normal values whose deviation keeps the elements of matmuls of this shape near one.
     pub fn insert_random(&mut self, name: &str, shape: &[usize], random: &mut Random) {
         let deviation = 1.0 / ((elements(shape) / shape[0]) as f64).sqrt();
         let x = (0..elements(shape)).map(|_| (random.normal() * deviation) as f32).collect();
@@ -221,7 +221,7 @@ impl WeightSource for Tensors {
     }
 }
 
-/// The error of a weight that nobody has made.
+/// The error for a weight that was not inserted.
 fn missing(tensor: &str) -> Error {
     Error::Weights {
         path: "memory".into(),

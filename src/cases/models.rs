@@ -1,21 +1,21 @@
 //! One sampling step of each network, at the sizes of the tests' tiny checkpoint, the default model and Karlo.
 //!
-//! No checkpoint is needed: the configurations are part of the program, and [`Drawn`] makes up the weights, which for
-//! speed and memory are as good as trained ones.
+//! No checkpoint is needed: the configurations are part of the program, and [`Drawn`] makes random weights, with which
+//! speed and memory are those of trained ones.
 
 use super::{Random, missing, store};
 use crate::backend::{Backend, Executable};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::model::{Sizes, decoder, prior, super_res, unet};
-use crate::ops::{Noise, Prediction, SamplerStep, Variance, elements};
+use crate::ops::{COEFFICIENTS, Noise, Prediction, SamplerStep, Variance, elements};
 use crate::plan::{Origin, Plan, TensorData, WeightSource};
 use crate::weights::config::{self, Configured, Schema};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-/// Steps of the sampling loop whose time embeddings and noise a plan holds.
+/// Steps of the sampling loop that a plan's tables have room for.
 const STEPS: usize = 25;
 
 /// Which network.
@@ -91,7 +91,7 @@ impl ModelCase {
     /// The plan of a run for this many pictures, with guidance in prior and decoder.
     ///
     /// # Errors
-    /// A weight has another shape than the network asks for.
+    /// A weight's shape is not the one that the network expects.
     pub fn plan(&self, pictures: usize, weights: &dyn WeightSource) -> Result<Plan> {
         let run = Sizes { pictures, steps: STEPS, rule: self.rule() };
         let unet = |component| self.config::<unet::Config>(component);
@@ -109,7 +109,7 @@ impl ModelCase {
         }
     }
 
-    /// Compiled with made-up weights of the given storage type, every input filled, the first part done: ready for
+    /// Compiled with random weights of the given storage type, all inputs written and the once part run: ready for
     /// `run_step`.
     ///
     /// # Errors
@@ -151,30 +151,30 @@ impl ModelCase {
 /// Image tokens before the text tokens of the decoder's context, in all three sizes.
 const EXTRA_TOKENS: usize = 4;
 
-/// Writes every input of a plan: bounded numbers that differ from one another, a mask that shows everything, and
-/// coefficients of a step in the middle of a schedule.
+/// Writes every input of a plan: distinct bounded values, a mask of ones, and coefficients of a step in the middle of a
+/// schedule.
 ///
 /// # Errors
 /// The device failed.
 pub fn fill(executable: &mut dyn Executable) -> Result<()> {
-    const COEFFICIENTS: [f32; 8] = [0.6, 0.8, 0.25, 0.7, 0.3, -3.912, -4.343, 1.0];
+    const ROW: [f32; COEFFICIENTS] = [0.6, 0.8, 0.25, 0.7, 0.3, -3.912, -4.343, 1.0, 4.0];
     let values = executable.plan().values.clone();
     for value in &values {
         let Origin::Input { name, .. } = &value.origin else { continue };
-        let number = |i: usize| match name.as_str() {
+        let element = |i: usize| match name.as_str() {
             "mask" => 1.0,
-            "coefficients" => COEFFICIENTS[i % COEFFICIENTS.len()],
+            "coefficients" => ROW[i % ROW.len()],
             _ => (i as f32 * 0.618_034).fract() * 2.0 - 1.0,
         };
-        // The step's number is the executable's own.
+        // Integers are the step's index, which the executable counts.
         if value.dtype != Dtype::U32 {
-            executable.write(name, &(0..elements(&value.shape)).map(number).collect::<Vec<f32>>())?;
+            executable.write(name, &(0..elements(&value.shape)).map(element).collect::<Vec<f32>>())?;
         }
     }
     Ok(())
 }
 
-/// Weights made up as a network asks for them, the same for the same name: products of about one, scales about one,
+/// Random weights for any network, a function of the tensor's name: matmuls keep values near one, scales are about one,
 /// biases about zero.
 pub struct Drawn {
     stored: Dtype,
@@ -204,14 +204,14 @@ impl WeightSource for Drawn {
             _ => (0.0, 1.0 / (length as f32 / shape[0] as f32).sqrt()),
         };
         let mut random = Random::named(tensor);
-        // The sum of four uniform numbers is normal enough, and Karlo's decoder has a billion of them.
+        // The sum of four uniform values is close enough to normal, and fast: Karlo's decoder has a billion weights.
         let scale = deviation * 3f32.sqrt() / f32::from(u16::MAX);
-        let number = |_| {
+        let element = |_| {
             let bits = random.bits();
             let sum = (0..4).map(|i| (bits >> (16 * i)) & 0xffff).sum::<u64>();
             mean + (sum as f32 - 2.0 * f32::from(u16::MAX)) * scale
         };
-        Ok(store((0..length).map(number).collect(), self.stored))
+        Ok(store((0..length).map(element).collect(), self.stored))
     }
 
     fn path(&self) -> &Path {
@@ -232,7 +232,7 @@ mod tests {
         // As the published files have them.
         let karlo = Network::ALL.map(|network| parameters(network, Size::Karlo));
         assert_eq!(karlo, [1_022_030_080, 885_439_686, 691_579_523]);
-        // Halves, and a header of a few kilobytes.
+        // Two bytes each, and a header of a few kilobytes.
         for (network, bytes) in Network::ALL.into_iter().zip([2_184_456, 15_359_500, 1_018_638]) {
             let header = bytes - 2 * parameters(network, Size::Default);
             assert!((1_000..100_000).contains(&header), "{network:?}: {header}");
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn drawn_numbers_have_the_deviation_that_keeps_products_near_one() {
+    fn drawn_weights_have_the_deviation_that_keeps_matmuls_near_one() {
         let drawn = Drawn::new(Dtype::F32);
         drawn.shape("a.weight", &[256, 64, 3, 3]);
         let x = drawn.load("a.weight").unwrap().to_f32();

@@ -1,7 +1,5 @@
-//! The one list of cases for all operations: the models' real shapes with fewer positions, the widths of small
-//! models, and sizes that fit no tile. Tests and benchmarks walk the same list; `heavy` ones are for benchmarks.
-//!
-//! One step each; see the module above for how they are named.
+//! The list of cases for all operations: the models' real shapes with fewer positions, the widths of small models, and
+//! sizes that fit no tile. Tests and benchmarks use the same list; `heavy` cases are for benchmarks only.
 
 use super::{Data, Problem, Random, Tensor};
 use crate::dtype::Dtype::{self, Bf16, F16, F32};
@@ -15,37 +13,37 @@ use crate::plan::Plan;
 /// How a tensor's elements are drawn.
 #[derive(Clone, Debug)]
 pub enum Fill {
-    /// Normal numbers of this mean and deviation.
+    /// Normal values with this mean and deviation.
     Normal(f64, f64),
     /// 1 for three keys out of five and for the first, else 0.
     Mask,
-    /// Row numbers below a bound.
+    /// Row indices below a bound.
     Rows(u32),
-    /// These whole numbers.
+    /// These integers.
     Words(Vec<u32>),
-    /// These numbers.
+    /// These floats.
     Fixed(Vec<f32>),
 }
 
-/// A tensor of a case; `stored` if it is a weight.
+/// A tensor of a case.
 #[derive(Clone, Debug)]
 pub struct Input {
-    /// Its size in every dimension.
+    /// Outermost dimension first.
     pub shape: Vec<usize>,
-    /// Where its elements come from.
+    /// How its elements are drawn.
     pub fill: Fill,
-    /// The type that the file of a weight has.
+    /// The stored type of a weight; `None` for an input.
     pub stored: Option<Dtype>,
 }
 
-/// One step with everything needed to draw its tensors.
+/// One step, and how its tensors are drawn.
 #[derive(Clone, Debug)]
 pub struct Case {
     /// `stem/what`.
     pub name: String,
-    /// What is computed.
+    /// The operation.
     pub op: Op,
-    /// What it reads, in the operation's order.
+    /// Its inputs, in the operation's order.
     pub inputs: Vec<Input>,
     /// Too large for the f64 reference: for benchmarks only.
     pub heavy: bool,
@@ -99,7 +97,7 @@ impl Case {
     }
 }
 
-/// The nearest number of a type.
+/// The nearest value of a type.
 fn round(stored: Dtype, x: f32) -> f32 {
     match stored {
         F16 => half::f16::from_f32(x).to_f32(),
@@ -137,7 +135,7 @@ fn spread(shape: &[usize], mean: f64, deviation: f64) -> Input {
     Input { shape: shape.to_vec(), fill: Fill::Normal(mean, deviation), stored: None }
 }
 
-/// A weight whose products with rows of normal numbers are about one.
+/// A weight that keeps matmuls with normal values near one.
 fn weight(shape: &[usize], stored: Dtype) -> Input {
     let terms: usize = shape[1..].iter().product();
     Input { shape: shape.to_vec(), fill: Fill::Normal(0.0, 1.0 / (terms as f64).sqrt()), stored: Some(stored) }
@@ -183,7 +181,7 @@ fn linear() -> Vec<Case> {
         case("depth-257", &[13], 257, 17, whole.clone(), F32),
         case("depth-1027", &[97], 1027, 31, whole.clone(), F16),
         case("no-leading-dimension", &[], 40, 24, plain, F32),
-        // As many large tiles as a GPU has multiprocessors, the last ones not full.
+        // A large tile for every multiprocessor of a GPU, the last ones not full.
         case("large-tiles", &[8187], 24, 317, whole.clone(), F32),
         case("large-tiles-even", &[8187], 40, 318, bias.clone(), F16),
         case("prior-step", &[4, 81], 2048, 8192, bias.clone(), F16).heavy(),
@@ -373,7 +371,7 @@ fn pointwise() -> Vec<Case> {
     ]
 }
 
-/// Concatenation, slices and rows by number.
+/// Concatenation, slices and rows by index.
 fn moves() -> Vec<Case> {
     let concat = |what: &str, axis: usize, parts: &[&[usize]]| {
         Case::new(format!("concat/{what}"), Concat { axis }, parts.iter().map(|p| x(p)).collect())
@@ -474,7 +472,7 @@ fn sampler_step() -> Vec<Case> {
     };
     let decoder = SamplerStep { clip: Some(1.0), noise: Noise::Given, ..whole };
     let any = |pictures: usize| vec![rows(&[pictures, 4], u32::MAX), rows(&[1], 25)];
-    // The number of a draw takes more than a word from its third step on.
+    // From the third step on the index of a draw needs more than 32 bits.
     let carried =
         |step: u32| vec![words(&[2, 4], &[7, 0, u32::MAX - 2, 0, 7, 9, u32::MAX - 2, 5]), words(&[1], &[step])];
     let last = [&row[..7], &[0.0]].concat();

@@ -1,4 +1,4 @@
-//! Anything that can be timed, and how long it took.
+//! Operations and networks as workloads, and their timing.
 
 use super::models::{self, ModelCase, Size};
 use super::ops::{self, Case};
@@ -32,7 +32,7 @@ impl Workload {
         }
     }
 
-    /// Whether it takes a fast device to be done in moments.
+    /// Whether it needs a fast device.
     pub fn heavy(&self) -> bool {
         match self {
             Workload::Op(case) => case.heavy,
@@ -67,12 +67,12 @@ pub struct Timing {
 }
 
 impl Timing {
-    /// The middle one.
+    /// The median.
     pub fn median(&self) -> f64 {
         self.samples[self.samples.len() / 2]
     }
 
-    /// What a quarter of the samples fall below, and what a quarter exceed.
+    /// First and third quartile.
     pub fn quartiles(&self) -> [f64; 2] {
         let last = self.samples.len() - 1;
         [self.samples[last / 4], self.samples[last - last / 4]]
@@ -94,12 +94,12 @@ impl Timing {
     }
 }
 
-/// Samples that are taken whatever the budget.
+/// Samples that are taken in any case.
 const LEAST_SAMPLES: usize = 5;
-/// A sample's length: enough for the clock, and for what submitting work costs to be a small part.
+/// Seconds of a sample: long against the clock's resolution and the cost of submitting work.
 const SAMPLE: f64 = 4e-3;
 
-/// Times the varying part of an executable for about so long, after a run that does not count; at least five samples.
+/// Times the varying part of an executable for about `budget`, after a warm-up run; at least five samples.
 ///
 /// # Errors
 /// The device failed.
@@ -107,7 +107,7 @@ pub fn time(executable: &mut dyn Executable, budget: Duration) -> Result<Timing>
     let first = rounds(executable, 1)?.max(1e-9);
     let many = (SAMPLE / first).ceil().max(1.0) as u64;
     if many > 1 {
-        // The first run may have compiled something; the clock of a second tells more.
+        // The first run may have compiled something; another one shows the real time.
         rounds(executable, many)?;
     }
     let started = Instant::now();
@@ -119,8 +119,8 @@ pub fn time(executable: &mut dyn Executable, budget: Duration) -> Result<Timing>
     Ok(Timing { samples })
 }
 
-/// Seconds of so many steps in a row: by the device's clock if the executable measures, else from the first call until the
-/// device has done everything.
+/// Seconds of `count` steps in a row: by the device's clock if the executable measures, else from the first call until
+/// the device is idle.
 ///
 /// # Errors
 /// The device failed.

@@ -3,7 +3,7 @@
 use super::{Checkpoint, LoadOptions};
 use crate::error::Result;
 
-/// Begins where a page of a mapped file could begin, so that tensors are as well aligned as there.
+/// Aligned like a mapped file, so that tensors are used in place.
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 

@@ -1,4 +1,4 @@
-//! Checkpoint folders in the diffusers layout, and one component of them at a time.
+//! Checkpoint folders in the diffusers layout, and their components.
 //!
 //! ```text
 //! model_index.json                     which class each component has
@@ -8,7 +8,7 @@
 //! tokenizer/vocab.json ...
 //! ```
 //!
-//! The same files may be part of the program instead: [`Checkpoint::embedded`] takes a table of paths and bytes.
+//! [`Checkpoint::embedded`] takes a table of paths and bytes instead of a folder.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,12 +30,12 @@ use crate::plan::{TensorData, WeightSource};
 
 const MODEL_INDEX: &str = "model_index.json";
 
-/// How weight files are opened, and which.
+/// How to open weight files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// Map weight files into memory (the default) rather than read each tensor when it is asked for.
+    /// Map weight files into memory (the default), or read each tensor when it is loaded.
     pub mmap: bool,
-    /// Weight variant, such as `fp16`; `None` takes the plain files, or the only variant there is.
+    /// Weight variant, such as `fp16`. `None`: the plain files, or the only variant.
     pub variant: Option<String>,
 }
 
@@ -64,8 +64,8 @@ impl Checkpoint {
     /// Opens the folder `dir` and reads its `model_index.json`; no component is touched yet.
     ///
     /// # Errors
-    /// [`Error::Config`] when the folder is missing, or `model_index.json` is missing, damaged or names another
-    /// pipeline; [`Error::Io`] when it cannot be read.
+    /// [`Error::Config`] when the folder is missing, or `model_index.json` is missing or damaged; [`Error::Io`] when it
+    /// cannot be read.
     pub fn open(dir: impl AsRef<Path>, options: LoadOptions) -> Result<Checkpoint> {
         let dir = dir.as_ref();
         match fs::metadata(dir) {
@@ -143,7 +143,7 @@ impl Checkpoint {
         self.classes.iter().map(|(name, class)| (name.as_str(), class.as_str()))
     }
 
-    /// True when the checkpoint holds anything under `name`: a component's folder, or a file.
+    /// Whether the checkpoint has a folder or a file called `name`.
     pub fn has(&self, name: &str) -> bool {
         match &self.root {
             Root::Folder(dir) => is_inside(name) && dir.join(name).exists(),
@@ -164,10 +164,10 @@ impl Checkpoint {
         }
     }
 
-    /// Checks that all of `names` are there, which not every checkpoint needs to have.
+    /// Checks that optional folders or files are there; `what` needs them.
     ///
     /// # Errors
-    /// As [`Checkpoint::require`], and the message says what needs them.
+    /// As [`Checkpoint::require`]; the message ends with `what`.
     pub fn require_for(&self, what: &str, names: &[&str]) -> Result<()> {
         match self.missing(names) {
             Some(missing) => Err(Error::config(self.path(), format!("{missing}; needed for {what}"))),
@@ -209,7 +209,7 @@ impl Checkpoint {
         config::read(&self.path_of(relative), &self.read(relative)?)
     }
 
-    /// A JSON file that is no configuration of a class: an index, a vocabulary.
+    /// A JSON file that is not the configuration of a class: an index, a vocabulary.
     ///
     /// # Errors
     /// As [`Checkpoint::read`]; [`Error::Config`] with the key when the content does not fit `T`.
@@ -250,7 +250,7 @@ impl Checkpoint {
                         return Err(broken(format!("weight_map names the shard {shard:?}, which is missing")));
                     }
                     let file = self.weight_file(name, shard)?;
-                    // Both ways: a tensor that only one of index and shard knows is a sign of mixed-up files.
+                    // Index and shard must list the same tensors, or files were mixed up.
                     if let Some(tensor) = file.tensors().keys().find(|t| map.get(*t) != Some(shard)) {
                         return Err(broken(format!(
                             "{shard} holds tensor {tensor:?}, which weight_map puts elsewhere"
@@ -292,7 +292,7 @@ impl Checkpoint {
                 let path = self.path_of(folder);
                 let failed = |e| Error::io(&path, "list", e);
                 for entry in fs::read_dir(&path).map_err(failed)? {
-                    // A name that is not Unicode is none of ours.
+                    // Names that are not Unicode belong to no checkpoint.
                     names.extend(entry.map_err(failed)?.file_name().into_string().ok());
                 }
             }
@@ -317,12 +317,12 @@ pub struct Component {
     path: PathBuf,
     variant: Option<String>,
     files: Vec<WeightFile>,
-    /// Tensor name to the position of its file.
+    /// Tensor name to index of its file.
     tensors: BTreeMap<String, usize>,
 }
 
 impl Component {
-    /// The component's name, which is its folder's: `prior`, `decoder`, ...
+    /// The name of the component and its folder: `prior`, `decoder`, ...
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -380,8 +380,8 @@ impl Component {
         Ok(to_f32s(info.dtype, &bytes).expect("is_float names the types that convert"))
     }
 
-    /// Checks that no weight file changed since it was opened. To be called when all tensors have been consumed;
-    /// see [`super::safetensors`] for what this can and cannot find.
+    /// Checks that no weight file changed since it was opened. Call it when all tensors have been read; its limits are
+    /// described in [`super::safetensors`].
     ///
     /// # Errors
     /// [`Error::Changed`] naming the file.
@@ -413,7 +413,7 @@ impl Component {
     }
 }
 
-/// Length and time of a component's files when they were opened. Files that are part of the program never change.
+/// Length and time of a component's files when they were opened. Files inside the program never change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signature(Vec<(PathBuf, u64, Option<SystemTime>)>);
 
@@ -449,11 +449,11 @@ impl WeightSource for Component {
     }
 }
 
-/// Bytes as numbers: in place where they are aligned, else copied.
+/// Bytes as elements: in place if they are aligned, else copied.
 fn cast<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(bytes: Cow<'_, [u8]>) -> Cow<'_, [T]> {
     match bytes {
         Cow::Borrowed(bytes) => match bytemuck::try_cast_slice(bytes) {
-            Ok(numbers) => Cow::Borrowed(numbers),
+            Ok(elements) => Cow::Borrowed(elements),
             Err(_) => Cow::Owned(bytemuck::allocation::pod_collect_to_vec(bytes)),
         },
         Cow::Owned(bytes) => Cow::Owned(bytemuck::allocation::pod_collect_to_vec(&bytes)),
@@ -466,9 +466,9 @@ struct ShardIndex {
     weight_map: Unique<String>,
 }
 
-/// True for a relative path that stays below its start: no root, no drive, no `..`, no backslash.
+/// Whether a path is relative and stays below its start: no root, no drive, no `..`, no backslash.
 ///
-/// Symbolic links are followed on purpose: the cache of downloaded models links its files from elsewhere.
+/// Symbolic links are followed: the hub's cache links its files from elsewhere.
 fn is_inside(relative: &str) -> bool {
     !relative.is_empty()
         && !relative.contains(['\\', '\0'])

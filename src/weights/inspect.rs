@@ -1,4 +1,4 @@
-//! A look over a whole checkpoint that goes on past what is broken: what would load, and what not and why.
+//! A report on every component of a checkpoint, broken ones included.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::error::Result;
 /// What [`inspect`] found about one component.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ComponentReport {
-    /// Name of the component, which is its folder's.
+    /// Name of the component and its folder.
     pub name: String,
     /// Class named by `model_index.json`; empty when it names none.
     pub class: String,
@@ -32,8 +32,7 @@ pub struct ComponentReport {
 /// Looks at every component that is `needed` or that `model_index.json` names, and at those of `optional` that are
 /// there, sorted by name.
 ///
-/// Headers and configurations are read, tensors are not. Whether the tensors are those that a model asks for is the
-/// model's question, not asked here.
+/// Headers and configurations are read, tensors are not. Whether the models find the tensors they need is not checked here.
 pub fn inspect(checkpoint: &Checkpoint, needed: &[&str], optional: &[&str]) -> Vec<ComponentReport> {
     let more = optional.iter().filter(|name| checkpoint.has(name));
     let mut classes: BTreeMap<&str, &str> = needed.iter().chain(more).map(|name| (*name, "")).collect();
@@ -49,7 +48,7 @@ pub fn inspect(checkpoint: &Checkpoint, needed: &[&str], optional: &[&str]) -> V
 fn look(checkpoint: &Checkpoint, report: &mut ComponentReport) -> Result<()> {
     let name = report.name.clone();
     checkpoint.require(&[&name])?;
-    // Components without weights: their settings have to be there and to be JSON, the rest is up to who uses them.
+    // Components without weights need settings in JSON; who uses them checks their content.
     let settings = match name.as_str() {
         "tokenizer" if checkpoint.has("tokenizer/tokenizer.json") => &["tokenizer.json"][..],
         "tokenizer" => {

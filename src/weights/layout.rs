@@ -1,7 +1,7 @@
 //! Which files of a component's folder are its weights.
 //!
-//! A component is stored as one file or as shards with an index, under the stem `diffusion_pytorch_model` (diffusers
-//! classes) or `model` (transformers classes), plain or as a named variant such as `fp16`. The spellings:
+//! A component is one file, or shards with an index. Names begin with `diffusion_pytorch_model` (diffusers classes) or
+//! `model` (transformers classes); files are plain or of a named variant such as `fp16`. The spellings:
 //!
 //! | | plain | variant |
 //! | --- | --- | --- |
@@ -9,7 +9,7 @@
 //! | index | `stem.safetensors.index.json` | `stem.safetensors.index.fp16.json`, older `stem.fp16.safetensors.index.json` and `stem.safetensors.fp16.index.json` |
 //! | shard | `stem-00001-of-00002.safetensors` | `stem.fp16-00001-of-00002.safetensors`, older `stem-00001-of-00002.fp16.safetensors` |
 //!
-//! Everything here works on names alone and opens nothing.
+//! Only names are looked at; no file is opened.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ const PICKLES: [&str; 2] = ["diffusion_pytorch_model", "pytorch_model"];
 /// The files to open for a component, as names within its folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// The variant these files are; `None` for the plain ones.
+    /// The files' variant; `None` for plain ones.
     pub variant: Option<String>,
     /// The one weight file, or the index that names the shards.
     pub files: Files,
@@ -36,7 +36,7 @@ pub enum Files {
 /// Why no file could be chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// There are weights, but only in a format that is not read.
+    /// There are weights, but only in a format that is not supported.
     Unsupported(String),
     /// What was expected and what is there.
     Missing(String),
@@ -44,7 +44,7 @@ pub enum Refusal {
 
 /// Chooses the weight files among the `names` in a folder.
 ///
-/// With a `variant` only its files will do. Without one: the plain files, or else the only variant there is.
+/// With a `variant`, only its files. Without one, the plain files, or else the only variant.
 ///
 /// # Errors
 /// A [`Refusal`] that says what was expected and what is there.
@@ -56,7 +56,7 @@ pub fn choose(names: &[String], variant: Option<&str>) -> Result<Choice, Refusal
             let Some((variant, kind)) = classify(name, stem) else { continue };
             match kind {
                 Kind::Single => _ = found.insert(variant, Files::Single(name.clone())),
-                // A single file next to an index holds the same weights in fewer steps.
+                // A single file is preferred to an index: both have the same weights.
                 Kind::Index => _ = found.entry(variant).or_insert_with(|| Files::Sharded { index: name.clone() }),
                 Kind::Shard => _ = shards_alone.get_or_insert_with(|| (name.clone(), stem)),
             }
@@ -99,7 +99,7 @@ enum Kind {
     Shard,
 }
 
-/// Takes a file name apart; `None` when it is no weight file of this stem.
+/// Parses a file name; `None` if it is not a weight file of this stem.
 fn classify(name: &str, stem: &str) -> Option<(Option<String>, Kind)> {
     let rest = name.strip_prefix(stem)?;
     let plain = |kind| Some((None, kind));

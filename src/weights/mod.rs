@@ -1,16 +1,14 @@
-//! Checkpoints on disk: which files a model component is made of, and the bytes of its tensors.
+//! Checkpoints on disk: folders, weight files, tensors and configurations.
 //!
-//! A [`Checkpoint`] is a folder in the diffusers layout, or the same files compiled into the program. It hands out
-//! one [`Component`] at a time: a typed `config.json` and the tensors of one or several safetensors files. Nothing
-//! is read ahead of use; a component's files are opened (and mapped) when its stage begins and released when the
-//! component is dropped.
+//! A [`Checkpoint`] is a folder in the diffusers layout, or the same files compiled into the program. A [`Component`] is
+//! one part of it with its weight files open; dropping it closes them. Tensors are read when they are used.
 //!
-//! Three layers, each in its file: [`safetensors`] knows one container file, [`layout`] knows which files of a folder
-//! belong together (shards, variants), [`diffusers`] knows folders and configurations. [`inspect`] looks over
-//! all of them and goes on past what is broken.
+//! One layer a file: [`safetensors`] reads a weight file, [`layout`] finds the files of a component (shards, variants),
+//! [`config`] checks configuration files, [`diffusers`] puts them together. [`inspect`] reports on every component, also
+//! past broken ones.
 //!
-//! A file is validated completely before its first tensor is handed out: afterwards a tensor's range is known to
-//! lie inside the file. What a file that changes *during* use can do is described in [`safetensors`].
+//! A file's header is validated completely before any tensor is read; every tensor then lies inside the file. For files
+//! that change *during* use see [`safetensors`].
 
 pub mod config;
 #[cfg(feature = "default-model")]
@@ -31,7 +29,7 @@ pub use diffusers::{Checkpoint, Component, LoadOptions, Signature};
 pub use inspect::{ComponentReport, inspect};
 pub use safetensors::WeightFile;
 
-/// Type, shape and place of one stored tensor (row-major, little-endian).
+/// Type, shape and offset of a stored tensor (row-major, little-endian).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
     /// Element type.
@@ -74,8 +72,8 @@ pub fn to_f32s(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
     })
 }
 
-/// Halves to floats by way of a small aligned block: the conversion of a whole slice uses the processor's
-/// instructions for it where there are any, and mapped bytes need not be aligned.
+/// f16 or bf16 to f32 through a small aligned block: the conversion of a slice uses the processor's instructions, and
+/// mapped bytes need not be aligned.
 fn widen<H: Copy + Default>(bytes: &[u8], load: impl Fn([u8; 2]) -> H, convert: impl Fn(&[H], &mut [f32])) -> Vec<f32> {
     const BLOCK: usize = 1024;
     let stored = bytes.as_chunks::<2>().0;

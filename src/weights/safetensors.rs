@@ -1,22 +1,20 @@
 //! One safetensors file: 8 bytes of length, a JSON header, the tensors' bytes.
 //!
-//! The header is checked more strictly than the format's reference crate does: a name that appears twice is an error
-//! (JSON readers differ in which one they keep, so two programs would load different weights from one file), and
-//! the number of tensors is bounded. As in the crate, tensors must fill the data without holes, overlaps or
-//! trailing bytes. Every complaint is one line that says what was expected.
+//! The header is checked more strictly than by the format's reference crate: a name must not appear twice (JSON readers
+//! differ in which of two they keep, so programs would load different weights from one file), and the number of
+//! tensors is bounded. As in the crate, tensors must fill the data without holes, overlaps or trailing bytes.
 //!
 //! # A file that changes while it is used
 //!
-//! The bytes come from a memory map, from reads of exactly the tensor asked for, or from memory.
+//! The bytes come from a memory map, from reads of one tensor at a time, or from memory.
 //!
-//! * *Replaced by rename* (what well-behaved writers do): the open file stays the old one. Nothing happens.
-//! * *Shortened*: [`WeightFile::bytes`] compares the length before each tensor and returns [`Error::Changed`]. If the
-//!   file is shortened between that and the use of the bytes, a memory map has no way to report it: on Unix
-//!   the process is ended by SIGBUS. No picture is written then, so none is wrong. Bytes of the last partial page
-//!   read as zero instead; [`WeightFile::check_unchanged`] finds that.
-//! * *Overwritten in place*: the tensors may be a mixture. [`WeightFile::check_unchanged`], called when the tensors
-//!   have been consumed, compares length and modification time with those at the time of opening. A write that
-//!   leaves both as they were (within the clock tick of the file system, or with the time set back) is not noticed.
+//! * *Replaced by rename* (as careful writers do): the open file stays the old one.
+//! * *Shortened*: [`WeightFile::bytes`] compares the length before each tensor and returns [`Error::Changed`]. A memory
+//!   map cannot report a file that is shortened after that: on Unix the process ends with SIGBUS, before any picture is
+//!   written. Bytes of the last partial page read as zero instead; [`WeightFile::check_unchanged`] detects that.
+//! * *Overwritten in place*: tensors may be a mixture of old and new. [`WeightFile::check_unchanged`], called when all
+//!   tensors have been read, detects it by modification time and length. A write that keeps both (within the clock tick
+//!   of the file system, or with the time set back) is not detected.
 //!
 //! Without a map (`--no-mmap`) a shortened file is always an [`Error::Changed`], never a signal.
 
@@ -35,11 +33,11 @@ use super::TensorInfo;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 
-/// Length of the number in front of the header.
+/// Bytes of the length field in front of the header.
 const PREFIX: usize = 8;
 /// The reference crate's own limit.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
-/// A full-size unCLIP part has fewer than 1,000 tensors; a header with millions of empty ones is an attack on memory.
+/// Components of full size have fewer than 1,000 tensors; a header with millions of empty ones would exhaust memory.
 const MAX_TENSORS: usize = 100_000;
 
 /// A validated safetensors file, open for reading.
@@ -57,8 +55,8 @@ enum Source {
     Memory(&'static [u8]),
 }
 
-/// The open file with its length and time when it was opened. The handle, not the path, is asked later:
-/// a file renamed over the path does not touch what is open here.
+/// The open file with its length and time when it was opened. Later checks use the handle, not the path, which may name
+/// another file by then.
 #[derive(Debug)]
 struct OnDisk {
     file: File,
@@ -67,12 +65,12 @@ struct OnDisk {
 }
 
 impl WeightFile {
-    /// Opens and validates the file at `path`, to be mapped into memory or read tensor by tensor.
+    /// Opens and validates the file at `path`; it is mapped into memory or read tensor by tensor.
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be opened, [`Error::WeightFile`] when it is not a sound safetensors file.
     pub fn open(path: &Path, mmap: bool) -> Result<WeightFile> {
-        // Asked before opening: opening a pipe would wait for a writer.
+        // Before opening: opening a pipe would wait for a writer.
         let metadata = fs::metadata(path).map_err(|e| Error::io(path, "open", e))?;
         if !metadata.is_file() {
             return Err(broken(path, "expected a safetensors file, found something that is not a regular file"));
@@ -91,7 +89,7 @@ impl WeightFile {
         Ok(WeightFile { path: path.to_path_buf(), source, tensors })
     }
 
-    /// Validates a file that is part of the program; `path` is only its name in messages.
+    /// Validates a file inside the program; `path` is its name in messages.
     ///
     /// # Errors
     /// [`Error::WeightFile`] when it is not a sound safetensors file.
@@ -110,7 +108,7 @@ impl WeightFile {
         &self.tensors
     }
 
-    /// The bytes of a tensor of [`Self::tensors`]: borrowed from the map or from memory, or read just now.
+    /// The bytes of a tensor of [`Self::tensors`]: borrowed from the map or from memory, or read now.
     ///
     /// # Errors
     /// [`Error::Changed`] when the file has become shorter since it was opened, [`Error::Io`] when reading fails.
@@ -148,8 +146,8 @@ impl WeightFile {
         }
     }
 
-    /// Compares length and modification time with those at the time of opening. To be called after the tensors
-    /// were consumed and before anything made from them is kept.
+    /// Compares length and modification time with those at the time of opening. Call it after the tensors have been read
+    /// and before their results are kept.
     ///
     /// # Errors
     /// [`Error::Changed`] when either differs.
@@ -169,7 +167,7 @@ impl OnDisk {
         self.file.metadata().map_err(|e| Error::io(path, "read", e))
     }
 
-    /// Reads prefix and header only: the tensors stay on disk until they are asked for.
+    /// Reads prefix and header only; tensors stay on disk until they are loaded.
     fn read_header(&self, path: &Path) -> Result<BTreeMap<String, TensorInfo>> {
         let mut prefix = [0; PREFIX];
         if self.len >= PREFIX as u64 {
@@ -188,10 +186,10 @@ fn broken(path: &Path, reason: impl Into<String>) -> Error {
 
 #[allow(unsafe_code)] // the only way to a memory map
 fn map(file: &File) -> io::Result<Mmap> {
-    // SAFETY: the map is read-only and private to this module, which hands out `&[u8]` only. What Rust cannot
-    // promise is that no other process changes the file meanwhile: any byte pattern is a valid u8, and the values
-    // are only ever used as numbers after a complete check of the header, so a change can give wrong numbers
-    // (found by `check_unchanged`) or SIGBUS (documented above), but no out-of-range access. `--no-mmap` avoids both.
+    // SAFETY: the map is read-only and private to this module, which returns `&[u8]` only. Another process may still
+    // change the file. Any byte pattern is a valid u8, and after the complete check of the header the bytes are used as
+    // tensor elements only, so a change can give wrong values (detected by `check_unchanged`) or SIGBUS (see above), but
+    // no access out of range. `--no-mmap` avoids both.
     unsafe { Mmap::map(file) }
 }
 
@@ -215,7 +213,7 @@ fn read_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()
 
 #[cfg(not(any(unix, windows)))]
 fn read_at(_: &File, _: &mut [u8], _: u64) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into()) // checkpoints come from memory there
+    Err(io::ErrorKind::Unsupported.into()) // checkpoints come from memory on such systems
 }
 
 /// Validates a whole file held in memory or mapped.
@@ -291,18 +289,18 @@ fn parse_header(header: &[u8], file_len: u64) -> Result<BTreeMap<String, TensorI
         let extra = data_len - end;
         return Err(format!("expected the file to end with its last tensor, found {extra} more bytes"));
     }
-    // The format's own rules once more, from the crate that defines them.
+    // The rules of the format again, by the crate that defines them.
     ::safetensors::tensor::Metadata::new(metadata, tensors).map_err(|e| format!("not a safetensors header: {e}"))?;
     Ok(out)
 }
 
-/// The header as it stands in the file: in order, before any check that needs more than one entry.
+/// The header's entries in the order of the file, before checks that involve several.
 struct Header {
     metadata: Option<HashMap<String, String>>,
     tensors: Vec<(String, ::safetensors::tensor::TensorInfo)>,
 }
 
-/// Reads the header's object entry by entry, because a map would hide names that appear twice.
+/// Reads the header entry by entry: a map would hide names that appear twice.
 struct HeaderVisitor;
 
 impl<'de> Visitor<'de> for HeaderVisitor {
