@@ -84,21 +84,21 @@ bench() {
 }
 
 run() {
-    local binaries=$1 cases moments shaders adapter type name timed=()
+    local binaries=$1 cases statistics shaders adapter type name timed=()
     report=${2:-gpu-report.md}
     if ! nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
         echo "gpu.sh: no NVIDIA card found by nvidia-smi" >&2
         exit 4
     fi
     engine=$(realpath "$binaries/engine") cases=$(realpath "$binaries/cuda") work=$(mktemp -d)
-    moments=$(realpath "$binaries/cuda_statistics") shaders=$(realpath "$binaries/wgpu")
+    statistics=$(realpath "$binaries/cuda_statistics") shaders=$(realpath "$binaries/wgpu")
     export REQUIRE_BACKENDS=cuda,wgpu # a skipped test counts as failed
     {
         echo "## $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1), $(date +%F)"
         echo
     } >"$report"
     check "all cases against f64 loops" "$work/cases.log" "${LIMIT[@]}" "$cases" on_a_gpu --test-threads 1
-    check "norms after matmuls against the CPU" "$work/moments.log" "${LIMIT[@]}" "$moments" on_a_gpu
+    check "norms after matmuls against the CPU" "$work/statistics.log" "${LIMIT[@]}" "$statistics" on_a_gpu
     check "the tiny checkpoint against the CPU" "$work/trace.log" trace
     if command -v compute-sanitizer >/dev/null; then
         for tool in memcheck racecheck; do

@@ -1,10 +1,10 @@
-//! What runs a plan.
+//! Back ends: devices that run plans.
 //!
 //! A [`Backend`] is one device. It [loads](Backend::load) the weights that a [`Plan`] reads, converted to the device's
 //! own layouts, and [compiles](Backend::compile) the plan with them: memory for its values is reserved, kernels are
-//! chosen. The [`Executable`] is replayed: the caller writes inputs, runs the first part once, then the varying part for
-//! every step, and reads outputs. Loaded [`Weights`] are shared: several executables, of other batch sizes for example,
-//! use one copy. A back end knows operations and memory, never models.
+//! chosen. The [`Executable`] is replayed: the caller writes inputs, runs the first part once, then the varying part
+//! for every step, and reads outputs. Loaded [`Weights`] are shared: several executables, of other batch sizes for
+//! example, use one copy. A back end knows operations and memory, never models.
 
 pub mod cpu;
 #[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
@@ -30,26 +30,26 @@ pub trait Backend: Send + Sync {
         Precision::F32
     }
 
-    /// The device's memory, where it can be asked for.
+    /// The device's memory, if known.
     fn memory_bytes(&self) -> Option<u64> {
         None
     }
 
-    /// Loads the plan's weights. What `held` has in the layout that the plan needs is shared and not read again. The
-    /// source may be dropped afterwards.
+    /// Loads the plan's weights. Those that `held` has in the right layout are shared and not read again. The source
+    /// may be dropped afterwards.
     ///
     /// # Errors
     /// A weight cannot be read, or the device lacks the memory or an operation.
     fn load(&self, plan: &Plan, source: &dyn WeightSource, held: Option<&Arc<dyn Weights>>)
     -> Result<Arc<dyn Weights>>;
 
-    /// Prepares all steps of a plan whose weights are loaded.
+    /// Compiles a plan with its loaded weights.
     ///
     /// # Errors
-    /// The weights are another plan's or back end's, or the device lacks the memory or an operation.
+    /// The weights belong to another plan or back end, or the device lacks the memory or an operation.
     fn compile(&self, plan: Plan, weights: &Arc<dyn Weights>) -> Result<Box<dyn Executable>>;
 
-    /// Loads and compiles a plan whose weights nothing else needs.
+    /// Loads and compiles a plan that shares no weights.
     ///
     /// # Errors
     /// As for [`Backend::load`] and [`Backend::compile`].
@@ -58,22 +58,23 @@ pub trait Backend: Send + Sync {
         self.compile(plan, &weights)
     }
 
-    /// What the device could do at best, measured now; `None` where nothing measures it.
+    /// Measures the device's roofline; `None` if the back end cannot.
     fn roofline(&self) -> Option<Roofline> {
         None
     }
 }
 
-/// Weights on a device, each in the layouts that plans asked for.
+/// Weights on a device, in the layouts of the plans that use them.
 pub trait Weights: Any + Send + Sync {
     /// Bytes of device memory.
     fn size_bytes(&self) -> u64;
 }
 
-/// Weights as their own back end keeps them.
+/// Downcasts weights to the back end's own type.
 fn own<W: Weights>(weights: &Arc<dyn Weights>, backend: &dyn Backend) -> Result<Arc<W>> {
     let any: Arc<dyn Any + Send + Sync> = weights.clone();
-    any.downcast().map_err(|_| Error::Device { backend: backend.name(), reason: "these weights are elsewhere".into() })
+    any.downcast()
+        .map_err(|_| Error::Device { backend: backend.name(), reason: "the weights belong to another back end".into() })
 }
 
 /// The error of a plan whose weights were not loaded.
@@ -91,8 +92,7 @@ pub struct Roofline {
 }
 
 impl Roofline {
-    /// The share of the nearer bound that something reaches which costs so much and takes so long, and whether that bound
-    /// is the rate of arithmetic.
+    /// The share of the roofline that work of this cost and time reaches, and whether arithmetic bounds it.
     pub fn share(&self, cost: &Cost, seconds: f64) -> (f64, bool) {
         let (compute, memory) = (cost.flops as f64 / self.flops, cost.bytes as f64 / self.bytes);
         (compute.max(memory) / seconds, compute > memory)
@@ -104,28 +104,28 @@ pub trait Executable: Send {
     /// The plan that it runs.
     fn plan(&self) -> &Plan;
 
-    /// Bytes of device memory for the plan's values; weights are not counted.
+    /// Bytes of device memory for the plan's values, without weights.
     fn size_bytes(&self) -> u64;
 
     /// Fills an input.
     ///
     /// # Errors
-    /// There is no input of that name and length.
+    /// There is no input of this name, type and length.
     fn write(&mut self, input: &str, data: &[f32]) -> Result<()>;
 
     /// Fills an input of integers.
     ///
     /// # Errors
-    /// There is no input of that name and length.
+    /// There is no input of this name, type and length.
     fn write_u32(&mut self, input: &str, data: &[u32]) -> Result<()>;
 
-    /// Runs the part that does not vary. To be called after the inputs have been written and before the first step.
+    /// Runs the part that does not depend on the step. Call it after writing the inputs and before the first step.
     ///
     /// # Errors
     /// The device failed.
     fn run_once(&mut self) -> Result<()>;
 
-    /// Runs the varying part with the input `step` set to this number, then makes the plan's feeds.
+    /// Runs the varying part with the input `step` set to `step`, then copies the plan's feeds.
     ///
     /// # Errors
     /// The device failed.
@@ -134,10 +134,10 @@ pub trait Executable: Send {
     /// The present contents of an input or output.
     ///
     /// # Errors
-    /// There is none of that name, or the device failed.
+    /// There is no output or input of this name, or the device failed.
     fn read(&mut self, name: &str) -> Result<Vec<f32>>;
 
-    /// Waits until the device has done what it was asked for so far.
+    /// Waits until the device has executed all calls so far.
     ///
     /// # Errors
     /// The device failed.
@@ -145,7 +145,7 @@ pub trait Executable: Send {
         Ok(())
     }
 
-    /// Seconds spent in each step of the plan so far, if the executable was asked to measure.
+    /// Seconds spent in each step of the plan so far, if the executable measures them.
     fn profile(&self) -> Option<&[f64]> {
         None
     }

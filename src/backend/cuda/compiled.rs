@@ -25,7 +25,7 @@ struct Dispatch {
     fresh: Vec<DeviceSlice>,
 }
 
-/// What launches leave to each other within a step.
+/// Size of the scratch memory of a step's launches.
 fn scratch_bytes<'a>(launches: impl Iterator<Item = &'a Launch>) -> u64 {
     let end = |tensor: &Operand| if let Operand::Scratch { first, count } = tensor { first + count } else { 0 };
     4 * launches.flat_map(|launch| &launch.tensors).map(end).max().unwrap_or(0) as u64
@@ -39,7 +39,7 @@ pub(super) struct Compiled {
     memory: u64,
     size_bytes: u64,
     offsets: Vec<u64>,
-    /// What launches of one step leave to each other, behind the slots.
+    /// Scratch memory of the launches within a step, after the slots.
     scratch: u64,
     matmul: MatmulUnit,
     weights: HashMap<(ValueId, Order), DeviceSlice>,

@@ -64,30 +64,30 @@ fn failed(name: &str, doing: &str, error: DriverError) -> Error {
     Error::Device { backend: name.to_owned(), reason: format!("{doing}: {said} ({:?})", error.0) }
 }
 
-/// Starts the driver: how many GPUs it sees, and the version of its interface. `backend` stands before errors.
+/// Initialises the driver; returns the number of GPUs and the CUDA version. Errors name `backend`.
 ///
 /// # Errors
-/// There is no driver, or it is too old.
+/// No driver, or one that is too old.
 pub(super) fn start(backend: &str) -> Result<(usize, i32)> {
     let check = |doing: &'static str| move |error: DriverError| failed(backend, doing, error);
-    // SAFETY: only looks for the library and closes it again.
+    // SAFETY: only opens the library and closes it again.
     if !unsafe { sys::is_culib_present() } {
         let reason = "not available: this machine has no NVIDIA driver (libcuda)".to_owned();
         return Err(Error::Device { backend: backend.to_owned(), reason });
     }
     cu::init().map_err(check("starting the driver"))?;
     let mut version = 0;
-    // SAFETY: writes one integer to a place that outlives the call.
-    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(check("asking for the driver's version"))?;
+    // SAFETY: writes one integer to memory that outlives the call.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(check("reading the driver's version"))?;
     require(backend, version, MIN_DRIVER)?;
     let count = cu::device::get_count().map_err(check("counting GPUs"))?;
     Ok((usize::try_from(count).unwrap_or(0), version))
 }
 
-fn require(backend: &str, version: i32, oldest: i32) -> Result<()> {
+fn require(backend: &str, version: i32, minimum: i32) -> Result<()> {
     let show = |v: i32| format!("{}.{}", v / 1000, v % 1000 / 10);
-    let reason = format!("the driver knows CUDA {}, at least {} is needed", show(version), show(oldest));
-    if version < oldest { Err(Error::Device { backend: backend.to_owned(), reason }) } else { Ok(()) }
+    let reason = format!("the driver supports CUDA {}, needed is {} or newer", show(version), show(minimum));
+    if version < minimum { Err(Error::Device { backend: backend.to_owned(), reason }) } else { Ok(()) }
 }
 
 impl Gpu {
@@ -103,9 +103,9 @@ impl Gpu {
             move |error: DriverError| failed(&backend, doing, error)
         };
         let (count, version) = start(&backend)?;
-        let number = i32::try_from(ordinal).ok().filter(|_| ordinal < count);
-        let number = number.ok_or_else(|| refuse(format!("there is no such GPU, the driver sees {count}")))?;
-        let device = cu::device::get(number).map_err(check("opening the GPU"))?;
+        let index = i32::try_from(ordinal).ok().filter(|_| ordinal < count);
+        let index = index.ok_or_else(|| refuse(format!("no such GPU, the driver sees {count}")))?;
+        let device = cu::device::get(index).map_err(check("opening the GPU"))?;
         let attribute = |which| {
             // SAFETY: `device` was returned by the driver just now.
             unsafe { cu::device::get_attribute(device, which) }.map_err(check("reading the compute capability"))

@@ -31,7 +31,7 @@ impl Kernel {
 
     /// Names of its entries.
     pub fn entries(&self) -> impl Iterator<Item = &'static str> {
-        self.text.split(".entry ").skip(1).filter_map(|behind| behind.split('(').next())
+        self.text.split(".entry ").skip(1).filter_map(|rest| rest.split('(').next())
     }
 }
 
@@ -47,9 +47,9 @@ pub(super) fn find(stem: &str, entry: &str, source: Dtype, elem: Dtype) -> Optio
 /// Threads per block of an entry, from its `.reqntid`.
 #[cfg(feature = "cuda")]
 pub(super) fn threads(text: &str, entry: &str) -> Option<u32> {
-    let (_, behind) = text.split_once(&format!(".entry {entry}("))?;
-    let (_, behind) = behind.split_once(".reqntid ")?;
-    let sides = behind.lines().next()?.split(',').map(|side| side.trim().parse::<u32>().ok());
+    let (_, rest) = text.split_once(&format!(".entry {entry}("))?;
+    let (_, rest) = rest.split_once(".reqntid ")?;
+    let sides = rest.lines().next()?.split(',').map(|side| side.trim().parse::<u32>().ok());
     sides.product()
 }
 

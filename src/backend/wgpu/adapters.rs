@@ -61,7 +61,7 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// What a person would want to know of it beside its number and name: kind, interface, driver, limits, features.
+    /// Device type, API, driver, limits and features, for listings.
     pub fn details(&self) -> Vec<String> {
         let mut details = vec![self.kind.to_string(), format!("{} ({})", self.interface, self.driver)];
         details.push(format!("largest tensor {} MiB", self.largest_tensor >> 20));
