@@ -1,15 +1,15 @@
 // attention - multi-head attention with one joint, streaming softmax over extra keys and own keys.
 //
-// Math      y = softmax(q k^T scale) v for each head, over the keys that may be seen
+// Math      y = softmax(q k^T scale) v for each head, over the visible keys
 // Source    Vaswani et al. 2017, eq. 1; Milakov & Gimelshein 2018 (the running softmax)
 // Tensors   q [B, Tq, D] elem, k [B, Tk, D] elem, v [B, Tk, D] elem, k_extra [B, Te, D] elem, v_extra [B, Te, D] elem,
 //           mask [B, masked] f32 -> y [B, Tq, D] elem
 // Scalars   queries, own, extra, width, d_head, masked, causal u32; scale f32
-// Launch    grid (Tq/32, heads ceil(d_head/64), B), 64 threads: one workgroup owns 32 queries of a head, 64 of its columns
+// Launch    grid (Tq/32, heads ceil(d_head/64), B), 64 threads: a workgroup owns 32 queries, 64 columns of a head
 // Memory    15 KiB shared: 8 for queries, 4 for keys or values, 2 for scores
-// Numerics  f32; scores of 32 queries by 16 keys are all that is ever held
+// Numerics  f32; scores of 32 queries by 16 keys at a time
 // Variants  elem: f32 f16
-// Limits    q stands in for what is absent; heads wider than 64 compute their scores once for each 64 columns
+// Limits    q stands in for absent tensors; heads wider than 64 compute their scores once for each 64 columns
 
 struct Scalars {
     queries: u32,
@@ -17,7 +17,7 @@ struct Scalars {
     extra: u32,
     width: u32,
     d_head: u32,
-    // How many keys the mask covers.
+    // Keys, from the first on, that the mask covers.
     masked: u32,
     causal: u32,
     scale: f32,
@@ -37,20 +37,20 @@ const QUERIES = 32u;
 const KEYS = 16u;
 const DEPTH = 64u;
 const QUADS = DEPTH / 4u;
-// Stands for the score of a key that may not be seen; smaller than any score.
+// The score of a hidden key; smaller than any score.
 const HIDDEN = -3.4e38;
 
 var<workgroup> query_tile: array<vec4f, QUERIES * QUADS>;
 // Keys first, then the values of the same rows.
 var<workgroup> key_tile: array<vec4f, KEYS * QUADS>;
-// Scores, then unnormalised probabilities.
+// Scores, then unnormalised weights.
 var<workgroup> scores: array<f32, QUERIES * KEYS>;
-// The running softmax of each query: largest score, sum, and what the sums so far are to be multiplied by.
+// The running softmax of each query: largest score, total of weights, factor for the sums so far.
 var<workgroup> largest: array<f32, QUERIES>;
 var<workgroup> total: array<f32, QUERIES>;
 var<workgroup> rescale: array<f32, QUERIES>;
 
-// Columns d .. d + 4 of a head, zeros beyond its width. `base` is the index of its column 0.
+// Columns d .. d + 4 of a head, zeros beyond its width; `base` is the index of its column 0.
 fn query4(base: u32, d: u32) -> vec4f {
     var out = vec4f();
     for (var c = 0u; c < 4u && d + c < scalars.d_head; c++) {
@@ -109,8 +109,8 @@ fn attention(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_inde
     let head = group.y / chunks * scalars.d_head;
     let column = group.y % chunks * DEPTH;
     let first_query = group.x * QUERIES;
-    // Of the scores this invocation owns queries 4 part .. and keys side, side + 8; of the output the same queries
-    // and quads 2 side, 2 side + 1.
+    // This invocation owns the scores of queries part .. + 4 and keys side, side + 8, and the output of the same
+    // queries and quads 2 side, 2 side + 1.
     let part = 4u * (lane / 8u);
     let side = lane % 8u;
 
@@ -127,7 +127,7 @@ fn attention(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_inde
     var high2 = vec4f();
     var high3 = vec4f();
 
-    // All bounds of the loops with barriers are made of scalars and the workgroup's number, the same for all invocations.
+    // Uniform: the bounds of loops with barriers depend on scalars and the workgroup only.
     var end = scalars.extra + scalars.own;
     if scalars.causal != 0u {
         let last_query = min(first_query + QUERIES, scalars.queries) - 1u;
@@ -138,7 +138,7 @@ fn attention(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_inde
         var near = vec4f();
         var far = vec4f();
         for (var d = 0u; d < scalars.d_head; d += DEPTH) {
-            // Nobody may still read the tiles of the round before.
+            // No invocation reads the tiles of the round before any more.
             workgroupBarrier();
             if first_key == 0u || chunks > 1u {
                 for (var i = lane; i < QUERIES * QUADS; i += THREADS) {
@@ -172,7 +172,7 @@ fn attention(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_inde
         }
         workgroupBarrier();
 
-        // ---- softmax so far, one query an invocation; values take the place of the keys ----
+        // ---- softmax so far, a query an invocation; values overwrite the keys ----
         if lane < QUERIES {
             let before = largest[lane];
             var now = before;
@@ -186,7 +186,7 @@ fn attention(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_inde
                 let s = scores[lane * KEYS + j];
                 var p = 0.0;
                 if s != HIDDEN { p = exp(s - now); }
-                // Only a NaN is not at most the largest score; the exp() of some drivers loses it.
+                // Only a NaN fails the comparison; exp() of some drivers loses it.
                 if !(s <= now) { p = s; }
                 scores[lane * KEYS + j] = p;
                 sum += p;
@@ -226,7 +226,7 @@ fn attention(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_inde
             high3 += p3 * value1;
         }
     }
-    // `total` was written before the last barrier.
+    // The last barrier was after the writes of `total`.
     let d = column + 8u * side;
     store(batch, first_query + part, head, d, low0, high0, total[part]);
     store(batch, first_query + part + 1u, head, d, low1, high1, total[part + 1u]);

@@ -1,10 +1,10 @@
-// concat - copy one part to its place in wider rows, from any element type to any other.
+// concat - copy one part to its place in wider rows, converting its type.
 //
 // Math      y[r, offset + c] = x[r, c]
 // Source    none
 // Tensors   x [count] source -> y [count / width, stride] elem
 // Scalars   count, width, stride, offset u32
-// Launch    grid spread over count, 256 threads: one invocation owns one element; one launch for each part
+// Launch    grid spread over count, 256 threads: an invocation owns an element; one launch for each part
 // Memory    none shared
 // Numerics  exact, or rounded once to a narrower type
 // Variants  source: f32 f16; elem: f32 f16

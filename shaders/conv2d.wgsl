@@ -1,4 +1,4 @@
-// conv2d - convolution of channels-last pictures as an implicit matrix product.
+// conv2d - convolution of channels-last images as an implicit matmul.
 //
 // Math      y[n, i, j, o] = sum_rsc x[n, i stride + r - padding, j stride + s - padding, c] weight[(r S + s) C + c, o]
 //                           + bias[o] + shift[n, o] + residual[n, i, j, o]
@@ -6,17 +6,17 @@
 // Tensors   x [N, H, W, C] source, weight [O/32, R S C, 8] vec4 source, bias [O] f32, shift [N, O] elem,
 //           residual [N, H', W', O] elem -> y [N, H', W', O] elem
 // Scalars   positions, height, width, channels, out_height, out_width, outputs, window_height, window_width, stride,
-//           padding, biased, shifted, added u32
-// Launch    conv2d: grid (O/32, N H' W'/32, 1), 64 threads: one invocation owns 4 positions of 4 outputs
-//           conv2d_tiled: grid (O/64, N H' W'/64, 1), 256 threads: as above, operands by way of shared memory
+//           padding, has_bias, has_shift, has_residual u32
+// Launch    conv2d: grid (O/32, N H' W'/32, 1), 64 threads: an invocation owns 4 positions by 4 outputs
+//           conv2d_tiled: grid (O/64, N H' W'/64, 1), 256 threads: the same, operands in shared memory
 // Memory    conv2d: none shared; conv2d_tiled: 8 KiB shared
 // Numerics  f32, in the order of r, s, c
 // Variants  source: f32 f16; elem: f32 f16
-// Limits    weight is packed in panels of 32 outputs, O rounded up, and may be a part of the whole, from first_column on;
-//           x stands in for what is absent
+// Limits    weight is packed in panels of 32 outputs, O rounded up, and may be a part of the outputs, from first_column
+//           on; x stands in for absent tensors
 
 struct Scalars {
-    // N H' W', the rows of the product.
+    // N H' W', the rows of the matmul.
     positions: u32,
     height: u32,
     width: u32,
@@ -28,9 +28,9 @@ struct Scalars {
     window_width: u32,
     stride: u32,
     padding: u32,
-    biased: u32,
-    shifted: u32,
-    added: u32,
+    has_bias: u32,
+    has_shift: u32,
+    has_residual: u32,
 }
 
 @group(0) @binding(0) var<storage, read> x: array<source>;
@@ -41,18 +41,17 @@ struct Scalars {
 @group(0) @binding(5) var<storage, read_write> y: array<elem>;
 @group(0) @binding(6) var<uniform> scalars: Scalars;
 
-// Outputs of the weight that lie side by side, in fours.
+// Quads of outputs in a panel of the weight.
 const PANEL = 8u;
 
-// The first column of this part, where a weight comes in parts because the device binds no more at once. All parts but
-// the last are whole tiles wide.
+// The first output of this part of a weight that is larger than one binding. All parts but the last are whole tiles.
 override first_column = 0u;
 
-// ---- where a window lies ----
+// ---- windows ----
 
 struct Window {
     image: u32,
-    // Corner of the window; negative where it reaches over the border.
+    // Corner of the window; negative outside the image.
     top: i32,
     left: i32,
 }
@@ -66,7 +65,7 @@ fn window(position: u32) -> Window {
 
 const OUTSIDE = 0xffffffffu;
 
-// Index of channel 0 of the pixel below a tap.
+// Index of channel 0 of the pixel under a tap.
 fn pixel(at: Window, r: u32, s: u32) -> u32 {
     let i = at.top + i32(r);
     let j = at.left + i32(s);
@@ -76,13 +75,13 @@ fn pixel(at: Window, r: u32, s: u32) -> u32 {
     return ((at.image * scalars.height + u32(i)) * scalars.width + u32(j)) * scalars.channels;
 }
 
-// A channel of a pixel, or zero outside. Outside, channel c of the first pixel is read and dropped.
+// A channel of a pixel, or zero outside, where channel c of the first pixel is loaded and dropped.
 fn channel(at: u32, c: u32) -> f32 {
     let v = f32(x[select(at + c, c, at == OUTSIDE)]);
     return select(v, 0.0, at == OUTSIDE);
 }
 
-// A row of the product: tap and channel.
+// An element of a window, k = (r S + s) C + c.
 struct Tap {
     r: u32,
     s: u32,
@@ -94,7 +93,7 @@ fn tap(k: u32) -> Tap {
     return Tap(index / scalars.window_width, index % scalars.window_width, k % scalars.channels);
 }
 
-// `count` rows further down, without a division.
+// `count` further in k, without a division.
 fn advance(from_tap: Tap, count: u32) -> Tap {
     var t = from_tap;
     t.c += count;
@@ -109,7 +108,7 @@ fn advance(from_tap: Tap, count: u32) -> Tap {
     return t;
 }
 
-// ---- store: what was fused behind the product, for four neighbouring outputs ----
+// ---- store: bias, shift and residual of four neighbouring outputs ----
 
 fn store(position: u32, output: u32, sum: vec4f) {
     if position >= scalars.positions || output >= scalars.outputs {
@@ -120,20 +119,20 @@ fn store(position: u32, output: u32, sum: vec4f) {
     let image = position / (scalars.out_height * scalars.out_width);
     for (var c = 0u; c < columns; c++) {
         var v = sum[c];
-        if scalars.biased != 0u {
+        if scalars.has_bias != 0u {
             v += bias[output + c];
         }
-        if scalars.shifted != 0u {
+        if scalars.has_shift != 0u {
             v += f32(shift[image * scalars.outputs + output + c]);
         }
-        if scalars.added != 0u {
+        if scalars.has_residual != 0u {
             v += f32(residual[at + c]);
         }
         y[at + c] = elem(v);
     }
 }
 
-// ---- the plain kernel: everything straight from memory ----
+// ---- the plain kernel: operands from global memory ----
 
 @compute @workgroup_size(8, 8)
 fn conv2d(@builtin(global_invocation_id) id: vec3u) {
@@ -142,7 +141,7 @@ fn conv2d(@builtin(global_invocation_id) id: vec3u) {
     if output >= scalars.outputs || position >= scalars.positions {
         return;
     }
-    // Positions beyond the last repeat it and are not stored.
+    // Positions beyond the last repeat it; they are not stored.
     let last = scalars.positions - 1u;
     let window0 = window(position);
     let window1 = window(min(position + 1u, last));
@@ -176,7 +175,7 @@ fn conv2d(@builtin(global_invocation_id) id: vec3u) {
     store(position + 3u, output, sum3);
 }
 
-// ---- the tiled kernel: 64 positions by 64 outputs, operands shared in steps of 16 ----
+// ---- the tiled kernel: 64 positions by 64 outputs, operands in shared memory in k-steps of 16 ----
 
 const TILE = 64u;
 const STEP = 16u;
@@ -191,7 +190,7 @@ fn conv2d_tiled(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_i
     let depth = scalars.window_height * scalars.window_width * scalars.channels;
     let own_row = 4u * (lane / QUADS);
     let own_quad = lane % QUADS;
-    // What this invocation loads: four neighbours in k of one position, and one quad of one k.
+    // Loads of this invocation: four neighbours in k of one position, and one quad of one k.
     let load_row = group.y * TILE + lane / 4u;
     let load_window = window(load_row);
     let load_k = 4u * (lane % 4u);
@@ -219,7 +218,7 @@ fn conv2d_tiled(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_i
             w = vec4f(weight[(load_quad / PANEL * depth + k) * PANEL + load_quad % PANEL]);
         }
         columns[lane] = w;
-        // The bound of the loop is made of scalars of the launch: all invocations meet here equally often.
+        // Uniform: the loop's bound is computed from scalars of the launch.
         workgroupBarrier();
         for (var s = 0u; s < STEP; s++) {
             let b = columns[s * QUADS + own_quad];

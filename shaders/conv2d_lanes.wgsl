@@ -1,7 +1,7 @@
-// conv2d_lanes - the same for processors whose vector units run eight invocations in step.
+// conv2d_lanes - the variant of conv2d for CPUs whose vector units run subgroups of eight.
 //
-// A load costs them as much as a dozen multiply-adds. So the eight lanes of a subgroup load eight channels of a pixel at
-// once and deal them out. The text of conv2d.wgsl comes before this one: bindings and store are there.
+// There a load costs as much as a dozen multiply-adds: the eight lanes of a subgroup load eight elements of a window at
+// once and broadcast them by shuffles. conv2d.wgsl, with bindings and store, comes before this text.
 //
 // Math      y[n, i, j, o] = sum_rsc x[n, i stride + r - padding, j stride + s - padding, c] weight[(r S + s) C + c, o]
 //                           + bias[o] + shift[n, o] + residual[n, i, j, o]
@@ -9,8 +9,8 @@
 // Tensors   x [N, H, W, C] source, weight [O/32, R S C, 8] vec4 source, bias [O] f32, shift [N, O] elem,
 //           residual [N, H', W', O] elem -> y [N, H', W', O] elem
 // Scalars   positions, height, width, channels, out_height, out_width, outputs, window_height, window_width, stride,
-//           padding, biased, shifted, added u32
-// Launch    grid (O/32, N H' W'/64, 1), 64 threads: one invocation owns 8 positions of 4 outputs
+//           padding, has_bias, has_shift, has_residual u32
+// Launch    grid (O/32, N H' W'/64, 1), 64 threads: an invocation owns 8 positions by 4 outputs
 // Memory    none shared
 // Numerics  f32, in the order of r, s, c
 // Variants  source: f32 f16; elem: f32 f16; subgroups: always
@@ -24,12 +24,12 @@ fn conv2d_lanes(
     @builtin(subgroup_id) subgroup: u32,
     @builtin(subgroup_invocation_id) member: u32,
 ) {
-    // A subgroup shares its positions, so it leaves as a whole and its lanes always take part in what follows.
+    // Subgroup-uniform: a subgroup shares its positions and leaves as a whole.
     let position = 8u * (8u * group.y + subgroup);
     if position >= scalars.positions {
         return;
     }
-    // Positions beyond the last repeat it and are not stored; outputs beyond the last are the zeros of their panel.
+    // Positions beyond the last repeat it and are not stored; outputs beyond the last are zeros of their panel.
     let last = scalars.positions - 1u;
     let window0 = window(min(position, last));
     let window1 = window(min(position + 1u, last));
@@ -50,7 +50,7 @@ fn conv2d_lanes(
     let depth = scalars.window_height * scalars.window_width * scalars.channels;
     var at = group.x * depth * PANEL + member;
     for (var first = 0u; first < depth; first += LANES) {
-        // Each lane has a tap and a channel of its own, so that few channels keep all lanes busy.
+        // Each lane has its own tap and channel: all lanes are busy with few channels too.
         let k = min(first + member, depth - 1u);
         let own = tap(k);
         let x0 = channel(pixel(window0, own.r, own.s), own.c);

@@ -1,7 +1,6 @@
-// conv2d_matrices - the same for adapters with cooperative matrices, behind a switch.
+// conv2d_matrices - the variant of conv2d for adapters with cooperative matrices; opt-in.
 //
-// The text of conv2d.wgsl comes before this one, and that of matrices.wgsl. It has run on a software adapter only,
-// with matrices of 8.
+// conv2d.wgsl and matrices.wgsl come before this text. Tested on a software adapter only, with 8 x 8 matrices.
 //
 // Math      y[n, i, j, o] = sum_rsc x[n, i stride + r - padding, j stride + s - padding, c] weight[(r S + s) C + c, o]
 //                           + bias[o] + shift[n, o] + residual[n, i, j, o]
@@ -9,12 +8,12 @@
 // Tensors   x [N, H, W, C] source, weight [O/32, R S C, 8] vec4 source, bias [O] f32, shift [N, O] elem,
 //           residual [N, H', W', O] elem -> y [N, H', W', O] elem
 // Scalars   positions, height, width, channels, out_height, out_width, outputs, window_height, window_width, stride,
-//           padding, biased, shifted, added u32
+//           padding, has_bias, has_shift, has_residual u32
 // Launch    grid (O/64, N H' W'/64, 1), 128 threads: a subgroup owns squares of 32 by 32
 // Memory    13.5 KiB shared
-// Numerics  products of f16, sums in f32, in an order that the driver chooses
+// Numerics  f16 times f16, accumulated in f32, in an order that the driver chooses
 // Variants  source: f16; elem: f32 f16; subgroups: always; side: 8 16
-// Limits    subgroups of at most 128, all of them full
+// Limits    full subgroups of at most 128
 
 @compute @workgroup_size(128)
 fn conv2d_matrices(
@@ -24,12 +23,12 @@ fn conv2d_matrices(
     @builtin(num_subgroups) subgroups: u32,
 ) {
     let depth = scalars.window_height * scalars.window_width * scalars.channels;
-    // What this invocation loads: 16 neighbours in k of one position.
+    // Loads of this invocation: 16 neighbours in k of one position.
     let own_row = lane / 2u;
     let position = group.y * TILE + own_row;
     let own_window = window(position);
     let own_k = 16u * (lane % 2u);
-    // All invocations count the same turns and steps, so that they meet at every barrier.
+    // Uniform: all invocations run the same passes and k-steps.
     for (var first = 0u; first < SQUARES; first += subgroups) {
         let square = first + subgroup;
         var sums = Sums();

@@ -1,4 +1,4 @@
-// group_norm - normalise each channel group of each image, scale, shift, and apply what was fused behind it.
+// group_norm - normalise each channel group of each image, scale, shift, and apply the fused style and activation.
 //
 // Math      y = (x - mean) / sqrt(var + eps) * gamma + beta          mean, var over (P, C/G)
 //           y = y * (1 + style[n, c]) + style[n, C + c]              with style
@@ -6,11 +6,11 @@
 // Source    Wu & He 2018, eq. 1-3; Dhariwal & Nichol 2021, section 3.1
 // Tensors   x [N, P, C] elem, gamma [C] f32, beta [C] f32, style [N, 2C] elem -> y [N, P, C] elem
 // Scalars   positions, channels, groups, styled, activation u32; eps f32
-// Launch    grid (G, N, 1), 256 threads: one workgroup owns one group of one image
+// Launch    grid (G, N, 1), 256 threads: a workgroup owns a group of an image
 // Memory    1 KiB shared, 256 B with subgroups
 // Numerics  f32; the mean first, then the variance around it
 // Variants  elem: f32 f16; reduce: plain subgroups
-// Limits    x stands in for `style` where there is none
+// Limits    x stands in for an absent `style`
 
 struct Scalars {
     positions: u32,
@@ -33,7 +33,7 @@ fn group_norm(@builtin(workgroup_id) group: vec3u, lane: Lane) {
     let channels = scalars.channels;
     let members = channels / scalars.groups;
     let count = scalars.positions * members;
-    // Member e of the group is channel e % members of position e / members.
+    // Element e of the group is channel e % members of position e / members.
     let first = group.y * scalars.positions * channels + group.x * members;
 
     var own = 0.0;

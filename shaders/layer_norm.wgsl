@@ -4,7 +4,7 @@
 // Source    Ba, Kiros & Hinton 2016, eq. 4
 // Tensors   x [R, D] elem, gamma [D] f32, beta [D] f32 -> y [R, D] elem
 // Scalars   rows, width u32; eps f32
-// Launch    grid spread over rows, 256 threads: one workgroup owns one row
+// Launch    grid spread over rows, 256 threads: a workgroup owns a row
 // Memory    1 KiB shared, 256 B with subgroups
 // Numerics  f32; the mean first, then the variance around it
 // Variants  elem: f32 f16; reduce: plain subgroups
@@ -29,7 +29,7 @@ fn layer_norm(
     lane: Lane,
 ) {
     let row = group.y * groups.x + group.x;
-    // Uniform: the whole workgroup leaves, so the barriers below are safe.
+    // Uniform: the whole workgroup leaves.
     if row >= scalars.rows {
         return;
     }

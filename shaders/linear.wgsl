@@ -1,24 +1,24 @@
-// linear - matrix product with a stored weight, and what was fused behind it.
+// linear - matmul with a stored weight, and the fused bias, activation and residual.
 //
 // Math      y[m, n] = activation(sum_k x[m, k] weight[k, n] + bias[n]) + residual[m, n]
 // Source    none
 // Tensors   x [M, K] source, weight [N/32, K, 8] vec4 source, bias [N] f32, residual [M, N] elem -> y [M, N] elem
-// Scalars   m, k, n, activation, biased, added u32
-// Launch    linear: grid (N/32, M/32, 1), 64 threads: one invocation owns 4 rows of 4 columns
-//           linear_tiled: grid (N/64, M/64, 1), 256 threads: as above, operands by way of shared memory
+// Scalars   m, k, n, activation, has_bias, has_residual u32
+// Launch    linear: grid (N/32, M/32, 1), 64 threads: an invocation owns 4 rows by 4 columns
+//           linear_tiled: grid (N/64, M/64, 1), 256 threads: the same, operands in shared memory
 // Memory    linear: none shared; linear_tiled: 8 KiB shared
 // Numerics  f32, in the order of k
 // Variants  source: f32 f16; elem: f32 f16
-// Limits    weight is packed in panels of 32 columns, N rounded up, and may be a part of the whole, from first_column on;
-//           x stands in for what is absent
+// Limits    weight is packed in panels of 32 columns, N rounded up, and may be a part of the columns, from first_column
+//           on; x stands in for absent tensors
 
 struct Scalars {
     m: u32,
     k: u32,
     n: u32,
     activation: u32,
-    biased: u32,
-    added: u32,
+    has_bias: u32,
+    has_residual: u32,
 }
 
 @group(0) @binding(0) var<storage, read> x: array<source>;
@@ -28,11 +28,10 @@ struct Scalars {
 @group(0) @binding(4) var<storage, read_write> y: array<elem>;
 @group(0) @binding(5) var<uniform> scalars: Scalars;
 
-// Columns of the weight that lie side by side, in fours.
+// Quads of columns in a panel of the weight.
 const PANEL = 8u;
 
-// The first column of this part, where a weight comes in parts because the device binds no more at once. All parts but
-// the last are whole tiles wide.
+// The first column of this part of a weight that is larger than one binding. All parts but the last are whole tiles.
 override first_column = 0u;
 
 // ---- store: bias, activation and residual of four neighbouring columns ----
@@ -43,7 +42,7 @@ fn store(row: u32, column: u32, sum: vec4f) {
     }
     var v = sum;
     let columns = min(scalars.n - column, 4u);
-    if scalars.biased != 0u {
+    if scalars.has_bias != 0u {
         for (var c = 0u; c < columns; c++) {
             v[c] += bias[column + c];
         }
@@ -52,14 +51,14 @@ fn store(row: u32, column: u32, sum: vec4f) {
     let at = row * scalars.n + column;
     for (var c = 0u; c < columns; c++) {
         var e = v[c];
-        if scalars.added != 0u {
+        if scalars.has_residual != 0u {
             e += f32(residual[at + c]);
         }
         y[at + c] = elem(e);
     }
 }
 
-// ---- the plain kernel: everything straight from memory ----
+// ---- the plain kernel: operands from global memory ----
 
 @compute @workgroup_size(8, 8)
 fn linear(@builtin(global_invocation_id) id: vec3u) {
@@ -68,7 +67,7 @@ fn linear(@builtin(global_invocation_id) id: vec3u) {
     if column >= scalars.n || row >= scalars.m {
         return;
     }
-    // Rows beyond the last repeat it and are not stored.
+    // Rows beyond the last repeat it; they are not stored.
     let last = scalars.m - 1u;
     let depth = scalars.k;
     let x0 = row * depth;
@@ -94,7 +93,7 @@ fn linear(@builtin(global_invocation_id) id: vec3u) {
     store(row + 3u, column, sum3);
 }
 
-// ---- the tiled kernel: 64 rows by 64 columns, operands shared in steps of 16 ----
+// ---- the tiled kernel: 64 rows by 64 columns, operands in shared memory in k-steps of 16 ----
 
 const TILE = 64u;
 const STEP = 16u;
@@ -108,7 +107,7 @@ var<workgroup> columns: array<vec4f, STEP * QUADS>;
 fn linear_tiled(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
     let own_row = 4u * (lane / QUADS);
     let own_quad = lane % QUADS;
-    // What this invocation loads: four neighbours in k of one row, and one quad of one k.
+    // Loads of this invocation: four neighbours in k of one row, and one quad of one k.
     let load_row = group.y * TILE + lane / 4u;
     let load_k = 4u * (lane % 4u);
     let load_quad = group.x * QUADS + own_quad;
@@ -132,7 +131,7 @@ fn linear_tiled(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_i
             w = vec4f(weight[(load_quad / PANEL * scalars.k + k) * PANEL + load_quad % PANEL]);
         }
         columns[lane] = w;
-        // The bound of the loop is a scalar of the launch: all invocations meet here equally often.
+        // Uniform: the loop's bound is a scalar of the launch.
         workgroupBarrier();
         for (var s = 0u; s < STEP; s++) {
             let b = columns[s * QUADS + own_quad];

@@ -1,13 +1,13 @@
-// linear_lanes - the same for processors whose vector units run eight invocations in step.
+// linear_lanes - the variant of linear for CPUs whose vector units run subgroups of eight.
 //
-// A load costs them as much as a dozen multiply-adds. So the eight lanes of a subgroup load eight numbers of a row at
-// once and deal them out. The text of linear.wgsl comes before this one: bindings and store are there.
+// There a load costs as much as a dozen multiply-adds: the eight lanes of a subgroup load eight elements of a row at
+// once and broadcast them by shuffles. linear.wgsl, with bindings and store, comes before this text.
 //
 // Math      y[m, n] = activation(sum_k x[m, k] weight[k, n] + bias[n]) + residual[m, n]
 // Source    none
 // Tensors   x [M, K] source, weight [N/32, K, 8] vec4 source, bias [N] f32, residual [M, N] elem -> y [M, N] elem
-// Scalars   m, k, n, activation, biased, added u32
-// Launch    grid (N/32, M/64, 1), 64 threads: one invocation owns 8 rows of 4 columns
+// Scalars   m, k, n, activation, has_bias, has_residual u32
+// Launch    grid (N/32, M/64, 1), 64 threads: an invocation owns 8 rows by 4 columns
 // Memory    none shared
 // Numerics  f32, in the order of k
 // Variants  source: f32 f16; elem: f32 f16; subgroups: always
@@ -21,12 +21,12 @@ fn linear_lanes(
     @builtin(subgroup_id) subgroup: u32,
     @builtin(subgroup_invocation_id) member: u32,
 ) {
-    // A subgroup shares its rows, so it leaves as a whole and its lanes always take part in what follows.
+    // Subgroup-uniform: a subgroup shares its rows and leaves as a whole.
     let row = 8u * (8u * group.y + subgroup);
     if row >= scalars.m {
         return;
     }
-    // Rows beyond the last repeat it and are not stored; columns beyond the last are the zeros of their panel.
+    // Rows beyond the last repeat it and are not stored; columns beyond the last are zeros of their panel.
     let last = scalars.m - 1u;
     let depth = scalars.k;
     let base0 = min(row, last) * depth;

@@ -1,17 +1,16 @@
-// linear_matrices - the same for adapters with cooperative matrices, behind a switch.
+// linear_matrices - the variant of linear for adapters with cooperative matrices; opt-in.
 //
-// The text of linear.wgsl comes before this one, and that of matrices.wgsl. It has run on a software adapter only,
-// with matrices of 8.
+// linear.wgsl and matrices.wgsl come before this text. Tested on a software adapter only, with 8 x 8 matrices.
 //
 // Math      y[m, n] = activation(sum_k x[m, k] weight[k, n] + bias[n]) + residual[m, n]
 // Source    none
 // Tensors   x [M, K] source, weight [N/32, K, 8] vec4 source, bias [N] f32, residual [M, N] elem -> y [M, N] elem
-// Scalars   m, k, n, activation, biased, added u32
+// Scalars   m, k, n, activation, has_bias, has_residual u32
 // Launch    grid (N/64, M/64, 1), 128 threads: a subgroup owns squares of 32 by 32
 // Memory    13.5 KiB shared
-// Numerics  products of f16, sums in f32, in an order that the driver chooses
+// Numerics  f16 times f16, accumulated in f32, in an order that the driver chooses
 // Variants  source: f16; elem: f32 f16; subgroups: always; side: 8 16
-// Limits    subgroups of at most 128, all of them full
+// Limits    full subgroups of at most 128
 
 @compute @workgroup_size(128)
 fn linear_matrices(
@@ -20,11 +19,11 @@ fn linear_matrices(
     @builtin(subgroup_id) subgroup: u32,
     @builtin(num_subgroups) subgroups: u32,
 ) {
-    // What this invocation loads: 16 neighbours in k of one row.
+    // Loads of this invocation: 16 neighbours in k of one row.
     let own_row = lane / 2u;
     let row = group.y * TILE + own_row;
     let own_k = 16u * (lane % 2u);
-    // All invocations count the same turns and steps, so that they meet at every barrier.
+    // Uniform: all invocations run the same passes and k-steps.
     for (var first = 0u; first < SQUARES; first += subgroups) {
         let square = first + subgroup;
         var sums = Sums();

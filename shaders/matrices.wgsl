@@ -1,23 +1,23 @@
-// matrices - products on units that multiply small matrices, for the kernels whose names end in _matrices.
+// matrices - matmul by cooperative matrices, for the kernels whose names end in _matrices.
 //
-// A subgroup multiplies matrices of SIDE by SIDE numbers together. Which invocation holds which of their elements is the
-// driver's affair, so that operands come from shared memory and sums go through it to `store`. The host puts SIDE, and
-// the types `left_matrix`, `right_matrix` and `sum_matrix`, before this text.
+// A subgroup multiplies matrices of SIDE by SIDE elements. The driver chooses which invocation holds which element:
+// operands are loaded from shared memory, and sums go through it to `store`. The host writes SIDE, and the types
+// `left_matrix`, `right_matrix` and `sum_matrix`, before this text.
 //
-// A workgroup owns 64 by 64 sums, in squares of 32 by 32. Where it has fewer than four subgroups, it works on as many
-// squares as it has, one turn after the other; where it has more, the others only help to load and to store.
+// A workgroup owns 64 by 64 sums, in squares of 32 by 32. With fewer than four subgroups it takes several passes, a
+// square for each subgroup; with more, the others only help to load and to store.
 
 const SQUARE = 32u;
 const SQUARES_IN_ROW = TILE / SQUARE;
 const SQUARES = SQUARES_IN_ROW * SQUARES_IN_ROW;
-// Matrices in a row or a column of a square.
+// Matrices along a side of a square.
 const COUNT = SQUARE / SIDE;
 const MATRIX = SIDE * SIDE;
 
-// Rows of the weight that are shared at a time.
+// k of a step in shared memory.
 const DEPTH = 32u;
 const MATRIX_THREADS = 128u;
-// Rows are padded, so that matrices do not start in one bank.
+// Padded rows put the rows of a matrix into different banks.
 const LEFT_STRIDE = DEPTH + 8u;
 const RIGHT_STRIDE = TILE + 8u;
 
@@ -28,7 +28,7 @@ var<workgroup> sum_tile: array<f32, SQUARES * MATRIX>;
 
 alias Sums = array<sum_matrix, COUNT * COUNT>;
 
-// Adds the product of what is shared to a square's sums. All invocations of a subgroup come here, or none.
+// Adds the matmul of the shared tiles to a square's sums. Subgroup-uniform.
 fn multiply(square: u32, sums: ptr<function, Sums>) {
     let top = square / SQUARES_IN_ROW * SQUARE;
     let left = square % SQUARES_IN_ROW * SQUARE;
@@ -43,7 +43,7 @@ fn multiply(square: u32, sums: ptr<function, Sums>) {
     }
 }
 
-// Four columns of the weight for one k and for every quad of the tile; zeros below the last row.
+// Loads a step's rows of the weight, quad by quad; zeros beyond the last k and column.
 fn share_weight(group: u32, start: u32, depth: u32, columns: u32, lane: u32) {
     for (var i = lane; i < DEPTH * QUADS; i += MATRIX_THREADS) {
         let k = start + i / QUADS;
@@ -60,7 +60,7 @@ fn share_weight(group: u32, start: u32, depth: u32, columns: u32, lane: u32) {
     }
 }
 
-// Stores the squares that this turn has, one matrix of each at a time. All invocations come here and meet at the barriers.
+// Stores the squares of this pass, one matrix of each at a time. Uniform: it has barriers.
 fn store_squares(group: vec3u, first: u32, subgroups: u32, square: u32, sums: ptr<function, Sums>, lane: u32) {
     for (var index = 0u; index < COUNT * COUNT; index++) {
         if square < SQUARES {
@@ -72,7 +72,7 @@ fn store_squares(group: vec3u, first: u32, subgroups: u32, square: u32, sums: pt
     }
 }
 
-// Stores the matrix `index` of those squares that this turn has, which are in sum_tile.
+// Stores matrix `index` of each square of this pass, from sum_tile.
 fn store_matrix(group: vec3u, first: u32, after: u32, index: u32, lane: u32) {
     const QUADS_OF_MATRIX = MATRIX / 4u;
     for (var i = first * QUADS_OF_MATRIX + lane; i < after * QUADS_OF_MATRIX; i += MATRIX_THREADS) {

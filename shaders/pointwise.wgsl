@@ -1,14 +1,14 @@
-// pointwise - element by element: activations, sums, products, per-channel shifts, limits.
+// pointwise - element by element: activations, sums, products, shifts and scales per channel, clamping.
 //
 // Math      y = f(x), x + o, x * o, x + o[n, c], x * (1 + o[n, c]) + o[n, C + c], min(max(x, low), high)
 // Source    see ops/pointwise.rs
 // Tensors   x [count] elem, other [period] elem -> y [count] elem
 // Scalars   count, kind, period, channels, image u32; low, high f32
-// Launch    grid spread over count, 256 threads: one invocation owns one element
+// Launch    grid spread over count, 256 threads: an invocation owns an element
 // Memory    none shared
 // Numerics  f32
 // Variants  elem: f32 f16
-// Limits    x stands in for `other` where there is none
+// Limits    x stands in for an absent `other`
 
 struct Scalars {
     count: u32,
@@ -52,7 +52,7 @@ fn pointwise(
             v = v * (1.0 + f32(other[style])) + f32(other[style + scalars.channels]);
         }
         case CLAMP: {
-            // Comparisons, not clamp(): a NaN stays one.
+            // Comparisons, not clamp(), keep a NaN.
             if v < scalars.low {
                 v = scalars.low;
             } else if v > scalars.high {

@@ -1,15 +1,15 @@
-// prelude - what every kernel is compiled with.
+// prelude - the text before every kernel.
 //
-// The host puts `alias source`, the element type of a launch's first tensor, and `alias elem`, that of its output,
-// before this text. Kernels compute in f32 whatever they read and write.
+// The host writes `alias source`, the type of a launch's first tensor, and `alias elem`, the type of its output, before
+// this text. Kernels compute in f32.
 
-// Which function of one number follows; the codes are those of `Activation::code` in ops/pointwise.rs.
+// Codes of activations, as in `Activation::code` of ops/pointwise.rs.
 const NO_ACTIVATION = 0u;
 const SILU = 1u;
 const GELU = 2u;
 const QUICK_GELU = 3u;
 
-// A grid is cut into rows of workgroups, because one dimension holds 65535 at most.
+// Grids have two dimensions, because one has at most 65535 workgroups.
 fn element_index(group: vec3u, groups: vec3u, lane: u32, threads: u32) -> u32 {
     return (group.y * groups.x + group.x) * threads + lane;
 }
@@ -30,10 +30,10 @@ fn activate4(kind: u32, x: vec4f) -> vec4f {
     return vec4f(activate(kind, x.x), activate(kind, x.y), activate(kind, x.z), activate(kind, x.w));
 }
 
-// The error function to 3e-7 of its size: an odd rational function of degree 9 over 12, as on the CPU. Beyond 3.83
-// single precision rounds it to one. Comparisons, not clamp: a NaN stays one.
-fn erf(number: f32) -> f32 {
-    var x = number;
+// erf with a relative error of 3e-7: an odd rational function of degree 9 over 12, as on the CPU. Beyond 3.83 it rounds
+// to one in f32. Comparisons, not clamp, keep a NaN.
+fn erf(argument: f32) -> f32 {
+    var x = argument;
     if x < -3.832507 { x = -3.832507; }
     if x > 3.832507 { x = 3.832507; }
     let z = x * x;

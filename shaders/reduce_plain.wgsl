@@ -1,4 +1,4 @@
-// reduce_plain - the sum over a workgroup of 256 invocations, for adapters without subgroup operations.
+// reduce_plain - sum over a workgroup of 256 invocations, for adapters without subgroup operations.
 
 const REDUCE_THREADS = 256u;
 
@@ -8,7 +8,7 @@ struct Lane {
 
 var<workgroup> partial_sums: array<f32, REDUCE_THREADS>;
 
-// To be called in uniform control flow: all invocations meet at its barriers.
+// Call it in uniform control flow: it has barriers.
 fn workgroup_sum(value: f32, lane: Lane) -> f32 {
     partial_sums[lane.index] = value;
     for (var width = REDUCE_THREADS / 2u; width > 0u; width /= 2u) {
@@ -19,7 +19,7 @@ fn workgroup_sum(value: f32, lane: Lane) -> f32 {
     }
     workgroupBarrier();
     let sum = partial_sums[0];
-    // The next call must not write before everybody has read.
+    // All invocations read before the next call writes.
     workgroupBarrier();
     return sum;
 }

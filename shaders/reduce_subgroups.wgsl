@@ -1,7 +1,7 @@
-// reduce_subgroups - the sum over a workgroup of 256 invocations: within subgroups first, then over their sums.
+// reduce_subgroups - sum over a workgroup of 256 invocations: within subgroups, then over their sums.
 
 const REDUCE_THREADS = 256u;
-// No adapter has subgroups of fewer than four invocations.
+// Subgroups have at least four invocations.
 const MOST_SUBGROUPS = REDUCE_THREADS / 4u;
 
 struct Lane {
@@ -13,7 +13,7 @@ struct Lane {
 
 var<workgroup> partial_sums: array<f32, MOST_SUBGROUPS>;
 
-// To be called in uniform control flow: all invocations meet at its barriers.
+// Call it in uniform control flow: it has barriers.
 fn workgroup_sum(value: f32, lane: Lane) -> f32 {
     let own = subgroupAdd(value);
     if lane.member == 0u {
@@ -24,7 +24,7 @@ fn workgroup_sum(value: f32, lane: Lane) -> f32 {
     for (var i = 0u; i < lane.subgroups; i++) {
         sum += partial_sums[i];
     }
-    // The next call must not write before everybody has read.
+    // All invocations read before the next call writes.
     workgroupBarrier();
     return sum;
 }

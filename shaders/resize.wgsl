@@ -1,14 +1,14 @@
-// resize - double, halve, or bicubic resize of channels-last pictures.
+// resize - double, halve, or bicubic resize of channels-last images.
 //
 // Math      double  y[i, j] = x[i / 2, j / 2]
 //           halve   y[i, j] = mean of x[2i.., 2j..], two by two
-//           bicubic y[i, j] = sum_rs k(i, r) k(j, s) x[r, s], k Keys' kernel, taps inside the picture, normalised
-// Source    Keys 1981, eq. 4 with a = -1/2, stretched by the scale where the picture shrinks
+//           bicubic y[i, j] = sum_rs k(i, r) k(j, s) x[r, s], k Keys' kernel, taps inside the image, normalised
+// Source    Keys 1981, eq. 4 with a = -1/2, stretched by the scale where the image shrinks
 // Tensors   x [N, H, W, C] source -> y [N, H', W', C] elem
 // Scalars   count, kind, height, width, channels, out_height, out_width u32
-// Launch    grid spread over count, 256 threads: one invocation owns one element
+// Launch    grid spread over count, 256 threads: an invocation owns an element
 // Memory    none shared
-// Numerics  f32; tap distances from integers, so that they are as exact far from the origin as near it
+// Numerics  f32; integer tap offsets, as exact far from the origin as near it
 // Variants  source: f32 f16; elem: f32 f16
 // Limits    2 H H' and 2 W W' below 2^32
 
@@ -35,8 +35,8 @@ fn pixel(n: u32, i: u32, j: u32, c: u32) -> f32 {
     return f32(x[((n * scalars.height + i) * scalars.width + j) * scalars.channels + c]);
 }
 
-// 1.5 d^3 - 2.5 d^2 + 1 below one and -0.5 d^3 + 2.5 d^2 - 4 d + 2 below two, as products of what vanishes at their ends:
-// the sums would lose all digits there.
+// 1.5 d^3 - 2.5 d^2 + 1 below one, -0.5 d^3 + 2.5 d^2 - 4 d + 2 below two. Factored, because the sums cancel where they
+// vanish.
 fn keys_cubic(distance: f32) -> f32 {
     let d = abs(distance);
     if d < 1.0 {
@@ -48,8 +48,8 @@ fn keys_cubic(distance: f32) -> f32 {
     return 0.0;
 }
 
-// The taps of one output index along one side. The middle of input `at` lies step * at - centre behind that of the output,
-// in units of which an input is `step` apart from the next and two stretched ones are `reach`.
+// The taps low .. high of one output pixel along one side. The centre of input pixel `at` lies step * at - centre after
+// that of the output pixel, in units of 1 / step input pixel; `reach` is the filter's radius.
 struct Taps {
     low: u32,
     high: u32,
@@ -61,9 +61,9 @@ struct Taps {
 fn taps(index: u32, input: u32, output: u32) -> Taps {
     let step = 2u * output;
     let centre = (2u * index + 1u) * input - output;
-    // The filter is stretched where the picture shrinks.
+    // The filter is stretched where the image shrinks.
     let reach = 4u * max(input, output);
-    // Those within reach: the first beyond centre - reach, without a sign, and up to the last before centre + reach.
+    // Those within reach: from the first after centre - reach, unsigned, to the last before centre + reach.
     let low = (max(centre + step, reach) - reach) / step;
     let high = min((centre + reach - 1u) / step + 1u, input);
     return Taps(low, high, step, centre, reach);

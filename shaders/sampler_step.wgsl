@@ -4,21 +4,21 @@
 //           sigma = exp((f row[5] + (1 - f) row[6]) / 2), f = (v + 1) / 2, or row[4]
 //           x_{t-1} = (row[2] x0 + row[3] x_t) + row[7] (sigma z)
 //           z = noise, or element c P + p of draw seeds[b, 2..4] + step of seed seeds[b, 0..2]
-// Source    see ops/sampler_step.rs, whose order of operations this keeps, and for z noise/philox.rs
+// Source    ops/sampler_step.rs, with the same order of operations; noise/philox.rs for z
 // Tensors   output [2B | B, P, C | 2C] f32, x_t [B, P, C] f32, rows [B, 9] f32, noise [B, P, C] f32, seeds [B, 4] u32,
 //           step_number [1] u32 -> y [B, P, C] f32
 // Scalars   count, channels, positions, wide, conditional, guided, epsilon, learned, clipped, drawn u32; range f32
-// Launch    grid spread over count, 256 threads: one invocation owns one element
+// Launch    grid spread over count, 256 threads: an invocation owns an element
 // Memory    none shared
-// Numerics  f32; a draw's words are exact, its numbers within a few roundings of the CPU's
+// Numerics  f32; the random words are exact, the normal floats within a few roundings of the CPU's
 // Variants  none
-// Limits    the sampler's state is f32 whatever the storage type
+// Limits    the sampler's state is f32 for every storage type
 
 struct Scalars {
     // Elements of x_t.
     count: u32,
     channels: u32,
-    // Of one picture.
+    // Of one image.
     positions: u32,
     // Channels of the model's output.
     wide: u32,
@@ -42,7 +42,7 @@ struct Scalars {
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
 @group(0) @binding(7) var<uniform> scalars: Scalars;
 
-// The upper word of a product, by halves: there are no wider integers. No sum below exceeds a word.
+// The upper 32 bits of a * b, from 16-bit halves: WGSL has no 64-bit integers. No sum below overflows.
 fn multiply_high(a: u32, b: u32) -> u32 {
     let a0 = a & 0xffffu;
     let a1 = a >> 16u;
@@ -68,7 +68,7 @@ fn philox4x32_10(counter: vec4u, seed: vec2u) -> vec4u {
     return c;
 }
 
-// Natural logarithm of a normal positive number, as in noise/box_muller.rs: x = m 2^e.
+// Natural logarithm of a positive normal float, as in noise/box_muller.rs: x = m 2^e.
 fn ln(x: f32) -> f32 {
     let bits = bitcast<u32>(x);
     var e = f32(i32(bits >> 23u) - 126);
@@ -94,8 +94,8 @@ fn ln(x: f32) -> f32 {
     return fma(e, 0.693359375, m + p);
 }
 
-// Cosine of 2 pi u, or its sine, for u in [0, 1), as in noise/box_muller.rs: what WGSL has may be off by 5e-4. The angle
-// is j pi/4 + r with an even j.
+// cos(2 pi u) or sin(2 pi u) for u in [0, 1), as in noise/box_muller.rs: WGSL's own may be off by 5e-4. The angle is
+// j pi/4 + r with an even j.
 fn wave(u: f32, is_sine: bool) -> f32 {
     let angle = 6.2831853 * u;
     let j = (u32(angle * 1.27323954) + 1u) & ~1u;
@@ -103,7 +103,7 @@ fn wave(u: f32, is_sine: bool) -> f32 {
     r = fma(f32(j), -2.4187564849853515625e-4, r);
     r = fma(f32(j), -3.77489497744594108e-8, r);
     let z = r * r;
-    // The cosine is the sine of two eighths of the circle further.
+    // A cosine is the sine two eighths of the circle later.
     let eighths = select(j + 2u, j, is_sine);
     var value = fma(fma(fma(-1.9515295891e-4, z, 8.3321608736e-3), z, -1.6666654611e-1) * z, r, r);
     if (eighths & 2u) != 0u {
@@ -113,9 +113,9 @@ fn wave(u: f32, is_sine: bool) -> f32 {
     return select(value, -value, (eighths & 4u) != 0u);
 }
 
-// An element of a picture's draw.
-fn normal(picture: u32, element: u32) -> f32 {
-    let seed = vec4u(seeds[4u * picture], seeds[4u * picture + 1u], seeds[4u * picture + 2u], seeds[4u * picture + 3u]);
+// An element of an image's noise.
+fn normal(image: u32, element: u32) -> f32 {
+    let seed = vec4u(seeds[4u * image], seeds[4u * image + 1u], seeds[4u * image + 2u], seeds[4u * image + 3u]);
     let low = seed.z + step_number[0];
     let high = seed.w + select(0u, 1u, low < seed.z);
     let words = philox4x32_10(vec4u(element / 4u, 0u, low, high), seed.xy);
@@ -136,8 +136,8 @@ fn sampler_step(
     }
     let position = i / scalars.channels;
     let channel = i % scalars.channels;
-    let picture = position / scalars.positions;
-    let row = 9u * picture;
+    let image = position / scalars.positions;
+    let row = 9u * image;
     let at = position * scalars.wide + channel;
     let conditional = f32(output[scalars.conditional + at]);
     var out = conditional;
@@ -150,7 +150,7 @@ fn sampler_step(
         x0 = (x_t[i] - rows[row] * out) / rows[row + 1u];
     }
     if scalars.clipped != 0u {
-        // Comparisons, not clamp(): a NaN stays one.
+        // Comparisons, not clamp(), keep a NaN.
         if x0 < -scalars.range {
             x0 = -scalars.range;
         } else if x0 > scalars.range {
@@ -166,7 +166,7 @@ fn sampler_step(
     if scalars.drawn == 0u {
         z = noise[i];
     } else if rows[row + 7u] != 0.0 {
-        z = normal(picture, channel * scalars.positions + position % scalars.positions);
+        z = normal(image, channel * scalars.positions + position % scalars.positions);
     }
     y[i] = (rows[row + 2u] * x0 + rows[row + 3u] * x_t[i]) + rows[row + 7u] * (sigma * z);
 }

@@ -4,7 +4,7 @@
 // Source    none
 // Tensors   x [O, A, inner] source -> y [O, length, inner] elem
 // Scalars   count, inner, length, outer, first, step u32
-// Launch    grid spread over count, 256 threads: one invocation owns one element
+// Launch    grid spread over count, 256 threads: an invocation owns an element
 // Memory    none shared
 // Numerics  exact, or rounded once to a narrower type
 // Variants  source: f32 f16; elem: f32 f16
