@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a failed expectation ends a test, as it should
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -26,7 +26,7 @@ fn small_file() -> Vec<u8> {
         ("layer.bias", TensorView::new(Stored::F16, vec![2], &b).unwrap()),
         ("position_ids", TensorView::new(Stored::I64, vec![1, 2], &c).unwrap()),
     ];
-    serialize(views, Some(HashMap::from([("format".into(), "pt".into())]))).unwrap()
+    serialize(views, Some([("format".into(), "pt".into())].into_iter().collect())).unwrap()
 }
 
 fn floats(values: &[f32]) -> Vec<u8> {

@@ -1,6 +1,7 @@
 //! The parts of the command line, one file per subcommand.
 
 pub mod args;
+pub mod bar;
 pub mod bench;
 pub mod devices;
 pub mod files;

@@ -1,6 +1,6 @@
 //! What a run reports on its way: bars on a terminal, lines elsewhere, or JSON events.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use super::bar::Bar;
 use serde_json::{Value, json};
 use std::io::IsTerminal;
 use std::path::Path;
@@ -26,7 +26,7 @@ pub struct Progress {
     style: Style,
     verbose: bool,
     began: Instant,
-    bar: Option<ProgressBar>,
+    bar: Option<Bar>,
     /// Steps of the present stage.
     steps: usize,
     /// The first thing that standard output did not take. A run goes on: its pictures are worth more than its report.
@@ -101,7 +101,7 @@ impl Progress {
 
     fn line(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
+            Some(bar) => bar.print_above(line),
             None => eprintln!("{line}"),
         }
     }
@@ -112,19 +112,18 @@ impl Progress {
             Event::Begin { stage, steps } => {
                 self.steps = steps;
                 if self.style == Style::Bars && steps > 0 {
-                    self.bar = Some(bar(stage, steps));
+                    self.bar = Some(Bar::new(stage.title(), steps));
                 }
             }
             Event::Loaded { stage, elapsed } => {
-                if let Some(bar) = &self.bar {
-                    bar.reset_elapsed(); // the time left is that of the steps alone
+                if let Some(bar) = &mut self.bar {
+                    bar.reset_elapsed();
                 }
                 self.detail(&format!("{}: loaded in {:.2} s", stage.title(), elapsed.as_secs_f64()));
             }
             Event::Step { done, steps, .. } => {
-                if let Some(bar) = &self.bar {
-                    bar.set_length(steps as u64);
-                    bar.set_position(done as u64);
+                if let Some(bar) = &mut self.bar {
+                    bar.set(done, steps);
                 }
             }
             Event::End { stage, elapsed, sampling } => self.end(stage, elapsed, sampling),
@@ -133,9 +132,7 @@ impl Progress {
     }
 
     fn end(&mut self, stage: Stage, elapsed: Duration, sampling: Duration) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish();
-        }
+        self.bar = None;
         let steps = self.steps;
         let total = elapsed.as_secs_f64();
         if steps > 0 && (self.style == Style::Lines || self.verbose) {
@@ -146,15 +143,6 @@ impl Progress {
             self.detail(&format!("{}: {total:.2} s", stage.title()));
         }
     }
-}
-
-fn bar(stage: Stage, steps: usize) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(steps as u64), ProgressDrawTarget::stderr());
-    let template = "{prefix:>22} {bar:32} {pos}/{len} {elapsed} ({eta} left)";
-    bar.set_style(ProgressStyle::with_template(template).expect("a fixed template").progress_chars("=> "));
-    bar.set_prefix(stage.title());
-    bar.tick();
-    bar
 }
 
 fn as_json(event: &Event<'_>) -> Option<Value> {

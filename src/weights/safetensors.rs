@@ -290,6 +290,7 @@ fn parse_header(header: &[u8], file_len: u64) -> Result<BTreeMap<String, TensorI
         return Err(format!("expected the file to end with its last tensor, found {extra} more bytes"));
     }
     // The rules of the format again, by the crate that defines them.
+    let metadata = metadata.map(|pairs| pairs.into_iter().collect()); // into the crate's own kind of map
     ::safetensors::tensor::Metadata::new(metadata, tensors).map_err(|e| format!("not a safetensors header: {e}"))?;
     Ok(out)
 }

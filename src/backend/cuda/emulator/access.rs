@@ -35,12 +35,17 @@ pub(super) fn addresses(w: &Warp, mask: u32, at: Address) -> Outcome<[u64; LANES
     })
 }
 
-/// The neighbouring lane, or the one half a warp below, if it has the same address: the usual cases of a broadcast.
-#[inline]
-fn same_address(at: &[u64; LANES], mask: u32, lane: usize) -> Option<usize> {
-    let is_same = |other: usize| mask >> other & 1 != 0 && at[other] == at[lane];
-    let neighbour = lane.checked_sub(1).filter(|&other| is_same(other));
-    neighbour.or_else(|| lane.checked_sub(LANES / 2).filter(|&other| is_same(other)))
+/// The last lane that came with each address, by the address's lower bits. Another address may take its place.
+struct Earlier([u8; 64]);
+
+impl Earlier {
+    /// An earlier lane with the address of this one, which takes its place.
+    #[inline]
+    fn replace(&mut self, at: &[u64; LANES], lane: usize) -> Option<usize> {
+        let place = &mut self.0[(at[lane] / 4 % 64) as usize];
+        let earlier = usize::from(std::mem::replace(place, lane as u8 + 1));
+        earlier.checked_sub(1).filter(|&earlier| at[earlier] == at[lane])
+    }
 }
 
 /// Counts the distinct 32-byte sectors of a request.
@@ -122,14 +127,13 @@ pub(super) fn load(
         reach.counters.global_read_bytes += u64::from(bytes * mask.count_ones());
     } else {
         let first = w.first_thread();
+        let mut earlier = Earlier([0; 64]);
         for lane in lanes(mask) {
-            if let Some(same) = same_address(&at, mask, lane)
-                && reach.shared.is_settled(at[lane] as u32, bytes, w.index, reach.clock)
-            {
-                words[lane] = words[same];
-                continue;
-            }
-            words[lane] = reach.shared.load(at[lane] as u32, bytes, first + lane as u16, reach.clock)?;
+            let (address, thread) = (at[lane] as u32, first + lane as u16);
+            words[lane] = match earlier.replace(&at, lane) {
+                Some(same) if reach.shared.read_too(address, bytes, thread, reach.clock) => words[same],
+                _ => reach.shared.load(address, bytes, thread, reach.clock)?,
+            };
         }
         count_conflicts(reach, &at, mask, bytes);
     }

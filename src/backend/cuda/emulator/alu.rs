@@ -189,29 +189,35 @@ pub(super) fn ternary(w: &mut Warp, lanes: u32, with: Ternary, to: [Reg; 4]) -> 
     }
 }
 
-/// `a * b + c` rounded once. In f64 the product is exact, so the sum is rounded twice: to f64 and to f32. That differs
-/// only if the f64 sum is halfway between two f32, or if the result is subnormal; these cases use a true fused
-/// multiply-add.
+/// `a * b + c` rounded once: by the processor's instruction where it has one, otherwise by a library call for each lane.
+#[allow(unsafe_code)] // not every x86-64 processor has the instruction
 fn fused(w: &mut Warp, lanes: u32, [d, a, b, c]: [Reg; 4]) -> Outcome {
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    fn in_hardware(a: &[u32; LANES], b: &[u32; LANES], c: &[u32; LANES]) -> [u32; LANES] {
+        fused_lanes(a, b, c)
+    }
     let (a, b, c) = (w.r32(a, lanes)?, w.r32(b, lanes)?, w.r32(c, lanes)?);
-    let mut out = [0; LANES];
-    let mut doubtful = false;
-    for i in 0..LANES {
-        let [x, y, z] = [a[i], b[i], c[i]].map(|bits| f64::from(f32::from_bits(bits)));
-        let sum = x * y + z;
-        let narrow = sum as f32;
-        out[i] = narrow.to_bits();
-        let halfway = sum.to_bits() & 0x1fff_ffff == 0x1000_0000;
-        doubtful |= halfway | (narrow.abs() < f32::MIN_POSITIVE) & (sum != 0.0);
-    }
-    if doubtful {
-        for i in 0..LANES {
-            let [x, y, z] = [a[i], b[i], c[i]].map(f32::from_bits);
-            out[i] = x.mul_add(y, z).to_bits();
-        }
-    }
+    #[cfg(target_arch = "x86_64")]
+    let out = if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        // SAFETY: the processor has both.
+        unsafe { in_hardware(a, b, c) }
+    } else {
+        fused_lanes(a, b, c)
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let out = fused_lanes(a, b, c);
     w.set_r32(d, lanes, &out);
     Ok(())
+}
+
+#[inline(always)]
+fn fused_lanes(a: &[u32; LANES], b: &[u32; LANES], c: &[u32; LANES]) -> [u32; LANES] {
+    let mut out = [0; LANES];
+    for i in 0..LANES {
+        out[i] = f32::from_bits(a[i]).mul_add(f32::from_bits(b[i]), f32::from_bits(c[i])).to_bits();
+    }
+    out
 }
 
 pub(super) fn unary64(w: &mut Warp, lanes: u32, how: Unary, d: Reg, a: Reg) -> Outcome {
@@ -277,31 +283,36 @@ pub(super) fn compare(
     a: Reg,
     b: Reg,
 ) -> Outcome<u32> {
-    let mask = |f: &dyn Fn(usize) -> bool| (0..LANES).fold(0, |mask, i| mask | u32::from(f(i)) << i);
     if wide {
-        let (a, b) = (w.r64(a, lanes)?, w.r64(b, lanes)?);
+        let (a, b) = (*w.r64(a, lanes)?, *w.r64(b, lanes)?);
         return Ok(match compare_type {
-            CompareType::Signed => mask(&|i| ordered(compare, &(a[i] as i64), &(b[i] as i64))),
-            _ => mask(&|i| ordered(compare, &a[i], &b[i])),
+            CompareType::Signed => ordered(compare, a.map(|x| x as i64), b.map(|x| x as i64)),
+            _ => ordered(compare, a, b),
         });
     }
-    let (a, b) = (w.r32(a, lanes)?, w.r32(b, lanes)?);
+    let (a, b) = (*w.r32(a, lanes)?, *w.r32(b, lanes)?);
     Ok(match compare_type {
-        CompareType::Unsigned => mask(&|i| ordered(compare, &a[i], &b[i])),
-        CompareType::Signed => mask(&|i| ordered(compare, &(a[i] as i32), &(b[i] as i32))),
-        CompareType::F32 => mask(&|i| {
-            let (a, b) = (f32::from_bits(a[i]), f32::from_bits(b[i]));
-            let is_nan = a.is_nan() || b.is_nan();
+        CompareType::Unsigned => ordered(compare, a, b),
+        CompareType::Signed => ordered(compare, a.map(|x| x as i32), b.map(|x| x as i32)),
+        CompareType::F32 => {
+            let (a, b) = (a.map(f32::from_bits), b.map(f32::from_bits));
+            let are_nan = each(&a, &b, |a, b| a.is_nan() || b.is_nan());
             match compare {
-                Compare::IsNan => is_nan,
-                Compare::IsNumber => !is_nan,
+                Compare::IsNan => are_nan,
+                Compare::IsNumber => !are_nan,
                 // PTX's `ne` is false for NaN, unlike Rust's `!=`.
-                Compare::NotEqual => a != b && !is_nan,
-                Compare::Unordered(order) => is_nan || ordered(ordered_form(order), &a, &b),
-                other => ordered(other, &a, &b),
+                Compare::NotEqual => ordered(compare, a, b) & !are_nan,
+                Compare::Unordered(order) => are_nan | ordered(ordered_form(order), a, b),
+                other => ordered(other, a, b),
             }
-        }),
+        }
     })
+}
+
+/// The mask of the lanes for which a condition holds.
+#[inline(always)]
+fn each<T>(a: &[T; LANES], b: &[T; LANES], holds: impl Fn(&T, &T) -> bool) -> u32 {
+    (0..LANES).fold(0, |mask, i| mask | u32::from(holds(&a[i], &b[i])) << i)
 }
 
 fn ordered_form(order: Order) -> Compare {
@@ -315,14 +326,14 @@ fn ordered_form(order: Order) -> Compare {
     }
 }
 
-fn ordered<T: PartialOrd>(compare: Compare, a: &T, b: &T) -> bool {
+fn ordered<T: PartialOrd>(compare: Compare, a: [T; LANES], b: [T; LANES]) -> u32 {
     match compare {
-        Compare::Equal => a == b,
-        Compare::NotEqual => a != b,
-        Compare::Less => a < b,
-        Compare::LessOrEqual => a <= b,
-        Compare::Greater => a > b,
-        Compare::GreaterOrEqual => a >= b,
+        Compare::Equal => each(&a, &b, T::eq),
+        Compare::NotEqual => each(&a, &b, T::ne),
+        Compare::Less => each(&a, &b, T::lt),
+        Compare::LessOrEqual => each(&a, &b, T::le),
+        Compare::Greater => each(&a, &b, T::gt),
+        Compare::GreaterOrEqual => each(&a, &b, T::ge),
         Compare::Unordered(_) | Compare::IsNumber | Compare::IsNan => unreachable!("f32 only"),
     }
 }

@@ -49,10 +49,6 @@ impl Clock {
         Clock { now: 1, proxied: rows.clone(), seen: rows, oldest, fenced, warps, agents }
     }
 
-    pub fn warps(&self) -> usize {
-        self.warps
-    }
-
     /// The agent of a warp's `wgmma` reads.
     pub fn wgmma_agent(&self, warp: usize) -> usize {
         self.warps + warp
@@ -80,11 +76,13 @@ impl Clock {
     }
 
     /// Up to which time an agent's accesses happen before warp `w`'s next one.
+    #[inline]
     pub fn seen(&self, w: usize, agent: usize) -> u32 {
         self.seen[w * self.agents + agent]
     }
 
     /// The minimum of [`Clock::seen`] over all agents.
+    #[inline]
     pub fn oldest(&self, w: usize) -> u32 {
         self.oldest[w]
     }

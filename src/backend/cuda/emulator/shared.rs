@@ -6,6 +6,7 @@
 
 use super::clock::Clock;
 use super::fault::{Check, Outcome, stop};
+use super::warp::lanes;
 
 /// Limit of warps per block.
 pub(super) const WARPS: usize = 32;
@@ -76,6 +77,7 @@ impl Shared {
     }
 
     /// First word of an access and the byte in it. The address must be a multiple of `alignment`.
+    #[inline]
     pub(super) fn locate(&self, address: u32, bytes: u32, alignment: u32, lane: usize) -> Outcome<(usize, u32)> {
         let at = address.wrapping_sub(self.base);
         if at > self.bytes || bytes > self.bytes - at {
@@ -89,14 +91,21 @@ impl Shared {
     }
 
     /// Index of the word at an address.
+    #[inline]
     pub fn word(&self, address: u32) -> u32 {
         address.wrapping_sub(self.base) / 4
     }
 
-    /// Whether the last write happens before every access of the warp, so that one check serves all its threads.
-    pub fn is_settled(&self, address: u32, bytes: u32, warp: usize, clock: &Clock) -> bool {
-        let first = self.word(address) as usize;
-        self.shadow[first..first + bytes.div_ceil(4) as usize].iter().all(|s| s.written_at <= clock.oldest(warp))
+    /// Reads for a thread what another thread of its warp reads by the same instruction. False, with nothing recorded,
+    /// unless the last write happens before every access of the warp, so that one check serves all its threads.
+    pub fn read_too(&mut self, address: u32, bytes: u32, thread: u16, clock: &Clock) -> bool {
+        let (first, oldest) = (self.word(address) as usize, clock.oldest(usize::from(thread / 32)));
+        let shadow = &mut self.shadow[first..first + bytes.div_ceil(4) as usize];
+        let is_settled = shadow.iter().all(|s| s.written_at <= oldest);
+        if is_settled {
+            shadow.iter_mut().for_each(|s| s.reader = thread);
+        }
+        is_settled
     }
 
     /// Reads up to 16 bytes for a thread.
@@ -167,6 +176,7 @@ impl Shared {
     #[inline]
     fn record_read(&mut self, word: usize, mask: u8, thread: u16, clock: &Clock) -> Outcome {
         let warp = usize::from(thread / 32);
+        let oldest = clock.oldest(warp);
         let shadow = &mut self.shadow[word];
         if shadow.holds != Contents::Data {
             return unready(word, thread, shadow.holds, "read");
@@ -174,7 +184,7 @@ impl Shared {
         if shadow.filled & mask != mask {
             return stop(usize::from(thread % 32), Check::UnwrittenMemory, format!("shared byte {}", 4 * word));
         }
-        if shadow.written_at > clock.oldest(warp)
+        if shadow.written_at > oldest
             && shadow.writer != thread
             && shadow.bytes & mask != 0
             && shadow.written_at > clock.seen(warp, usize::from(shadow.writer / 32))
@@ -183,11 +193,12 @@ impl Shared {
         }
         if shadow.read_at != clock.now {
             // Earlier readers that happen before this read need no entry of their own.
-            let unseen = |v: &usize| shadow.readers >> v & 1 != 0 && shadow.read_at > clock.seen(warp, *v);
-            for other in (0..clock.warps()).filter(unseen) {
-                let first = shadow.earlier_readers == 0;
-                shadow.earlier_at = if first { shadow.read_at } else { shadow.earlier_at.min(shadow.read_at) };
-                shadow.earlier_readers |= 1 << other;
+            if shadow.read_at > oldest {
+                for other in lanes(shadow.readers).filter(|&v| shadow.read_at > clock.seen(warp, v)) {
+                    let first = shadow.earlier_readers == 0;
+                    shadow.earlier_at = if first { shadow.read_at } else { shadow.earlier_at.min(shadow.read_at) };
+                    shadow.earlier_readers |= 1 << other;
+                }
             }
             (shadow.read_at, shadow.readers) = (clock.now, 0);
         }
@@ -213,7 +224,7 @@ impl Shared {
             return race(thread, word, ["written", "written"], shadow.writer, clock);
         }
         if shadow.read_at > oldest {
-            for other in (0..WARPS).filter(|v| shadow.readers >> v & 1 != 0) {
+            for other in lanes(shadow.readers) {
                 let own = other == warp && shadow.reader == thread;
                 if !own && shadow.read_at > clock.seen(warp, other) {
                     let reader =
@@ -223,8 +234,8 @@ impl Shared {
             }
         }
         if shadow.earlier_readers != 0 {
-            let unseen = |v: &usize| shadow.earlier_readers >> v & 1 != 0 && shadow.earlier_at > clock.seen(warp, *v);
-            if let Some(other) = (0..clock.warps()).find(|v| *v != warp && unseen(v)) {
+            let unseen = |v: &usize| *v != warp && shadow.earlier_at > clock.seen(warp, *v);
+            if let Some(other) = lanes(shadow.earlier_readers).find(unseen) {
                 return race(thread, word, ["written", "read"], 32 * other as u16, clock);
             }
         }

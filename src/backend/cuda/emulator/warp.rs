@@ -260,5 +260,10 @@ fn unwritten(missing: u32, file: usize, reg: Reg) -> Outcome {
 
 /// The lanes of a mask in ascending order.
 pub(super) fn lanes(mask: u32) -> impl Iterator<Item = usize> {
-    (0..LANES).filter(move |i| mask >> i & 1 != 0)
+    let mut left = mask;
+    std::iter::from_fn(move || {
+        let lane = (left != 0).then(|| left.trailing_zeros() as usize);
+        left &= left.wrapping_sub(1);
+        lane
+    })
 }
