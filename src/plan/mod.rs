@@ -23,6 +23,7 @@ mod statistics;
 
 pub use fuse::fuse;
 pub use graph::{Graph, Tensor, Weights};
+pub use listing::{KernelUse, Listing};
 pub use narrow::narrow;
 pub use slots::{Slots, assign};
 pub use statistics::with_statistics;
@@ -111,7 +112,7 @@ pub struct Plan {
 }
 
 /// Numbers that describe what a part of a plan costs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Cost {
     /// Floating-point operations, a multiply-add counted as two.
     pub flops: u64,
