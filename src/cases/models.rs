@@ -6,7 +6,7 @@
 use super::{Random, missing, store};
 use crate::backend::{Backend, Executable};
 use crate::dtype::Dtype;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Sizes, decoder, prior, super_res, unet};
 use crate::ops::{Noise, Prediction, SamplerStep, Variance, elements};
 use crate::plan::{Origin, Plan, TensorData, WeightSource};
