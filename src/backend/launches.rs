@@ -2,7 +2,7 @@
 
 use crate::dtype::Dtype;
 use crate::ops::{Launch, Op, Operand};
-use crate::plan::{Origin, Plan, TensorData, ValueId};
+use crate::plan::{KernelUse, Origin, Plan, Step, TensorData, ValueId};
 
 /// Lowers a plan: all launches with the indices of their steps, and how many of them run once. `lower` returns the launches
 /// of a step, given its operation and the shapes of its inputs and
@@ -20,6 +20,27 @@ pub(super) fn lower(
         }
     }
     (all, once)
+}
+
+/// The kernels of each step for listings; `entry` is what the device calls the entry point of a launch.
+pub(super) fn describe(
+    plan: &Plan,
+    launches: &[(usize, Launch)],
+    entry: impl Fn(&Step, &Launch) -> String,
+) -> Vec<Vec<KernelUse>> {
+    let mut kernels = vec![Vec::new(); plan.steps.len()];
+    for (step, launch) in launches {
+        let Launch { grid, threads, choice, .. } = launch;
+        kernels[*step].push(KernelUse {
+            entry: entry(&plan.steps[*step], launch),
+            grid: *grid,
+            threads: *threads,
+            tile: choice.tile,
+            split: choice.split,
+            reason: choice.reason.clone().into_owned(),
+        });
+    }
+    kernels
 }
 
 /// Every weight in each order that a launch reads: `stored`, or `packed` for the shape of a matmul's weight.

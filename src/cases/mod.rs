@@ -208,7 +208,7 @@ impl Tensors {
 }
 
 impl WeightSource for Tensors {
-    fn shape(&self, tensor: &str, _: &[usize]) -> Option<Vec<usize>> {
+    fn shape(&self, tensor: &str) -> Option<Vec<usize>> {
         self.0.get(tensor).map(|(shape, _)| shape.clone())
     }
 

@@ -6,7 +6,7 @@
 use super::{Random, missing, store};
 use crate::backend::{Backend, Executable};
 use crate::dtype::Dtype;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Sizes, decoder, prior, super_res, unet};
 use crate::ops::{COEFFICIENTS, Noise, Prediction, SamplerStep, Variance, elements};
 use crate::plan::{Origin, Plan, TensorData, WeightSource};
@@ -189,14 +189,28 @@ impl Drawn {
 }
 
 impl WeightSource for Drawn {
-    fn shape(&self, tensor: &str, expected: &[usize]) -> Option<Vec<usize>> {
+    /// That of a tensor that a network has asked for.
+    fn shape(&self, tensor: &str) -> Option<Vec<usize>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).get(tensor).cloned()
+    }
+
+    /// Makes up any tensor when it is asked for first, and holds later ones to its shape.
+    fn require(&self, tensor: &str, shape: &[usize]) -> Result<()> {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(asked.entry(tensor.to_owned()).or_insert_with(|| expected.to_vec()).clone())
+        let known = asked.entry(tensor.to_owned()).or_insert_with(|| shape.to_vec());
+        if known == shape {
+            return Ok(());
+        }
+        Err(Error::Weights {
+            path: self.path().to_path_buf(),
+            tensor: tensor.to_owned(),
+            expected: format!("shape {shape:?}"),
+            found: format!("shape {known:?}"),
+        })
     }
 
     fn load(&self, tensor: &str) -> Result<TensorData<'_>> {
-        let shape = self.asked.lock().unwrap_or_else(PoisonError::into_inner).get(tensor).cloned();
-        let shape = shape.ok_or_else(|| missing(tensor))?;
+        let shape = self.shape(tensor).ok_or_else(|| missing(tensor))?;
         let length = elements(&shape);
         let (mean, deviation) = match shape.len() {
             0 | 1 if tensor.ends_with(".weight") => (1.0, 0.1),
@@ -242,7 +256,7 @@ mod tests {
     #[test]
     fn drawn_weights_have_the_deviation_that_keeps_matmuls_near_one() {
         let drawn = Drawn::new(Dtype::F32);
-        drawn.shape("a.weight", &[256, 64, 3, 3]);
+        drawn.require("a.weight", &[256, 64, 3, 3]).unwrap();
         let x = drawn.load("a.weight").unwrap().to_f32();
         let moment = |power| x.iter().map(|v| f64::from(*v).powi(power)).sum::<f64>() / x.len() as f64;
         assert!(moment(1).abs() < 1e-3, "{}", moment(1));

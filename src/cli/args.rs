@@ -199,9 +199,19 @@ pub struct PlanArguments {
     /// What tensors are stored in
     #[arg(long, value_parser = precision(), default_value = "f32")]
     pub dtype: Precision,
+    /// List the kernels that this device runs for each step, their tiles and grids, and why: cpu, wgpu[:N], cuda[:N] or
+    /// cuda-emulator. Without it, or for cpu, the steps alone; for cuda no card is needed
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<Device>,
+    /// Architecture for which CUDA kernels are chosen, such as sm_80 or sm_90 [default: the card's, or sm_90]
+    #[arg(long, value_name = "ARCH", value_parser = architecture)]
+    pub arch: Option<(u32, u32)>,
     /// Totals only
     #[arg(long)]
     pub summary: bool,
+    /// Print everything in JSON: values, steps, inputs, outputs, memory slots, cost, kernels
+    #[arg(long, conflicts_with = "summary")]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -296,6 +306,16 @@ fn seed(text: &str) -> Result<Seed, String> {
     }
     let value = text.parse().map_err(|_| format!("expected an integer from 0 to {}, or random", u64::MAX))?;
     Ok(Seed { value, is_drawn: false })
+}
+
+/// A compute capability by the name that NVIDIA's tools have for it: `sm_90`, `sm_90a`, `sm_120`.
+fn architecture(name: &str) -> Result<(u32, u32), String> {
+    let digits = name.strip_prefix("sm_").map(|digits| digits.strip_suffix('a').unwrap_or(digits));
+    let number: Option<u32> = digits.and_then(|digits| digits.parse().ok());
+    match number {
+        Some(number) if number >= 80 => Ok((number / 10, number % 10)),
+        _ => Err("expected sm_80 or later, such as sm_90".to_owned()),
+    }
 }
 
 /// A precision by its name.

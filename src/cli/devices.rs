@@ -192,7 +192,7 @@ fn emulator(_: Precision) -> Result<Box<dyn Backend>> {
 
 /// The error of a device whose feature the program was built without.
 #[cfg(not(all(feature = "wgpu", feature = "cuda", feature = "cuda-emulator")))]
-fn left_out(feature: &str) -> Error {
+pub fn left_out(feature: &str) -> Error {
     Error::Device {
         backend: feature.to_owned(),
         reason: format!("this engine was built without the feature {feature}"),

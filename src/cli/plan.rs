@@ -1,13 +1,14 @@
 //! `engine plan`: the listing of a stage.
 
 use super::args::PlanArguments;
+use super::devices::Device;
 use unclip::backend::cpu::Cpu;
 use unclip::image::Image;
 use unclip::pipeline::{Pipeline, Request, Stage, Task};
-use unclip::plan::narrow;
-use unclip::{Error, Result};
+use unclip::plan::{KernelUse, Listing, Plan, narrow};
+use unclip::{Error, Precision, Result};
 
-/// Prints the plan that a run with the checkpoint's default steps would replay, as a device with this storage has it.
+/// Prints the plan that a run with the checkpoint's default steps would replay, as the device has it.
 pub fn plan(arguments: &PlanArguments) -> Result<()> {
     if arguments.batch == 0 {
         return Err(Error::value("--batch", 0, "must be at least 1"));
@@ -31,8 +32,63 @@ pub fn plan(arguments: &PlanArguments) -> Result<()> {
         (None, [prompts, _]) => return Err(prompts.err().unwrap_or_else(|| unused(stage))),
     };
     let plan = pipeline.plan(stage, &shapes)?;
-    let plan = narrow(plan, arguments.dtype.storage());
-    super::print(&if arguments.summary { plan.totals() } else { plan.to_string() })
+    let (plan, kernels) = on_device(plan, arguments)?;
+    let listing = Listing { plan: &plan, kernels: &kernels };
+    super::print(&match (arguments.summary, arguments.json) {
+        (true, _) => plan.totals(),
+        (_, true) => format!("{}\n", listing.json()),
+        _ => listing.to_string(),
+    })
+}
+
+/// The plan as the device runs it, and its kernels by step, where it has any.
+fn on_device(plan: Plan, arguments: &PlanArguments) -> Result<(Plan, Vec<Vec<KernelUse>>)> {
+    let PlanArguments { device, arch, dtype, .. } = *arguments;
+    if arch.is_some() && !matches!(device, Some(Device::Cuda(_) | Device::CudaEmulator)) {
+        return Err(Error::request("--arch", "only for --device cuda or cuda-emulator"));
+    }
+    match device {
+        None | Some(Device::Cpu) => Ok((narrow(plan, dtype.storage()), Vec::new())),
+        Some(Device::Auto) => Err(Error::request("--device", "auto; expected cpu, wgpu, cuda or cuda-emulator")),
+        Some(Device::Wgpu(number)) => on_wgpu(plan, number, dtype),
+        Some(Device::Cuda(number)) => on_cuda(plan, dtype, arch.unwrap_or_else(|| capability(number))),
+        Some(Device::CudaEmulator) => on_cuda(plan, dtype, arch.unwrap_or((8, 0))),
+    }
+}
+
+#[cfg(feature = "wgpu")]
+fn on_wgpu(plan: Plan, number: Option<usize>, dtype: Precision) -> Result<(Plan, Vec<Vec<KernelUse>>)> {
+    use unclip::backend::wgpu::{Choice, Options, Wgpu};
+    if !matches!(dtype, Precision::F32 | Precision::F16) {
+        return Err(Error::request("--dtype", format!("{dtype}; wgpu stores f32 or f16")));
+    }
+    let adapter = number.map_or(Choice::Best, Choice::Number);
+    Ok(Wgpu::new(Options { adapter, storage: dtype.storage(), ..Options::default() })?.explain(plan))
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn on_wgpu(_: Plan, _: Option<usize>, _: Precision) -> Result<(Plan, Vec<Vec<KernelUse>>)> {
+    Err(super::devices::left_out("wgpu"))
+}
+
+#[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
+fn on_cuda(plan: Plan, dtype: Precision, capability: (u32, u32)) -> Result<(Plan, Vec<Vec<KernelUse>>)> {
+    Ok(unclip::backend::cuda::explain(plan, dtype, capability))
+}
+
+#[cfg(not(any(feature = "cuda", feature = "cuda-emulator")))]
+fn on_cuda(_: Plan, _: Precision, _: (u32, u32)) -> Result<(Plan, Vec<Vec<KernelUse>>)> {
+    Err(super::devices::left_out("cuda"))
+}
+
+/// The compute capability of a card, or that of Hopper where there is none.
+fn capability(number: usize) -> (u32, u32) {
+    #[cfg(feature = "cuda")]
+    if let Ok(card) = unclip::backend::cuda::Cuda::new(number) {
+        return card.capability();
+    }
+    _ = number;
+    (9, 0)
 }
 
 fn unused(stage: Stage) -> Error {

@@ -1,5 +1,5 @@
 use super::launch::{grid, optional};
-use super::{Launch, MatmulUnit, Operand, Operation, Scalar, StorageRule, Tiles, Tiling, Walk, count, require};
+use super::{Choice, Launch, MatmulUnit, Operand, Operation, Scalar, StorageRule, Tiles, Tiling, Walk, count, require};
 
 /// Multi-head attention with one joint softmax over extra keys and the sequence's own keys.
 ///
@@ -87,7 +87,8 @@ impl Operation for Attention {
         let mut scalars: Vec<Scalar> = [queries, own, extra, width, d_head, masked].map(Scalar::from).to_vec();
         scalars.extend([Scalar::from(self.causal), Scalar::from(1.0 / (d_head as f32).sqrt())]);
         let grid = [grid(queries.div_ceil(TILE[0])), grid(self.heads * d_head.div_ceil(TILE[1])), grid(batch)];
-        vec![Launch { stem: "attention", entry: "attention", threads: 64, grid, tensors, scalars, tiling: None }]
+        let (stem, choice) = ("attention", Choice::new(Some(TILE), "the plain kernel, in f32"));
+        vec![Launch { stem, entry: stem, threads: 64, grid, tensors, scalars, tiling: None, choice }]
     }
 
     fn ptx(&self, inputs: &[&[usize]], outputs: &[&[usize]], unit: MatmulUnit) -> Vec<Launch> {
@@ -101,20 +102,31 @@ impl Operation for Attention {
         let entry = match d_head {
             0..=32 => "attention_mma_32",
             33..=64 => "attention_mma_64",
-            _ => return launches,
-        };
-        let (kernel, threads, rows, tiling) = match unit {
-            MatmulUnit::CudaCores | MatmulUnit::Tf32 => return launches,
-            // Columns of a head are whole pieces of 16 bytes; few queries leave most of a block empty.
-            MatmulUnit::Warpgroup if d_head.is_multiple_of(8) && queries > QUERIES / 2 => {
-                (["attention_sm90"; 2], 384, WARPGROUP_ROWS, Some(self.tiling(inputs, d_head)))
+            _ => {
+                launches[0].choice.reason = "CUDA cores: a head is wider than 64, the most for tensor cores".into();
+                return launches;
             }
-            MatmulUnit::Half | MatmulUnit::Warpgroup => (["attention_mma", entry], 128, QUERIES, None),
+        };
+        let warps = ["attention_mma", entry];
+        let (kernel, threads, rows, tiling, reason) = match unit {
+            MatmulUnit::CudaCores | MatmulUnit::Tf32 => return launches,
+            MatmulUnit::Half => (warps, 128, QUERIES, None, "mma"),
+            // Columns of a head are whole 16-byte chunks; few queries leave most of a block empty.
+            MatmulUnit::Warpgroup if !d_head.is_multiple_of(8) => {
+                (warps, 128, QUERIES, None, "mma; no wgmma: the columns of a head are no whole 16-byte chunks")
+            }
+            MatmulUnit::Warpgroup if queries <= QUERIES / 2 => {
+                (warps, 128, QUERIES, None, "mma; no wgmma: few queries leave most of a block empty")
+            }
+            MatmulUnit::Warpgroup => {
+                (["attention_sm90"; 2], 384, WARPGROUP_ROWS, Some(self.tiling(inputs, d_head)), "wgmma")
+            }
         };
         let grid = [grid(queries.div_ceil(rows)), grid(self.heads), grid(batch)];
         launches.iter_mut().for_each(|launch| {
             ([launch.stem, launch.entry], launch.threads, launch.grid) = (kernel, threads, grid);
             launch.tiling = tiling.clone();
+            launch.choice = Choice::new(Some([rows, d_head]), reason);
         });
         launches
     }

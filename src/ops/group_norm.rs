@@ -1,6 +1,6 @@
 use super::launch::{grid, optional};
 use super::{
-    Activation, Launch, MatmulUnit, Operand, Operation, Scalar, Statistics, StorageRule, Tiles, Tiling, count,
+    Activation, Choice, Launch, MatmulUnit, Operand, Operation, Scalar, Statistics, StorageRule, Tiles, Tiling, count,
     elements, require, width,
 };
 
@@ -79,10 +79,13 @@ struct Group {
 }
 
 impl Group {
+    fn bytes(&self) -> usize {
+        self.positions * self.members * self.size
+    }
+
     /// The block that holds it.
     fn chip(&self) -> Option<&'static BlockSize> {
-        let bytes = self.positions * self.members * self.size;
-        BLOCK_SIZES.iter().find(|chip| chip.holds(self.members, bytes))
+        BLOCK_SIZES.iter().find(|chip| chip.holds(self.members, self.bytes()))
     }
 
     /// Divides it for [`SUMS`]: positions and channels of a part, and the parts of all positions. All but the last are
@@ -137,7 +140,8 @@ impl Operation for GroupNorm {
         let mut scalars: Vec<Scalar> = [positions, c, self.groups].map(Scalar::from).to_vec();
         scalars.extend([self.style.into(), Activation::code(self.activation), self.eps.into()]);
         let grid = [grid(self.groups), grid(images), 1];
-        vec![Launch { stem: "group_norm", entry: "group_norm", threads: 256, grid, tensors, scalars, tiling: None }]
+        let (stem, choice) = ("group_norm", Choice::new(None, "one block a group of an image"));
+        vec![Launch { stem, entry: stem, threads: 256, grid, tensors, scalars, tiling: None, choice }]
     }
 
     /// One launch where a group fits into a block's shared memory, so that it is read once. Otherwise one that makes of
@@ -152,7 +156,9 @@ impl Operation for GroupNorm {
         let on_chip = |chip: &BlockSize| Some(Tiling { walks: Vec::new(), shared_bytes: chip.shared_bytes });
         if let Some(chip) = group.chip() {
             let entry = chip.entries[usize::from(group.pairs)];
-            return vec![Launch { entry, threads: chip.threads as u32, tiling: on_chip(chip), ..plain }];
+            let [group, shared] = [group.bytes().div_ceil(1024), chip.shared_bytes as usize >> 10];
+            let choice = Choice::new(None, format!("a group of {group} KiB fits into {shared} KiB of shared memory"));
+            return vec![Launch { entry, threads: chip.threads as u32, tiling: on_chip(chip), choice, ..plain }];
         }
         let [x, gamma, beta, style, y] = plain.tensors[..] else {
             unreachable!("the kernel takes exactly five tensors")
@@ -172,6 +178,13 @@ impl Operation for GroupNorm {
                 tensors: vec![x, sums],
                 scalars: [positions, c, self.groups, part, span].map(Scalar::from).to_vec(),
                 tiling: on_chip(&SUMS),
+                choice: Choice::new(
+                    Some([part, span]),
+                    format!(
+                        "a group of {} KiB exceeds shared memory; no matmul left its statistics",
+                        group.bytes() >> 10
+                    ),
+                ),
             });
             vec![(sums, own)]
         } else {
@@ -186,6 +199,7 @@ impl Operation for GroupNorm {
         let sizes = |partial: Option<&(Operand, Statistics)>| {
             partial.map_or([0, 0, 1], |(_, m)| [m.parts, m.channels, m.unit]).map(Scalar::from)
         };
+        let merged = if self.statistics.is_empty() { "merges the parts" } else { "merges what matmuls left" };
         launches.push(Launch {
             stem: "group_norm_scale_shift",
             entry: "group_norm_scale_shift",
@@ -197,6 +211,7 @@ impl Operation for GroupNorm {
                 .chain(sizes(second))
                 .chain([self.style.into(), self.eps.into()])
                 .collect(),
+            choice: Choice::new(None, merged),
             ..plain.clone()
         });
         let (entry, wide) = APPLY[usize::from(c.is_multiple_of(APPLY[1].1))];
@@ -214,6 +229,7 @@ impl Operation for GroupNorm {
                 .chain([Activation::code(self.activation)])
                 .collect(),
             tiling: None,
+            choice: Choice::new(Some([part, span]), format!("channels a thread: {wide}")),
         });
         launches
     }

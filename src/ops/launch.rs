@@ -6,6 +6,7 @@
 //! bindings from 0 on and the scalars the members of one uniform struct in the binding after them.
 
 use super::elements;
+use std::borrow::Cow;
 
 /// One run of a kernel.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +25,26 @@ pub struct Launch {
     pub scalars: Vec<Scalar>,
     /// What is brought on chip, where the kernel asks for more than it declares.
     pub tiling: Option<Tiling>,
+    /// Why this kernel and this grid.
+    pub choice: Choice,
+}
+
+/// Why a launch is what it is, as listings print it. It is written where the decision is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// Rows and columns of the output that a workgroup owns, where it owns a rectangle of them.
+    pub tile: Option<[usize; 2]>,
+    /// Parts into which the depth of a matmul is split, each summed by workgroups of its own (split-K).
+    pub split: usize,
+    /// What decided, in a few words.
+    pub reason: Cow<'static, str>,
+}
+
+impl Choice {
+    /// That of a kernel that does not split the depth.
+    pub(super) fn new(tile: Option<[usize; 2]>, reason: impl Into<Cow<'static, str>>) -> Choice {
+        Choice { tile, split: 1, reason: reason.into() }
+    }
 }
 
 /// What a launch has whose kernel keeps parts of tensors in shared memory of a size that the launch chooses.
@@ -197,7 +218,8 @@ impl Launch {
         const THREADS: usize = 256;
         let scalars = std::iter::once(count.into()).chain(scalars).collect();
         let grid = spread(count.div_ceil(THREADS));
-        Launch { stem, entry: stem, threads: THREADS as u32, grid, tensors, scalars, tiling: None }
+        let choice = Choice::new(None, "one thread an element");
+        Launch { stem, entry: stem, threads: THREADS as u32, grid, tensors, scalars, tiling: None, choice }
     }
 }
 

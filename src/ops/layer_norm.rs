@@ -1,5 +1,5 @@
 use super::launch::{rows, spread};
-use super::{Launch, MatmulUnit, Operand, Operation, StorageRule, Tiles, count, elements, require, width};
+use super::{Choice, Launch, MatmulUnit, Operand, Operation, StorageRule, Tiles, count, elements, require, width};
 
 /// Normalises each row over its features, then scales and shifts.
 ///
@@ -40,14 +40,19 @@ impl Operation for LayerNorm {
         let tensors = vec![Operand::Input(0), Operand::Input(1), Operand::Input(2), Operand::Output(0)];
         let scalars = vec![rows(output).into(), width(output).into(), self.eps.into()];
         let grid = spread(rows(output));
-        vec![Launch { stem: "layer_norm", entry: "layer_norm", threads: 256, grid, tensors, scalars, tiling: None }]
+        let (stem, choice) = ("layer_norm", Choice::new(None, "one block a row"));
+        vec![Launch { stem, entry: stem, threads: 256, grid, tensors, scalars, tiling: None, choice }]
     }
 
     fn ptx(&self, inputs: &[&[usize]], outputs: &[&[usize]], _: MatmulUnit) -> Vec<Launch> {
         let output = outputs[0];
         let mut launches = self.wgsl(inputs, output, Tiles::Shared);
         // Features are read four at a time where all rows begin at a multiple of four.
-        launches[0].entry = if width(output).is_multiple_of(4) { "layer_norm_4" } else { "layer_norm_1" };
+        let (entry, reason) = match width(output).is_multiple_of(4) {
+            true => ("layer_norm_4", "one block a row, four features a thread"),
+            false => ("layer_norm_1", "one block a row, whose width is no multiple of four"),
+        };
+        (launches[0].entry, launches[0].choice.reason) = (entry, reason.into());
         launches
     }
 }

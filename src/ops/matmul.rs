@@ -1,7 +1,7 @@
 //! How matrix products, convolutions among them, become launches: which kernel, which tiles, how many parts.
 
 use super::launch::grid;
-use super::{Launch, Op, Operand, OutputTile, Scalar, Statistics, Tiles, Tiling, Walk, elements, width};
+use super::{Choice, Launch, Op, Operand, OutputTile, Scalar, Statistics, Tiles, Tiling, Walk, elements, width};
 
 /// Which units of a GPU multiply matrices, and in which precision. Accumulation is always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,15 +29,16 @@ impl MatmulUnit {
 /// A product with `rows` rows and `columns` columns by one of four kernels, in the order of [`Tiles`]; stem and entry
 /// point of each.
 pub(super) fn product(kernels: [[&'static str; 2]; 4], tiles: Tiles, rows: usize, columns: usize) -> Launch {
-    let ([stem, entry], threads) = match tiles {
-        Tiles::Registers => (kernels[0], 64),
-        Tiles::Lanes => (kernels[1], 64),
-        Tiles::Shared => (kernels[2], 256),
-        Tiles::Matrices => (kernels[3], 128),
+    let ([stem, entry], threads, reason) = match tiles {
+        Tiles::Registers => (kernels[0], 64, "a processor: operands from its caches"),
+        Tiles::Lanes => (kernels[1], 64, "a processor with subgroups of eight, whose lanes read for each other"),
+        Tiles::Shared => (kernels[2], 256, "a GPU: operands by way of shared memory"),
+        Tiles::Matrices => (kernels[3], 128, "cooperative matrices, as asked for"),
     };
     let tile = tiles.size();
     let grid = [grid(columns.div_ceil(tile[0])), grid(rows.div_ceil(tile[1])), 1];
-    Launch { stem, entry, threads, grid, tensors: Vec::new(), scalars: Vec::new(), tiling: None }
+    let choice = Choice::new(Some([tile[1], tile[0]]), reason);
+    Launch { stem, entry, threads, grid, tensors: Vec::new(), scalars: Vec::new(), tiling: None, choice }
 }
 
 /// The tensor and the scalar of a kernel that may leave statistics of its output.
@@ -97,14 +98,15 @@ impl Tile {
         rows.div_ceil(self.rows) * outputs.div_ceil(self.columns)
     }
 
-    /// The largest tile that leaves no multiprocessor without work, or the smallest that rows fill.
-    fn of(rows: usize, outputs: usize) -> Tile {
+    /// The largest tile that leaves no multiprocessor without work, or the smallest that rows fill; and why.
+    fn of(rows: usize, outputs: usize) -> (Tile, String) {
+        let large = LARGE.blocks(rows, outputs);
         if rows <= FLAT.rows {
-            FLAT
-        } else if LARGE.blocks(rows, outputs) >= MULTIPROCESSORS {
-            LARGE
+            (FLAT, format!("mma; {rows} rows fill no larger tile"))
+        } else if large >= MULTIPROCESSORS {
+            (LARGE, format!("mma; {large} tiles keep {MULTIPROCESSORS} multiprocessors busy"))
         } else {
-            MEDIUM
+            (MEDIUM, format!("mma; {large} tiles of 128x160 would be too few for {MULTIPROCESSORS} multiprocessors"))
         }
     }
 }
@@ -123,6 +125,14 @@ struct TileGrid {
     wide: u32,
     high: u32,
     count: usize,
+}
+
+impl std::fmt::Display for TileGrid {
+    /// `blocks of 1 image, 8 by 16 pixels`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [images, high, wide] = [BOX_BITS - self.wide - self.high, self.high, self.wide].map(|bits| 1 << bits);
+        write!(f, "blocks of {images} image{}, {high} by {wide} pixels", if images > 1 { "s" } else { "" })
+    }
 }
 
 impl TileGrid {
@@ -167,8 +177,15 @@ impl KernelChoice {
 
 impl Matmul {
     fn way(&self, matmul: MatmulUnit) -> KernelChoice {
-        let by_warpgroups = if matmul == MatmulUnit::Warpgroup { self.by_warpgroups() } else { None };
-        by_warpgroups.unwrap_or_else(|| self.by_warps(matmul))
+        if matmul != MatmulUnit::Warpgroup {
+            return self.by_warps(matmul);
+        }
+        self.by_warpgroups().unwrap_or_else(|refused| {
+            let mut way = self.by_warps(matmul);
+            let reason = &mut way.launch.choice.reason;
+            *reason = format!("{reason}; no wgmma: {refused}").into();
+            way
+        })
     }
 
     fn output_tile(&self, output: &[usize], matmul: MatmulUnit) -> Option<OutputTile> {
@@ -199,6 +216,7 @@ impl Matmul {
         for launch in &mut launches {
             launch.tensors.insert(launch.tensors.len() - 1, operand);
             launch.scalars.push(unit);
+            launch.choice.reason = "CUDA cores, f32".into();
         }
         launches
     }
@@ -241,8 +259,12 @@ impl Matmul {
             tensors: [&[scratch], &operands[..], &[Operand::Output(0)]].concat(),
             scalars: [&sizes[..], &behind].concat(),
             tiling: None,
+            choice: Choice::new(Some([part, SUM.columns]), format!("adds up {parts} parts of k")),
         };
-        vec![product([absent; 4], scratch, [Scalar::U32(0); 5]), sum]
+        let mut partial = product([absent; 4], scratch, [Scalar::U32(0); 5]);
+        let Choice { split, reason, .. } = &mut partial.choice;
+        (*split, *reason) = (parts, format!("{reason}; k is split to keep them busy").into());
+        vec![partial, sum]
     }
 
     /// By `matmul_mma`.
@@ -250,7 +272,7 @@ impl Matmul {
         let [rows, _, _, channels, _, _, outputs, window_height, window_width, stride, padding] = self.sizes;
         // Windows of one pixel lie one after the other.
         let window = window_height * window_width > 1 || stride > 1 || padding > 0 || self.added[1].is_some();
-        let tile = Tile::of(rows, outputs);
+        let (tile, reason) = Tile::of(rows, outputs);
         let step = STEP_BYTES / if matmul == MatmulUnit::Tf32 { 4 } else { 2 };
         let launch = Launch {
             stem: "matmul_mma",
@@ -260,15 +282,15 @@ impl Matmul {
             tensors: Vec::new(),
             scalars: self.sizes.map(Scalar::from).to_vec(),
             tiling: None,
+            choice: Choice::new(Some([tile.rows, tile.columns]), reason),
         };
         let patch = Some(OutputTile { positions: tile.rows, columns: tile.columns });
         let steps = (window_height * window_width * channels).div_ceil(step);
         KernelChoice { launch, steps, least: LEAST_STEPS, patch: patch.filter(|_| tile.rows > FLAT.rows) }
     }
 
-    /// By `matmul_sm90`, if the tensors can be copied in its tiles: pixels are whole pieces of 16 bytes, and a row of
-    /// windows is no wider than a tile may be. Few rows leave most of a tile empty.
-    fn by_warpgroups(&self) -> Option<KernelChoice> {
+    /// By `matmul_sm90`, if the tensors can be copied in its tiles; else why not.
+    fn by_warpgroups(&self) -> Result<KernelChoice, &'static str> {
         let [
             rows,
             height,
@@ -282,8 +304,14 @@ impl Matmul {
             stride,
             padding,
         ] = self.sizes;
-        if !channels.is_multiple_of(8) || stride > 2 || rows <= FLAT.rows {
-            return None;
+        if !channels.is_multiple_of(8) {
+            return Err("a pixel is no whole number of 16-byte chunks");
+        }
+        if stride > 2 {
+            return Err("a row of windows would be wider than a tile may be");
+        }
+        if rows <= FLAT.rows {
+            return Err("few rows leave most of a tile empty");
         }
         let images = rows / (out_height * out_width);
         let boxes = TileGrid::of(images, out_height, out_width);
@@ -318,12 +346,13 @@ impl Matmul {
             tensors: Vec::new(),
             scalars: sizes.map(Scalar::from).into_iter().chain(bits).collect(),
             tiling: Some(Tiling { walks: vec![x, weight], shared_bytes: BOX_SHARED_BYTES }),
+            choice: Choice::new(Some([1 << BOX_BITS, BOX_COLUMNS]), format!("wgmma; {boxes} need the fewest blocks")),
         };
         let steps = taps * channels.div_ceil(BOX_CHANNELS);
         let patch = OutputTile { positions: 1 << BOX_BITS, columns: BOX_COLUMNS };
         let patch = Some(patch).filter(|_| boxes.divide(out_height, out_width));
         // As many bytes of the depth as for the other kernel, whose steps are half as deep.
-        Some(KernelChoice { launch, steps, least: LEAST_STEPS / 2, patch })
+        Ok(KernelChoice { launch, steps, least: LEAST_STEPS / 2, patch })
     }
 }
 
@@ -374,12 +403,15 @@ mod tests {
     }
 
     #[test]
-    fn warpgroups_take_pictures_that_can_be_copied_in_boxes_and_leave_the_others() {
+    fn warpgroups_take_pictures_that_can_be_copied_in_boxes_and_say_why_they_leave_the_others() {
         let stem = |launches: Vec<Launch>| launches[0].stem;
         assert_eq!(stem(by_warpgroups(1, [64, 64], 320, 1)), "matmul_sm90");
         assert_eq!(stem(by_warpgroups(2, [9, 9], 8, 2)), "matmul_sm90");
-        assert_eq!(stem(by_warpgroups(1, [16, 16], 3, 1)), "matmul_mma", "6 bytes a pixel");
-        assert_eq!(stem(by_warpgroups(1, [64, 64], 64, 3)), "matmul_mma", "a tile would be too wide");
-        assert_eq!(stem(by_warpgroups(1, [4, 4], 64, 1)), "matmul_mma", "few rows");
+        for (side, channels, stride, why) in
+            [(16, 3, 1, "16-byte chunks"), (64, 64, 3, "wider than a tile"), (4, 64, 1, "few rows")]
+        {
+            let Launch { stem, choice, .. } = by_warpgroups(1, [side; 2], channels, stride).remove(0);
+            assert!(stem == "matmul_mma" && choice.reason.contains(why), "{stem}: {}", choice.reason);
+        }
     }
 }

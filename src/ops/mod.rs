@@ -28,7 +28,7 @@ pub use concat::Concat;
 pub use conv2d::Conv2d;
 pub use embed::Embed;
 pub use group_norm::GroupNorm;
-pub use launch::{Launch, Operand, Scalar, StorageRule, Tiles, Tiling, Walk, WeightSplit};
+pub use launch::{Choice, Launch, Operand, Scalar, StorageRule, Tiles, Tiling, Walk, WeightSplit};
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
 pub use matmul::{MatmulUnit, output_tile};

@@ -1,5 +1,5 @@
 use super::launch::grid;
-use super::{Launch, MatmulUnit, Operand, Operation, Scalar, StorageRule, Tiles, count, elements, require};
+use super::{Choice, Launch, MatmulUnit, Operand, Operation, Scalar, StorageRule, Tiles, count, elements, require};
 
 /// Changes the height and width of channels-last images. *Shapes* `[N, H, W, C]` gives `[N, H', W', C]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,19 +71,25 @@ impl Operation for Resize {
             // What a thread reads goes to four places.
             Resize::NearestDouble => {
                 let sizes = plain.scalars[1..].iter().copied();
-                vec![Launch::each("resize", elements(x), plain.tensors, sizes)]
+                let choice = Choice::new(None, "one thread an element of x, written four times");
+                vec![Launch { choice, ..Launch::each("resize", elements(x), plain.tensors, sizes) }]
             }
             Resize::MeanHalve => vec![plain],
             Resize::Bicubic { .. } => {
                 let down = Side { inputs: x[1], outputs: output[1] };
                 let across = Side { inputs: x[2], outputs: output[2] };
-                let Some([rows, columns]) = tile(down, across, x[3]) else { return vec![plain] };
+                let Some([rows, columns]) = tile(down, across, x[3]) else {
+                    let choice = Choice::new(None, "one thread an element: the taps of a tile exceed 24 KiB");
+                    return vec![Launch { choice, ..plain }];
+                };
                 let sizes = plain.scalars[2..].iter().copied();
                 let own = [rows, columns, down.quads(), across.quads()].map(Scalar::from);
                 let grid = [grid(output[2].div_ceil(columns)), grid(output[1].div_ceil(rows)), grid(output[0])];
                 let (stem, threads) = ("resize_bicubic", THREADS as u32);
                 let scalars = sizes.chain(own).collect();
-                vec![Launch { stem, entry: stem, threads, grid, tensors: plain.tensors, scalars, tiling: None }]
+                let choice =
+                    Choice::new(Some([rows, columns]), "the largest tile whose taps and pixels fit into 24 KiB");
+                vec![Launch { stem, entry: stem, threads, grid, tensors: plain.tensors, scalars, tiling: None, choice }]
             }
         }
     }

@@ -260,14 +260,8 @@ impl<'g> Weights<'g> {
         if let Some(id) = known.filter(|id| self.graph.state.borrow().values[id.0].shape == shape) {
             return Tensor { graph: self.graph, id };
         }
-        let found = self.graph.source.shape(&full, shape);
-        if found.as_deref() != Some(shape) {
-            self.graph.complain(|| Error::Weights {
-                path: self.graph.source.path().to_path_buf(),
-                tensor: full.clone(),
-                expected: format!("shape {shape:?}"),
-                found: found.map_or("no such tensor".to_owned(), |s| format!("shape {s:?}")),
-            });
+        if let Err(error) = self.graph.source.require(&full, shape) {
+            self.graph.complain(|| error);
         }
         let tensor = self.graph.add_value(shape.to_vec(), Dtype::F32, Origin::Weight(full.clone()));
         self.graph.state.borrow_mut().weights.insert(full, tensor.id);

@@ -23,12 +23,13 @@ mod statistics;
 
 pub use fuse::fuse;
 pub use graph::{Graph, Tensor, Weights};
+pub use listing::{KernelUse, Listing};
 pub use narrow::narrow;
 pub use slots::{Slots, assign};
 pub use statistics::with_statistics;
 
 use crate::dtype::Dtype;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::{Op, Operation, elements};
 use std::borrow::Cow;
 use std::path::Path;
@@ -111,7 +112,7 @@ pub struct Plan {
 }
 
 /// Numbers that describe what a part of a plan costs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Cost {
     /// Floating-point operations, a multiply-add counted as two.
     pub flops: u64,
@@ -237,9 +238,23 @@ impl TensorData<'_> {
 
 /// Where a model's tensors come from: one component of a checkpoint, or numbers made by a test.
 pub trait WeightSource: Sync {
-    /// The tensor's shape, if there is such a tensor. A model asks for it with the shape that it expects, which a source
-    /// that makes up its tensors gives them.
-    fn shape(&self, tensor: &str, expected: &[usize]) -> Option<Vec<usize>>;
+    /// The tensor's shape, if there is such a tensor.
+    fn shape(&self, tensor: &str) -> Option<Vec<usize>>;
+
+    /// Checks that there is such a tensor of this shape: what a model asks for when it is recorded. A source that makes up
+    /// its tensors learns their shapes here.
+    ///
+    /// # Errors
+    /// There is no such tensor, or it has another shape.
+    fn require(&self, tensor: &str, shape: &[usize]) -> Result<()> {
+        let found = match self.shape(tensor) {
+            Some(found) if found == shape => return Ok(()),
+            Some(found) => format!("shape {found:?}"),
+            None => "no such tensor".to_owned(),
+        };
+        let (path, expected) = (self.path().to_path_buf(), format!("shape {shape:?}"));
+        Err(Error::Weights { path, tensor: tensor.to_owned(), expected, found })
+    }
 
     /// The tensor's elements in stored order.
     ///

@@ -427,7 +427,7 @@ impl Signature {
 }
 
 impl WeightSource for Component {
-    fn shape(&self, tensor: &str, _: &[usize]) -> Option<Vec<usize>> {
+    fn shape(&self, tensor: &str) -> Option<Vec<usize>> {
         self.info(tensor).map(|info| info.shape.clone())
     }
 

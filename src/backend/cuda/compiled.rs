@@ -9,7 +9,7 @@ use crate::backend::{Executable, launches};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::ops::{Launch, MatmulUnit, Operand, Operation, elements};
-use crate::plan::{Plan, Slots, Step, ValueId, assign};
+use crate::plan::{KernelUse, Plan, Slots, Step, ValueId, assign};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -69,6 +69,30 @@ impl Lowered {
         let (launches, once) = launches::lower(plan, |op, inputs, outputs| op.ptx(inputs, outputs, matmul));
         Lowered { launches, once }
     }
+
+    /// The kernels of each step, by the full names of their entry points.
+    pub fn describe(&self, plan: &Plan) -> Vec<Vec<KernelUse>> {
+        launches::describe(plan, &self.launches, |step, launch| {
+            let [source, elem] = types(plan, step, launch);
+            let found = kernels::find(launch.stem, launch.entry, source, elem);
+            found.map_or(launch.entry, |(_, entry)| entry).to_owned()
+        })
+    }
+}
+
+/// The type of a launch's tensor.
+fn element(plan: &Plan, step: &Step, tensor: Operand) -> Dtype {
+    match tensor {
+        Operand::Input(i) | Operand::Packed(i) => plan.values[step.inputs[i].0].dtype,
+        Operand::Output(i) => plan.values[step.outputs[i].0].dtype,
+        Operand::Scratch { .. } => Dtype::F32,
+    }
+}
+
+/// The types of a launch's first and last tensor, which decide between the variants of its kernel.
+fn types(plan: &Plan, step: &Step, launch: &Launch) -> [Dtype; 2] {
+    let ends = [launch.tensors.first(), launch.tensors.last()];
+    ends.map(|tensor| tensor.map_or(Dtype::F32, |&tensor| element(plan, step, tensor)))
 }
 
 impl Compiled {
@@ -163,7 +187,7 @@ impl Compiled {
             // The first tensors have tensor maps.
             let (mut maps, mut shared_bytes) = (Vec::new(), 0);
             if let Some(tiling) = &launch.tiling {
-                let elements = launch.tensors.iter().map(|&tensor| self.element(step, tensor));
+                let elements = launch.tensors.iter().map(|&tensor| element(&self.plan, step, tensor));
                 let walks = tiling.walks.iter().zip(tensors.drain(..tiling.walks.len())).zip(elements);
                 maps = walks.map(|((walk, tensor), dtype)| TensorMap::new(walk, tensor, dtype)).collect();
                 shared_bytes = tiling.shared_bytes;
@@ -177,18 +201,7 @@ impl Compiled {
 
     /// The kernel of a launch, for the types of its first and last tensor.
     fn load(&self, step: &Step, launch: &Launch) -> Result<LoadedKernel> {
-        let types = [launch.tensors.first(), launch.tensors.last()];
-        let types = types.map(|tensor| tensor.map_or(Dtype::F32, |&tensor| self.element(step, tensor)));
-        self.load_entry(launch.stem, launch.entry, types)
-    }
-
-    /// The type of a launch's tensor.
-    fn element(&self, step: &Step, tensor: Operand) -> Dtype {
-        match tensor {
-            Operand::Input(i) | Operand::Packed(i) => self.plan.values[step.inputs[i].0].dtype,
-            Operand::Output(i) => self.plan.values[step.outputs[i].0].dtype,
-            Operand::Scratch { .. } => Dtype::F32,
-        }
+        self.load_entry(launch.stem, launch.entry, types(&self.plan, step, launch))
     }
 
     fn load_entry(&self, stem: &str, entry: &str, [source, elem]: [Dtype; 2]) -> Result<LoadedKernel> {

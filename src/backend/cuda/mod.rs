@@ -19,7 +19,7 @@ use super::{Backend, Executable, Weights, own};
 use crate::dtype::Precision;
 use crate::error::Result;
 use crate::ops::MatmulUnit;
-use crate::plan::{Plan, WeightSource, narrow, with_statistics};
+use crate::plan::{KernelUse, Plan, WeightSource, narrow, with_statistics};
 use compiled::{Compiled, Lowered};
 use device::Driver;
 pub use device_slice::DeviceSlice;
@@ -29,6 +29,29 @@ use weights::CudaWeights;
 
 /// The compute capability with warpgroup instructions. Code for them does not run on newer devices.
 const HOPPER: (u32, u32) = (9, 0);
+
+/// The units that multiply matrices in this precision, on a device of this compute capability.
+fn matmul_unit(precision: Precision, capability: (u32, u32)) -> MatmulUnit {
+    match precision {
+        Precision::F32 => MatmulUnit::CudaCores,
+        Precision::Tf32 => MatmulUnit::Tf32,
+        Precision::F16 | Precision::Bf16 if capability == HOPPER => MatmulUnit::Warpgroup,
+        Precision::F16 | Precision::Bf16 => MatmulUnit::Half,
+    }
+}
+
+fn device_plan(plan: Plan, precision: Precision, unit: MatmulUnit) -> Plan {
+    with_statistics(narrow(plan, precision.storage()), unit)
+}
+
+/// A plan as a device of this compute capability runs it, and the kernels of each step with why they were chosen. It is
+/// what [`Cuda`] compiles; no device is needed.
+pub fn explain(plan: Plan, precision: Precision, capability: (u32, u32)) -> (Plan, Vec<Vec<KernelUse>>) {
+    let unit = matmul_unit(precision, capability);
+    let plan = device_plan(plan, precision, unit);
+    let kernels = Lowered::new(&plan, unit).describe(&plan);
+    (plan, kernels)
+}
 
 /// A device that runs PTX.
 pub struct Cuda {
@@ -85,19 +108,19 @@ impl Cuda {
         Cuda { precision, ..self }
     }
 
-    /// The plan as the device runs it.
-    fn device_plan(&self, plan: Plan) -> Plan {
-        with_statistics(narrow(plan, self.precision.storage()), self.matmul_unit())
+    /// The compute capability, by which kernels are chosen.
+    pub fn capability(&self) -> (u32, u32) {
+        self.driver.capability()
     }
 
     /// The units that compute matmuls.
     fn matmul_unit(&self) -> MatmulUnit {
-        match self.precision {
-            Precision::F32 => MatmulUnit::CudaCores,
-            Precision::Tf32 => MatmulUnit::Tf32,
-            Precision::F16 | Precision::Bf16 if self.driver.capability() == HOPPER => MatmulUnit::Warpgroup,
-            Precision::F16 | Precision::Bf16 => MatmulUnit::Half,
-        }
+        matmul_unit(self.precision, self.capability())
+    }
+
+    /// The plan as the device runs it.
+    fn device_plan(&self, plan: Plan) -> Plan {
+        device_plan(plan, self.precision, self.matmul_unit())
     }
 
     /// Launches and counters of each kernel on the emulator so far, by entry; empty for a real device.

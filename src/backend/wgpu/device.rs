@@ -320,6 +320,7 @@ mod tests {
             tensors: vec![Operand::Output(0)],
             scalars: Vec::new(),
             tiling: None,
+            choice: crate::ops::Choice { tile: None, split: 1, reason: "".into() },
         };
         let variant = device.variant(Dtype::F32, Dtype::F32, false);
         let refused = device.pipeline(&launch, variant, None).err().expect("a binding is missing").to_string();

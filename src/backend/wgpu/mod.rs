@@ -15,11 +15,11 @@ mod weights;
 pub use adapters::{Adapter, Choice, Kind, adapters};
 pub use device::Traffic;
 
-use super::{Backend, Executable, Weights, own};
+use super::{Backend, Executable, Weights, launches, own};
 use crate::dtype::{Dtype, Precision};
 use crate::error::{Error, Result};
 use crate::ops::Tiles;
-use crate::plan::{Plan, WeightSource, narrow};
+use crate::plan::{KernelUse, Plan, WeightSource, narrow};
 use cache::Cache;
 use compiled::{Compiled, Kernels};
 use device::Device;
@@ -104,6 +104,14 @@ impl Wgpu {
     /// The adapter that was opened.
     pub fn adapter(&self) -> &Adapter {
         &self.device.adapter
+    }
+
+    /// A plan as the adapter runs it, and the kernels of each step with why they were chosen.
+    pub fn explain(&self, plan: Plan) -> (Plan, Vec<Vec<KernelUse>>) {
+        let plan = narrow(plan, self.options.storage);
+        let launches = compiled::lower(&plan, self.kernels().tiles);
+        let kernels = launches::describe(&plan, &launches, |_, launch| launch.entry.to_owned());
+        (plan, kernels)
     }
 
     fn kernels(&self) -> Kernels {
