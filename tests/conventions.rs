@@ -5,8 +5,10 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use support::available::{available, say};
 use support::cases;
 use support::files::{folder, operations, stems};
+use unclip::backend::cpu::{Cpu, Isa};
 
 #[test]
 fn every_operation_has_its_stem_in_every_place() {
@@ -29,20 +31,46 @@ fn every_operation_has_its_stem_in_every_place() {
 
 #[test]
 fn no_source_file_is_longer_than_six_hundred_lines() {
-    let mut long = Vec::new();
-    let mut folders: Vec<PathBuf> = ["src", "tests", "benches", "shaders"].map(folder).into();
+    const FOLDERS: [&str; 7] = ["src", "kernels", "shaders", "tests", "benches", "examples", "training"];
+    const SOURCES: [&str; 6] = ["rs", "ptx", "wgsl", "py", "c", "sh"];
+    let mut folders: Vec<PathBuf> = FOLDERS.map(folder).into();
+    let mut files: Vec<PathBuf> = ["build.rs", ".ci/run"].map(folder).into();
     while let Some(path) = folders.pop() {
-        for entry in std::fs::read_dir(path).into_iter().flatten() {
+        for entry in std::fs::read_dir(path).unwrap() {
             let path = entry.unwrap().path();
-            if path.is_dir() {
+            // A peer's benchmark is a package of its own, built in its folder.
+            if path.is_dir() && !path.ends_with("target") {
                 folders.push(path);
-            } else if path.extension().is_some_and(|e| e == "rs" || e == "wgsl") {
-                let lines = std::fs::read_to_string(&path).unwrap().lines().count();
-                long.extend((lines > 600).then(|| format!("{}: {lines}", path.display())));
+            } else if path.extension().is_some_and(|ending| SOURCES.iter().any(|source| ending == *source)) {
+                files.push(path);
             }
         }
     }
-    assert!(long.is_empty(), "{long:?}");
+    for ending in SOURCES {
+        assert!(files.iter().any(|file| file.extension().is_some_and(|e| e == ending)), "no file ends in .{ending}");
+    }
+    let lines = |file: &PathBuf| std::fs::read_to_string(file).unwrap().lines().count();
+    files.retain(|file| lines(file) > 600);
+    assert!(files.is_empty(), "{files:?}");
+}
+
+/// Tests that need what a machine lacks say so themselves; this is all of it in one line of the log.
+#[test]
+fn what_this_machine_cannot_run_is_said_by_name() {
+    let mut lacking: Vec<&str> = Vec::new();
+    let mut note = |name, is_there: bool| lacking.extend((!is_there).then_some(name));
+    for (name, isa) in [("cpu-avx2", Isa::Avx2), ("cpu-avx512", Isa::Avx512), ("cpu-neon", Isa::Neon)] {
+        note(name, available(name, Cpu::with_isa(1, isa)).is_some());
+    }
+    #[cfg(feature = "cuda")]
+    note("cuda", available("cuda", unclip::backend::cuda::Cuda::new(0)).is_some());
+    #[cfg(feature = "cuda-emulator")]
+    note("ptxas", support::ptx::assembler().is_some());
+    #[cfg(feature = "wgpu")]
+    for (name, options) in support::adapters::each() {
+        note(name, support::adapters::open(options).is_some());
+    }
+    say(&format!("tests of this machine leave out: {}", lacking.join(", ")));
 }
 
 #[cfg(feature = "wgpu")]
@@ -210,26 +238,28 @@ mod shaders {
         });
     }
 
-    /// The launches of all cases, heavy ones included, for both ways to share operands.
-    fn launches() -> Vec<(String, Launch, Vec<usize>)> {
+    /// The launches of all cases, heavy ones included, for each way to share operands, with the output's shape.
+    fn lowered() -> Vec<(String, Vec<Launch>, Vec<usize>)> {
         let mut all = Vec::new();
         for case in cases::all() {
             let shapes: Vec<&[usize]> = case.inputs.iter().map(|i| i.shape.as_slice()).collect();
             let output = case.op.shape(&shapes).unwrap();
             for tiles in [Tiles::Registers, Tiles::Lanes, Tiles::Shared, Tiles::Matrices] {
-                let launches = case.op.wgsl(&shapes, &output, tiles);
-                all.extend(launches.into_iter().map(|l| (case.name.clone(), l, output.clone())));
+                all.push((case.name.clone(), case.op.wgsl(&shapes, &output, tiles), output.clone()));
             }
         }
         all
     }
 
+    fn headers() -> BTreeMap<&'static str, Header> {
+        KERNELS.iter().map(|&(stem, text)| (stem, Header::parse(stem, text).unwrap())).collect()
+    }
+
     #[test]
     fn launches_give_kernels_what_their_headers_ask_for() {
-        let headers: BTreeMap<&str, Header> =
-            KERNELS.iter().map(|&(stem, text)| (stem, Header::parse(stem, text).unwrap())).collect();
+        let headers = headers();
         let mut entries = std::collections::BTreeSet::new();
-        for (case, launch, _) in launches() {
+        for (case, launch) in lowered().iter().flat_map(|(case, launches, _)| launches.iter().map(move |l| (case, l))) {
             let header = &headers[launch.stem];
             assert_eq!(case.split('/').next(), Some(base(launch.stem).unwrap_or(launch.stem)));
             let entry = header.launches.iter().find(|l| l.entry == launch.entry).expect("the entry is in the header");
@@ -248,23 +278,57 @@ mod shaders {
         assert_eq!(entries, all, "every entry is launched by some case");
     }
 
+    /// A scalar of a launch by its name in the header.
+    fn size(launch: &Launch, header: &Header, name: &str) -> usize {
+        let at = header.scalars.iter().position(|scalar| scalar.name == name).unwrap();
+        launch.scalars[at].bits() as usize
+    }
+
+    /// Workgroups in rows: as many as are needed, and no more than fill the last row.
+    fn spread(launch: &Launch, workgroups: usize, case: &str) {
+        let [x, y, z] = launch.grid.map(|n| n as usize);
+        let enough = x * y >= workgroups && (y - 1) * x < workgroups.max(1);
+        assert!(enough && z == 1, "{case}: {:?} for {workgroups} workgroups", launch.grid);
+    }
+
+    /// What a workgroup or an invocation owns stands here as in the kernels' headers.
     #[test]
-    fn grids_cover_outputs_and_stay_within_every_device() {
-        for (case, launch, output) in launches() {
-            assert!(launch.grid.iter().all(|&n| (1..=65_535).contains(&n)), "{case}: {:?}", launch.grid);
-            let invocations: u64 =
-                launch.grid.iter().map(|&n| u64::from(n)).product::<u64>() * u64::from(launch.threads);
-            let count: u64 = output.iter().map(|&n| n as u64).product();
-            // Concatenation covers one part; an invocation of the others owns at most 32 elements, or a whole workgroup a
-            // row or group of any length.
-            let owned = match launch.stem {
-                "concat" | "layer_norm" | "group_norm" => continue,
-                "linear" | "linear_lanes" | "linear_matrices" => 32,
-                "conv2d" | "conv2d_lanes" | "conv2d_matrices" => 32,
-                "attention" => 32,
-                _ => 1,
-            };
-            assert!(invocations * owned >= count, "{case}: {invocations} invocations for {count} elements");
+    fn grids_cover_outputs_exactly_and_stay_within_every_device() {
+        let headers = headers();
+        for (case, launches, output) in lowered() {
+            let (columns, elements) = (output.last().copied().unwrap(), output.iter().product::<usize>());
+            let mut counted = 0;
+            for launch in &launches {
+                assert!(launch.grid.iter().all(|&n| (1..=65_535).contains(&n)), "{case}: {:?}", launch.grid);
+                let scalar = |name| size(launch, &headers[launch.stem], name);
+                let tiles = |across: usize, down| [columns.div_ceil(across), (elements / columns).div_ceil(down), 1];
+                let exact = match launch.entry {
+                    "linear" | "conv2d" => Some(tiles(32, 32)),
+                    "linear_lanes" | "conv2d_lanes" => Some(tiles(32, 64)),
+                    "linear_tiled" | "conv2d_tiled" | "linear_matrices" | "conv2d_matrices" => Some(tiles(64, 64)),
+                    "attention" => {
+                        let [queries, width, d_head] = ["queries", "width", "d_head"].map(scalar);
+                        Some([queries.div_ceil(32), width / d_head * d_head.div_ceil(64), output[0]])
+                    }
+                    "group_norm" => Some([scalar("groups"), output[0], 1]),
+                    "layer_norm" => {
+                        spread(launch, elements / columns, &case);
+                        None
+                    }
+                    "concat" | "embed" | "pointwise" | "resize" | "sampler_step" | "slice" => {
+                        counted += scalar("count");
+                        spread(launch, scalar("count").div_ceil(256), &case);
+                        None
+                    }
+                    other => panic!("{other}: what does it own?"),
+                };
+                if let Some(exact) = exact {
+                    assert_eq!(launch.grid.map(|n| n as usize), exact, "{case}, {}", launch.entry);
+                }
+                // Concatenation covers a part with each launch, all others their whole output with one.
+                assert!(launches.len() == 1 || launch.stem == "concat", "{case}");
+            }
+            assert!(counted == 0 || counted == elements, "{case}: {counted} of {elements} elements");
         }
     }
 }

@@ -4,24 +4,25 @@
 
 mod support;
 
+use support::arithmetic::Arithmetic;
 use support::every::{self, Subject};
 use unclip::Dtype;
 use unclip::Precision;
 use unclip::backend::cuda::Cuda;
 use unclip::plan::Cost;
 
-/// What the back end can compute in, and the type whose rounding its results show.
-const PRECISIONS: [(Precision, Dtype); 4] = [
-    (Precision::F32, Dtype::F32),
-    // Ten bits of fraction, as in f16.
-    (Precision::Tf32, Dtype::F16),
-    (Precision::F16, Dtype::F16),
-    (Precision::Bf16, Dtype::Bf16),
-];
+/// How the back end computes in a precision.
+fn arithmetic(precision: Precision) -> Arithmetic {
+    match precision {
+        Precision::F32 => Arithmetic::Plain(Dtype::F32),
+        Precision::Tf32 => Arithmetic::Tf32,
+        Precision::F16 | Precision::Bf16 => Arithmetic::TensorCores(precision.storage()),
+    }
+}
 
 /// All cases of a stem in all precisions.
 fn check(stem: &str) {
-    let [single, ..] = PRECISIONS.map(|(precision, rounding)| check_in(stem, precision, rounding));
+    let [single, ..] = Precision::ALL.map(|precision| check_in(stem, precision));
     // Every element is read once and written once; a slice leaves elements out.
     if ["concat", "slice"].contains(&stem) {
         assert!(single <= 1.1, "{stem} moves {single:.2} times the least bytes");
@@ -30,9 +31,9 @@ fn check(stem: &str) {
 
 /// Runs all cases of a stem on the emulator and prints the kernels' counters. Returns the bytes that the kernels moved,
 /// relative to the least possible.
-fn check_in(stem: &str, precision: Precision, rounding: Dtype) -> f64 {
+fn check_in(stem: &str, precision: Precision) -> f64 {
     let backend = Cuda::emulator().with_precision(precision);
-    let subject = Subject { backend: &backend, precision: rounding, most_flops: u64::MAX };
+    let subject = Subject { backend: &backend, arithmetic: arithmetic(precision), most_flops: u64::MAX };
     let failures = every::mismatches(stem, &[subject]);
     let mut least = Cost::default();
     for case in every::cases_of(stem) {
@@ -62,9 +63,9 @@ fn check_in(stem: &str, precision: Precision, rounding: Dtype) -> f64 {
 
 /// Runs all cases of a stem on an emulated Hopper GPU; a kernel whose name starts with `entry` must have run.
 fn check_by_warpgroups(stem: &str, entry: &str) {
-    for (precision, rounding) in [(Precision::F16, Dtype::F16), (Precision::Bf16, Dtype::Bf16)] {
+    for precision in [Precision::F16, Precision::Bf16] {
         let backend = Cuda::hopper_emulator().with_precision(precision);
-        let subject = Subject { backend: &backend, precision: rounding, most_flops: u64::MAX };
+        let subject = Subject { backend: &backend, arithmetic: arithmetic(precision), most_flops: u64::MAX };
         let failures = every::mismatches(stem, &[subject]);
         assert!(failures.is_empty(), "\n{}", failures.join("\n"));
         let counters = backend.counters();
@@ -87,17 +88,28 @@ fn attention_by_warpgroups_matches_the_reference() {
 
 every::every_operation_matches_the_reference!(check);
 
+#[test]
+fn a_nan_reaches_exactly_the_elements_that_depend_on_it() {
+    for precision in Precision::ALL {
+        every::nan_reaches_what_depends_on_it(&Cuda::emulator().with_precision(precision));
+    }
+    for precision in [Precision::F16, Precision::Bf16] {
+        every::nan_reaches_what_depends_on_it(&Cuda::hopper_emulator().with_precision(precision));
+    }
+}
+
 /// The same cases on a GPU, if there is one: `cargo test --all-features --test cuda on_a_gpu`.
 #[cfg(feature = "cuda")]
 mod on_a_gpu {
+    use super::support::available::available;
     use super::support::every::{self, Subject};
-    use super::{Cuda, PRECISIONS};
+    use super::{Cuda, Precision, arithmetic};
 
     fn check(stem: &str) {
-        for (precision, rounding) in PRECISIONS {
+        for precision in Precision::ALL {
             let opened = Cuda::new(0).map(|gpu| gpu.with_precision(precision));
-            let Some(gpu) = every::available("cuda", opened) else { return };
-            let subject = Subject { backend: &gpu, precision: rounding, most_flops: u64::MAX };
+            let Some(gpu) = available("cuda", opened) else { return };
+            let subject = Subject { backend: &gpu, arithmetic: arithmetic(precision), most_flops: u64::MAX };
             let failures = every::mismatches(stem, &[subject]);
             assert!(failures.is_empty(), "\n{}", failures.join("\n"));
         }

@@ -11,6 +11,7 @@ use std::process::Command;
 use support::cases;
 use support::files::{folder, operations, stems};
 use support::header::{Header, Parameter};
+use support::ptx;
 use unclip::backend::cuda::emulator::{Kernel, parse};
 use unclip::backend::cuda::kernels::{KERNELS, Kernel as Text};
 use unclip::ops::{Launch, MatmulUnit, Operand, Operation, Scalar};
@@ -172,17 +173,6 @@ fn launches_match_the_headers_of_their_kernels() {
     assert_eq!(entries, all, "every entry is launched by some case");
 }
 
-/// NVIDIA's assembler: what the variable `PTXAS` names, or one on the path.
-fn assembler() -> Option<PathBuf> {
-    if let Some(named) = std::env::var_os("PTXAS").filter(|p| !p.is_empty()) {
-        let path = PathBuf::from(named);
-        assert!(path.is_file(), "PTXAS names {}, which is no file", path.display());
-        return Some(path);
-    }
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|folder| folder.join("ptxas")).find(|p| p.is_file())
-}
-
 /// The integers before all occurrences of a word in the assembler's report.
 fn numbers_before(report: &str, word: &str) -> Vec<u32> {
     let parts: Vec<&str> = report.split(word).collect();
@@ -202,10 +192,7 @@ fn memory_field(text: &str) -> Option<String> {
 
 #[test]
 fn every_kernel_assembles_for_every_architecture_without_spilling() {
-    let Some(ptxas) = assembler() else {
-        println!("skipped: no ptxas; the wheel nvidia-cuda-nvcc has one, which PTXAS may name");
-        return;
-    };
+    let Some(ptxas) = ptx::assembler() else { return };
     let modules = tempfile::tempdir().unwrap();
     let mut stems: BTreeMap<&str, Vec<&Text>> = BTreeMap::new();
     KERNELS.iter().for_each(|kernel| stems.entry(kernel.stem).or_default().push(kernel));

@@ -36,7 +36,7 @@ fn pictures_agree_with_the_cpu_where_the_kernel_draws_the_noise() {
 #[cfg(feature = "cuda")]
 #[test]
 fn every_stage_agrees_with_the_cpu_on_a_gpu() {
-    if let Some(gpu) = support::every::available("cuda", Cuda::new(0)) {
+    if let Some(gpu) = support::available::available("cuda", Cuda::new(0)) {
         agree(MODEL, Box::new(gpu), STEPS);
     }
 }
@@ -44,7 +44,7 @@ fn every_stage_agrees_with_the_cpu_on_a_gpu() {
 #[cfg(feature = "cuda")]
 #[test]
 fn pictures_agree_with_the_cpu_where_a_gpu_draws_the_noise() {
-    if let Some(gpu) = support::every::available("cuda", Cuda::new(0)) {
+    if let Some(gpu) = support::available::available("cuda", Cuda::new(0)) {
         agree_with_philox(MODEL, Box::new(gpu), &PROMPTS, STEPS);
     }
 }

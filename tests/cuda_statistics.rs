@@ -7,7 +7,7 @@ mod support;
 
 use std::collections::{HashMap, HashSet};
 use support::cases::models::{Drawn, ModelCase, Network, Size};
-use support::close::close;
+use support::close::{Rounding, close};
 use support::{Random, Tensors};
 use unclip::Dtype;
 use unclip::Precision;
@@ -102,7 +102,7 @@ fn norms_use_the_statistics_of_matmuls() {
         let want = on_the_cpu(&model);
         for (backend, precision) in backends() {
             let (got, name) = (model.run(&backend), backend.name());
-            close(&got, &want, precision.storage(), 72).unwrap_or_else(|e| panic!("{name} of {side:?}: {e}"));
+            close(&got, &want, &Rounding { stored: precision.storage(), inner: 0.0, length: 72 }).unwrap_or_else(|e| panic!("{name} of {side:?}: {e}"));
             assert!(ran(&backend, "group_norm_apply"), "{name}: the groups fit into shared memory");
             assert!(!ran(&backend, "group_norm_statistics"), "{name} of {side:?}");
             // A split matmul is summed by another kernel, which then computes the statistics.
@@ -138,7 +138,7 @@ fn norms_of_concatenated_channels_merge_the_statistics_of_both_parts() {
     let want = on_the_cpu(&model);
     for (backend, precision) in backends() {
         let (got, name) = (model.run(&backend), backend.name());
-        close(&got, &want, precision.storage(), 8).unwrap_or_else(|e| panic!("{name}: {e}"));
+        close(&got, &want, &Rounding { stored: precision.storage(), inner: 0.0, length: 8 }).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(!ran(&backend, "group_norm_statistics"), "{name}");
     }
 }
@@ -152,9 +152,10 @@ fn norms_use_the_statistics_of_matmuls_on_a_gpu() {
         let want = on_the_cpu(&model);
         for precision in [Precision::F32, Precision::Tf32, Precision::F16, Precision::Bf16] {
             let opened = Cuda::new(0).map(|gpu| gpu.with_precision(precision));
-            let Some(gpu) = support::every::available("cuda", opened) else { return };
+            let Some(gpu) = support::available::available("cuda", opened) else { return };
             let (got, name) = (model.run(&gpu), gpu.name());
-            close(&got, &want, precision.storage(), 72).unwrap_or_else(|e| panic!("{name}: {e}"));
+            close(&got, &want, &Rounding { stored: precision.storage(), inner: 0.0, length: 72 })
+                .unwrap_or_else(|e| panic!("{name}: {e}"));
         }
     }
 }

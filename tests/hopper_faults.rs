@@ -5,6 +5,7 @@
 mod support;
 
 use half::bf16;
+use support::arithmetic::Arithmetic;
 use support::close::close;
 use support::{Data, cases, ptx, reference};
 use unclip::Dtype;
@@ -23,7 +24,8 @@ fn text() -> &'static str {
 /// The case by the kernel's text as it is given; how far the result is off if it came to its end.
 fn run(text: &str) -> Result<Result<f64, String>, Fault> {
     let problem = cases::named(CASE).problem();
-    let want = reference::run(&problem);
+    let arithmetic = Arithmetic::TensorCores(Dtype::Bf16);
+    let want = reference::run(&arithmetic.operands(&problem));
     let shapes = problem.shapes();
     let output = problem.op.shape(&shapes).unwrap();
     let launch = problem.op.ptx(&shapes, &[&output], MatmulUnit::Warpgroup).remove(0);
@@ -55,7 +57,7 @@ fn run(text: &str) -> Result<Result<f64, String>, Fault> {
     machine.launch(&kernel, launch.grid, arguments)?;
     let got = machine.read(y.address, 2 * want.len()).unwrap();
     let got: Vec<f32> = bytemuck::cast_slice::<u8, bf16>(&got).iter().map(|x| x.to_f32()).collect();
-    Ok(close(&got, &want, Dtype::Bf16, reference::reduction(&problem)))
+    Ok(close(&got, &want, &arithmetic.rounding(&problem)))
 }
 
 /// The kernel with the first of these lines changed.

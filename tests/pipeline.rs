@@ -46,6 +46,24 @@ fn every_recorded_tensor_of_the_original_run_is_reproduced() {
 }
 
 #[test]
+fn a_trace_that_lacks_tensors_does_not_agree_with_one_that_has_them() {
+    let trace = |super_res_steps| pictures::run_on_cpu(MODEL, &["a"], [Some(2), Some(2), Some(super_res_steps)]).1;
+    let (whole, shorter, empty) = (trace(3), trace(2), Trace::on());
+    let stages = pictures::OF_PROMPTS;
+    let same = pictures::worst_of_each(&whole, &whole, &stages).unwrap();
+    assert!(same.len() == stages.len() && same.iter().all(|(error, _)| *error == 0.0), "{same:?}");
+    for (got, want) in [(&empty, &whole), (&whole, &empty), (&shorter, &whole), (&whole, &shorter), (&empty, &empty)] {
+        assert!(pictures::worst_of_each(got, want, &stages).unwrap_err().contains("has the tensors"));
+    }
+    // A stage that is not part of the request, and one that is and is not looked for.
+    let error = pictures::worst_of_each(&whole, &whole, &pictures::OF_VARIATIONS).unwrap_err();
+    assert!(error.contains("tensors of no stage") && error.contains("prior/step_00/latents"), "{error}");
+    let with_encoder = [&stages[..], &["image_encoder/"]].concat();
+    let error = pictures::worst_of_each(&whole, &whole, &with_encoder).unwrap_err();
+    assert!(error.contains("image_encoder/ has the tensors []"), "{error}");
+}
+
+#[test]
 fn a_seed_gives_the_same_bytes_with_one_and_with_two_threads() {
     let request = recorded_request();
     let first = run(&pipeline(1), &request);

@@ -5,7 +5,7 @@ mod support;
 
 use proptest::prelude::*;
 use std::collections::HashSet;
-use support::close::close;
+use support::close::{Rounding, close};
 use support::recipes::{planned, recipes, weights};
 use support::{Data, Problem, Tensors, cases, inputs, replay};
 use unclip::Dtype;
@@ -221,5 +221,5 @@ fn bits(x: &[Vec<f32>]) -> Vec<Vec<u32>> {
 /// Equal but for rounding, which a chain of steps may enlarge.
 fn near(got: &[f32], want: &[f32]) -> Result<(), String> {
     let want: Vec<f64> = want.iter().map(|&v| f64::from(v)).collect();
-    close(got, &want, Dtype::F32, 1 << 14).map(|_| ())
+    close(got, &want, &Rounding::f32(1 << 14)).map(|_| ())
 }

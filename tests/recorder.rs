@@ -3,9 +3,8 @@
 
 mod support;
 
-use support::close::close;
+use support::close::{Rounding, close};
 use support::{Random, Tensors, replay};
-use unclip::Dtype;
 use unclip::backend::Backend;
 use unclip::backend::cpu::{Cpu, Isa};
 use unclip::error::Error;
@@ -91,7 +90,7 @@ fn check_fusion(name: &str, model: Model, steps: usize) -> Plan {
     let run = |plan: &Plan| replay(cpu().prepare(plan.clone(), &weights).unwrap().as_mut());
     for (got, want) in run(&fused).iter().zip(run(&unfused)) {
         let want: Vec<f64> = want.iter().map(|&v| f64::from(v)).collect();
-        close(got, &want, Dtype::F32, 108).unwrap_or_else(|e| panic!("{name}: {e}"));
+        close(got, &want, &Rounding::f32(108)).unwrap_or_else(|e| panic!("{name}: {e}"));
     }
     fused
 }

@@ -4,8 +4,10 @@
 
 mod support;
 
+use support::adapters;
+use support::available::{available, whether};
 use support::golden::MODEL;
-use support::{Random, Tensors, cases, every, inputs};
+use support::{Random, Tensors, cases, inputs};
 use unclip::Dtype;
 use unclip::Error;
 use unclip::backend::cpu::Cpu;
@@ -16,15 +18,6 @@ use unclip::model::{Sizes, decoder};
 use unclip::ops::{Noise, Prediction, SamplerStep, Tiles, Variance};
 use unclip::plan::{Graph, Plan, assign, narrow};
 use unclip::weights::{Checkpoint, Component, LoadOptions};
-
-fn open(storage: Dtype) -> Option<Wgpu> {
-    let any = every::available("wgpu", Wgpu::new(Options::default()))?;
-    if storage == Dtype::F16 && !any.adapter().f16 {
-        println!("skipped: the adapter lacks f16");
-        return None;
-    }
-    Some(Wgpu::new(Options { storage, ..Options::default() }).unwrap())
-}
 
 /// The tiny decoder for one picture with guidance, four steps.
 fn tiny_decoder(noise: Noise) -> (Plan, Component) {
@@ -55,7 +48,7 @@ fn write_inputs(executable: &mut dyn Executable) {
 #[test]
 fn a_step_is_one_submission_and_the_four_bytes_of_its_number() {
     for (storage, noise) in [(Dtype::F32, Noise::Given), (Dtype::F32, Noise::Philox), (Dtype::F16, Noise::Given)] {
-        let Some(backend) = open(storage) else { return };
+        let Some(backend) = adapters::storing(storage) else { return };
         let (plan, weights) = tiny_decoder(noise);
         let mut executable = backend.prepare(plan, &weights).unwrap();
         write_inputs(executable.as_mut());
@@ -75,7 +68,7 @@ fn a_step_is_one_submission_and_the_four_bytes_of_its_number() {
 fn slots_take_the_memory_that_the_plan_states_and_half_precision_nearly_halves_it() {
     let mut bytes = Vec::new();
     for storage in [Dtype::F32, Dtype::F16] {
-        let Some(backend) = open(storage) else { return };
+        let Some(backend) = adapters::storing(storage) else { return };
         let (plan, weights) = tiny_decoder(Noise::Given);
         let stated = narrow(plan.clone(), storage);
         backend.prepare(plan, &weights).unwrap();
@@ -90,7 +83,7 @@ fn slots_take_the_memory_that_the_plan_states_and_half_precision_nearly_halves_i
 /// Karlo's size with random weights.
 #[test]
 fn karlos_decoder_for_two_pictures_takes_the_memory_that_its_plan_states() {
-    let Some(backend) = open(Dtype::F16) else { return };
+    let Some(backend) = adapters::storing(Dtype::F16) else { return };
     let case = ModelCase { network: Network::Decoder, size: Size::Karlo };
     let weights = Drawn::new(Dtype::F16);
     let plan = case.plan(2, &weights).unwrap();
@@ -105,7 +98,7 @@ fn karlos_decoder_for_two_pictures_takes_the_memory_that_its_plan_states() {
 
 #[test]
 fn replaying_a_loop_gives_what_the_cpu_gives_and_the_same_bits_again() {
-    let Some(backend) = open(Dtype::F32) else { return };
+    let Some(backend) = adapters::storing(Dtype::F32) else { return };
     let run = |backend: &dyn Backend, noise: Noise| {
         let (plan, weights) = tiny_decoder(noise);
         let mut executable = backend.prepare(plan, &weights).unwrap();
@@ -129,7 +122,7 @@ fn replaying_a_loop_gives_what_the_cpu_gives_and_the_same_bits_again() {
 
 /// An adapter limited to bindings of one MiB.
 fn open_small() -> Option<Wgpu> {
-    every::available("wgpu", Wgpu::new(Options { largest_tensor: Some(1 << 20), ..Options::default() }))
+    adapters::open(Options { largest_tensor: Some(1 << 20), ..Options::default() })
 }
 
 /// Checks that the plan is refused with an error that names the adapter, the tensor and the limit.
@@ -169,7 +162,7 @@ fn a_weight_too_large_for_the_adapter_that_cannot_be_divided_is_refused_with_its
 
 #[test]
 fn an_adapter_that_is_not_there_is_refused_with_the_number_of_those_that_are() {
-    if open(Dtype::F32).is_none() {
+    if adapters::adapter().is_none() {
         return;
     }
     let error = Wgpu::new(Options { adapter: Choice::Number(99), ..Options::default() }).err().unwrap();
@@ -180,7 +173,7 @@ fn an_adapter_that_is_not_there_is_refused_with_the_number_of_those_that_are() {
 
 #[test]
 fn cooperative_matrices_are_refused_without_the_feature_or_without_halves() {
-    let Some(any) = open(Dtype::F32) else { return };
+    let Some(any) = adapters::storing(Dtype::F32) else { return };
     let matrices = |storage| Wgpu::new(Options { storage, tiles: Some(Tiles::Matrices), ..Options::default() });
     let error = matrices(Dtype::F32).err().unwrap();
     assert!(matches!(error, Error::Device { .. }) && error.to_string().contains(&any.adapter().name), "{error}");
@@ -221,8 +214,8 @@ fn without_a_driver_there_is_an_error_and_no_panic() {
         assert!(matches!(error, Error::Device { .. }) && error.to_string().contains("no adapter"), "{error}");
         return;
     }
-    if cfg!(not(target_os = "linux")) {
-        println!("skipped: only Vulkan's loader can be told to find no driver");
+    let loader = whether(cfg!(target_os = "linux"), "only Vulkan's loader can be told to find no driver");
+    if available("wgpu-without-driver", loader).is_none() {
         return;
     }
     let output = std::process::Command::new(std::env::current_exe().unwrap())
@@ -237,7 +230,7 @@ fn without_a_driver_there_is_an_error_and_no_panic() {
 
 #[test]
 fn unknown_names_wrong_lengths_and_wrong_types_are_errors() {
-    let Some(backend) = open(Dtype::F32) else { return };
+    let Some(backend) = adapters::storing(Dtype::F32) else { return };
     let mut executable = cases::named("pointwise/clamp").problem().prepare(&backend).expect("the case compiles");
     assert!(executable.write("no such input", &[0.0]).is_err());
     assert!(executable.write("in0", &[0.0]).is_err());
@@ -247,7 +240,7 @@ fn unknown_names_wrong_lengths_and_wrong_types_are_errors() {
 
 #[test]
 fn a_nan_in_the_model_output_reaches_the_sample() {
-    let Some(backend) = open(Dtype::F32) else { return };
+    let Some(backend) = adapters::storing(Dtype::F32) else { return };
     let mut problem = cases::named("sampler_step/eps-learned-guided-clipped").problem();
     problem.tensors[0].numbers_mut()[0] = f32::NAN;
     let got = problem.run(&backend).expect("the device works");
@@ -256,7 +249,7 @@ fn a_nan_in_the_model_output_reaches_the_sample() {
 
 #[test]
 fn weights_of_a_random_plan_can_be_outputs_as_they_are_stored() {
-    let Some(backend) = open(Dtype::F32) else { return };
+    let Some(backend) = adapters::storing(Dtype::F32) else { return };
     let mut weights = Tensors::default();
     weights.insert_random("w", &[3, 5], &mut Random(1));
     let graph = Graph::new("weight", &weights);
@@ -270,9 +263,12 @@ fn weights_of_a_random_plan_can_be_outputs_as_they_are_stored() {
     assert_eq!(read(&backend), read(&Cpu::new(1).unwrap()));
 }
 
+/// Why the tests of a cache are left out.
+const KEPT_NOTHING: &str = "the adapter's driver does not tell what it has compiled";
+
 #[test]
 fn kernels_are_kept_on_disk_and_a_damaged_file_is_replaced() {
-    if open(Dtype::F32).is_none() {
+    if adapters::adapter().is_none() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -282,10 +278,8 @@ fn kernels_are_kept_on_disk_and_a_damaged_file_is_replaced() {
         cases::named("linear/rows-7").problem().run(&backend).expect("the device works")
     };
     let first = run();
-    let Some(file) = std::fs::read_dir(&cache).ok().and_then(|mut files| files.next()) else {
-        println!("skipped: the adapter does not say what it compiled");
-        return;
-    };
+    let file = std::fs::read_dir(&cache).ok().and_then(|mut files| files.next());
+    let Some(file) = available("wgpu-kernel-cache", file.ok_or(KEPT_NOTHING)) else { return };
     let file = file.unwrap().path();
     let kept = std::fs::read(&file).unwrap();
     assert_eq!(run(), first);
@@ -303,7 +297,7 @@ fn kernels_are_kept_on_disk_and_a_damaged_file_is_replaced() {
 #[cfg(feature = "cli")]
 #[test]
 fn the_command_keeps_kernels_in_the_users_cache_and_does_without_where_it_cannot() {
-    let Some(backend) = open(Dtype::F32) else { return };
+    let Some(backend) = adapters::storing(Dtype::F32) else { return };
     let folder = tempfile::tempdir().unwrap();
     let picture = |cache: &std::path::Path| {
         let (file, steps) = (folder.path().join("out.png"), ["--prior-steps", "--decoder-steps", "--super-res-steps"]);
@@ -327,10 +321,8 @@ fn the_command_keeps_kernels_in_the_users_cache_and_does_without_where_it_cannot
     let cache = folder.path().join("cache");
     assert_eq!(picture(&cache), first);
     let kernels = if cfg!(target_os = "macos") { "Library/Caches/unclip/kernels" } else { "unclip/kernels" };
-    let Ok(mut kept) = std::fs::read_dir(cache.join(kernels)) else {
-        println!("skipped: the adapter does not say what it compiled");
-        return;
-    };
+    let kept = std::fs::read_dir(cache.join(kernels));
+    let Some(mut kept) = available("wgpu-kernel-cache", kept.map_err(|_| KEPT_NOTHING)) else { return };
     let name = kept.next().unwrap().unwrap().file_name().into_string().unwrap();
     let release = backend.adapter().driver.split_whitespace().last().unwrap_or_default();
     assert!(kept.next().is_none() && name.ends_with(&release.replace(['(', ')'], "_")), "{name}, {release}");

@@ -5,8 +5,10 @@
 
 mod support;
 
-use support::close::close;
-use support::{Data, Problem, Random, Tensors, every, reference};
+use support::adapters;
+use support::arithmetic::Arithmetic;
+use support::close::{Rounding, close};
+use support::{Data, Problem, Random, Tensors, reference};
 use unclip::Dtype;
 use unclip::backend::Backend;
 use unclip::backend::cpu::Cpu;
@@ -17,10 +19,6 @@ use unclip::plan::Graph;
 
 /// Limit of a binding in these tests.
 const LARGEST: u64 = 64 << 10;
-
-fn open(options: Options) -> Option<Wgpu> {
-    every::available("wgpu", Wgpu::new(options))
-}
 
 /// Random tensors of these shapes, stored as weights or not.
 fn problem(op: impl Into<Op>, shapes: &[(&[usize], bool)]) -> Problem {
@@ -56,23 +54,19 @@ fn problems() -> Vec<(&'static str, Problem)> {
 
 #[test]
 fn weights_in_parts_match_the_reference() {
-    let Some(any) = open(Options::default()) else { return };
     for (name, problem) in problems() {
-        let want = reference::run(&problem);
         for storage in [Dtype::F32, Dtype::F16] {
-            if storage == Dtype::F16 && !any.adapter().f16 {
-                println!("skipped: the adapter lacks f16");
-                continue;
-            }
-            let matrices = storage == Dtype::F16 && any.adapter().matrices.is_some();
+            let arithmetic = Arithmetic::Plain(storage);
+            let want = reference::run(&arithmetic.operands(&problem));
+            let matrices = (storage == Dtype::F16).then_some(Tiles::Matrices);
             let ways = [Tiles::Registers, Tiles::Lanes, Tiles::Shared];
-            for tiles in ways.into_iter().chain(matrices.then_some(Tiles::Matrices)) {
+            for tiles in ways.into_iter().chain(matrices) {
                 let options = Options { storage, tiles: Some(tiles), ..Options::default() };
-                let whole = open(options).unwrap();
-                let parts = open(Options { largest_tensor: Some(LARGEST), ..options }).unwrap();
+                let Some(whole) = adapters::open(options) else { continue };
+                let parts = Wgpu::new(Options { largest_tensor: Some(LARGEST), ..options }).unwrap();
                 let got = problem.run(&parts).unwrap();
-                let length = reference::reduction(&problem);
-                close(&got, &want, storage, length).unwrap_or_else(|e| panic!("{name} on {}: {e}", parts.name()));
+                let rounding = arithmetic.rounding(&problem);
+                close(&got, &want, &rounding).unwrap_or_else(|e| panic!("{name} on {}: {e}", parts.name()));
                 assert_eq!(got, problem.run(&whole).unwrap(), "{name} on {}", parts.name());
                 assert!(parts.traffic().weight_bytes > LARGEST, "{name}: nothing to divide");
                 assert_eq!(parts.traffic().weight_bytes, whole.traffic().weight_bytes, "{name}");
@@ -84,7 +78,7 @@ fn weights_in_parts_match_the_reference() {
 #[test]
 fn a_divided_weight_may_be_read_by_several_steps() {
     let small = Options { largest_tensor: Some(LARGEST), ..Options::default() };
-    let Some(backend) = open(small) else { return };
+    let Some(backend) = adapters::open(small) else { return };
     let mut weights = Tensors::default();
     weights.insert_random("w.weight", &[200, 200], &mut Random(7));
     let graph = Graph::new("shared", &weights);
@@ -95,7 +89,7 @@ fn a_divided_weight_may_be_read_by_several_steps() {
     let run = |backend: &dyn Backend| support::replay(backend.prepare(plan.clone(), &weights).unwrap().as_mut());
     for (got, want) in run(&backend).iter().zip(&run(&Cpu::new(1).unwrap())) {
         let want: Vec<f64> = want.iter().map(|&v| f64::from(v)).collect();
-        close(got, &want, Dtype::F32, 400).unwrap();
+        close(got, &want, &Rounding::f32(400)).unwrap();
     }
     assert!(backend.traffic().weight_bytes < 2 * 224 * 200 * 4, "the weight is there once");
 }

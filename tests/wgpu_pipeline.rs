@@ -5,28 +5,20 @@
 
 mod support;
 
-use support::every;
+use support::adapters;
 use support::golden::MODEL;
 use support::pictures::{
-    PROMPTS, STAGES, Steps, TRAINED, agree, agree_on_variations, agree_with_philox, decibels, run, run_on_cpu, worst,
+    OF_PROMPTS, PROMPTS, Steps, TRAINED, agree, agree_on_variations, agree_with_philox, decibels, run, run_on_cpu,
+    worst_of_each,
 };
 use unclip::Dtype;
 use unclip::backend::Backend;
-use unclip::backend::wgpu::{Options, Wgpu};
+use unclip::backend::wgpu::Options;
 use unclip::ops::Tiles;
 
 /// Cooperative matrices are used only on request, with f16 storage.
 fn open(storage: Dtype, tiles: Option<Tiles>) -> Option<Box<dyn Backend>> {
-    let backend = every::available("wgpu", Wgpu::new(Options::default()))?;
-    if storage == Dtype::F16 && !backend.adapter().f16 {
-        println!("skipped: the adapter lacks f16");
-        return None;
-    }
-    if tiles == Some(Tiles::Matrices) && backend.adapter().matrices.is_none() {
-        println!("skipped: the adapter lacks cooperative matrices");
-        return None;
-    }
-    Some(Box::new(Wgpu::new(Options { storage, tiles, ..Options::default() }).unwrap()))
+    Some(Box::new(adapters::open(Options { storage, tiles, ..Options::default() })?))
 }
 
 /// The minimum number of steps, one for each super-resolution network, because software adapters are slow.
@@ -64,9 +56,8 @@ fn within_40_db(model: &str, tiles: Option<Tiles>, prompts: &[&str], steps: Step
     println!("{}", backend.name());
     let (want_images, want) = run_on_cpu(model, prompts, steps);
     let (images, got) = run(model, backend, prompts, steps);
-    for stage in STAGES {
-        let (error, name) = worst(&got, &want, stage);
-        println!("{stage:<12} {error:.1e} in {name}");
+    for (error, tensor) in worst_of_each(&got, &want, &OF_PROMPTS).unwrap() {
+        println!("{error:.1e} in {tensor}");
     }
     for (a, b) in images.iter().zip(&want_images) {
         let decibels = decibels(a, b);

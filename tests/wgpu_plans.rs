@@ -5,25 +5,16 @@
 mod support;
 
 use proptest::prelude::*;
-use support::close::close;
+use support::adapters;
+use support::close::{Rounding, close};
 use support::recipes::{planned, recipes, weights};
-use support::{Tensors, cases, every, reference, replay};
+use support::{Tensors, cases, every, replay};
 use unclip::Dtype;
 use unclip::backend::Backend;
 use unclip::backend::cpu::Cpu;
-use unclip::backend::wgpu::{Options, Wgpu};
-use unclip::ops::{Operand, Operation, StorageRule};
+use unclip::backend::wgpu::Options;
+use unclip::ops::{Operand, Operation, StorageRule, Tiles};
 use unclip::plan::{Plan, narrow};
-
-/// Opened once a test: opening takes longer than most models.
-fn open(storage: Dtype) -> Option<Wgpu> {
-    let any = every::available("wgpu", Wgpu::new(Options::default()))?;
-    if storage == Dtype::F16 && !any.adapter().f16 {
-        println!("skipped: the adapter lacks f16");
-        return None;
-    }
-    Some(Wgpu::new(Options { storage, ..Options::default() }).unwrap())
-}
 
 fn config(cases: u32) -> ProptestConfig {
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
@@ -33,7 +24,7 @@ fn config(cases: u32) -> ProptestConfig {
 fn agree(got: &[Vec<f32>], want: &[Vec<f32>], precision: Dtype) -> Result<(), String> {
     for (got, want) in got.iter().zip(want) {
         let want: Vec<f64> = want.iter().map(|&v| f64::from(v)).collect();
-        close(got, &want, precision, 1 << 14)?;
+        close(got, &want, &Rounding { stored: precision, inner: 0.0, length: 1 << 14 })?;
     }
     Ok(())
 }
@@ -45,7 +36,7 @@ fn run(backend: &dyn Backend, plan: Plan, weights: &Tensors) -> Vec<Vec<f32>> {
 #[test]
 fn random_models_give_what_the_cpu_gives() {
     for storage in [Dtype::F32, Dtype::F16] {
-        let Some(backend) = open(storage) else { continue };
+        let Some(backend) = adapters::storing(storage) else { continue };
         let (cpu, weights) = (Cpu::new(1).unwrap(), weights());
         proptest!(config(40), |(recipe in recipes())| {
             let plan = planned(&recipe, &weights, true);
@@ -89,7 +80,7 @@ proptest! {
 
 #[test]
 fn an_entry_of_a_batch_gives_the_same_bits_alone() {
-    let Some(backend) = open(Dtype::F32) else { return };
+    let Some(backend) = adapters::storing(Dtype::F32) else { return };
     let of_batches = [
         ("linear/rows-7", 7),
         ("linear/rows-13", 13),
@@ -114,25 +105,11 @@ fn an_entry_of_a_batch_gives_the_same_bits_alone() {
 
 /// WGSL allows implementations to assume there is no NaN. Those in use do not, and damaged weights should be visible.
 #[test]
-fn a_nan_reaches_the_elements_that_depend_on_it() {
-    let Some(backend) = open(Dtype::F32) else { return };
-    let cases = [
-        ("pointwise/silu", 0),
-        ("pointwise/gelu", 0),
-        ("pointwise/clamp", 0),
-        ("group_norm/small-48", 0),
-        ("layer_norm/tiny-24", 0),
-        ("attention/heads-of-12", 0),
-        ("attention/decoder-8px", 3),
-        ("linear/tiny-24-to-96", 0),
-        ("conv2d/five-by-seven", 0),
-        ("resize/halve", 0),
-    ];
-    for (name, which) in cases {
-        let mut problem = cases::named(name).problem();
-        problem.tensors[which].numbers_mut()[0] = f32::NAN;
-        let want: Vec<bool> = reference::run(&problem).iter().map(|y| y.is_nan()).collect();
-        let got: Vec<bool> = problem.run(&backend).expect("the device works").iter().map(|y| y.is_nan()).collect();
-        assert!(want.contains(&true) && got == want, "{name}");
+fn a_nan_reaches_exactly_the_elements_that_depend_on_it() {
+    for storage in [Dtype::F32, Dtype::F16] {
+        for tiles in [Tiles::Registers, Tiles::Lanes, Tiles::Shared] {
+            let options = Options { storage, tiles: Some(tiles), ..Options::default() };
+            adapters::open(options).iter().for_each(|backend| every::nan_reaches_what_depends_on_it(backend));
+        }
     }
 }

@@ -5,11 +5,16 @@
 //! [`close::close`] compares.
 #![allow(dead_code, reason = "every test uses a part of this")]
 
+#[cfg(feature = "wgpu")]
+pub mod adapters;
+pub mod arithmetic;
+pub mod available;
 pub mod close;
 pub mod every;
 pub mod files;
 pub mod golden;
 pub mod header;
+pub mod mutations;
 #[cfg(feature = "tokenizer")]
 pub mod pictures;
 #[cfg(feature = "cuda-emulator")]

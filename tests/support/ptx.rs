@@ -1,5 +1,7 @@
 //! Small PTX programs on the emulator.
 
+use super::available::available;
+use std::path::PathBuf;
 use unclip::Dtype;
 use unclip::backend::cuda::emulator::{
     Arguments, Counters, DeviceSlice, Fault, Kernel, Machine, Swizzle, TensorMap, parse,
@@ -143,4 +145,17 @@ pub fn run_in_place(text: &str, grid: [u32; 3], words: usize) -> Result<Counters
     let y = DeviceSlice { address, bytes: 4 * words as u64, written: true };
     let tensors = [DeviceSlice { written: false, ..y }, y];
     machine.launch(&kernel(text), grid, Arguments { maps: &[], tensors: &tensors, scalars: &[0], shared_bytes: 0 })
+}
+
+/// NVIDIA's assembler: what the variable `PTXAS` names, or one on the path.
+pub fn assembler() -> Option<PathBuf> {
+    if let Some(named) = std::env::var_os("PTXAS").filter(|p| !p.is_empty()) {
+        let path = PathBuf::from(named);
+        assert!(path.is_file(), "PTXAS names {}, which is no file", path.display());
+        return Some(path);
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|folder| folder.join("ptxas")).find(|p| p.is_file());
+    let none = "it is not on the path; the wheel nvidia-cuda-nvcc has one, which the variable PTXAS may name";
+    available("ptxas", found.ok_or(none))
 }

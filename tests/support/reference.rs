@@ -18,8 +18,23 @@ impl Wide {
     }
 }
 
+/// Terms at the end of sums that are left out, as by a kernel that stops too early.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lack {
+    /// Of the sum behind an element: over the depth of a matrix product, an attention's keys, a norm's group or row, a
+    /// picture's taps.
+    pub terms: usize,
+    /// Of an attention's scores: columns of a head.
+    pub columns: usize,
+}
+
 /// The problem's output.
 pub fn run(problem: &Problem) -> Vec<f64> {
+    run_lacking(problem, Lack::default())
+}
+
+/// What comes out where terms are left out. Means are still divided by the number of all terms.
+pub fn run_lacking(problem: &Problem, lack: Lack) -> Vec<f64> {
     let shape = problem.op.shape(&problem.shapes()).expect("the case's shapes fit");
     let inputs: Vec<Wide> = problem
         .tensors
@@ -33,15 +48,15 @@ pub fn run(problem: &Problem) -> Vec<f64> {
         })
         .collect();
     match &problem.op {
-        Op::Attention(op) => attention(op, &inputs),
+        Op::Attention(op) => attention(op, &inputs, lack),
         Op::Concat(op) => concat(op, &inputs, &shape),
-        Op::Conv2d(op) => conv2d(op, &inputs, &shape),
+        Op::Conv2d(op) => conv2d(op, &inputs, &shape, lack.terms),
         Op::Embed(op) => embed(op, &inputs),
-        Op::GroupNorm(op) => group_norm(op, &inputs),
-        Op::LayerNorm(op) => layer_norm(f64::from(op.eps), &inputs),
-        Op::Linear(op) => linear(op, &inputs),
+        Op::GroupNorm(op) => group_norm(op, &inputs, lack.terms),
+        Op::LayerNorm(op) => layer_norm(f64::from(op.eps), &inputs, lack.terms),
+        Op::Linear(op) => linear(op, &inputs, lack.terms),
         Op::Pointwise(op) => pointwise(op, &inputs),
-        Op::Resize(op) => resize(op, &inputs[0], &shape),
+        Op::Resize(op) => resize(op, &inputs[0], &shape, lack.terms),
         Op::SamplerStep(op) => sampler_step(op, &inputs),
         Op::Slice(op) => slice(op, &inputs[0]),
     }
@@ -92,13 +107,13 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(x, y)| x * y).sum()
 }
 
-fn linear(op: &Linear, inputs: &[Wide]) -> Vec<f64> {
+fn linear(op: &Linear, inputs: &[Wide], lack: usize) -> Vec<f64> {
     let (x, weight) = (&inputs[0], &inputs[1]);
     let (n, k) = (weight.shape[0], weight.shape[1]);
     let mut y = Vec::new();
     for row in x.x.chunks(k) {
         for o in 0..n {
-            let mut v = dot(row, &weight.x[o * k..(o + 1) * k]);
+            let mut v = dot(&row[..k - lack], &weight.x[o * k..(o + 1) * k - lack]);
             if op.bias {
                 v += inputs[2].x[o];
             }
@@ -114,7 +129,7 @@ fn linear(op: &Linear, inputs: &[Wide]) -> Vec<f64> {
     y
 }
 
-fn conv2d(op: &Conv2d, inputs: &[Wide], shape: &[usize]) -> Vec<f64> {
+fn conv2d(op: &Conv2d, inputs: &[Wide], shape: &[usize], lack: usize) -> Vec<f64> {
     let (x, weight) = (&inputs[0], &inputs[1]);
     let (h, w, c) = (x.shape[1], x.shape[2], x.shape[3]);
     let (r_side, s_side) = (weight.shape[2], weight.shape[3]);
@@ -125,6 +140,10 @@ fn conv2d(op: &Conv2d, inputs: &[Wide], shape: &[usize]) -> Vec<f64> {
         let (s, r) = (i % s_side, i / s_side % r_side);
         let (channel, o) = (i / s_side / r_side % c, i / s_side / r_side / c);
         taps[((o * r_side + r) * s_side + s) * c + channel] = *v;
+    }
+    for of_output in taps.chunks_mut(r_side * s_side * c) {
+        let kept = of_output.len() - lack;
+        of_output[kept..].fill(0.0);
     }
     let mut y = Vec::new();
     for n in 0..*images {
@@ -155,7 +174,7 @@ fn conv2d(op: &Conv2d, inputs: &[Wide], shape: &[usize]) -> Vec<f64> {
     y
 }
 
-fn attention(op: &Attention, inputs: &[Wide]) -> Vec<f64> {
+fn attention(op: &Attention, inputs: &[Wide], lack: Lack) -> Vec<f64> {
     let (q, k, v) = (&inputs[0], &inputs[1], &inputs[2]);
     let (batch, queries, width) = (q.shape[0], q.shape[1], q.shape[2]);
     let own = k.shape[1];
@@ -177,11 +196,12 @@ fn attention(op: &Attention, inputs: &[Wide]) -> Vec<f64> {
                 let allowed = |j: usize| {
                     let masked = mask.is_some_and(|m| j < m.shape[1] && m.x[b * m.shape[1] + j] == 0.0);
                     let later = op.causal && j >= extra && j - extra > i + own - queries;
-                    !masked && !later
+                    !masked && !later && j < extra + own - lack.terms
                 };
                 let scores: Vec<f64> = (0..extra + own)
                     .map(|j| {
-                        if allowed(j) { dot(&q.x[at..at + d], &keys[j]) / (d as f64).sqrt() } else { f64::NEG_INFINITY }
+                        let product = dot(&q.x[at..at + d - lack.columns], &keys[j][..d - lack.columns]);
+                        if allowed(j) { product / (d as f64).sqrt() } else { f64::NEG_INFINITY }
                     })
                     .collect();
                 let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -198,7 +218,7 @@ fn attention(op: &Attention, inputs: &[Wide]) -> Vec<f64> {
     y
 }
 
-fn group_norm(op: &GroupNorm, inputs: &[Wide]) -> Vec<f64> {
+fn group_norm(op: &GroupNorm, inputs: &[Wide], lack: usize) -> Vec<f64> {
     let (x, c) = (&inputs[0], inputs[0].width());
     let images = x.shape[0];
     let (image, per_group) = (x.x.len() / images, c / op.groups);
@@ -206,8 +226,9 @@ fn group_norm(op: &GroupNorm, inputs: &[Wide]) -> Vec<f64> {
     for n in 0..images {
         for g in 0..op.groups {
             let members: Vec<usize> = (n * image..(n + 1) * image).filter(|i| i % c / per_group == g).collect();
-            let mean = members.iter().map(|&i| x.x[i]).sum::<f64>() / members.len() as f64;
-            let variance = members.iter().map(|&i| (x.x[i] - mean).powi(2)).sum::<f64>() / members.len() as f64;
+            let summed = &members[..members.len() - lack];
+            let mean = summed.iter().map(|&i| x.x[i]).sum::<f64>() / members.len() as f64;
+            let variance = summed.iter().map(|&i| (x.x[i] - mean).powi(2)).sum::<f64>() / members.len() as f64;
             for &i in &members {
                 let channel = i % c;
                 let normal = (x.x[i] - mean) / (variance + f64::from(op.eps)).sqrt();
@@ -223,12 +244,12 @@ fn group_norm(op: &GroupNorm, inputs: &[Wide]) -> Vec<f64> {
     y
 }
 
-fn layer_norm(eps: f64, inputs: &[Wide]) -> Vec<f64> {
+fn layer_norm(eps: f64, inputs: &[Wide], lack: usize) -> Vec<f64> {
     let d = inputs[0].width();
     let mut y = Vec::new();
     for row in inputs[0].x.chunks(d) {
-        let mean = row.iter().sum::<f64>() / d as f64;
-        let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / d as f64;
+        let mean = row[..d - lack].iter().sum::<f64>() / d as f64;
+        let variance = row[..d - lack].iter().map(|v| (v - mean).powi(2)).sum::<f64>() / d as f64;
         y.extend((0..d).map(|c| (row[c] - mean) / (variance + eps).sqrt() * inputs[1].x[c] + inputs[2].x[c]));
     }
     y
@@ -297,7 +318,7 @@ fn slice(op: &Slice, x: &Wide) -> Vec<f64> {
         .collect()
 }
 
-fn resize(op: &Resize, x: &Wide, shape: &[usize]) -> Vec<f64> {
+fn resize(op: &Resize, x: &Wide, shape: &[usize], lack: usize) -> Vec<f64> {
     let pixel = |n: usize, i: usize, j: usize, c: usize| x.x[offset(&[n, i, j, c], &x.shape)];
     let of = |index: usize| {
         let at = coordinates(index, shape);
@@ -306,18 +327,15 @@ fn resize(op: &Resize, x: &Wide, shape: &[usize]) -> Vec<f64> {
             Resize::NearestDouble => pixel(n, i / 2, j / 2, c),
             Resize::MeanHalve => {
                 let square = [(0, 0), (0, 1), (1, 0), (1, 1)];
-                square.iter().map(|(r, s)| pixel(n, 2 * i + r, 2 * j + s, c)).sum::<f64>() / 4.0
+                square[..4 - lack].iter().map(|(r, s)| pixel(n, 2 * i + r, 2 * j + s, c)).sum::<f64>() / 4.0
             }
             Resize::Bicubic { height, width } => {
-                let (mut value, mut sum) = (0.0, 0.0);
-                for (r, s) in (0..x.shape[1]).flat_map(|r| (0..x.shape[2]).map(move |s| (r, s))) {
-                    let weight = cubic_weight(i, r, x.shape[1], *height) * cubic_weight(j, s, x.shape[2], *width);
-                    if weight != 0.0 {
-                        value += weight * pixel(n, r, s, c);
-                        sum += weight;
-                    }
-                }
-                value / sum
+                let all = (0..x.shape[1]).flat_map(|r| (0..x.shape[2]).map(move |s| (r, s)));
+                let weight = |(r, s)| cubic_weight(i, r, x.shape[1], *height) * cubic_weight(j, s, x.shape[2], *width);
+                let taps: Vec<_> = all.map(|at| (at, weight(at))).filter(|(_, weight)| *weight != 0.0).collect();
+                let sum: f64 = taps.iter().map(|(_, weight)| weight).sum();
+                let summed = &taps[..taps.len() - lack];
+                summed.iter().map(|((r, s), weight)| weight * pixel(n, *r, *s, c)).sum::<f64>() / sum
             }
         }
     };

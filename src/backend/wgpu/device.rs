@@ -274,16 +274,18 @@ impl Device {
 }
 
 #[cfg(test)]
+#[allow(dead_code, reason = "these tests skip in one way only")]
+#[path = "../../../tests/support/available.rs"]
+mod available;
+
+#[cfg(test)]
 mod tests {
+    use super::available::available;
     use super::*;
 
     /// Any adapter, if there is one.
     fn device() -> Option<Device> {
-        let opened = Device::open(Choice::Best, None, false);
-        if let Err(reason) = &opened {
-            println!("skipped: {reason}");
-        }
-        opened.ok()
+        available("wgpu", Device::open(Choice::Best, None, false))
     }
 
     #[test]

@@ -12,11 +12,10 @@ use burn_tensor::module::{conv2d, linear};
 use burn_tensor::ops::ConvOptions;
 use burn_tensor::{Device, DeviceKind, Tensor, TensorData};
 use std::time::Instant;
-use support::close::close;
+use support::close::{Rounding, close};
 use support::{Data, Problem, cases};
 use unclip::backend::wgpu::{Kind, Options, Wgpu};
 use unclip::ops::{Conv2d, Linear, Op, Operation};
-use unclip::Dtype;
 
 /// Seconds per case and side, after the warm-up.
 const SECONDS: f64 = 0.4;
@@ -49,7 +48,7 @@ fn main() {
         // burn does not report a failed kernel.
         let length = support::reference::reduction(&problem);
         let got = in_our_order(&problem, run_burn(1));
-        if let Err(reason) = close(&got, &support::reference::run(&problem), Dtype::F32, length) {
+        if let Err(reason) = close(&got, &support::reference::run(&problem), &Rounding::f32(length)) {
             println!("{:<34} burn is wrong and not timed: {reason}", case.name);
             continue;
         }
