@@ -93,6 +93,7 @@ pub struct ModelArguments {
 }
 
 #[derive(Debug, Args)]
+#[command(next_display_order = 1)] // PROMPT comes first
 pub struct RunArguments {
     /// What the picture shows, in quotes
     #[arg(value_name = "PROMPT", help_heading = WHAT, display_order = 0)]
