@@ -3,6 +3,8 @@
 
 #[path = "cli/outputs.rs"]
 mod outputs;
+#[path = "cli/plans.rs"]
+mod plans;
 #[path = "cli/subjects.rs"]
 mod subjects;
 mod support;
@@ -405,39 +407,6 @@ fn bench_compares_with_an_earlier_run() {
         &["--filter", "--list"],
     );
     assert_refused(folder.path(), &engine(folder.path(), &["bench", "--seconds=-1"]), 2, &["--seconds", "-1"]);
-}
-
-#[test]
-fn plan_prints_both_parts_and_the_totals() {
-    let dir = tempfile::tempdir().unwrap();
-    let output = engine(dir.path(), &["plan", "-m", MODEL, "--stage", "decoder"]);
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    let listing = text(&output.stdout);
-    for part in ["193,454 parameters", "once per picture:", "every step:", "sampler_step", "memory "] {
-        assert!(listing.contains(part), "{part} is not in\n{listing}");
-    }
-    let summary = engine(dir.path(), &["plan", "-m", MODEL, "--stage", "decoder", "--summary"]);
-    let summary = text(&summary.stdout);
-    assert!(summary.lines().count() == 3 && listing.ends_with(&summary), "{summary}");
-}
-
-#[test]
-fn plan_in_half_precision_needs_half_the_weights_and_names_the_type() {
-    let dir = tempfile::tempdir().unwrap();
-    // The totals end with "weights SIZE MiB as TYPE".
-    let weights = |dtype: &str| -> (f64, String) {
-        let arguments = ["plan", "-m", MODEL, "--stage", "decoder", "--summary", "--dtype", dtype];
-        let text = text(&engine(dir.path(), &arguments).stdout);
-        let words: Vec<&str> = text.split("weights ").nth(1).unwrap().split_whitespace().collect();
-        (words[0].parse().unwrap(), words[3].to_owned())
-    };
-    let (single, named) = weights("f32");
-    assert_eq!(named, "f32");
-    for dtype in ["f16", "bf16"] {
-        let (half, named) = weights(dtype);
-        assert_eq!(named, dtype);
-        assert!(half < 0.6 * single, "{half} of {single} MiB");
-    }
 }
 
 #[test]

@@ -49,7 +49,7 @@ fn on_device(plan: Plan, arguments: &PlanArguments) -> Result<(Plan, Vec<Vec<Ker
     }
     match device {
         None | Some(Device::Cpu) => Ok((narrow(plan, dtype.storage()), Vec::new())),
-        Some(Device::Auto) => Err(Error::request("--device", "auto; expected cpu, wgpu, cuda or cuda-emulator")),
+        Some(Device::Auto) => Err(Error::value("--device", "auto", "expected cpu, wgpu, cuda or cuda-emulator")),
         Some(Device::Wgpu(number)) => on_wgpu(plan, number, dtype),
         Some(Device::Cuda(number)) => on_cuda(plan, dtype, arch.unwrap_or_else(|| capability(number))),
         Some(Device::CudaEmulator) => on_cuda(plan, dtype, arch.unwrap_or((8, 0))),
@@ -60,7 +60,7 @@ fn on_device(plan: Plan, arguments: &PlanArguments) -> Result<(Plan, Vec<Vec<Ker
 fn on_wgpu(plan: Plan, number: Option<usize>, dtype: Precision) -> Result<(Plan, Vec<Vec<KernelUse>>)> {
     use unclip::backend::wgpu::{Choice, Options, Wgpu};
     if !matches!(dtype, Precision::F32 | Precision::F16) {
-        return Err(Error::request("--dtype", format!("{dtype}; wgpu stores f32 or f16")));
+        return Err(Error::value("--dtype", dtype, "wgpu stores f32 or f16"));
     }
     let adapter = number.map_or(Choice::Best, Choice::Number);
     Ok(Wgpu::new(Options { adapter, storage: dtype.storage(), ..Options::default() })?.explain(plan))

@@ -71,8 +71,6 @@ pub(super) fn lower(plan: &Plan, tiles: Tiles) -> Vec<(usize, Launch)> {
     launches::lower(plan, |op, inputs, outputs| op.wgsl(inputs, outputs[0], tiles)).0
 }
 
-const NO_SCRATCH: &str = "WGSL kernels use no scratch memory";
-
 impl Compiled {
     pub fn new(device: Arc<Device>, plan: Plan, weights: &WgpuWeights, kernels: Kernels) -> Result<Compiled> {
         let launches = lower(&plan, kernels.tiles);
@@ -146,15 +144,17 @@ impl Compiled {
             let leading = match launch.tensors[0] {
                 Operand::Input(i) | Operand::Packed(i) => step.inputs[i],
                 Operand::Output(i) => step.outputs[i],
-                Operand::Scratch { .. } => unreachable!("{NO_SCRATCH}"),
+                Operand::Scratch { .. } => return Err(self.no_scratch(step)),
             };
             let dtype = |id: ValueId| self.plan.values[id.0].dtype;
             let variant = self.device.variant(dtype(leading), dtype(step.output()), subgroups);
             let pipeline = self.device.pipeline(launch, variant, *first)?;
             let tensors = launch.tensors.iter().map(|&tensor| self.binding(step, tensor, *part));
+            let tensors = tensors.collect::<Result<Vec<_>>>()?;
             let uniform =
                 wgpu::BufferBinding { buffer: &uniforms, offset, size: wgpu::BufferSize::new(scalar_bytes(launch)) };
             let entries: Vec<wgpu::BindGroupEntry<'_>> = tensors
+                .into_iter()
                 .chain([uniform])
                 .enumerate()
                 .map(|(i, b)| wgpu::BindGroupEntry { binding: i as u32, resource: wgpu::BindingResource::Buffer(b) })
@@ -173,7 +173,7 @@ impl Compiled {
     }
 
     /// The memory of a launch's tensor, or of one part of a split weight.
-    fn binding(&self, step: &Step, tensor: Operand, part: usize) -> wgpu::BufferBinding<'_> {
+    fn binding(&self, step: &Step, tensor: Operand, part: usize) -> Result<wgpu::BufferBinding<'_>> {
         let weight = |id: ValueId, order: Order| {
             let buffer = self.weights.part(self.plan.root(id), order, part);
             (buffer, buffer.size())
@@ -183,10 +183,14 @@ impl Compiled {
             Operand::Input(i) if self.is_weight(step.inputs[i]) => weight(step.inputs[i], Order::Stored),
             Operand::Input(i) => self.memory_of(step.inputs[i]),
             Operand::Output(i) => self.memory_of(step.outputs[i]),
-            Operand::Scratch { .. } => unreachable!("{NO_SCRATCH}"),
+            Operand::Scratch { .. } => return Err(self.no_scratch(step)),
         };
         // At least a `vec4<f32>`, the largest element of a kernel's array.
-        wgpu::BufferBinding { buffer, offset: 0, size: wgpu::BufferSize::new(bytes.max(16)) }
+        Ok(wgpu::BufferBinding { buffer, offset: 0, size: wgpu::BufferSize::new(bytes.max(16)) })
+    }
+
+    fn no_scratch(&self, step: &Step) -> Error {
+        self.device.error(format!("{}: WGSL kernels use no scratch memory", step.label))
     }
 
     fn is_weight(&self, id: ValueId) -> bool {
