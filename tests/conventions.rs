@@ -18,7 +18,7 @@ fn every_operation_has_its_stem_in_every_place() {
         .into_iter()
         .filter(|s| s != "prelude" && s != "matrices" && !s.starts_with("reduce_"))
         .collect();
-    // A twin for one kind of adapter has the operation's stem and a suffix.
+    // A variant for one kind of adapter has the operation's stem and a suffix.
     let (twins, shaders): (BTreeSet<String>, BTreeSet<String>) = shaders.into_iter().partition(|s| {
         ["_lanes", "_matrices"].iter().any(|kind| s.strip_suffix(kind).is_some_and(|base| operations.contains(base)))
     });
@@ -209,7 +209,7 @@ mod shaders {
     fn workgroups_are_as_large_as_headers_say_and_within_the_limits_of_every_device() {
         each_variant(|stem, header, _, module, info| {
             let entries: Vec<&str> = module.entry_points.iter().map(|e| e.name.as_str()).collect();
-            // A twin's text comes after that of the kernel it continues.
+            // A variant's text comes after that of the kernel it continues.
             let before = base(stem).map_or(Vec::new(), |base| {
                 let (_, text) = KERNELS.iter().find(|(s, _)| *s == base).unwrap();
                 Header::parse(base, text).unwrap().launches
@@ -315,7 +315,7 @@ mod shaders {
                         spread(launch, elements / columns, &case);
                         None
                     }
-                    "concat" | "embed" | "pointwise" | "resize" | "sampler_step" | "slice" => {
+                    "concat" | "convert" | "embed" | "pointwise" | "resize" | "sampler_step" | "slice" => {
                         counted += scalar("count");
                         spread(launch, scalar("count").div_ceil(256), &case);
                         None

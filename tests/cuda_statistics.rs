@@ -7,7 +7,7 @@ mod support;
 
 use std::collections::{HashMap, HashSet};
 use support::cases::models::{Drawn, ModelCase, Network, Size};
-use support::close::{Rounding, close};
+use support::close::{Rounding, close, unit};
 use support::{Random, Tensors};
 use unclip::Dtype;
 use unclip::Precision;
@@ -53,7 +53,7 @@ impl Model {
         for &(name, shape) in tensors {
             weights.insert(name, shape, eighths(elements(shape), name), Dtype::F32);
         }
-        let graph = Graph::new("moments", &weights);
+        let graph = Graph::new("statistics", &weights);
         // The input is constant, so its cast to the storage type runs once.
         let y = model(&graph, graph.input("x", input));
         graph.output("y", y);
@@ -90,6 +90,15 @@ fn norm_of_conv(side: [usize; 2], images: usize, channels: usize, groups: usize)
     })
 }
 
+/// What rounds the output of a norm behind a matmul: besides the output, the matmul's output is stored. Its mean is up to
+/// two deviations from zero, its elements up to five, and gamma is up to 2.5, so that a unit of an element is up to six
+/// units of what the norm makes of it.
+fn rounding(precision: Precision, length: usize) -> Rounding {
+    let stored = precision.storage();
+    let inner = if stored == Dtype::F32 { 0.0 } else { 6.0 * unit(stored) };
+    Rounding { stored, inner, length }
+}
+
 /// Height and width, images, channels and groups: for tiles of 64 by 80, tiles of 128 by 160, and tiles of pixels; with
 /// statistics over 16, 10 and 4 channels.
 const NORMS: [([usize; 2], usize, usize, usize); 3] =
@@ -102,7 +111,7 @@ fn norms_use_the_statistics_of_matmuls() {
         let want = on_the_cpu(&model);
         for (backend, precision) in backends() {
             let (got, name) = (model.run(&backend), backend.name());
-            close(&got, &want, &Rounding { stored: precision.storage(), inner: 0.0, length: 72 }).unwrap_or_else(|e| panic!("{name} of {side:?}: {e}"));
+            close(&got, &want, &rounding(precision, 72)).unwrap_or_else(|e| panic!("{name} of {side:?}: {e}"));
             assert!(ran(&backend, "group_norm_apply"), "{name}: the groups fit into shared memory");
             assert!(!ran(&backend, "group_norm_statistics"), "{name} of {side:?}");
             // A split matmul is summed by another kernel, which then computes the statistics.
@@ -138,7 +147,7 @@ fn norms_of_concatenated_channels_merge_the_statistics_of_both_parts() {
     let want = on_the_cpu(&model);
     for (backend, precision) in backends() {
         let (got, name) = (model.run(&backend), backend.name());
-        close(&got, &want, &Rounding { stored: precision.storage(), inner: 0.0, length: 8 }).unwrap_or_else(|e| panic!("{name}: {e}"));
+        close(&got, &want, &rounding(precision, 8)).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(!ran(&backend, "group_norm_statistics"), "{name}");
     }
 }
@@ -154,8 +163,7 @@ fn norms_use_the_statistics_of_matmuls_on_a_gpu() {
             let opened = Cuda::new(0).map(|gpu| gpu.with_precision(precision));
             let Some(gpu) = support::available::available("cuda", opened) else { return };
             let (got, name) = (model.run(&gpu), gpu.name());
-            close(&got, &want, &Rounding { stored: precision.storage(), inner: 0.0, length: 72 })
-                .unwrap_or_else(|e| panic!("{name}: {e}"));
+            close(&got, &want, &rounding(precision, 72)).unwrap_or_else(|e| panic!("{name}: {e}"));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Faults planted in the text of a kernel for Hopper: each is caught, by a named check or by the numbers.
+//! Faults planted in the text of a kernel for Hopper: each is caught, by a named check or by its results.
 #![cfg(feature = "cuda-emulator")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -39,7 +39,7 @@ fn run(text: &str) -> Result<Result<f64, String>, Fault> {
     let inputs: Vec<DeviceSlice> = problem.tensors.iter().map(|t| place(t.shape.iter().product(), false)).collect();
     let y = place(want.len(), true);
     for (range, tensor) in inputs.iter().zip(&problem.tensors) {
-        let Data::Numbers(x) = &tensor.data else { panic!("numbers") };
+        let Data::Floats(x) = &tensor.data else { panic!("numbers") };
         let halves: Vec<bf16> = x.iter().map(|&x| bf16::from_f32(x)).collect();
         machine.write(range.address, bytemuck::cast_slice(&halves)).unwrap();
     }

@@ -18,12 +18,12 @@ fn text(entry: &str) -> &'static str {
     KERNELS.iter().find(|kernel| kernel.entries().any(|own| own == entry)).unwrap().text
 }
 
-/// Memory of so many bytes: small numbers, or to be written.
+/// Memory of this size: small floats, or to be written.
 fn tensor(machine: &mut Machine, bytes: u64, written: bool) -> DeviceSlice {
     let address = machine.allocate(bytes);
     if !written {
-        let numbers: Vec<u8> = (0..bytes / 4).flat_map(|i| ((i % 13) as f32 - 5.5).to_le_bytes()).collect();
-        machine.write(address, &numbers).unwrap();
+        let floats: Vec<u8> = (0..bytes / 4).flat_map(|i| ((i % 13) as f32 - 5.5).to_le_bytes()).collect();
+        machine.write(address, &floats).unwrap();
     }
     DeviceSlice { address, bytes, written }
 }

@@ -115,7 +115,7 @@ fn pointwise_matches_the_reference_with_any_number_of_threads() {
 
 #[test]
 fn moving_operations_match_the_reference_with_any_number_of_threads() {
-    ["concat", "slice", "embed"].into_iter().for_each(check);
+    ["concat", "convert", "slice", "embed"].into_iter().for_each(check);
 }
 
 #[test]
@@ -134,8 +134,8 @@ fn given(problem: &Problem) -> Problem {
     let Op::SamplerStep(op) = &mut given.op else { panic!("a sampler step") };
     op.noise = Noise::Given;
     let words = given.tensors.split_off(3).into_iter().map(|tensor| match tensor.data {
-        Data::Rows(words) => words,
-        Data::Numbers(_) => panic!("seeds and step are whole numbers"),
+        Data::Integers(words) => words,
+        Data::Floats(_) => panic!("seeds and step are integers"),
     });
     let words: Vec<Vec<u32>> = words.collect();
     let shape = given.tensors[1].shape.clone();
@@ -149,7 +149,7 @@ fn given(problem: &Problem) -> Problem {
         let positions = drawn.len() / c;
         noise.extend((0..drawn.len()).map(|i| drawn[i % c * positions + i / c]));
     }
-    given.tensors.push(Tensor { shape, data: Data::Numbers(noise), stored: None });
+    given.tensors.push(Tensor { shape, data: Data::Floats(noise), stored: None });
     given
 }
 
@@ -193,7 +193,7 @@ fn an_entry_of_a_batch_gives_the_same_bits_alone() {
         ("conv2d/small-48", 2),
         ("conv2d/residual-only", 3),
         ("group_norm/karlo-320", 2),
-        ("group_norm/several-pieces", 2),
+        ("group_norm/several-chunks", 2),
         ("attention/prior-kept-text", 2),
         ("attention/prior", 2),
         ("attention/decoder-8px", 2),
@@ -262,7 +262,7 @@ fn a_nan_reaches_exactly_the_elements_that_depend_on_it() {
 #[test]
 fn an_infinity_makes_its_whole_group_nan() {
     let mut problem = cases::named("group_norm/small-48").problem();
-    problem.tensors[0].numbers_mut()[0] = f32::INFINITY;
+    problem.tensors[0].floats_mut()[0] = f32::INFINITY;
     let want: Vec<bool> = reference::run(&problem).iter().map(|y| y.is_nan()).collect();
     for &isa in isas() {
         let got: Vec<bool> = problem.run(&cpu(1, isa)).expect("the device works").iter().map(|y| y.is_nan()).collect();

@@ -227,6 +227,31 @@ fn a_long_prompt_is_cut_with_a_warning_that_quotes_the_rest() {
 }
 
 #[test]
+fn a_key_that_its_class_does_not_have_is_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    support::files::copy_folder(MODEL.as_ref(), &model);
+    let file = model.join("decoder/config.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replacen('{', "{ \"tokens_per_second\": 3,", 1)).unwrap();
+    let checkpoint = Checkpoint::open(&model, LoadOptions::default()).unwrap();
+    let pipeline = Pipeline::open(checkpoint, Box::new(Cpu::new(2).unwrap())).unwrap();
+    let request =
+        Request { decoder_steps: Some(2), prior_steps: Some(2), super_res_steps: Some(2), ..Request::new("a frog") };
+    let mut warnings = Vec::new();
+    let run = pipeline.run(&request, &mut |event| {
+        if let Event::Warning(text) = event {
+            warnings.push(text.to_owned());
+        }
+        ControlFlow::Continue(())
+    });
+    run.unwrap();
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("decoder/config.json") && warnings[0].contains("tokens_per_second")
+    );
+}
+
+#[test]
 fn settings_out_of_range_are_refused_before_anything_is_loaded() {
     let request = recorded_request();
     let bad = [

@@ -48,8 +48,8 @@ impl<'a> Interpreter<'a> {
             let tensors = step.inputs.iter().map(|&id| {
                 let (value, root) = (&self.plan.values[id.0], self.root(id));
                 let data = match value.dtype {
-                    Dtype::F32 | Dtype::F16 | Dtype::Bf16 => Data::Numbers(self.memory[root.0].clone()),
-                    _ => Data::Rows(self.rows[root.0].clone()),
+                    Dtype::F32 | Dtype::F16 | Dtype::Bf16 => Data::Floats(self.memory[root.0].clone()),
+                    _ => Data::Integers(self.rows[root.0].clone()),
                 };
                 let stored = matches!(value.origin, Origin::Weight(_)).then_some(Dtype::F32);
                 cases::Tensor { shape: value.shape.clone(), data, stored }
@@ -80,7 +80,7 @@ impl<'a> Interpreter<'a> {
     }
 }
 
-/// Walks two pictures of three steps and keeps, for each slot, whose numbers it holds.
+/// Walks two pictures of three steps and keeps, for each slot, which value it holds.
 fn check_owners(plan: &Plan) -> Result<(), String> {
     let slots = assign(plan);
     let slot = |id: ValueId| slots.of[plan.root(id).0];

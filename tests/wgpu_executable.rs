@@ -242,7 +242,7 @@ fn unknown_names_wrong_lengths_and_wrong_types_are_errors() {
 fn a_nan_in_the_model_output_reaches_the_sample() {
     let Some(backend) = adapters::storing(Dtype::F32) else { return };
     let mut problem = cases::named("sampler_step/eps-learned-guided-clipped").problem();
-    problem.tensors[0].numbers_mut()[0] = f32::NAN;
+    problem.tensors[0].floats_mut()[0] = f32::NAN;
     let got = problem.run(&backend).expect("the device works");
     assert!(got[0].is_nan() && got.iter().filter(|v| v.is_nan()).count() == 1);
 }

@@ -26,7 +26,7 @@ fn problem(op: impl Into<Op>, shapes: &[(&[usize], bool)]) -> Problem {
     let tensors = shapes.iter().map(|&(shape, stored)| {
         // Exact in f16, so that every storage type starts with the same values.
         let data = (0..elements(shape)).map(|_| half::f16::from_f64(random.normal() * 0.1).to_f32()).collect();
-        Tensor { shape: shape.to_vec(), data: Data::Numbers(data), stored: stored.then_some(Dtype::F16) }
+        Tensor { shape: shape.to_vec(), data: Data::Floats(data), stored: stored.then_some(Dtype::F16) }
     });
     Problem { op: op.into(), tensors: tensors.collect() }
 }
@@ -48,7 +48,7 @@ fn problems() -> Vec<(&'static str, Problem)> {
     // The first and last row of the table, rows at the ends of parts, and random ones.
     let mut ids: Vec<u32> = (0..40).map(|_| random.bits() as u32 % 1501).collect();
     ids.extend([0, 1500, 447, 448, 449, 959, 960]);
-    lookup.tensors.push(Tensor { shape: vec![1, ids.len()], data: Data::Rows(ids), stored: None });
+    lookup.tensors.push(Tensor { shape: vec![1, ids.len()], data: Data::Integers(ids), stored: None });
     vec![("linear", problem(linear, product)), ("conv2d", problem(conv2d, window)), ("embed", lookup)]
 }
 

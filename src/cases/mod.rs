@@ -60,9 +60,9 @@ impl Random {
 #[derive(Clone, Debug)]
 pub enum Data {
     /// Floats.
-    Numbers(Vec<f32>),
+    Floats(Vec<f32>),
     /// Integers: row indices, seeds, a step.
-    Rows(Vec<u32>),
+    Integers(Vec<u32>),
 }
 
 /// A tensor of a problem.
@@ -81,10 +81,10 @@ impl Tensor {
     ///
     /// # Panics
     /// If the elements are integers.
-    pub fn numbers_mut(&mut self) -> &mut Vec<f32> {
+    pub fn floats_mut(&mut self) -> &mut Vec<f32> {
         match &mut self.data {
-            Data::Numbers(x) => x,
-            Data::Rows(_) => panic!("expected floats, found integers"),
+            Data::Floats(x) => x,
+            Data::Integers(_) => panic!("expected floats, found integers"),
         }
     }
 }
@@ -114,7 +114,7 @@ impl Problem {
             // Converted to the storage type in the once part, so that a step is the operation alone.
             None => Origin::Input { name: format!("in{i}"), varies: false },
         };
-        let dtype = |t: &Tensor| if matches!(t.data, Data::Rows(_)) { Dtype::U32 } else { Dtype::F32 };
+        let dtype = |t: &Tensor| if matches!(t.data, Data::Integers(_)) { Dtype::U32 } else { Dtype::F32 };
         let mut values: Vec<Value> = self
             .tensors
             .iter()
@@ -142,7 +142,7 @@ impl Problem {
     pub fn prepare(&self, backend: &dyn Backend) -> Result<Box<dyn Executable>> {
         let mut weights = Tensors::default();
         for (i, tensor) in self.tensors.iter().enumerate() {
-            if let (Some(stored), Data::Numbers(x)) = (tensor.stored, &tensor.data) {
+            if let (Some(stored), Data::Floats(x)) = (tensor.stored, &tensor.data) {
                 weights.insert(&format!("in{i}"), &tensor.shape, x.clone(), stored);
             }
         }
@@ -150,8 +150,8 @@ impl Problem {
         for (i, tensor) in self.tensors.iter().enumerate().filter(|(_, t)| t.stored.is_none()) {
             let name = format!("in{i}");
             match &tensor.data {
-                Data::Numbers(x) => executable.write(&name, x)?,
-                Data::Rows(x) => executable.write_u32(&name, x)?,
+                Data::Floats(x) => executable.write(&name, x)?,
+                Data::Integers(x) => executable.write_u32(&name, x)?,
             }
         }
         executable.run_once()?;
@@ -177,8 +177,8 @@ impl Problem {
             let length = elements(&tensor.shape);
             let range = batch * length..(batch + 1) * length;
             match &mut tensor.data {
-                Data::Numbers(x) => *x = x[range].to_vec(),
-                Data::Rows(x) => *x = x[range].to_vec(),
+                Data::Floats(x) => *x = x[range].to_vec(),
+                Data::Integers(x) => *x = x[range].to_vec(),
             }
         }
         alone

@@ -5,8 +5,8 @@ use super::{Data, Problem, Random, Tensor};
 use crate::dtype::Dtype::{self, Bf16, F16, F32};
 use crate::ops::Activation::{Gelu, QuickGelu, Silu};
 use crate::ops::{
-    Attention, COEFFICIENTS, Concat, Conv2d, Embed, GroupNorm, LayerNorm, Linear, Noise, Op, Pointwise, Prediction,
-    Resize, SamplerStep, Slice, Variance,
+    Attention, COEFFICIENTS, Concat, Conv2d, Convert, Embed, GroupNorm, LayerNorm, Linear, Noise, Op, Pointwise,
+    Prediction, Resize, SamplerStep, Slice, Variance,
 };
 use crate::plan::Plan;
 
@@ -63,8 +63,8 @@ impl Case {
     /// The plan of [`Case::problem`], without drawing anything.
     pub fn plan(&self) -> Plan {
         let empty = |fill: &Fill| match fill {
-            Fill::Rows(_) => Data::Rows(Vec::new()),
-            _ => Data::Numbers(Vec::new()),
+            Fill::Rows(_) => Data::Integers(Vec::new()),
+            _ => Data::Floats(Vec::new()),
         };
         let tensor = |i: &Input| Tensor { shape: i.shape.clone(), data: empty(&i.fill), stored: i.stored };
         Problem { op: self.op.clone(), tensors: self.inputs.iter().map(tensor).collect() }.plan()
@@ -78,18 +78,18 @@ impl Case {
             let round = |x: f32| input.stored.map_or(x, |stored| round(stored, x));
             let data = match &input.fill {
                 Fill::Normal(mean, deviation) => {
-                    Data::Numbers((0..length).map(|_| round((mean + deviation * random.normal()) as f32)).collect())
+                    Data::Floats((0..length).map(|_| round((mean + deviation * random.normal()) as f32)).collect())
                 }
                 Fill::Mask => {
                     let keys = input.shape[1];
                     let keep = |i: usize, u: f64| if i.is_multiple_of(keys) || u < 0.6 { 1.0 } else { 0.0 };
-                    Data::Numbers((0..length).map(|i| keep(i, random.uniform())).collect())
+                    Data::Floats((0..length).map(|i| keep(i, random.uniform())).collect())
                 }
                 Fill::Rows(bound) => {
-                    Data::Rows((0..length).map(|_| (random.bits() % u64::from(*bound)) as u32).collect())
+                    Data::Integers((0..length).map(|_| (random.bits() % u64::from(*bound)) as u32).collect())
                 }
-                Fill::Words(x) => Data::Rows(x.clone()),
-                Fill::Fixed(x) => Data::Numbers(x.clone()),
+                Fill::Words(x) => Data::Integers(x.clone()),
+                Fill::Fixed(x) => Data::Floats(x.clone()),
             };
             Tensor { shape: input.shape.clone(), data, stored: input.stored }
         });
@@ -320,7 +320,7 @@ fn norms() -> Vec<Case> {
         group("constant-groups", &[2, 1, 1, 32], 32, true, None, 3.0),
         group("no-positions", &[3, 96], 32, false, None, 0.0),
         group("channels-257", &[1, 3, 5, 257], 257, false, Some(Gelu), 0.0),
-        group("several-pieces", &[2, 40, 41, 24], 8, true, Some(Silu), 2.0),
+        group("several-chunks", &[2, 40, 41, 24], 8, true, Some(Silu), 2.0),
         group("one-channel", &[1, 9, 11, 1], 1, false, Some(QuickGelu), 0.0),
         group("on-a-chip", &[1, 40, 50, 32], 4, true, Some(Silu), 1.0),
         group("on-a-chip-as-halves", &[1, 60, 50, 32], 4, true, Some(Silu), 1.0),
@@ -388,6 +388,8 @@ fn moves() -> Vec<Case> {
         concat("odd-channels", 3, &[&[3, 5, 7, 1], &[3, 5, 7, 13], &[3, 5, 7, 4]]),
         concat("one-part", 1, &[&[3, 5]]),
         concat("vectors", 0, &[&[3], &[1], &[9]]),
+        Case::new("convert/odd".to_owned(), Convert, vec![x(&[3, 5, 7])]),
+        Case::new("convert/picture".to_owned(), Convert, vec![x(&[2, 64, 64, 3])]),
         concat("skip-64px", 3, &[&[2, 64, 64, 320], &[2, 64, 64, 320]]).heavy(),
         slice("conditional-half", &[2, 8, 8, 6], 0, 1, 1, 1),
         slice("last-token", &[2, 81, 48], 1, 80, 1, 1),

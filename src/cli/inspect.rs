@@ -21,6 +21,7 @@ pub fn inspect(arguments: &InspectArguments) -> Result<()> {
     let known = Known::read(&checkpoint)?;
     let mut reports = pipeline::inspect(&checkpoint)?;
     let models = check_models(open()?, &mut reports);
+    models.warnings.iter().for_each(|warning| eprintln!("engine: warning: {warning}"));
     super::print(&if arguments.json {
         format!("{}\n", as_json(&checkpoint, &reports, &models, &known))
     } else {
@@ -41,6 +42,8 @@ struct Models {
     unused: BTreeMap<&'static str, Vec<String>>,
     /// Steps and guidance scales of a run that says nothing else, if there is a pipeline.
     defaults: Option<Settings>,
+    /// What to know about the configurations, a line each.
+    warnings: Vec<String>,
     /// Why the pipeline as a whole would not run, if no component is to blame.
     problem: Option<String>,
 }
@@ -70,6 +73,7 @@ fn check_models(checkpoint: Checkpoint, reports: &mut [ComponentReport]) -> Mode
             (Err(error), None) => models.problem = Some(error.to_string()),
         }
     }
+    models.warnings = pipeline.warnings().into_iter().map(str::to_owned).collect();
     models
 }
 

@@ -98,7 +98,7 @@ impl Operation for Attention {
         let mut launches = self.wgsl(inputs, output, Tiles::Shared);
         let [batch, queries, width] = [output[0], output[1], output[2]];
         let d_head = width / self.heads;
-        // Wider heads, and single precision, are for plain cores.
+        // Wider heads and f32 run on CUDA cores.
         let entry = match d_head {
             0..=32 => "attention_mma_32",
             33..=64 => "attention_mma_64",

@@ -70,7 +70,7 @@ impl Operation for Conv2d {
             Operand::Input(2) if self.bias => StorageRule::F32,
             Operand::Input(0 | 1) | Operand::Packed(_) => StorageRule::Storage,
             Operand::Input(_) => StorageRule::LikeOutput,
-            // A network's last product can hand the sampler its sums as they are.
+            // A network's last convolution can give the sampler its f32 sums.
             Operand::Output(0) => StorageRule::Any,
             Operand::Output(_) | Operand::Scratch { .. } => StorageRule::F32,
         }

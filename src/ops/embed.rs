@@ -1,6 +1,6 @@
 use super::{Launch, Operand, Operation, Scalar, StorageRule, Tiles, WeightSplit, count, elements, require};
 
-/// Chooses rows by number. The numbers are u32 inputs.
+/// Gathers rows by their u32 indices.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Embed {
     /// *Shapes* `table [V, D]`, `ids [B, T]` gives `[B, T, D]`. An id beyond the table is a broken invariant: the

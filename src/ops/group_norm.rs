@@ -42,7 +42,7 @@ const BLOCK_SIZES: [BlockSize; 2] = [
     BlockSize { entries: ["group_norm_512x1", "group_norm_512x2"], threads: 512, shared_bytes: 48 << 10 },
     BlockSize { entries: ["group_norm_1024x1", "group_norm_1024x2"], threads: 1024, shared_bytes: 96 << 10 },
 ];
-/// The block of the kernel that computes moments of parts.
+/// The block of the kernel that computes partial statistics.
 const SUMS: BlockSize = BlockSize {
     entries: ["group_norm_statistics_512x1", "group_norm_statistics_512x2"],
     threads: 512,
@@ -51,7 +51,7 @@ const SUMS: BlockSize = BlockSize {
 /// Entry points of the kernel that reads all elements again, and how many channels a thread owns there.
 const APPLY: [(&str, usize); 2] = [("group_norm_apply_512x1", 1), ("group_norm_apply_512x4", 4)];
 const APPLY_THREADS: usize = 512;
-/// Positions that a thread of it owns, and the fewest of a block, which reads two numbers for each of its channels first.
+/// Positions of a thread there, and the fewest of a block, which first reads two floats for each of its channels.
 const APPLY_POSITIONS: [usize; 2] = [4, 32];
 /// Numbers that end where vectors may begin.
 const ALIGNMENT: usize = 64;
@@ -72,7 +72,7 @@ impl BlockSize {
 struct Group {
     members: usize,
     positions: usize,
-    /// What one element takes in shared memory: pairs as they are, one alone in single precision.
+    /// Bytes of an element in shared memory: pairs in the storage type, single elements in f32.
     size: usize,
     /// Threads own pairs of channels.
     pairs: bool,
@@ -144,9 +144,8 @@ impl Operation for GroupNorm {
         vec![Launch { stem, entry: stem, threads: 256, grid, tensors, scalars, tiling: None, choice }]
     }
 
-    /// One launch where a group fits into a block's shared memory, so that it is read once. Otherwise one that makes of
-    /// moments what each channel is multiplied by and what is added to it, and one that does so; before them, where no
-    /// other step has left the moments, one that computes them, for which all elements are read once more.
+    /// One launch if a group fits into a block's shared memory. Otherwise three: (1) partial statistics, unless they are
+    /// inputs; (2) scale and shift of each channel; (3) apply.
     fn ptx(&self, inputs: &[&[usize]], outputs: &[&[usize]], unit: MatmulUnit) -> Vec<Launch> {
         let output = outputs[0];
         let (images, c) = (output[0], width(output));

@@ -23,7 +23,7 @@ pub struct Launch {
     pub tensors: Vec<Operand>,
     /// Sizes, codes and factors.
     pub scalars: Vec<Scalar>,
-    /// What is brought on chip, where the kernel asks for more than it declares.
+    /// Shared memory beyond what the kernel declares, and the tensor maps of bulk copies.
     pub tiling: Option<Tiling>,
     /// Why this kernel and this grid.
     pub choice: Choice,
@@ -75,11 +75,11 @@ pub struct Walk {
 pub enum Operand {
     /// An input of the step.
     Input(usize),
-    /// An input of the step that is a weight `[O, C, taps]` of a product, in the back end's own order for products.
+    /// An input of the step that is a matmul weight `[O, C, taps]`, in the back end's layout for matmuls.
     Packed(usize),
     /// An output of the step; the first is the operation's result.
     Output(usize),
-    /// Numbers in single precision that one launch of a step leaves to the next.
+    /// f32 scratch memory between the launches of a step.
     Scratch {
         /// The first of them among those of the step.
         first: usize,
@@ -126,21 +126,21 @@ impl From<f32> for Scalar {
     }
 }
 
-/// How products share their operands; the choice of a device, not of an operation.
+/// How matmul kernels share operands; chosen per device, not per operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tiles {
     /// Each invocation reads what it needs: for processors that have caches and no shared memory.
     Registers,
     /// Eight invocations of a subgroup read for each other: for programs on a processor's vector units.
     Lanes,
-    /// Workgroups bring operands into shared memory first.
+    /// Workgroups copy operands to shared memory first.
     Shared,
     /// The same, and subgroups multiply them as matrices: for adapters with cooperative matrices.
     Matrices,
 }
 
 impl Tiles {
-    /// Columns and rows of a product that belong to one workgroup.
+    /// Columns and rows of a workgroup's output tile.
     pub(super) fn size(self) -> [usize; 2] {
         match self {
             Tiles::Registers => [32, 32],
@@ -158,12 +158,12 @@ pub struct WeightSplit {
     pub input: usize,
     /// The kernel's constant that says which row is the part's first.
     pub first: &'static str,
-    /// Whether a row is a column of a product, so that a part needs no more of the grid than its own tiles.
+    /// Whether a row of the weight is an output column: a part then needs the grid of its own tiles only.
     pub columns: bool,
 }
 
 impl WeightSplit {
-    /// The weight of a product, whose outputs are its rows.
+    /// A matmul weight, whose rows are the outputs.
     pub(super) const OF_MATMUL: WeightSplit = WeightSplit { input: 1, first: "first_column", columns: true };
 
     /// All parts but the last have a multiple of so many rows: tiles of every kernel end where parts do.

@@ -5,7 +5,7 @@ use super::{
     elements, require, width,
 };
 
-/// Matrix product with a stored weight: every row of `x` times `W` transposed.
+/// Matmul with a stored weight: every row of `x` times `W` transposed.
 ///
 /// *Shapes* `x [.., K]`, `W [N, K]`, then `bias [N]` if `bias`, then `residual [.., N]` if `residual`
 /// gives `y [.., N]`.
@@ -15,7 +15,7 @@ use super::{
 pub struct Linear {
     /// A bias vector follows the weight.
     pub bias: bool,
-    /// Applied to the product before the residual is added.
+    /// Applied before the residual is added.
     pub activation: Option<Activation>,
     /// A tensor of the output's shape is added last.
     pub residual: bool,
@@ -51,7 +51,7 @@ impl Operation for Linear {
             Operand::Input(2) if self.bias => StorageRule::F32,
             Operand::Input(0 | 1) | Operand::Packed(_) => StorageRule::Storage,
             Operand::Input(_) => StorageRule::LikeOutput,
-            // A network's last product can hand the sampler its sums as they are.
+            // A network's last matmul can give the sampler its f32 sums.
             Operand::Output(0) => StorageRule::Any,
             Operand::Output(_) | Operand::Scratch { .. } => StorageRule::F32,
         }

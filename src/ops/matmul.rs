@@ -1,4 +1,4 @@
-//! How matrix products, convolutions among them, become launches: which kernel, which tiles, how many parts.
+//! Lowering of matmuls and convolutions: which kernel, which tile, how many parts of the depth (split-K).
 
 use super::launch::grid;
 use super::{Choice, Launch, Op, Operand, OutputTile, Scalar, Statistics, Tiles, Tiling, Walk, elements, width};
@@ -26,13 +26,13 @@ impl MatmulUnit {
     }
 }
 
-/// A product with `rows` rows and `columns` columns by one of four kernels, in the order of [`Tiles`]; stem and entry
-/// point of each.
+/// The launch of a matmul with an output of `rows` x `columns` by one of four kernels, given by stem and entry in the
+/// order of [`Tiles`].
 pub(super) fn product(kernels: [[&'static str; 2]; 4], tiles: Tiles, rows: usize, columns: usize) -> Launch {
     let ([stem, entry], threads, reason) = match tiles {
         Tiles::Registers => (kernels[0], 64, "a processor: operands from its caches"),
         Tiles::Lanes => (kernels[1], 64, "a processor with subgroups of eight, whose lanes read for each other"),
-        Tiles::Shared => (kernels[2], 256, "a GPU: operands by way of shared memory"),
+        Tiles::Shared => (kernels[2], 256, "a GPU: operands through shared memory"),
         Tiles::Matrices => (kernels[3], 128, "cooperative matrices, as asked for"),
     };
     let tile = tiles.size();
@@ -57,7 +57,7 @@ pub fn output_tile(op: &Op, inputs: &[&[usize]], output: &[usize], unit: MatmulU
     matmul.output_tile(output, unit)
 }
 
-/// What a product in PTX reads, and what is done to its sums.
+/// A matmul for the PTX kernels: its sizes and its epilogue.
 pub(super) struct Matmul {
     /// As the header of `matmul_mma.ptx` lists them: rows, height, width, channels, out_height, out_width, outputs,
     /// window_height, window_width, stride, padding.
@@ -88,7 +88,7 @@ const FLAT: Tile = Tile { entries: ["linear_mma_16x64", "conv2d_mma_16x64"], row
 const MULTIPROCESSORS: usize = 128;
 /// Fewer steps of `matmul_mma` than this are not worth a launch that adds up their parts.
 const LEAST_STEPS: usize = 8;
-/// What a block of `matmul_sum` owns at most, and where it leaves moments.
+/// What a block of `matmul_sum` owns at most, and of which it can leave statistics.
 const SUM: OutputTile = OutputTile { positions: 32, columns: 160 };
 /// Bytes of a row that a step brings in.
 const STEP_BYTES: usize = 64;
@@ -154,8 +154,7 @@ impl TileGrid {
     }
 }
 
-/// One of the kernels for a product: what it is launched with but for its tensors, and in how many steps it goes through
-/// the depth.
+/// A candidate kernel for a matmul: its launch without tensors, and its number of k-steps.
 struct KernelChoice {
     launch: Launch,
     steps: usize,
@@ -229,7 +228,7 @@ impl Matmul {
         let [parts, steps_of_part] = way.parts();
         let launch = way.launch;
 
-        // Behind the sums come bias, shift, residual and moments, each read or written if its scalar says so.
+        // The epilogue's operands: bias, shift, residual and statistics, each used if its scalar is set.
         let absent = Operand::Input(0);
         let (left, unit) = statistics_operands(statistics);
         let [bias, shift, residual] = self.added.map(|operand| operand.unwrap_or(absent));
@@ -247,7 +246,7 @@ impl Matmul {
         }
         let scratch = Operand::Scratch { first: 0, count: parts * rows * outputs };
         let across = outputs.div_ceil(SUM.columns);
-        // Fewer rows to a block where that keeps more multiprocessors busy, unless their moments are wanted.
+        // Fewer rows per block keep more multiprocessors busy; statistics need whole tiles.
         let few = (rows * across / (4 * MULTIPROCESSORS)).next_multiple_of(2).clamp(2, SUM.positions);
         let part = if statistics.is_some() { SUM.positions } else { few };
         let sizes = [rows, parts, outputs, out_height * out_width, part].map(Scalar::from);
@@ -375,7 +374,7 @@ mod tests {
             let steps = depth.div_ceil(32);
             assert!(blocks as usize >= MULTIPROCESSORS / 2 || steps < 2 * LEAST_STEPS, "{rows} {outputs}: {blocks}");
             let [.., Scalar::U32(of_part), _, _, _, _, Scalar::U32(0)] = launches[0].scalars[..] else {
-                panic!("steps, no moments")
+                panic!("steps, no statistics")
             };
             let parts = launches[0].grid[2];
             assert!(of_part * parts >= steps as u32 && of_part * (parts - 1) < steps as u32, "{rows} {outputs}");

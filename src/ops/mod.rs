@@ -11,6 +11,7 @@
 mod attention;
 mod concat;
 mod conv2d;
+mod convert;
 mod embed;
 mod group_norm;
 mod launch;
@@ -26,6 +27,7 @@ mod statistics;
 pub use attention::Attention;
 pub use concat::Concat;
 pub use conv2d::Conv2d;
+pub use convert::Convert;
 pub use embed::Embed;
 pub use group_norm::GroupNorm;
 pub use launch::{Choice, Launch, Operand, Scalar, StorageRule, Tiles, Tiling, Walk, WeightSplit};
@@ -53,7 +55,7 @@ pub trait Operation {
     /// Floating-point operations, a multiply-add counted as two. Zero for operations that only move data.
     fn flops(&self, inputs: &[&[usize]], output: &[usize]) -> u64;
 
-    /// How its tensors are kept where storage is narrower than single precision.
+    /// The type of its tensors if the plan's storage type is narrower than f32.
     fn storage_rule(&self, _tensor: Operand) -> StorageRule {
         StorageRule::Storage
     }
@@ -113,7 +115,20 @@ macro_rules! operations {
     };
 }
 
-operations!(Attention, Concat, Conv2d, Embed, GroupNorm, LayerNorm, Linear, Pointwise, Resize, SamplerStep, Slice);
+operations!(
+    Attention,
+    Concat,
+    Conv2d,
+    Convert,
+    Embed,
+    GroupNorm,
+    LayerNorm,
+    Linear,
+    Pointwise,
+    Resize,
+    SamplerStep,
+    Slice
+);
 
 /// Number of elements of a shape.
 pub fn elements(shape: &[usize]) -> usize {

@@ -133,8 +133,8 @@ fn tile(down: Side, across: Side, channels: usize) -> Option<[usize; 2]> {
     TILES.into_iter().map(|[rows, columns]| [down.own(rows), across.own(columns)]).find(|&[rows, columns]| {
         let span = across.patch(columns) * channels;
         let taps = 4 * (rows * down.quads() + columns * across.quads());
-        let numbers = FIRST_TAPS + taps + span * (down.patch(rows) | 1) + rows * span;
-        span.max(columns * channels) <= THREADS && 4 * numbers <= SHARED_BYTES
+        let floats = FIRST_TAPS + taps + span * (down.patch(rows) | 1) + rows * span;
+        span.max(columns * channels) <= THREADS && 4 * floats <= SHARED_BYTES
     })
 }
 
@@ -155,7 +155,7 @@ pub(crate) fn cubic_window(input: usize, output: usize, index: usize) -> (usize,
     (low, weights)
 }
 
-/// All windows of a side, by output index, in single precision.
+/// All windows of a side, by output index, in f32.
 pub fn cubic_taps(input: usize, output: usize) -> Vec<(usize, Vec<f32>)> {
     let window = |index| {
         let (low, weights) = cubic_window(input, output, index);

@@ -36,7 +36,7 @@ pub enum Variance {
     LearnedRange,
 }
 
-/// Where the numbers of a step's noise come from.
+/// The source of a step's noise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Noise {
     /// They are an input.
@@ -47,7 +47,7 @@ pub enum Noise {
 }
 
 impl From<NoiseKind> for Noise {
-    /// torch's numbers are one sequence, which only the host can make.
+    /// torch's noise is one sequence, which only the host can draw.
     fn from(kind: NoiseKind) -> Noise {
         match kind {
             NoiseKind::Torch => Noise::Given,

@@ -1,9 +1,9 @@
-//! Partial statistics: what a matrix product can say of its output, so that a group norm need not read it once more.
+//! Partial statistics: what a matmul computes of its output, so that a group norm need not read it once more.
 //!
 //! A kernel has every element of its output in registers before it writes it. For `unit` channels of the positions of
 //! one tile it can add up their count, their mean, and M2, the sum of squares around the mean. [`super::GroupNorm`]
 //! merges such triples into the statistics of its groups (Chan, Golub & LeVeque 1983, eq. 2.1). In a plan they are a
-//! value like any other: a second output of the product and a further input of the norm, put there by
+//! value like any other: a second output of the matmul and a further input of the norm, put there by
 //! [`crate::plan::with_statistics`] for back ends whose kernels do this.
 
 /// Elements of an entry: mean, M2, count.
@@ -39,7 +39,7 @@ impl Statistics {
     }
 }
 
-/// What of its output a block of a matrix product owns.
+/// The part of a matmul's output that one block owns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutputTile {
     /// Positions, all of one image.

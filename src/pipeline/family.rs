@@ -93,6 +93,9 @@ pub(super) trait Family: Send + Sync {
     /// The settings that the checkpoint asks for, where a request leaves them open.
     fn defaults(&self) -> &Settings;
 
+    /// What a user should know about the configurations, one line each.
+    fn warnings(&self) -> Vec<&str>;
+
     /// Side of the finished picture in pixels.
     fn picture_size(&self) -> usize;
 

@@ -120,6 +120,11 @@ impl Pipeline {
         self.family.stages()
     }
 
+    /// What a user should know about the checkpoint's configurations, one line each; runs report them, too.
+    pub fn warnings(&self) -> Vec<&str> {
+        self.family.warnings()
+    }
+
     /// The stage of that name.
     ///
     /// # Errors
@@ -171,6 +176,7 @@ impl Pipeline {
 
     fn run_session(&self, session: &mut Session<'_, '_>, request: &Request) -> Result<Vec<Image>> {
         let route = self.family.route(request, &session.settings)?;
+        self.warnings().into_iter().try_for_each(|warning| session.warn(warning))?;
         session.check(&route)?;
         let passes = session.passes(&route, request.pictures());
         let mut drafts = self.family.encode(session, request)?;

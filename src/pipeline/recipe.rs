@@ -161,6 +161,9 @@ impl Recipe {
         };
         match recipes {
             Ok(recipes) if recipes.is_empty() => Err(refused(format!("text chunk {CHUNK}: an empty list"))),
+            Err(e) if e.to_string().contains("enum Subject") => {
+                Err(refused(format!("text chunk {CHUNK}: neither prompt nor image is named")))
+            }
             recipes => recipes.map_err(|e| refused(format!("text chunk {CHUNK}: {e}"))),
         }
     }
@@ -305,7 +308,7 @@ mod tests {
         refused(&[("unclip", "[]")], "an empty list");
         refused(&[("unclip", "{\"seed\":")], "EOF");
         let without_subject = serde_json::to_string(&recipe()).unwrap().replace("\"prompt\"", "\"song\"");
-        refused(&[("unclip", &without_subject)], "prompt or image");
+        refused(&[("unclip", &without_subject)], "neither prompt nor image");
         std::fs::write(&path, "no PNG").unwrap();
         assert!(Recipe::read(&path).unwrap_err().to_string().contains("expected a PNG"));
     }

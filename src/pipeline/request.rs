@@ -181,7 +181,7 @@ impl Settings {
         Ok(checkpoint.json::<Index>("model_index.json")?.defaults)
     }
 
-    /// Guidance scales must be numbers.
+    /// Guidance scales must be finite.
     pub(super) fn check(&self) -> Result<()> {
         for (what, scale) in [("prior guidance", self.prior_guidance), ("decoder guidance", self.decoder_guidance)] {
             if !scale.is_finite() {

@@ -78,7 +78,7 @@ impl Loop {
     }
 
     /// Draws latents, then the noise of every step but the last, each picture from its own source in the order in
-    /// which diffusers draws them: `[C, H, W]`, brought to channels last. Sources that can leave the noise to kernels.
+    /// which diffusers draws them: `[C, H, W]`, then permuted to channels last. Philox sources leave the steps' noise to the kernels.
     pub fn draw<'s>(&self, sources: impl Iterator<Item = &'s mut NoiseSource>) -> Draws {
         let mut sources: Vec<&mut NoiseSource> = sources.collect();
         let (size, c) = (elements(&self.shape), self.shape[self.shape.len() - 1]);

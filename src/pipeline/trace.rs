@@ -40,7 +40,7 @@ impl Trace {
         self.on
     }
 
-    /// A tensor's shape and numbers, if it is one of f32.
+    /// Shape and elements of an f32 tensor.
     pub fn get(&self, name: &str) -> Option<(&[usize], Vec<f32>)> {
         let recorded = self.tensors.get(name).filter(|r| r.dtype == Dtype::F32)?;
         Some((&recorded.shape, bytemuck::allocation::pod_collect_to_vec(&recorded.bytes)))

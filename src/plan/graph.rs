@@ -77,7 +77,7 @@ impl<'w> Graph<'w> {
         self.add_input(name, shape, Dtype::F32, true)
     }
 
-    /// Whole numbers that the caller writes once per picture.
+    /// Integers that the caller writes once per picture.
     pub fn input_u32<'g>(&'g self, name: &str, shape: &[usize]) -> Tensor<'g>
     where
         'w: 'g,
@@ -215,7 +215,7 @@ impl<'w> Graph<'w> {
     }
 }
 
-/// Whole numbers choose rows and draws, and nothing else does.
+/// u32 inputs are row indices, seeds and step numbers; all others are f32.
 fn check_dtypes(op: &Op, inputs: impl Iterator<Item = Dtype>) -> std::result::Result<(), String> {
     for (i, found) in inputs.enumerate() {
         let whole = match op {

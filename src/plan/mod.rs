@@ -183,7 +183,7 @@ impl Plan {
             cost.flops += step.op.flops(&self.input_shapes(step), output);
             let mut moved: usize = step.outputs.iter().map(|id| self.values[id.0].size_bytes()).sum();
             for (i, input) in step.inputs.iter().enumerate() {
-                // A step that chooses does not read what it leaves.
+                // Lookups and slices read only what they give.
                 let chosen = matches!(step.op, Op::Embed(_) | Op::Slice(_)) && i == 0;
                 let input = &self.values[input.0];
                 moved += if chosen { elements(output) * input.dtype.size_bytes() } else { input.size_bytes() };
@@ -220,7 +220,7 @@ impl TensorData<'_> {
         self.len() == 0
     }
 
-    /// All elements in single precision.
+    /// All elements as f32.
     pub fn to_f32(&self) -> Vec<f32> {
         use half::slice::HalfFloatSliceExt;
         let widened = |len: usize, convert: &dyn Fn(&mut [f32])| {
@@ -236,7 +236,7 @@ impl TensorData<'_> {
     }
 }
 
-/// Where a model's tensors come from: one component of a checkpoint, or numbers made by a test.
+/// Where a model's tensors come from: a component of a checkpoint, or made-up weights of a test.
 pub trait WeightSource: Sync {
     /// The tensor's shape, if there is such a tensor.
     fn shape(&self, tensor: &str) -> Option<Vec<usize>>;

@@ -1,16 +1,16 @@
 //! Half-precision storage: the same plan with most of its values in half the memory.
 //!
-//! Precision belongs to the plan, not to each operation. Kernels compute in single precision whatever they read and
+//! Precision belongs to the plan, not to each operation. Kernels compute in f32 whatever they read and
 //! write; [`narrow`] decides what is stored in half precision, [`Dtype::F16`] or [`Dtype::Bf16`]. What the caller
 //! writes, the sampler's state, masks and small vectors stay as they are. Where an operation wants the other type, a
-//! step that only copies is put right behind the value's own: a concatenation of one part.
+//! conversion follows the step that writes the value.
 
 use super::{Dtype, Origin, Plan, Step, Value, ValueId};
-use crate::ops::{Concat, Operand, Operation, StorageRule};
+use crate::ops::{Convert, Operand, Operation, StorageRule};
 use std::collections::HashMap;
 
-/// The plan with values, weights of products among them, stored in a type of half precision wherever its operations
-/// allow. In single precision it stays as it was recorded.
+/// The plan with values and matmul weights in a 16-bit storage type wherever its operations allow. With f32 storage the
+/// plan stays as it was recorded.
 pub fn narrow(mut plan: Plan, storage: Dtype) -> Plan {
     choose(&mut plan, storage);
     let mut casts = Casts::default();
@@ -93,9 +93,8 @@ impl Casts {
         plan.values.push(Value { shape, dtype: wanted, origin });
         let made = ValueId(plan.values.len() - 1);
         if root == id {
-            let op = Concat { axis: 0 }.into();
             let label = format!("to {}", wanted.name());
-            self.steps.push((id, Step { op, inputs: vec![id], outputs: vec![made], label }));
+            self.steps.push((id, Step { op: Convert.into(), inputs: vec![id], outputs: vec![made], label }));
         }
         self.made.insert(id, made);
         made

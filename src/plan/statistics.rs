@@ -1,9 +1,9 @@
-//! Group norms that take statistics from the matrix products in front of them.
+//! Group norms that take statistics from the matmuls in front of them.
 //!
 //! A group norm whose groups do not fit into a block's shared memory reads its input twice: once for means and
-//! variances, once for the result. Where the input is the output of a matrix product, or the concatenation of two, the
-//! products can leave partial [`Statistics`] of it in passing. This pass adds them to a plan as values: a second output
-//! of the product, further inputs of the norm. It is for back ends whose kernels do this, and runs after [`super::narrow`].
+//! variances, once for the result. Where the input is the output of a matmul, or the concatenation of two, the
+//! matmuls can compute partial [`Statistics`] of it. This pass adds them to a plan as values: a second output of the
+//! matmul, further inputs of the norm. It is for back ends whose kernels do this, and runs after [`super::narrow`].
 
 use super::{Origin, Plan, Step, Value, ValueId};
 use crate::dtype::Dtype;
@@ -39,7 +39,7 @@ pub fn with_statistics(mut plan: Plan, unit: MatmulUnit) -> Plan {
             readers.push((norm, products));
         }
     }
-    // Only now is it known which units serve all norms that read a product.
+    // Only now is it known which units serve all norms that read a matmul's output.
     let mut products: Vec<usize> = layouts.keys().copied().collect();
     products.sort_unstable();
     for product in products {

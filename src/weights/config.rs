@@ -471,7 +471,7 @@ mod tests {
             (without(r#""_class_name": "A", "#), "_class_name is missing; this engine knows"),
             (GOOD.replace("\"A\"", "\"B\""), r#"kind is missing, which means "old"; this engine knows "new""#),
             ("[]".to_owned(), "expected an object"),
-            (r#"{"width": tr"#.to_owned(), "expected ident"),
+            (r#"{"width": tr"#.to_owned(), "EOF"),
         ] {
             let text = if text.starts_with(['{', '[']) { text } else { format!("{{{text}}}") };
             let error = parse(&text).expect_err(&text);

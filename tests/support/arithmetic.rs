@@ -66,7 +66,7 @@ impl Arithmetic {
             };
             for tensor in rounded {
                 match self {
-                    Arithmetic::Tf32 => tensor.numbers_mut().iter_mut().for_each(|x| *x = tf32(*x)),
+                    Arithmetic::Tf32 => tensor.floats_mut().iter_mut().for_each(|x| *x = tf32(*x)),
                     _ => round(&mut tensor.data, Dtype::Bf16),
                 }
             }
@@ -98,7 +98,7 @@ impl Arithmetic {
 }
 
 fn round(data: &mut Data, dtype: Dtype) {
-    let Data::Numbers(x) = data else { return };
+    let Data::Floats(x) = data else { return };
     match dtype {
         Dtype::F32 => {}
         Dtype::F16 => x.iter_mut().for_each(|x| *x = half::f16::from_f32(*x).to_f32()),

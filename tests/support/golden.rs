@@ -55,7 +55,7 @@ impl Recording {
         ids.into_iter().map(|id| u32::try_from(id).unwrap()).collect()
     }
 
-    /// A tensor of bytes as numbers.
+    /// A tensor of bytes as f32.
     pub fn mask(&self, name: &str) -> Vec<f32> {
         let tensors = self.tensors();
         let view = tensors.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));

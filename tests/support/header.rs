@@ -55,7 +55,7 @@ impl Header {
                 Some(field) if !line.starts_with("  ") => {
                     fields.push((field, vec![line.trim_start()[field.len()..].trim()]));
                 }
-                // A twin says why it is there before its fields.
+                // A variant says why it is there before its fields.
                 _ => _ = fields.last_mut().map(|(_, lines)| lines.push(line.trim())),
             }
         }

@@ -28,7 +28,7 @@ pub use unclip::cases::{self, Data, Problem, Random, Tensors};
 use unclip::ops::elements;
 use unclip::plan::{Origin, Plan};
 
-/// The inputs of a plan with numbers for the given picture.
+/// The inputs of a plan, drawn for the given picture.
 pub fn inputs(plan: &Plan, picture: u64) -> Vec<(String, Vec<f32>)> {
     let mut random = Random(picture);
     let mut inputs = Vec::new();

@@ -41,8 +41,8 @@ pub fn run_lacking(problem: &Problem, lack: Lack) -> Vec<f64> {
         .iter()
         .map(|t| {
             let x = match &t.data {
-                Data::Numbers(x) => x.iter().map(|&v| f64::from(v)).collect(),
-                Data::Rows(x) => x.iter().map(|&v| f64::from(v)).collect(),
+                Data::Floats(x) => x.iter().map(|&v| f64::from(v)).collect(),
+                Data::Integers(x) => x.iter().map(|&v| f64::from(v)).collect(),
             };
             Wide { shape: t.shape.clone(), x }
         })
@@ -51,6 +51,7 @@ pub fn run_lacking(problem: &Problem, lack: Lack) -> Vec<f64> {
         Op::Attention(op) => attention(op, &inputs, lack),
         Op::Concat(op) => concat(op, &inputs, &shape),
         Op::Conv2d(op) => conv2d(op, &inputs, &shape, lack.terms),
+        Op::Convert(_) => inputs[0].x.clone(),
         Op::Embed(op) => embed(op, &inputs),
         Op::GroupNorm(op) => group_norm(op, &inputs, lack.terms),
         Op::LayerNorm(op) => layer_norm(f64::from(op.eps), &inputs, lack.terms),
@@ -74,7 +75,7 @@ pub fn reduction(problem: &Problem) -> usize {
         Op::GroupNorm(op) => shapes[0][1..].iter().product::<usize>() / op.groups,
         Op::LayerNorm(_) | Op::Linear(_) => shapes[0][shapes[0].len() - 1],
         Op::Resize(_) => 16,
-        Op::Concat(_) | Op::Embed(_) | Op::Pointwise(_) | Op::SamplerStep(_) | Op::Slice(_) => 1,
+        Op::Concat(_) | Op::Convert(_) | Op::Embed(_) | Op::Pointwise(_) | Op::SamplerStep(_) | Op::Slice(_) => 1,
     }
 }
 

@@ -10,6 +10,7 @@
 mod attention;
 mod concat;
 mod conv2d;
+mod convert;
 mod embed;
 mod group_norm;
 mod lanes;
@@ -337,6 +338,7 @@ impl Compiled {
             Op::Attention(op) => attention::run(machine, op, &inputs, &shapes, out),
             Op::Concat(op) => concat::run(op, &inputs, &shapes, out),
             Op::Conv2d(op) => conv2d::run(machine, op, &inputs, &shapes, panels(1), shape, out),
+            Op::Convert(_) => convert::run(inputs[0], out),
             Op::Embed(op) => embed::run(op, inputs[0], shapes[0], bytemuck::cast_slice(inputs[1]), out),
             Op::GroupNorm(op) => group_norm::run(machine, op, &inputs, shape, out),
             Op::LayerNorm(op) => layer_norm::run(op, inputs[0], inputs[1], inputs[2], out),

@@ -25,6 +25,7 @@ kernels![
     "conv2d",
     "conv2d_lanes",
     "conv2d_matrices",
+    "convert",
     "embed",
     "group_norm",
     "layer_norm",

@@ -134,6 +134,22 @@ impl Family for UnClip {
         &self.defaults
     }
 
+    fn warnings(&self) -> Vec<&str> {
+        let prior = self.prior.iter().flat_map(|prior| [prior.config.warnings(), prior.scheduler.warnings()]);
+        let vision = self.vision.get().into_iter();
+        let vision = vision.flat_map(|vision| [vision.config.warnings(), vision.preprocessor.warnings()]);
+        let always = [
+            self.text_encoder.warnings(),
+            self.text_proj.warnings(),
+            self.decoder.warnings(),
+            self.super_res_first.warnings(),
+            self.super_res_last.warnings(),
+            self.decoder_scheduler.warnings(),
+            self.super_res_scheduler.warnings(),
+        ];
+        always.into_iter().chain(prior).chain(vision).flatten().map(String::as_str).collect()
+    }
+
     fn picture_size(&self) -> usize {
         self.super_res_first.sample_size.unwrap_or(0)
     }

@@ -92,8 +92,8 @@ fn time(mut run: impl FnMut(usize)) -> f64 {
 /// The operation on tensors in burn's layouts, as a function of the number of runs.
 fn prepare_burn(problem: &Problem, device: &Device) -> Box<dyn Fn(usize) -> Vec<f32>> {
     let floats = |i: usize| match &problem.tensors[i].data {
-        Data::Numbers(x) => x.clone(),
-        Data::Rows(_) => panic!("matmuls have no integer inputs"),
+        Data::Floats(x) => x.clone(),
+        Data::Integers(_) => panic!("matmuls have no integer inputs"),
     };
     let data = |x: Vec<f32>, shape: Vec<usize>| TensorData::new(x, shape);
     let shape = |i: usize| problem.tensors[i].shape.clone();

@@ -1,0 +1,31 @@
+use super::{Launch, Operand, Operation, StorageRule, Tiles, count, elements};
+
+/// Copies a tensor; the output may have another element type. Models do not record it:
+/// [`narrow`](crate::plan::narrow()) puts it where an operation wants the other type.
+///
+/// *Shapes* `x [..]` gives `[..]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Convert;
+
+impl Operation for Convert {
+    fn name(&self) -> &'static str {
+        "convert"
+    }
+
+    fn shape(&self, inputs: &[&[usize]]) -> Result<Vec<usize>, String> {
+        count(inputs, 1)?;
+        Ok(inputs[0].to_vec())
+    }
+
+    fn flops(&self, _: &[&[usize]], _: &[usize]) -> u64 {
+        0
+    }
+
+    fn storage_rule(&self, _: Operand) -> StorageRule {
+        StorageRule::Any
+    }
+
+    fn wgsl(&self, _: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {
+        vec![Launch::each("convert", elements(output), vec![Operand::Input(0), Operand::Output(0)], [])]
+    }
+}
