@@ -2,11 +2,12 @@
 
 use super::golden::Recording;
 use std::ops::ControlFlow;
+use unclip::Error;
 use unclip::backend::Backend;
 use unclip::backend::cpu::Cpu;
 use unclip::image::Image;
 use unclip::noise::NoiseKind;
-use unclip::pipeline::{Pipeline, Request, Task, Trace};
+use unclip::pipeline::{Event, Pipeline, Request, Task, Trace};
 use unclip::weights::{Checkpoint, LoadOptions};
 
 /// The trained model that ships.
@@ -48,6 +49,20 @@ fn run_request(model: &str, backend: Box<dyn Backend>, request: Request, steps: 
     let mut trace = Trace::on();
     let images = pipeline.run_traced(&request, &mut |_| ControlFlow::Continue(()), &mut trace).unwrap();
     (images, trace)
+}
+
+/// The tensors up to the decoder's first step. What comes after it is not computed.
+pub fn run_to_the_decoder(model: &str, backend: Box<dyn Backend>, prompts: &[&str]) -> Trace {
+    let checkpoint = Checkpoint::open(model, LoadOptions::default()).unwrap();
+    let pipeline = Pipeline::open(checkpoint, backend).unwrap();
+    let request = Request { prior_steps: Some(2), decoder_steps: Some(2), ..of_prompts(prompts) };
+    let mut trace = Trace::on();
+    let stop = &mut |event: Event<'_>| match event {
+        Event::Step { stage, .. } if stage.name() == "decoder" => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    };
+    assert!(matches!(pipeline.run_traced(&request, stop, &mut trace), Err(Error::Cancelled)));
+    trace
 }
 
 /// The same on the CPU.

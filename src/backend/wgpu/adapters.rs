@@ -3,8 +3,6 @@
 use crate::error::{Error, Result};
 use crate::ops::Tiles;
 use std::fmt;
-use std::pin::pin;
-use std::task::{Context, Poll, Waker};
 
 /// Device type of an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,19 +138,7 @@ fn enumerate() -> Vec<wgpu::Adapter> {
     // Without Vulkan's validation layers; naga validates the kernels.
     descriptor.flags = wgpu::InstanceFlags::empty();
     let instance = wgpu::Instance::new(descriptor);
-    wait(instance.enumerate_adapters(wgpu::Backends::all()))
-}
-
-/// The result of a request to wgpu. On Vulkan, Metal and DirectX 12 it is there at the first poll; only in a browser it
-/// would come later.
-pub(super) fn wait<F: Future>(future: F) -> F::Output {
-    let mut future = pin!(future);
-    loop {
-        if let Poll::Ready(result) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            return result;
-        }
-        std::thread::yield_now();
-    }
+    pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
 }
 
 fn describe(number: usize, adapter: &wgpu::Adapter) -> Adapter {

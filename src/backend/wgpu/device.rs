@@ -105,7 +105,7 @@ impl Device {
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..wgpu::DeviceDescriptor::default()
         };
-        let opened = adapters::wait(handle.request_device(&descriptor));
+        let opened = pollster::block_on(handle.request_device(&descriptor));
         let (device, queue) = opened.map_err(|e| Error::Device {
             backend: adapter.name.clone(),
             reason: format!("the adapter cannot be opened: {e}"),
