@@ -200,7 +200,7 @@ pub struct PlanArguments {
     /// What tensors are stored in
     #[arg(long, value_parser = precision(), default_value = "f32")]
     pub dtype: Precision,
-    /// List the kernels that this device runs for each step, their tiles and grids, and why: cpu, wgpu[:N], cuda[:N] or
+    /// List the kernels that this device runs for each step, their tiles and grids, and why: cpu, wgpu, cuda (either with :N) or
     /// cuda-emulator. Without it, or for cpu, the steps alone; for cuda no card is needed
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<Device>,
