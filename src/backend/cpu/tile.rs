@@ -88,7 +88,9 @@ pub fn pairs_available() -> bool {
 pub fn pairs_are_fast() -> bool {
     #[cfg(target_arch = "x86_64")]
     let amd = {
-        let vendor = std::arch::x86_64::__cpuid(0);
+        // SAFETY: every x86-64 processor has the instruction. Newer compilers than the oldest supported know that.
+        #[allow(unused_unsafe)]
+        let vendor = unsafe { std::arch::x86_64::__cpuid(0) };
         [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
     };
     #[cfg(not(target_arch = "x86_64"))]
