@@ -188,8 +188,11 @@ impl Global<'_> {
                 // At least the later of two racing accesses finds the other one.
                 let (writer, reader) = match what {
                     Use::Read => {
-                        let merge = |old: u32| Some(if old == 0 || old == self.block { self.block } else { MANY });
-                        _ = reader.fetch_update(SeqCst, SeqCst, merge);
+                        // Most blocks read an element again and again; only the first time changes anything.
+                        if ![self.block, MANY].contains(&reader.load(SeqCst)) {
+                            let merge = |old: u32| Some(if old == 0 || old == self.block { self.block } else { MANY });
+                            _ = reader.fetch_update(SeqCst, SeqCst, merge);
+                        }
                         (writer.load(SeqCst), 0)
                     }
                     Use::Write => (writer.swap(self.block, SeqCst), reader.load(SeqCst)),

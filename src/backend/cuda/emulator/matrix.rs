@@ -15,7 +15,8 @@ use super::access::Reach;
 use super::fault::Outcome;
 use super::program::{Address, MatrixType, Reg};
 use super::warp::{LANES, Warp};
-use half::{bf16, f16};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 /// Row and column of each element in a lane's register `a[r]`.
 pub(super) fn coordinates_a(element: MatrixType, lane: usize, r: usize) -> [(usize, usize); 2] {
@@ -36,14 +37,70 @@ fn coordinates_b(element: MatrixType, lane: usize, r: usize) -> [(usize, usize);
     }
 }
 
-/// The elements in a register. A tf32 element is an f32 whose low 13 bits are ignored.
-pub(super) fn unpack(element: MatrixType, bits: u32) -> [f64; 2] {
-    let halves = [bits as u16, (bits >> 16) as u16];
+/// The elements in each register. A tf32 element is an f32 whose low 13 bits are ignored.
+pub(super) fn unpack<const N: usize>(element: MatrixType, words: &[u32; N]) -> [[f64; 2]; N] {
+    let mut out = [[0.0; 2]; N];
     match element {
-        MatrixType::F16 => halves.map(|h| f16::from_bits(h).to_f64()),
-        MatrixType::Bf16 => halves.map(|h| bf16::from_bits(h).to_f64()),
-        MatrixType::Tf32 => [f64::from(f32::from_bits(bits & !0x1fff)); 2],
+        MatrixType::F16 => {
+            // At once: the crate asks for the processor's instruction at each call.
+            let mut elements = [[0f32; 2]; N];
+            let halves: &[f16] = bytemuck::cast_slice(words);
+            halves.convert_to_f32_slice(elements.as_flattened_mut());
+            for (out, pair) in out.iter_mut().zip(elements) {
+                *out = [f64::from(pair[0]), f64::from(pair[1])];
+            }
+        }
+        MatrixType::Bf16 => {
+            for (out, word) in out.iter_mut().zip(words) {
+                *out = [word << 16, word & 0xffff_0000].map(|bits| f64::from(f32::from_bits(bits)));
+            }
+        }
+        MatrixType::Tf32 => {
+            for (out, word) in out.iter_mut().zip(words) {
+                *out = [f64::from(f32::from_bits(word & !0x1fff)); 2];
+            }
+        }
     }
+    out
+}
+
+/// `a` [16, K] in f64; columns beyond K are not read.
+pub(super) type Left = [[f64; 16]; 16];
+/// `b` [K, 8] in f64; rows beyond K are not read.
+pub(super) type Right = [[f64; 8]; 16];
+
+/// `a b` [16, 8]. Each element is one sum over K, in order; the eight of a row are computed side by side.
+#[allow(unsafe_code)] // not every x86-64 processor has the wide registers
+pub(super) fn multiply(left: &Left, right: &Right, depth: usize) -> [[f64; 8]; 16] {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        fn in_wide_registers(left: &Left, right: &Right, depth: usize) -> [[f64; 8]; 16] {
+            multiply_rows(left, right, depth)
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has AVX2.
+            return unsafe { in_wide_registers(left, right, depth) };
+        }
+    }
+    multiply_rows(left, right, depth)
+}
+
+// Plain loops: closures would not be compiled for the wide registers.
+#[inline(always)]
+fn multiply_rows(left: &Left, right: &Right, depth: usize) -> [[f64; 8]; 16] {
+    let mut out = [[0.0; 8]; 16];
+    for (row, sums) in left.iter().zip(&mut out) {
+        for j in 0..8 {
+            sums[j] = row[0] * right[0][j];
+        }
+        for k in 1..depth {
+            for j in 0..8 {
+                sums[j] += row[k] * right[k][j];
+            }
+        }
+    }
+    out
 }
 
 /// `mma.sync`: `d = a b + c` for the whole warp.
@@ -58,34 +115,38 @@ pub(super) fn mma(
     // At full K a thread has four registers of `a` and two of `b`, at half K half as many.
     let full = depth == if element == MatrixType::Tf32 { 8 } else { 16 };
     let (of_a, of_b) = if full { (4, 2) } else { (2, 1) };
-    let mut left = [[0.0f64; 16]; 16];
-    let mut right = [[0.0f64; 8]; 16];
+    let (mut left, mut right): (Left, Right) = Default::default();
     for (r, &reg) in a.iter().enumerate().take(of_a) {
-        for (lane, bits) in w.r32(reg, all)?.iter().enumerate() {
-            for ((i, k), x) in coordinates_a(element, lane, r).into_iter().zip(unpack(element, *bits)) {
+        for (lane, pair) in unpack(element, w.r32(reg, all)?).into_iter().enumerate() {
+            for ((i, k), x) in coordinates_a(element, lane, r).into_iter().zip(pair) {
                 left[i][k] = x;
             }
         }
     }
     for (r, &reg) in b.iter().enumerate().take(of_b) {
-        for (lane, bits) in w.r32(reg, all)?.iter().enumerate() {
-            for ((k, j), x) in coordinates_b(element, lane, r).into_iter().zip(unpack(element, *bits)) {
+        for (lane, pair) in unpack(element, w.r32(reg, all)?).into_iter().enumerate() {
+            for ((k, j), x) in coordinates_b(element, lane, r).into_iter().zip(pair) {
                 right[k][j] = x;
             }
         }
     }
+    let sums = multiply(&left, &right, depth);
     let mut out = [[0u32; LANES]; 4];
     for (r, out) in out.iter_mut().enumerate() {
         for (lane, bits) in w.r32(c[r], all)?.iter().enumerate() {
-            let (i, j) = (lane / 4 + 8 * (r / 2), 2 * (lane % 4) + r % 2);
-            let sum = (0..depth).map(|k| left[i][k] * right[k][j]).sum::<f64>();
-            out[lane] = ((f64::from(f32::from_bits(*bits)) + sum) as f32).to_bits();
+            out[lane] = accumulated(*bits, &sums, lane, r);
         }
     }
     for (reg, out) in d.iter().zip(&out) {
         w.set_r32(*reg, all, out);
     }
     Ok(())
+}
+
+/// Accumulator `c[r]` of a lane with its sum added, rounded once.
+pub(super) fn accumulated(bits: u32, sums: &[[f64; 8]; 16], lane: usize, r: usize) -> u32 {
+    let (i, j) = (lane / 4 + 8 * (r / 2), 2 * (lane % 4) + r % 2);
+    ((f64::from(f32::from_bits(bits)) + sums[i][j]) as f32).to_bits()
 }
 
 /// `ldmatrix`: lanes `8 m ..` hold the addresses of the eight rows of matrix `m`. Each lane receives two neighbouring

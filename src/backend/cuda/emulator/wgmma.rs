@@ -12,7 +12,7 @@
 use super::access::Reach;
 use super::bulk::swizzled;
 use super::fault::{Check, Outcome, stop};
-use super::matrix::{coordinates_a, unpack};
+use super::matrix::{Left, Right, accumulated, coordinates_a, multiply, unpack};
 use super::program::{Kernel, MatrixType, MmaAsync, Op, OperandA, Reg, Wgmma};
 use super::shared_async::Reader;
 use super::warp::{LANES, Warp};
@@ -178,7 +178,7 @@ impl MatrixOperand {
         swizzled(self.swizzle, address)
     }
 
-    /// Rows of A or columns of B, `first .. first + count`, as `[line][k]`.
+    /// Rows of A or columns of B, `first .. first + count`: calls `put` with line, k and value of each element.
     fn load(
         &self,
         w: &Warp,
@@ -186,11 +186,11 @@ impl MatrixOperand {
         element: MatrixType,
         (first, count): (u32, u32),
         time: u32,
-    ) -> Outcome<Vec<[f64; 16]>> {
+        mut put: impl FnMut(usize, usize, f64),
+    ) -> Outcome {
         let thread = w.first_thread();
         let per_word = if element == MatrixType::Tf32 { 1 } else { 2 };
         let depth = DEPTH_BYTES / 4 * per_word;
-        let mut out = vec![[0.0; 16]; count as usize];
         // MN-major: a line in memory holds one k, and chunks go along M or N.
         let (lines, chunks) =
             if self.transposed { (0..depth, first / 8..(first + count) / 8) } else { (first..first + count, 0..2) };
@@ -198,17 +198,16 @@ impl MatrixOperand {
             for chunk in chunks.clone() {
                 let address = self.chunk_address(line, chunk);
                 let words = reach.shared.load_async(address, thread, time, Reader::Wgmma, reach.clock)?;
-                for (i, word) in words.into_iter().enumerate() {
-                    let pair = unpack(element, word);
+                for (i, pair) in unpack(element, &words).into_iter().enumerate() {
                     for (j, &x) in pair.iter().enumerate().take(per_word as usize) {
                         let along = (chunk * 4 + i as u32) * per_word + j as u32;
                         let (line, k) = if self.transposed { (along, line) } else { (line, along) };
-                        out[(line - first) as usize][k as usize] = x;
+                        put((line - first) as usize, k as usize, x);
                     }
                 }
             }
         }
-        Ok(out)
+        Ok(())
     }
 }
 
@@ -262,24 +261,27 @@ fn mma_async(w: &mut Warp, reach: &mut Reach<'_>, op: &MmaAsync, [a, b]: [u64; 2
     let time = reach.clock.now;
     let columns = 2 * d.len() as u32;
     let depth = if element == MatrixType::Tf32 { 8 } else { 16 };
-    let mut left = match op.a {
+    let mut left = Left::default();
+    match op.a {
         OperandA::Shared { transposed, .. } => {
             let operand = MatrixOperand::new(a, transposed)?;
-            operand.load(w, reach, element, (16 * (w.index as u32 % 4), 16), time)?
+            let lines = (16 * (w.index as u32 % 4), 16);
+            operand.load(w, reach, element, lines, time, |i, k, x| left[i][k] = x)?;
         }
         OperandA::Registers(regs) => {
-            let mut left = vec![[0.0; 16]; 16];
             for (r, reg) in regs.into_iter().enumerate() {
-                for (lane, bits) in w.r32(reg, u32::MAX)?.iter().enumerate() {
-                    for ((i, k), x) in coordinates_a(element, lane, r).into_iter().zip(unpack(element, *bits)) {
+                for (lane, pair) in unpack(element, w.r32(reg, u32::MAX)?).into_iter().enumerate() {
+                    for ((i, k), x) in coordinates_a(element, lane, r).into_iter().zip(pair) {
                         left[i][k] = x;
                     }
                 }
             }
-            left
         }
-    };
-    let right = MatrixOperand::new(b, op.transposed)?.load(w, reach, element, (0, columns), time)?;
+    }
+    // One factor for each eight columns, as they lie in accumulator fragments.
+    let mut right = vec![Right::default(); columns as usize / 8];
+    let operand = MatrixOperand::new(b, op.transposed)?;
+    operand.load(w, reach, element, (0, columns), time, |j, k, x| right[j / 8][k][j % 8] = x)?;
     if op.negated[0] != op.negated[1] {
         left.iter_mut().flatten().for_each(|x| *x = -*x);
     }
@@ -287,6 +289,7 @@ fn mma_async(w: &mut Warp, reach: &mut Reach<'_>, op: &MmaAsync, [a, b]: [u64; 2
     if accumulate != 0 && accumulate != u32::MAX {
         return stop(0, Check::Warpgroup, "the lanes of a warp have different values of scale-d");
     }
+    let sums: Vec<_> = right.iter().map(|right| multiply(&left, right, depth)).collect();
     for (r, &reg) in d.iter().enumerate() {
         let before = if accumulate == 0 {
             [0; LANES]
@@ -295,11 +298,7 @@ fn mma_async(w: &mut Warp, reach: &mut Reach<'_>, op: &MmaAsync, [a, b]: [u64; 2
         } else {
             *w.r32(reg, u32::MAX)?
         };
-        *w.raw(reg) = std::array::from_fn(|lane| {
-            let (i, j) = (lane / 4 + 8 * (r / 2 % 2), 8 * (r / 4) + 2 * (lane % 4) + r % 2);
-            let sum: f64 = (0..depth).map(|k| left[i][k] * right[j][k]).sum();
-            ((f64::from(f32::from_bits(before[lane])) + sum) as f32).to_bits()
-        });
+        *w.raw(reg) = std::array::from_fn(|lane| accumulated(before[lane], &sums[r / 4], lane, r % 4));
         w.set_written(reg, false);
     }
     w.wgmma.open.accumulators.extend(d);
