@@ -62,6 +62,7 @@
 //! | `cases` | operations and networks to test and time back ends with (feature `cases`) |
 //! | [`weights`] | checkpoints in the diffusers layout, mapped into memory and checked before use |
 //! | [`noise`] | seeded Gaussian noise, the same bits on every machine |
+//! | [`sniff`] | what a file is that is not what its name says, for error messages |
 //!
 //! # Invariants
 //! * A network is recorded once for each stage and batch size; the sampling loop replays the plan. The recorder finds
@@ -88,6 +89,7 @@ pub mod output;
 pub mod pipeline;
 pub mod plan;
 pub mod preprocess;
+pub mod sniff;
 #[cfg(feature = "tokenizer")]
 pub mod tokenizer;
 pub mod weights;
