@@ -73,6 +73,38 @@ impl fmt::Display for Dtype {
     }
 }
 
+/// The element type of a tensor in a weight file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StoredDtype {
+    /// A type that this crate names.
+    Known(Dtype),
+    /// Another type of the format, by the name in the file's header. No model can ask for it.
+    Other(String),
+}
+
+impl StoredDtype {
+    /// Whether weights may be stored in it; see [`Dtype::is_float`].
+    pub fn is_float(&self) -> bool {
+        matches!(self, StoredDtype::Known(dtype) if dtype.is_float())
+    }
+}
+
+impl From<Dtype> for StoredDtype {
+    fn from(dtype: Dtype) -> StoredDtype {
+        StoredDtype::Known(dtype)
+    }
+}
+
+impl fmt::Display for StoredDtype {
+    /// The spelling of the safetensors header.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoredDtype::Known(dtype) => dtype.fmt(f),
+            StoredDtype::Other(name) => f.write_str(name),
+        }
+    }
+}
+
 /// How a device stores tensors and multiplies matrices. Accumulation and the sampler's state are always f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

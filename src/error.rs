@@ -4,6 +4,7 @@
 //! machine. User data never panics. A message is one line that names the file, tensor or setting, and what was
 //! expected.
 
+use crate::dtype::Precision;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -83,8 +84,10 @@ pub enum Error {
     },
     /// A network's output contains NaN or infinity: damaged weights, or values beyond the range of the precision.
     NotFinite {
-        /// The stage in which it was found.
+        /// The stage in which it arose.
         stage: String,
+        /// In which the stage was computed.
+        precision: Precision,
     },
     /// The caller asked to stop.
     Cancelled,
@@ -130,8 +133,14 @@ impl fmt::Display for Error {
             Error::Changed { path } => {
                 write!(f, "{}: the file changed while it was being read; nothing was written", path.display())
             }
-            Error::NotFinite { stage } => {
-                write!(f, "{stage}: output contains NaN or infinity (damaged weights, or a range too large for f16)")
+            Error::NotFinite { stage, precision } => {
+                let cause = match precision {
+                    Precision::F32 | Precision::Tf32 => "its weights are damaged",
+                    Precision::F16 | Precision::Bf16 => {
+                        "half precision may be too narrow for its weights, try f32; else they are damaged"
+                    }
+                };
+                write!(f, "{stage}: output contains NaN or infinity in {precision}: {cause}")
             }
             Error::Cancelled => write!(f, "interrupted"),
         }

@@ -99,5 +99,5 @@ pub mod weights;
 #[doc = include_str!("../README.md")]
 pub struct Readme;
 
-pub use dtype::{Dtype, Precision};
+pub use dtype::{Dtype, Precision, StoredDtype};
 pub use error::{Error, Result};

@@ -1,11 +1,12 @@
 //! The input of CLIP's image tower: a picture's middle square, resized and normalised.
 //!
 //! Results are bit-equal to those of transformers' `CLIPImageProcessor` with Pillow. The shorter side is resized to a
-//! fixed length by Pillow's bicubic filter, which works on bytes with weights in fixed point and rounds after each
-//! direction; the middle is cropped; bytes become floats and are normalised. Only pixels inside the crop are computed,
-//! so a long thin picture needs no more memory than a square one.
+//! fixed length, or both sides to fixed lengths, by Pillow's bicubic filter, which works on bytes with weights in fixed
+//! point and rounds after each direction; the middle is cropped, with black around a picture that is smaller; bytes
+//! become floats and are normalised. Only pixels inside the crop are computed, so a long thin picture needs no more
+//! memory than a square one.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::ops::cubic_window;
 use crate::weights::Checkpoint;
@@ -13,8 +14,11 @@ use crate::weights::config::Literal::{Bool, Null, Number, Numbers};
 use crate::weights::config::{Class, Configured, Key, Schema};
 use serde::Deserialize;
 use serde_json::Value;
+use std::iter::repeat_n;
 use std::ops::Range;
 
+/// The size that transformers takes where the file has none.
+const DEFAULT: usize = 224;
 /// The file in a checkpoint.
 const FILE: &str = "feature_extractor/preprocessor_config.json";
 /// Longest side of the prepared picture. Pictures and windows then have sizes that fit their types.
@@ -24,8 +28,7 @@ const MAX_SIDE: usize = 1 << 14;
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(try_from = "File")]
 pub struct Preprocessor {
-    /// Length of the shorter side after resizing.
-    shortest_edge: usize,
+    size: Size,
     /// Side of the centre crop.
     crop: usize,
     /// Factor of each byte.
@@ -36,26 +39,40 @@ pub struct Preprocessor {
     std: [f32; 3],
 }
 
+/// What a picture is resized to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Size {
+    /// This length of the shorter side; proportions are kept.
+    Shortest(usize),
+    /// As `Shortest`, but the longer side is at most as long as this, and then decides.
+    Bounded { shortest: usize, longest: usize },
+    /// These sides; proportions are not kept.
+    Exact { height: usize, width: usize },
+}
+
 /// The file's own types.
 #[derive(Deserialize)]
 struct File {
     size: Value,
     crop_size: Value,
+    default_to_square: Option<bool>,
+    use_square_size: Option<bool>,
     rescale_factor: f64,
     image_mean: Vec<f32>,
     image_std: Vec<f32>,
 }
 
 const KEYS: &[Key] = &[
-    // A number in old files, else an object; null is 224.
+    // A number or a list in old files, else an object; null is 224.
     Key::value("size crop_size"),
+    Key::flag("default_to_square use_square_size").nullable(),
     Key::float("rescale_factor").or(Number(1.0 / 255.0)),
     Key::floats("image_mean").or(Numbers(&[0.48145466, 0.4578275, 0.40821073])),
     Key::floats("image_std").or(Numbers(&[0.26862954, 0.26130258, 0.27577711])),
     Key::only("do_resize do_center_crop do_rescale do_normalize", &[Bool(true)]),
     // Pillow's number for the bicubic filter.
     Key::only("resample", &[Number(3.0)]),
-    Key::only("do_pad default_to_square use_square_size", &[Null, Bool(false)]),
+    Key::only("do_pad", &[Null, Bool(false)]),
     // Pictures have three colours here; the other keys choose a container for the result.
     Key::no_effect("do_convert_rgb image_processor_type feature_extractor_type processor_class return_tensors"),
     Key::no_effect("data_format input_data_format device disable_grouping pad_size image_seq_length"),
@@ -69,27 +86,26 @@ impl TryFrom<File> for Preprocessor {
     type Error = String;
 
     fn try_from(file: File) -> Result<Preprocessor, String> {
-        let shortest_edge = match sides(&file.size) {
-            [Some(side), None, None] => side,
-            _ => {
+        let square = Size::Exact { height: DEFAULT, width: DEFAULT };
+        let size = match file.use_square_size {
+            // transformers takes its own size then, not the file's.
+            Some(true) => square,
+            _ => Size::read(&file.size, file.default_to_square == Some(true)).ok_or_else(|| {
                 let found = &file.size;
-                return Err(format!(r#"size is {found}; this engine knows a number and {{"shortest_edge": number}}"#));
-            }
+                format!(
+                    r#"size is {found}; this engine knows a number, [height, width], {{"height", "width"}}, and {{"shortest_edge"}} also with "longest_edge", from 1 to {MAX_SIDE}"#
+                )
+            })?,
         };
-        let crop = match sides(&file.crop_size) {
-            [Some(side), None, None] if !file.crop_size.is_object() => side,
-            [None, Some(height), Some(width)] if height == width => height,
+        let crop = match Size::read(&file.crop_size, true) {
+            Some(Size::Exact { height, width }) if height == width => height,
             _ => {
                 let found = &file.crop_size;
-                return Err(format!("crop_size is {found}; this engine knows a number, also as height and width"));
+                return Err(format!(
+                    "crop_size is {found}; this engine knows a number from 1 to {MAX_SIDE}, also as height and width"
+                ));
             }
         };
-        if crop == 0 || shortest_edge < crop {
-            return Err(format!("crop_size is {crop}; expected 1 to {shortest_edge}, the size"));
-        }
-        if shortest_edge > MAX_SIDE {
-            return Err(format!("size is {shortest_edge}; this engine knows up to {MAX_SIDE}"));
-        }
         let colours = |key: &str, list: Vec<f32>| {
             <[f32; 3]>::try_from(list).map_err(|list| format!("{key} has {} numbers; expected 3", list.len()))
         };
@@ -97,20 +113,67 @@ impl TryFrom<File> for Preprocessor {
         if std.contains(&0.0) {
             return Err("image_std has a 0; expected other numbers".to_owned());
         }
-        Ok(Preprocessor { shortest_edge, crop, rescale: file.rescale_factor, mean, std })
+        Ok(Preprocessor { size, crop, rescale: file.rescale_factor, mean, std })
     }
 }
 
-/// `[shortest edge, height, width]` of a size; all `None` if it is anything else.
-fn sides(size: &Value) -> [Option<usize>; 3] {
-    let number = |value: &Value| value.as_u64().and_then(|side| usize::try_from(side).ok());
-    let keys = ["shortest_edge", "height", "width"];
-    match size {
-        Value::Null => [Some(224), None, None],
-        Value::Object(map) if map.keys().all(|key| keys.contains(&key.as_str())) => {
-            keys.map(|key| map.get(key).and_then(number))
+impl Size {
+    /// A size in any of the spellings of transformers; a number alone is a side of a `square`, or the shortest edge.
+    fn read(value: &Value, square: bool) -> Option<Size> {
+        let side = |value: &Value| {
+            let side = value.as_u64().and_then(|side| usize::try_from(side).ok());
+            side.filter(|side| (1..=MAX_SIDE).contains(side))
+        };
+        let alone = |side| if square { Size::Exact { height: side, width: side } } else { Size::Shortest(side) };
+        match value {
+            Value::Null => Some(alone(DEFAULT)),
+            Value::Array(list) => match &list[..] {
+                [height, width] => Some(Size::Exact { height: side(height)?, width: side(width)? }),
+                _ => None,
+            },
+            Value::Object(map) => {
+                let given: Vec<(&str, &Value)> = map
+                    .iter()
+                    .filter(|(_, value)| !value.is_null())
+                    .map(|(key, value)| (key.as_str(), value))
+                    .collect();
+                match given[..] {
+                    [("shortest_edge", shortest)] => Some(Size::Shortest(side(shortest)?)),
+                    [("longest_edge", longest), ("shortest_edge", shortest)] => {
+                        Some(Size::Bounded { shortest: side(shortest)?, longest: side(longest)? })
+                    }
+                    [("height", height), ("width", width)] => {
+                        Some(Size::Exact { height: side(height)?, width: side(width)? })
+                    }
+                    _ => None,
+                }
+            }
+            number => side(number).map(alone),
         }
-        size => [number(size), None, None],
+    }
+
+    /// Height and width of a picture after resizing.
+    ///
+    /// *Source* transformers' `get_resize_output_image_size` and `get_size_with_aspect_ratio`, with Python's numbers.
+    fn resized(self, height: usize, width: usize) -> [usize; 2] {
+        let (short, long) = (height.min(width), height.max(width));
+        let [new_short, new_long] = match self {
+            Size::Exact { height, width } => return [height, width],
+            Size::Shortest(shortest) => [shortest, (shortest as u128 * long as u128 / short as u128) as usize],
+            Size::Bounded { shortest, longest } => {
+                let (of_short, of_long) = (short as f64, long as f64);
+                let bound = longest as f64 * of_short / of_long;
+                let bounded = of_long / of_short * shortest as f64 > longest as f64;
+                let new_short = if bounded { bound.round_ties_even() as usize } else { shortest };
+                let new_long = match bounded {
+                    _ if new_short == short => long,
+                    true => (bound * of_long / of_short) as usize,
+                    false => ((shortest * long) as f64 / of_short) as usize,
+                };
+                [new_short, new_long]
+            }
+        };
+        if height < width { [new_short, new_long] } else { [new_long, new_short] }
     }
 }
 
@@ -146,8 +209,11 @@ impl Preprocessor {
     fn square(&self, image: &Image) -> Result<Vec<u8>> {
         image.check()?;
         let (width, height) = (image.width, image.height);
-        let short = width.min(height);
-        let (wide, high) = (self.resized(width, short), self.resized(height, short));
+        let [high, wide] = self.size.resized(height, width);
+        if high == 0 || wide == 0 {
+            let reason = format!("{width}x{height} pixels; its short side would be resized to nothing");
+            return Err(Error::request("image", reason));
+        }
         let across = Axis::new(width, wide, self.crop);
         let down = Axis::new(height, high, self.crop);
         let columns = across.reach.len();
@@ -160,11 +226,6 @@ impl Preprocessor {
             down.columns(&across.rows(&part, columns), self.crop)
         })
     }
-
-    /// Length of a side after resizing.
-    fn resized(&self, side: usize, short: usize) -> usize {
-        (self.shortest_edge as u128 * side as u128 / short as u128) as usize
-    }
 }
 
 /// Fraction bits of a fixed-point weight.
@@ -175,6 +236,8 @@ struct Axis {
     /// Input pixels that some window reads.
     reach: Range<usize>,
     windows: Vec<Window>,
+    /// Output positions before and after the windows, where the crop lies outside of the resized picture: black.
+    outside: [usize; 2],
 }
 
 struct Window {
@@ -196,21 +259,26 @@ impl Axis {
             };
             Window { first, weights: weights.into_iter().map(fixed).collect() }
         };
-        let start = (resized - kept) / 2;
-        let mut windows: Vec<Window> = (start..start + kept).map(window).collect();
+        let before = kept.saturating_sub(resized).div_ceil(2);
+        let start = resized.saturating_sub(kept) / 2;
+        let mut windows: Vec<Window> = (start..start + kept.min(resized)).map(window).collect();
         let first = windows[0].first;
         windows.iter_mut().for_each(|window| window.first -= first);
-        let last = &windows[kept - 1];
-        Axis { reach: first..first + last.first + last.weights.len(), windows }
+        let last = &windows[windows.len() - 1];
+        let outside = [before, kept - windows.len() - before];
+        Axis { reach: first..first + last.first + last.weights.len(), windows, outside }
     }
 
     /// Resizes each row of `pixels [.., width, 3]`, where width is that of the reach: `[.., kept, 3]`.
     fn rows(&self, pixels: &[u8], width: usize) -> Vec<u8> {
         let mut out = Vec::with_capacity(pixels.len() / width * self.windows.len());
+        let [before, after] = self.outside.map(|positions| repeat_n(0, 3 * positions));
         for row in pixels.chunks_exact(3 * width) {
+            out.extend(before.clone());
             for window in &self.windows {
                 out.extend((0..3).map(|c| window.sum(row[3 * window.first + c..].iter().step_by(3))));
             }
+            out.extend(after.clone());
         }
         out
     }
@@ -218,10 +286,13 @@ impl Axis {
     /// Resizes each column of `pixels [.., width, 3]`, where the height is that of the reach: `[kept, width, 3]`.
     fn columns(&self, pixels: &[u8], width: usize) -> Vec<u8> {
         let mut out = Vec::with_capacity(3 * width * self.windows.len());
+        let [before, after] = self.outside.map(|positions| repeat_n(0, 3 * width * positions));
+        out.extend(before);
         for window in &self.windows {
             let seen = &pixels[3 * width * window.first..];
             out.extend((0..3 * width).map(|at| window.sum(seen[at..].iter().step_by(3 * width))));
         }
+        out.extend(after);
         out
     }
 }

@@ -87,8 +87,8 @@ const SIGNATURES: &[(Kind, &[(usize, &[u8])])] = &[
     // Protocols 2 to 5; a file of torch.save before 1.6 is one.
     (Kind::Pickle, &[(0, b"\x80\x02")]),
     (Kind::Pickle, &[(0, b"\x80\x03")]),
-    (Kind::Pickle, &[(0, b"\x80\x04")]),
-    (Kind::Pickle, &[(0, b"\x80\x05")]),
+    (Kind::Pickle, &[(0, b"\x80\x04\x95")]),
+    (Kind::Pickle, &[(0, b"\x80\x05\x95")]),
 ];
 
 /// Brands of files in the ISO base media format: pictures first, because their files name brands of video as well.
@@ -172,6 +172,10 @@ impl Kind {
                 Some("the download brought an answer of the server in place of the file: download it again")
             }
             Kind::Empty => Some("the download brought nothing: download it again"),
+            Kind::TorchZip | Kind::Zip | Kind::Pickle => {
+                Some("weights that torch.save wrote have to be converted with safetensors.torch.save_file")
+            }
+            Kind::Gguf => Some("take the model's safetensors files, which are not quantised"),
             _ => None,
         }
     }
@@ -200,6 +204,12 @@ pub fn describe(first: &[u8]) -> Option<String> {
         }
     });
     Some(beginning.map_or_else(|| kind.to_string(), |beginning| format!("{kind} that begins {beginning}")))
+}
+
+/// That something else was found than what was `expected`, and what to do; `None` if the file is of no known kind.
+pub fn instead_of(expected: &str, first: &[u8]) -> Option<String> {
+    let remedy = Kind::of(first)?.remedy().map_or_else(String::new, |remedy| format!("; {remedy}"));
+    Some(format!("expected {expected}, found {}{remedy}", describe(first)?))
 }
 
 fn contains(bytes: &[u8], part: &[u8]) -> bool {
@@ -296,6 +306,12 @@ mod tests {
 
     #[test]
     fn a_text_is_quoted_on_one_line_up_to_a_length() {
+        let page = instead_of("a PNG picture", b"<html>\n").expect("a web page");
+        assert!(page.starts_with("expected a PNG picture, found a web page (HTML) that begins \"<html>\"; "), "{page}");
+        assert_eq!(
+            instead_of("a PNG picture", b"GIF89a").as_deref(),
+            Some("expected a PNG picture, found a GIF picture")
+        );
         assert_eq!(describe(b"Entry not\n  found").as_deref(), Some("a text that begins \"Entry not found\""));
         let long = format!("{{\"error\": \"{}\"}}", "\u{e9}".repeat(400));
         let said = describe(long.as_bytes()).expect("a JSON text");

@@ -44,8 +44,8 @@ struct Counted {
 struct CountedSource<'a>(&'a dyn WeightSource, &'a Calls);
 
 impl WeightSource for CountedSource<'_> {
-    fn shape(&self, tensor: &str) -> Option<Vec<usize>> {
-        self.0.shape(tensor)
+    fn find(&self, tensor: &str) -> Option<(unclip::StoredDtype, Vec<usize>)> {
+        self.0.find(tensor)
     }
 
     fn load(&self, tensor: &str) -> Result<unclip::plan::TensorData<'_>> {
@@ -53,8 +53,8 @@ impl WeightSource for CountedSource<'_> {
         self.0.load(tensor)
     }
 
-    fn path(&self) -> &std::path::Path {
-        self.0.path()
+    fn path(&self, tensor: &str) -> &std::path::Path {
+        self.0.path(tensor)
     }
 }
 

@@ -16,7 +16,7 @@ pub use ops::{Case, all, named};
 pub use workload::{Timing, Workload, cost, rounds, time, workloads};
 
 use crate::backend::{Backend, Executable};
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, StoredDtype};
 use crate::error::{Error, Result};
 use crate::ops::{Op, Operation, elements};
 use crate::plan::{Origin, Plan, Step, TensorData, Value, ValueId, WeightSource};
@@ -208,15 +208,15 @@ impl Tensors {
 }
 
 impl WeightSource for Tensors {
-    fn shape(&self, tensor: &str) -> Option<Vec<usize>> {
-        self.0.get(tensor).map(|(shape, _)| shape.clone())
+    fn find(&self, tensor: &str) -> Option<(StoredDtype, Vec<usize>)> {
+        self.0.get(tensor).map(|(shape, data)| (data.dtype().into(), shape.clone()))
     }
 
     fn load(&self, tensor: &str) -> Result<TensorData<'_>> {
         self.0.get(tensor).map(|(_, x)| x.clone()).ok_or_else(|| missing(tensor))
     }
 
-    fn path(&self) -> &Path {
+    fn path(&self, _: &str) -> &Path {
         Path::new("memory")
     }
 }

@@ -5,7 +5,7 @@
 
 use super::{Random, missing, store};
 use crate::backend::{Backend, Executable};
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, StoredDtype};
 use crate::error::{Error, Result};
 use crate::model::{Sizes, decoder, prior, super_res, unet};
 use crate::ops::{COEFFICIENTS, Noise, Prediction, SamplerStep, Variance, elements};
@@ -189,9 +189,10 @@ impl Drawn {
 }
 
 impl WeightSource for Drawn {
-    /// That of a tensor that a network has asked for.
-    fn shape(&self, tensor: &str) -> Option<Vec<usize>> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).get(tensor).cloned()
+    /// A tensor that a network has asked for.
+    fn find(&self, tensor: &str) -> Option<(StoredDtype, Vec<usize>)> {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.get(tensor).map(|shape| (self.stored.into(), shape.clone()))
     }
 
     /// Makes up any tensor when it is asked for first, and holds later ones to its shape.
@@ -202,7 +203,7 @@ impl WeightSource for Drawn {
             return Ok(());
         }
         Err(Error::Weights {
-            path: self.path().to_path_buf(),
+            path: self.path(tensor).to_path_buf(),
             tensor: tensor.to_owned(),
             expected: format!("shape {shape:?}"),
             found: format!("shape {known:?}"),
@@ -210,7 +211,7 @@ impl WeightSource for Drawn {
     }
 
     fn load(&self, tensor: &str) -> Result<TensorData<'_>> {
-        let shape = self.shape(tensor).ok_or_else(|| missing(tensor))?;
+        let (_, shape) = self.find(tensor).ok_or_else(|| missing(tensor))?;
         let length = elements(&shape);
         let (mean, deviation) = match shape.len() {
             0 | 1 if tensor.ends_with(".weight") => (1.0, 0.1),
@@ -228,7 +229,7 @@ impl WeightSource for Drawn {
         Ok(store((0..length).map(element).collect(), self.stored))
     }
 
-    fn path(&self) -> &Path {
+    fn path(&self, _: &str) -> &Path {
         Path::new("memory")
     }
 }

@@ -1,8 +1,9 @@
 //! Checkpoints by their name on the Hugging Face hub, where its own tools have put them: nothing is fetched here.
 
 use std::ffi::OsString;
-use std::fs;
 use std::path::{Path, PathBuf};
+use unclip::Result;
+use unclip::weights::snapshot_in;
 
 /// Whether something that is no folder reads like a model's name on the hub: `org/name`.
 pub fn is_name(path: &Path) -> bool {
@@ -23,16 +24,13 @@ pub fn cache(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     folder("HF_HUB_CACHE").or_else(|| Some(folder("HF_HOME").or_else(own)?.join("hub")))
 }
 
-/// The folder of a model in the cache: the revision that `main` was, or else the one that was fetched last.
-pub fn find(cache: &Path, name: &Path) -> Option<PathBuf> {
-    let model = cache.join(format!("models--{}", name.to_str()?.replace('/', "--")));
-    let snapshots = model.join("snapshots");
-    let main = fs::read_to_string(model.join("refs/main")).ok();
-    let main = main.map(|revision| snapshots.join(revision.trim())).filter(|folder| folder.is_dir());
-    let all = || fs::read_dir(&snapshots).into_iter().flatten().flatten();
-    let latest =
-        || all().max_by_key(|entry| entry.metadata().and_then(|m| m.modified()).ok()).map(|entry| entry.path());
-    main.or_else(latest)
+/// The checkpoint of a model in the cache, if the model is there; see [`snapshot_in`].
+///
+/// # Errors
+/// As for [`snapshot_in`].
+pub fn find(cache: &Path, name: &Path) -> Result<Option<PathBuf>> {
+    let folder = name.to_str().map(|name| cache.join(format!("models--{}", name.replace('/', "--"))));
+    folder.map_or(Ok(None), |folder| snapshot_in(&folder))
 }
 
 #[cfg(test)]
@@ -59,16 +57,12 @@ mod tests {
     }
 
     #[test]
-    fn the_main_revision_is_taken_and_without_one_what_is_there() {
+    fn a_model_is_found_by_its_name() {
         let dir = tempfile::tempdir().unwrap();
         let name = Path::new("org/model");
-        assert_eq!(find(dir.path(), name), None);
-        let model = dir.path().join("models--org--model");
-        fs::create_dir_all(model.join("snapshots/bbb")).unwrap();
-        assert_eq!(find(dir.path(), name), Some(model.join("snapshots/bbb")));
-        fs::create_dir_all(model.join("snapshots/aaa")).unwrap();
-        fs::create_dir_all(model.join("refs")).unwrap();
-        fs::write(model.join("refs/main"), "bbb").unwrap();
-        assert_eq!(find(dir.path(), name), Some(model.join("snapshots/bbb")));
+        assert_eq!(find(dir.path(), name).unwrap(), None);
+        let snapshot = dir.path().join("models--org--model/snapshots/bbb");
+        std::fs::create_dir_all(&snapshot).unwrap();
+        assert_eq!(find(dir.path(), name).unwrap(), Some(snapshot));
     }
 }

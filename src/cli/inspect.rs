@@ -21,7 +21,8 @@ pub fn inspect(arguments: &InspectArguments) -> Result<()> {
     let known = Known::read(&checkpoint)?;
     let mut reports = pipeline::inspect(&checkpoint)?;
     let models = check_models(open()?, &mut reports);
-    models.warnings.iter().for_each(|warning| eprintln!("engine: warning: {warning}"));
+    let of_files = reports.iter().flat_map(|report| &report.warnings);
+    of_files.chain(&models.warnings).for_each(|warning| eprintln!("engine: warning: {warning}"));
     super::print(&if arguments.json {
         format!("{}\n", as_json(&checkpoint, &reports, &models, &known))
     } else {
@@ -139,7 +140,7 @@ fn as_json(checkpoint: &Checkpoint, reports: &[ComponentReport], models: &Models
         json!({
             "name": r.name, "class": r.class, "parameters": r.parameters, "bytes": r.bytes, "dtypes": dtypes,
             "files": r.files, "variant": r.variant, "problem": r.problem,
-            "unused": models.unused.get(r.name.as_str()).cloned().unwrap_or_default(),
+            "warnings": r.warnings, "unused": models.unused.get(r.name.as_str()).cloned().unwrap_or_default(),
         })
     };
     let (parameters, bytes) = totals(reports);

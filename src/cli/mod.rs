@@ -88,17 +88,17 @@ pub fn checkpoint(arguments: &ModelArguments) -> Result<Checkpoint> {
 
 /// Opens a folder, a model of the hub's cache by its name, or the built-in model where none is named.
 pub fn open(model: Option<&Path>, options: LoadOptions) -> Result<Checkpoint> {
-    let Some(model) = model.filter(|model| *model != Path::new("built-in")) else { return built_in() };
+    let Some(model) = model.filter(|model| *model != Path::new("built-in")) else { return built_in(&options) };
     if model.exists() || !hub::is_name(model) {
         return Checkpoint::open(model, options).map_err(|error| match error {
-            Error::Config { path, reason } if path == model && cfg!(feature = "default-model") => {
+            Error::Config { path, reason } if path == model && !model.exists() && cfg!(feature = "default-model") => {
                 Error::Config { path, reason: reason + "; without --model and ENGINE_MODEL the built-in model is used" }
             }
             error => error,
         });
     }
     let cache = hub::cache(|name| std::env::var_os(name));
-    match cache.as_deref().and_then(|cache| hub::find(cache, model)) {
+    match cache.as_deref().map_or(Ok(None), |cache| hub::find(cache, model))? {
         Some(folder) => Checkpoint::open(folder, options),
         None => {
             let name = model.display();
@@ -111,11 +111,14 @@ pub fn open(model: Option<&Path>, options: LoadOptions) -> Result<Checkpoint> {
 }
 
 #[cfg(feature = "default-model")]
-fn built_in() -> Result<Checkpoint> {
-    unclip::weights::default_model()
+fn built_in(options: &LoadOptions) -> Result<Checkpoint> {
+    match &options.variant {
+        Some(variant) => Err(Error::value("--variant", variant, "the built-in model has no variants")),
+        None => unclip::weights::default_model(),
+    }
 }
 
 #[cfg(not(feature = "default-model"))]
-fn built_in() -> Result<Checkpoint> {
+fn built_in(_: &LoadOptions) -> Result<Checkpoint> {
     Err(Error::request("--model", "missing; this engine was built without a default model"))
 }

@@ -65,21 +65,21 @@ pub struct Context<'g> {
     pub tokens: Tensor<'g>,
     /// `[G, T]`, 1 for tokens that are attended to, else 0.
     pub mask: Tensor<'g>,
-    /// Width of one head.
-    pub head: usize,
     pub groups: usize,
     pub eps: f32,
 }
 
 impl<'g> Context<'g> {
-    /// Every position attends to the text tokens and to all positions, in one softmax (Nichol et al. 2021).
-    pub fn attend(&self, w: &Weights<'g>, x: Tensor<'g>) -> Tensor<'g> {
+    /// Every position attends to the text tokens and to all positions, in one softmax (Nichol et al. 2021). `head` is the
+    /// width of one head. Names of diffusers before 0.13 are known as well.
+    pub fn attend(&self, w: &Weights<'g>, x: Tensor<'g>, head: usize) -> Tensor<'g> {
         let [n, height, width, c] = std::array::from_fn(|axis| x.dim(axis));
         let s = x.reshape(&[n, height * width, c]);
         let h = s.group_norm(w.at("group_norm"), self.groups, self.eps);
-        let [q, k, v] = ["to_q", "to_k", "to_v"].map(|name| h.linear(w.at(name), c));
+        let own = [["to_q", "query"], ["to_k", "key"], ["to_v", "value"]];
+        let [q, k, v] = own.map(|names| h.linear(w.first_of(&names, "weight"), c));
         let [text_k, text_v] = ["add_k_proj", "add_v_proj"].map(|name| self.tokens.linear(w.at(name), c));
-        let h = q.attend((k, v), Some((text_k, text_v)), Some(self.mask), c / self.head, false);
-        (s + h.linear(w.at("to_out.0"), c)).reshape(&[n, height, width, c])
+        let h = q.attend((k, v), Some((text_k, text_v)), Some(self.mask), c / head, false);
+        (s + h.linear(w.first_of(&["to_out.0", "proj_attn"], "weight"), c)).reshape(&[n, height, width, c])
     }
 }

@@ -18,6 +18,13 @@ pub struct Transformer {
     pub causal: bool,
 }
 
+/// Where a tower's tensors are and its projection's: transformers reads them with the tower's name in front, without it,
+/// and with it more than once.
+pub fn tower<'g>(w: &Weights<'g>, name: &str, probe: &str, projection: &str) -> [Weights<'g>; 2] {
+    let twice = format!("{name}.{name}");
+    [w.first_of(&[name, "", &twice], probe), w.first_of(&["", name], &format!("{projection}.weight")).at(projection)]
+}
+
 impl Transformer {
     /// All layers, below `w` as `encoder.layers.0` and so on.
     pub fn encode<'g>(&self, w: &Weights<'g>, x: Tensor<'g>) -> Tensor<'g> {

@@ -64,7 +64,8 @@ pub fn plan(config: &Config, source: &dyn WeightSource, pictures: usize) -> Resu
     let graph = Graph::new("image_encoder", source);
     let pixels = graph.input("pixel_values", &[pictures, size, size, config.num_channels]);
 
-    let w = graph.weights().at("vision_model");
+    let [w, projection] =
+        clip::tower(&graph.weights(), "vision_model", "embeddings.patch_embedding.weight", "visual_projection");
     let embeddings = w.at("embeddings");
     let x = pixels.conv(embeddings.at("patch_embedding"), width, patch, patch, 0, false);
     let x = x.reshape(&[pictures, patches, width]);
@@ -74,6 +75,6 @@ pub fn plan(config: &Config, source: &dyn WeightSource, pictures: usize) -> Resu
     let x = transformer.encode(&w, x.layer_norm(w.at("pre_layrnorm"), config.layer_norm_eps));
     let class = x.slice(1, 0, 1).reshape(&[pictures, width]);
     let class = class.layer_norm(w.at("post_layernorm"), config.layer_norm_eps);
-    graph.output("image_embeds", class.project(graph.weights().at("visual_projection"), config.projection_dim));
+    graph.output("image_embeds", class.project(projection, config.projection_dim));
     graph.finish()
 }

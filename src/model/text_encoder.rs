@@ -85,12 +85,13 @@ pub fn plan(config: &Config, source: &dyn WeightSource, texts: usize) -> Result<
     let ids = graph.input_u32("ids", &[texts, tokens]);
     let pooled = graph.input_u32("pooled", &[texts]);
 
-    let w = graph.weights().at("text_model");
+    let [w, projection] =
+        clip::tower(&graph.weights(), "text_model", "embeddings.token_embedding.weight", "text_projection");
     let table = w.at("embeddings").tensor("token_embedding.weight", &[config.vocab_size, width]);
     let positions = w.at("embeddings").tensor("position_embedding.weight", &[tokens, width]);
     let x = transformer.encode(&w, table.lookup(ids) + positions);
     let hidden = x.layer_norm(w.at("final_layer_norm"), config.layer_norm_eps);
-    let embeds = hidden.token(pooled).project(graph.weights().at("text_projection"), config.projection_dim);
+    let embeds = hidden.token(pooled).project(projection, config.projection_dim);
     graph.output("text_embeds", embeds);
     graph.output("hidden", hidden);
     graph.finish()

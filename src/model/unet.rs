@@ -28,23 +28,22 @@ pub fn forward<'g>(w: &Weights<'g>, config: &Config, x: Tensor<'g>, conditions: 
         time: time_embedding(w, config, x.dim(0), conditions).silu(),
         step: conditions.step,
     };
-    let context = conditions.context.map(|(tokens, mask)| {
-        let head = config.attention_head_dim.unwrap_or(1);
-        Context { tokens, mask, head, groups, eps }
-    });
-    let attend = |w: Weights<'g>, attends: bool, x: Tensor<'g>| match &context {
-        Some(context) if attends => context.attend(&w, x),
+    let context = conditions.context.map(|(tokens, mask)| Context { tokens, mask, groups, eps });
+    // Attention of blocks that have it, in heads of this width.
+    let attend = |w: Weights<'g>, block: &str, head: usize, x: Tensor<'g>| match &context {
+        Some(context) if block.contains("Attn") => context.attend(&w, x, head),
         _ => x,
     };
+    let last = widths.len() - 1;
 
     let mut x = x.conv3x3(w.at("conv_in"), widths[0]);
     let mut skips = vec![x];
     for (level, &width) in widths.iter().enumerate() {
         let w = w.at("down_blocks").at(level);
-        let attends = config.down_block_types[level].contains("Attn");
-        for layer in 0..config.layers_per_block {
+        let block = &config.down_block_types[level];
+        for layer in 0..config.layers_per_block.at(level) {
             x = residual.block(&w.at("resnets").at(layer), x, width, Resample::Keep);
-            x = attend(w.at("attentions").at(layer), attends, x);
+            x = attend(w.at("attentions").at(layer), block, config.head(level), x);
             skips.push(x);
         }
         if level < config.halvings() {
@@ -53,20 +52,21 @@ pub fn forward<'g>(w: &Weights<'g>, config: &Config, x: Tensor<'g>, conditions: 
         }
     }
 
-    let width = widths[widths.len() - 1];
+    let width = widths[last];
     let mid = w.at("mid_block");
     x = residual.block(&mid.at("resnets.0"), x, width, Resample::Keep);
-    x = attend(mid.at("attentions.0"), true, x);
+    x = attend(mid.at("attentions.0"), "Attn", config.head(last), x);
     x = residual.block(&mid.at("resnets.1"), x, width, Resample::Keep);
 
     for (level, &width) in widths.iter().rev().enumerate() {
         let w = w.at("up_blocks").at(level);
-        let attends = config.up_block_types[level].contains("Attn");
-        for layer in 0..=config.layers_per_block {
+        // diffusers reads the heads' widths of the way up from the front of the list, all else from the back.
+        let block = &config.up_block_types[level];
+        for layer in 0..=config.layers_per_block.at(last - level) {
             let skip = skips.pop().expect("the way down pushes one skip for each block of the way up");
             x = Tensor::concat(&[x, skip], 3);
             x = residual.block(&w.at("resnets").at(layer), x, width, Resample::Keep);
-            x = attend(w.at("attentions").at(layer), attends, x);
+            x = attend(w.at("attentions").at(layer), block, config.head(level), x);
         }
         if level < config.halvings() {
             x = residual.block(&w.at("upsamplers.0"), x, width, Resample::Double);

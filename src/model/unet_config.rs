@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::weights::config::Literal::{Bool, Null, Number, Text};
-use crate::weights::config::{Class, Configured, Key, Schema};
+use crate::weights::config::{Class, Configured, Key, PerLevel, Schema};
 use serde::Deserialize;
 
 /// `config.json` of a U-Net: the keys that [`forward`](super::unet::forward) reads.
@@ -15,11 +15,11 @@ pub struct Config {
     pub in_channels: usize,
     pub out_channels: usize,
     pub block_out_channels: Vec<usize>,
-    pub layers_per_block: usize,
+    pub layers_per_block: PerLevel<usize>,
     pub down_block_types: Vec<String>,
     pub up_block_types: Vec<String>,
     /// Width of one head. A `UNet2DModel` does not use this key and the next.
-    pub attention_head_dim: Option<usize>,
+    pub attention_head_dim: Option<PerLevel<usize>>,
     pub cross_attention_dim: Option<usize>,
     pub norm_num_groups: usize,
     pub norm_eps: f32,
@@ -35,10 +35,10 @@ pub const CONDITIONAL: &str = "UNet2DConditionModel";
 pub const UNCONDITIONAL: &str = "UNet2DModel";
 
 const SHARED: &[Key] = &[
-    Key::size("sample_size time_embedding_dim").nullable(),
+    Key::same_size("sample_size").nullable(),
+    Key::size("time_embedding_dim").nullable(),
     Key::size("in_channels out_channels"),
     Key::sizes("block_out_channels"),
-    Key::size("layers_per_block").or(Number(2.0)),
     Key::size("norm_num_groups").or(Number(32.0)),
     Key::float("norm_eps").or(Number(1e-5)),
     Key::flag("flip_sin_to_cos").or(Bool(true)),
@@ -58,11 +58,14 @@ const CONDITIONAL_KEYS: &[Key] = &[
     Key::each("up_block_types", &["ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"]),
     Key::only("mid_block_type", &[Text("UNetMidBlock2DSimpleCrossAttn")]).or(Text("UNetMidBlock2DCrossAttn")),
     Key::only("class_embed_type", &[Text("identity")]).or(Null),
-    Key::size("attention_head_dim").or(Number(8.0)),
-    Key::size("cross_attention_dim").or(Number(1280.0)),
+    Key::size_per_level("layers_per_block").or(Number(2.0)),
+    Key::size_per_level("attention_head_dim").or(Number(8.0)),
+    Key::same_size("cross_attention_dim").or(Number(1280.0)),
     Key::only("conv_in_kernel conv_out_kernel", &[Number(3.0)]),
     Key::only("resnet_out_scale_factor", &[Number(1.0)]),
-    Key::only("only_cross_attention resnet_skip_time_act class_embeddings_concat", &[Bool(false)]),
+    Key::only("resnet_skip_time_act class_embeddings_concat", &[Bool(false)]),
+    // diffusers cannot run true with a mask of the text tokens.
+    Key::only_per_level("only_cross_attention", &[Bool(false)]),
     Key::only("mid_block_only_cross_attention", &[Null, Bool(false)]),
     Key::only("time_embedding_act_fn timestep_post_act cross_attention_norm num_attention_heads", &[Null]),
     Key::only("encoder_hid_dim encoder_hid_dim_type addition_embed_type", &[Null]),
@@ -73,6 +76,7 @@ const CONDITIONAL_KEYS: &[Key] = &[
 ];
 
 const UNCONDITIONAL_KEYS: &[Key] = &[
+    Key::size("layers_per_block").or(Number(2.0)),
     Key::each("down_block_types", &["ResnetDownsampleBlock2D"]),
     Key::each("up_block_types", &["ResnetUpsampleBlock2D"]),
     Key::only("mid_block_type", &[Text("UNetMidBlock2D")]),
@@ -91,8 +95,14 @@ impl Schema for Config {
     fn check(&self) -> Result<(), String> {
         let levels = self.block_out_channels.len();
         let lists = [("down_block_types", &self.down_block_types), ("up_block_types", &self.up_block_types)];
-        match lists.into_iter().find(|(_, types)| types.len() != levels) {
-            Some((key, types)) => Err(format!("{key} has {} entries for {levels} block_out_channels", types.len())),
+        let lists = lists.map(|(key, types)| (key, Some(types.len())));
+        let per_level = [
+            ("layers_per_block", self.layers_per_block.entries()),
+            ("attention_head_dim", self.attention_head_dim.as_ref().and_then(PerLevel::entries)),
+        ];
+        let mut all = lists.into_iter().chain(per_level);
+        match all.find_map(|(key, entries)| entries.filter(|found| *found != levels).map(|found| (key, found))) {
+            Some((key, found)) => Err(format!("{key} has {found} entries for {levels} block_out_channels")),
             None => Ok(()),
         }
     }
@@ -107,6 +117,11 @@ impl Config {
     /// Width of the time embedding.
     pub fn time_embedding(&self) -> usize {
         self.time_embedding_dim.unwrap_or(4 * self.time_features())
+    }
+
+    /// Width of one head at an entry of `attention_head_dim`.
+    pub(super) fn head(&self, entry: usize) -> usize {
+        self.attention_head_dim.as_ref().map_or(1, |heads| heads.at(entry))
     }
 
     /// How often the picture is halved.

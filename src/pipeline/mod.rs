@@ -120,9 +120,10 @@ impl Pipeline {
         self.family.stages()
     }
 
-    /// What a user should know about the checkpoint's configurations, one line each; runs report them, too.
+    /// What a user should know about the checkpoint and its configurations, one line each; runs report them, too.
     pub fn warnings(&self) -> Vec<&str> {
-        self.family.warnings()
+        let own = self.checkpoint.warnings().iter().map(String::as_str);
+        own.chain(self.family.warnings()).collect()
     }
 
     /// The stage of that name.

@@ -10,7 +10,7 @@ use crate::backend::{Backend, Executable};
 use crate::error::{Error, Result};
 use crate::ops::elements;
 use crate::plan::{Plan, assign};
-use crate::weights::{Checkpoint, Component};
+use crate::weights::{Checkpoint, Component, few};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -58,6 +58,7 @@ impl Session<'_, '_> {
         let component = self.checkpoint.component(stage.name())?;
         let shapes = shapes.of(1);
         let plan = self.record(stage, &shapes, &component)?;
+        component.warnings().iter().try_for_each(|warning| self.warn(warning))?;
         self.warn_of_unused(&component, &plan)?;
         let needs = Needs { weights: component.total_bytes(), picture: assign(&plan).bytes() };
         self.residents.learn(stage, shapes, needs);
@@ -75,9 +76,7 @@ impl Session<'_, '_> {
         if unused.is_empty() {
             return Ok(());
         }
-        let more = if unused.len() > 5 { format!(" and {} more", unused.len() - 5) } else { String::new() };
-        let shown = unused[..unused.len().min(5)].join(", ");
-        self.warn(&format!("{}: unused tensors: {shown}{more}", component.path().display()))
+        self.warn(&format!("{}: unused tensors: {}", component.path().display(), few(&unused)))
     }
 
     pub fn warn(&mut self, warning: &str) -> Result<()> {
@@ -207,12 +206,19 @@ impl Session<'_, '_> {
             let latents = Latents::new(&read, &sampling.shape);
             report(self.observer, Event::Step { stage, done, steps, latents })?;
         }
-        draws.latents = executable.into_inner().read("x")?;
+        draws.latents = self.read(stage, executable.into_inner(), "x")?;
         self.progress.sampling += began.elapsed();
-        if draws.latents.iter().all(|x| x.is_finite()) {
-            return Ok(());
+        Ok(())
+    }
+
+    /// Reads what a stage gives to the next ones. NaN and infinity end here, where it is known which component they
+    /// arose in.
+    pub fn read(&self, stage: Stage, executable: &mut dyn Executable, output: &str) -> Result<Vec<f32>> {
+        let values = executable.read(output)?;
+        if values.iter().all(|x| x.is_finite()) {
+            return Ok(values);
         }
-        Err(Error::NotFinite { stage: stage.to_string() })
+        Err(Error::NotFinite { stage: stage.to_string(), precision: self.backend.precision() })
     }
 }
 

@@ -253,6 +253,15 @@ impl<'g> Weights<'g> {
         Weights { graph: self.graph, path }
     }
 
+    /// One of several spellings of a level: the first below which the source has a tensor `probe`, or else the first.
+    /// An empty spelling is this level itself.
+    pub fn first_of(&self, spellings: &[&str], probe: &str) -> Weights<'g> {
+        let below = |spelling: &&str| if spelling.is_empty() { self.clone() } else { self.at(spelling) };
+        let mut levels = spellings.iter().map(below);
+        let there = levels.clone().find(|level| self.graph.source.find(&level.at(probe).path).is_some());
+        there.or_else(|| levels.next()).unwrap_or_else(|| self.clone())
+    }
+
     /// The tensor `name` below the path, which must have this shape.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Tensor<'g> {
         let full = self.at(name).path;

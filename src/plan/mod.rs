@@ -28,7 +28,7 @@ pub use narrow::narrow;
 pub use slots::{Slots, assign};
 pub use statistics::with_statistics;
 
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, StoredDtype};
 use crate::error::{Error, Result};
 use crate::ops::{Op, Operation, elements};
 use std::borrow::Cow;
@@ -206,6 +206,15 @@ pub enum TensorData<'a> {
 }
 
 impl TensorData<'_> {
+    /// Type of the elements.
+    pub fn dtype(&self) -> Dtype {
+        match self {
+            TensorData::F32(_) => Dtype::F32,
+            TensorData::F16(_) => Dtype::F16,
+            TensorData::Bf16(_) => Dtype::Bf16,
+        }
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         match self {
@@ -236,24 +245,27 @@ impl TensorData<'_> {
     }
 }
 
+/// The types that weights may be stored in, for messages.
+pub(crate) const FLOATS: &str = "F32, F16, BF16 or F64";
+
 /// Where a model's tensors come from: a component of a checkpoint, or made-up weights of a test.
 pub trait WeightSource: Sync {
-    /// The tensor's shape, if there is such a tensor.
-    fn shape(&self, tensor: &str) -> Option<Vec<usize>>;
+    /// The tensor's type and shape, if there is such a tensor.
+    fn find(&self, tensor: &str) -> Option<(StoredDtype, Vec<usize>)>;
 
-    /// Checks that there is such a tensor of this shape: what a model asks for when it is recorded. A source that makes up
-    /// its tensors learns their shapes here.
+    /// Checks that there is such a tensor, of this shape and of a type that [`WeightSource::load`] reads: what a model
+    /// asks for when it is recorded. A source that makes up its tensors learns their shapes here.
     ///
     /// # Errors
-    /// There is no such tensor, or it has another shape.
+    /// There is no such tensor, or it has another shape or type.
     fn require(&self, tensor: &str, shape: &[usize]) -> Result<()> {
-        let found = match self.shape(tensor) {
-            Some(found) if found == shape => return Ok(()),
-            Some(found) => format!("shape {found:?}"),
-            None => "no such tensor".to_owned(),
+        let (expected, found) = match self.find(tensor) {
+            Some((dtype, found)) if found == shape && dtype.is_float() => return Ok(()),
+            Some((dtype, found)) if found == shape => (FLOATS.to_owned(), format!("{dtype} {found:?}")),
+            Some((_, found)) => (format!("shape {shape:?}"), format!("shape {found:?}")),
+            None => (format!("shape {shape:?}"), "no such tensor".to_owned()),
         };
-        let (path, expected) = (self.path().to_path_buf(), format!("shape {shape:?}"));
-        Err(Error::Weights { path, tensor: tensor.to_owned(), expected, found })
+        Err(Error::Weights { path: self.path(tensor).to_path_buf(), tensor: tensor.to_owned(), expected, found })
     }
 
     /// The tensor's elements in stored order.
@@ -262,6 +274,6 @@ pub trait WeightSource: Sync {
     /// The tensor is missing, of a type that is no floating-point number, or cannot be read.
     fn load(&self, tensor: &str) -> Result<TensorData<'_>>;
 
-    /// The file or folder to name in messages.
-    fn path(&self) -> &Path;
+    /// The file or folder to name in messages about the tensor.
+    fn path(&self, tensor: &str) -> &Path;
 }

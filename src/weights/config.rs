@@ -18,6 +18,7 @@ use serde::de::{Deserialize, DeserializeOwned, Deserializer, Error as _, MapAcce
 use serde_json::{Number, Value};
 
 use crate::error::{Error, Result};
+use crate::sniff::{self, Kind};
 
 /// Largest size in a configuration. Real ones are far below; the sizes of a tensor multiply without overflow.
 const MAX_SIZE: u64 = 1 << 20;
@@ -64,9 +65,12 @@ pub struct Key {
 enum Rule {
     NoEffect,
     Only(&'static [Literal]),
+    OnlyPerLevel(&'static [Literal]),
     Each(&'static [&'static str]),
     Integer(RangeInclusive<u64>),
     Sizes,
+    SizePerLevel,
+    SameSize,
     Float,
     Floats,
     Flag,
@@ -99,6 +103,11 @@ impl Key {
         Key { default: Some(legal[0]), ..Key::new(names, Rule::Only(legal)) }
     }
 
+    /// As [`Key::only`]; also lists of legal values, one for each level.
+    pub const fn only_per_level(names: &'static str, legal: &'static [Literal]) -> Key {
+        Key { default: Some(legal[0]), ..Key::new(names, Rule::OnlyPerLevel(legal)) }
+    }
+
     /// Lists of names, each of which must be one of these.
     pub const fn each(names: &'static str, legal: &'static [&'static str]) -> Key {
         Key::new(names, Rule::Each(legal))
@@ -117,6 +126,16 @@ impl Key {
     /// Lists of integers from 1.
     pub const fn sizes(names: &'static str) -> Key {
         Key::new(names, Rule::Sizes)
+    }
+
+    /// Integers from 1, or a list of one for each level.
+    pub const fn size_per_level(names: &'static str) -> Key {
+        Key::new(names, Rule::SizePerLevel)
+    }
+
+    /// Integers from 1, or a list that repeats one, of which the model reads that one.
+    pub const fn same_size(names: &'static str) -> Key {
+        Key::new(names, Rule::SameSize)
     }
 
     /// Finite numbers in the range of f32.
@@ -166,8 +185,11 @@ impl Key {
         let (fits, expected) = match &self.rule {
             Rule::NoEffect | Rule::Value => return Ok(()),
             _ if self.nullable && found.is_null() => return Ok(()),
-            Rule::Only(legal) if legal.iter().any(|l| l.equals(found)) => return Ok(()),
-            Rule::Only(legal) => return refused(found, known(&mut legal.iter().map(Literal::json))),
+            Rule::Only(legal) | Rule::OnlyPerLevel(legal) if legal.iter().any(|l| l.equals(found)) => return Ok(()),
+            Rule::OnlyPerLevel(legal) if entries(found, |v| legal.iter().any(|l| l.equals(v))) => return Ok(()),
+            Rule::Only(legal) | Rule::OnlyPerLevel(legal) => {
+                return refused(found, known(&mut legal.iter().map(Literal::json)));
+            }
             Rule::Each(legal) => {
                 let unknown = |entry: &&Value| entry.as_str().is_none_or(|entry| !legal.contains(&entry));
                 match found.as_array().map(|entries| entries.iter().find(unknown)) {
@@ -183,8 +205,15 @@ impl Key {
                 let expected = format!("an integer from {} to {}", range.start(), range.end());
                 (is_integer(found, range), expected)
             }
-            Rule::Sizes => {
-                (entries(found, |v| is_integer(v, &(1..=MAX_SIZE))), format!("a list of integers from 1 to {MAX_SIZE}"))
+            Rule::Sizes => (entries(found, is_size), format!("a list of integers from 1 to {MAX_SIZE}")),
+            Rule::SizePerLevel => {
+                let fits = is_size(found) || entries(found, is_size);
+                (fits, format!("an integer from 1 to {MAX_SIZE}, or a list of such"))
+            }
+            Rule::SameSize => {
+                let same = found.as_array().is_some_and(|all| all.iter().all(|entry| *entry == all[0]));
+                let fits = is_size(found) || same && entries(found, is_size);
+                (fits, format!("an integer from 1 to {MAX_SIZE}, or a list that repeats one"))
             }
             Rule::Float => (is_f32(found), "a number in the range of f32".to_owned()),
             Rule::Floats => (entries(found, is_f32), "a list of numbers in the range of f32".to_owned()),
@@ -197,6 +226,10 @@ impl Key {
 
 fn is_integer(value: &Value, range: &RangeInclusive<u64>) -> bool {
     value.as_u64().is_some_and(|value| range.contains(&value))
+}
+
+fn is_size(value: &Value) -> bool {
+    is_integer(value, &(1..=MAX_SIZE))
 }
 
 fn is_f32(value: &Value) -> bool {
@@ -228,6 +261,33 @@ impl Literal {
         match self {
             Literal::Number(x) => value.as_f64() == Some(*x),
             other => other.json() == *value,
+        }
+    }
+}
+
+/// A value that holds for all levels of a network, or one for each.
+#[derive(Clone, Debug, serde::Deserialize, PartialEq, Eq)]
+#[serde(untagged)]
+#[allow(missing_docs)] // the names are the meaning
+pub enum PerLevel<T> {
+    All(T),
+    Each(Vec<T>),
+}
+
+impl<T: Copy> PerLevel<T> {
+    /// The value of a level, counted from the first of the list.
+    pub fn at(&self, level: usize) -> T {
+        match self {
+            PerLevel::All(value) => *value,
+            PerLevel::Each(values) => values[level],
+        }
+    }
+
+    /// Entries of the list, if it is one.
+    pub fn entries(&self) -> Option<usize> {
+        match self {
+            PerLevel::All(_) => None,
+            PerLevel::Each(values) => Some(values.len()),
         }
     }
 }
@@ -290,22 +350,32 @@ fn apply<T: Schema>(mut values: BTreeMap<String, Value>) -> Result<(T, Option<St
         values = nested.into_iter().collect();
     }
     let class = class_of(T::CLASSES, values.get("_class_name"))?;
-    let mut known = Vec::new();
+    let (mut known, mut read) = (Vec::new(), Vec::new());
     for key in class.keys.iter().copied().flatten() {
         for name in key.names.split(' ') {
             known.push(name);
+            if let Rule::NoEffect = key.rule {
+                continue;
+            }
+            read.push(name);
             let given = values.contains_key(name);
             if !given {
                 let default = key.default.ok_or_else(|| format!("{name} is missing"))?;
                 values.insert(name.to_owned(), default.json());
             }
             key.check(name, &values[name], given)?;
+            if let (Rule::SameSize, Value::Array(all)) = (&key.rule, &values[name]) {
+                let one = all[0].clone();
+                values.insert(name.to_owned(), one);
+            }
         }
     }
     let unknown = |name: &&str| !name.starts_with('_') && !known.contains(name);
     let unknown: Vec<&str> = values.keys().map(String::as_str).filter(unknown).collect();
     let warning = (!unknown.is_empty())
         .then(|| format!("ignored keys that {} does not have: {}", class.name, unknown.join(", ")));
+    // A key without effect has none, whatever its value.
+    values.retain(|name, _| name.starts_with('_') || read.contains(&name.as_str()));
     let value: T = serde_json::from_value(values.into_iter().collect()).map_err(|e| e.to_string())?;
     value.check()?;
     Ok((value, warning))
@@ -354,9 +424,16 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
     }
 }
 
-/// Parses a JSON file. Errors name the file and the key.
+/// Parses a JSON file. Errors name the file and the key, or what the file is if it is no JSON at all.
 pub(super) fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|e| {
+        let something_else = e.is_syntax() || e.is_eof();
+        if something_else
+            && Kind::of(bytes) != Some(Kind::Json)
+            && let Some(reason) = sniff::instead_of("a JSON text", bytes)
+        {
+            return Error::config(path, reason);
+        }
         let reason = match key_before(bytes, e.line(), e.column()) {
             // A missing or repeated field names itself; where the parser stood then says nothing.
             Some(key) if e.is_data() && !e.to_string().contains("field `") => format!("{key}: {e}"),

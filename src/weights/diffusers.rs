@@ -23,10 +23,11 @@ use serde::de::DeserializeOwned;
 use super::config::{self, Configured, Schema, Unique, parse_json};
 use super::layout::{self, Files, Refusal};
 use super::safetensors::WeightFile;
+use super::snapshot::snapshot_in;
 use super::{TensorInfo, to_f32s};
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, StoredDtype};
 use crate::error::{Error, Result};
-use crate::plan::{TensorData, WeightSource};
+use crate::plan::{FLOATS, TensorData, WeightSource};
 
 const MODEL_INDEX: &str = "model_index.json";
 
@@ -35,7 +36,8 @@ const MODEL_INDEX: &str = "model_index.json";
 pub struct LoadOptions {
     /// Map weight files into memory (the default), or read each tensor when it is loaded.
     pub mmap: bool,
-    /// Weight variant, such as `fp16`. `None`: the plain files, or the only variant.
+    /// Weight variant, such as `fp16`; a component that lacks it has its plain files opened. `None`: the plain files, or
+    /// the only variant.
     pub variant: Option<String>,
 }
 
@@ -52,6 +54,7 @@ pub struct Checkpoint {
     options: LoadOptions,
     class_name: String,
     classes: BTreeMap<String, String>,
+    warnings: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -61,11 +64,12 @@ enum Root {
 }
 
 impl Checkpoint {
-    /// Opens the folder `dir` and reads its `model_index.json`; no component is touched yet.
+    /// Opens the folder `dir` and reads its `model_index.json`; no component is touched yet. Of a model's folder in the hub's
+    /// cache a snapshot is opened, see [`snapshot_in`].
     ///
     /// # Errors
-    /// [`Error::Config`] when the folder is missing, or `model_index.json` is missing or damaged; [`Error::Io`] when it
-    /// cannot be read.
+    /// [`Error::Config`] when the folder is missing, `model_index.json` is missing or damaged, or no component has the variant
+    /// that is asked for; [`Error::Io`] when it cannot be read.
     pub fn open(dir: impl AsRef<Path>, options: LoadOptions) -> Result<Checkpoint> {
         let dir = dir.as_ref();
         match fs::metadata(dir) {
@@ -76,7 +80,12 @@ impl Checkpoint {
             }
             Err(e) => return Err(Error::io(dir, "open", e)),
         }
-        Self::with_root(Root::Folder(dir.to_path_buf()), options)
+        let snapshot = if dir.join(MODEL_INDEX).exists() { None } else { snapshot_in(dir)? };
+        let mut checkpoint = Self::with_root(Root::Folder(snapshot.as_deref().unwrap_or(dir).to_path_buf()), options)?;
+        checkpoint.warnings.extend(snapshot.map(|snapshot| {
+            format!("{} is a folder of the hub's cache; took its snapshot {}", dir.display(), snapshot.display())
+        }));
+        Ok(checkpoint)
     }
 
     /// A checkpoint that is part of the program: its name, and pairs of path (with `/`, relative to the checkpoint) and
@@ -93,7 +102,8 @@ impl Checkpoint {
     }
 
     fn with_root(root: Root, options: LoadOptions) -> Result<Checkpoint> {
-        let mut checkpoint = Checkpoint { root, options, class_name: String::new(), classes: BTreeMap::new() };
+        let (class_name, classes, warnings) = Default::default();
+        let mut checkpoint = Checkpoint { root, options, class_name, classes, warnings };
         let index: serde_json::Map<String, serde_json::Value> = checkpoint.json(MODEL_INDEX)?;
         if let Some(class) = index.get("_class_name").and_then(|c| c.as_str()) {
             checkpoint.class_name = class.to_string();
@@ -104,7 +114,25 @@ impl Checkpoint {
                 checkpoint.classes.insert(name.clone(), class.to_string());
             }
         }
+        checkpoint.check_variant()?;
         Ok(checkpoint)
+    }
+
+    /// Refuses a variant that no component has; a folder that cannot be listed shows when it is opened.
+    fn check_variant(&self) -> Result<()> {
+        let Some(variant) = &self.options.variant else { return Ok(()) };
+        let there: BTreeSet<String> = self
+            .classes
+            .keys()
+            .filter_map(|name| self.list(name).ok())
+            .flat_map(|names| layout::variants(&names))
+            .collect();
+        if there.contains(variant) {
+            return Ok(());
+        }
+        let there: Vec<String> = there.into_iter().collect();
+        let found = if there.is_empty() { "only plain files".to_owned() } else { there.join(", ") };
+        Err(Error::config(self.path(), format!("no component has weights of variant {variant}, found {found}")))
     }
 
     /// Where the checkpoint is, for messages.
@@ -131,6 +159,11 @@ impl Checkpoint {
             return model.replacen("--", "/", 1);
         }
         parts.first().map_or_else(|| path.display().to_string(), ToString::to_string)
+    }
+
+    /// What was chosen that a user may not expect, a line each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The pipeline class, such as `UnCLIPPipeline`; empty if `model_index.json` names none.
@@ -232,6 +265,11 @@ impl Checkpoint {
             })?;
         let mut files = Vec::new();
         let mut tensors = BTreeMap::new();
+        let mut warnings = Vec::new();
+        if let Some(wanted) = self.options.variant.as_deref().filter(|wanted| choice.variant.as_deref() != Some(wanted))
+        {
+            warnings.push(format!("{}: no weights of variant {wanted}; took the plain ones", path.display()));
+        }
         match choice.files {
             Files::Single(file) => {
                 let file = self.weight_file(name, &file)?;
@@ -250,11 +288,13 @@ impl Checkpoint {
                         return Err(broken(format!("weight_map names the shard {shard:?}, which is missing")));
                     }
                     let file = self.weight_file(name, shard)?;
-                    // Index and shard must list the same tensors, or files were mixed up.
-                    if let Some(tensor) = file.tensors().keys().find(|t| map.get(*t) != Some(shard)) {
-                        return Err(broken(format!(
-                            "{shard} holds tensor {tensor:?}, which weight_map puts elsewhere"
-                        )));
+                    // The index says what is taken.
+                    let more: Vec<&str> =
+                        file.tensors().keys().filter(|t| map.get(*t) != Some(shard)).map(String::as_str).collect();
+                    if !more.is_empty() {
+                        let path = file.path().display();
+                        warnings
+                            .push(format!("{path}: passed over what the index does not take from it: {}", few(&more)));
                     }
                     let listed = map.iter().filter(|(_, file)| *file == shard);
                     for (tensor, _) in listed {
@@ -269,7 +309,7 @@ impl Checkpoint {
                 }
             }
         }
-        Ok(Component { name: name.to_string(), path, variant: choice.variant, files, tensors })
+        Ok(Component { name: name.to_string(), path, variant: choice.variant, files, tensors, warnings })
     }
 
     fn weight_file(&self, component: &str, file: &str) -> Result<WeightFile> {
@@ -319,6 +359,7 @@ pub struct Component {
     files: Vec<WeightFile>,
     /// Tensor name to index of its file.
     tensors: BTreeMap<String, usize>,
+    warnings: Vec<String>,
 }
 
 impl Component {
@@ -335,6 +376,11 @@ impl Component {
     /// The weight variant that was opened, such as `fp16`; `None` for the plain files.
     pub fn variant(&self) -> Option<&str> {
         self.variant.as_deref()
+    }
+
+    /// What was chosen among the files that a user may not expect, a line each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The weight files: one, or the shards in order of their names.
@@ -373,11 +419,12 @@ impl Component {
     /// As [`Component::bytes`], and [`Error::Weights`] when the tensor is not of a floating-point type.
     pub fn f32s(&self, tensor: &str) -> Result<Vec<f32>> {
         let (file, info) = self.locate(tensor).ok_or_else(|| self.wrong(tensor, "a tensor of this name", "none"))?;
-        if !info.dtype.is_float() {
-            return Err(self.wrong(tensor, "F32, F16, BF16 or F64", &info.to_string()));
+        match &info.dtype {
+            StoredDtype::Known(dtype) if dtype.is_float() => {
+                Ok(to_f32s(*dtype, &file.bytes(info)?).expect("is_float names the types that convert"))
+            }
+            _ => Err(self.wrong(tensor, FLOATS, &info.to_string())),
         }
-        let bytes = file.bytes(info)?;
-        Ok(to_f32s(info.dtype, &bytes).expect("is_float names the types that convert"))
     }
 
     /// Checks that no weight file changed since it was opened. Call it when all tensors have been read; its limits are
@@ -400,12 +447,8 @@ impl Component {
     }
 
     fn wrong(&self, tensor: &str, expected: &str, found: &str) -> Error {
-        let path = match self.files.as_slice() {
-            [file] => file.path(),
-            _ => &self.path,
-        };
         Error::Weights {
-            path: path.to_path_buf(),
+            path: WeightSource::path(self, tensor).to_path_buf(),
             tensor: tensor.to_string(),
             expected: expected.to_string(),
             found: found.to_string(),
@@ -427,26 +470,35 @@ impl Signature {
 }
 
 impl WeightSource for Component {
-    fn shape(&self, tensor: &str) -> Option<Vec<usize>> {
-        self.info(tensor).map(|info| info.shape.clone())
+    fn find(&self, tensor: &str) -> Option<(StoredDtype, Vec<usize>)> {
+        self.info(tensor).map(|info| (info.dtype.clone(), info.shape.clone()))
     }
 
     fn load(&self, tensor: &str) -> Result<TensorData<'_>> {
         let (file, info) = self.locate(tensor).ok_or_else(|| self.wrong(tensor, "a tensor of this name", "none"))?;
-        Ok(match info.dtype {
-            Dtype::F32 => TensorData::F32(cast(file.bytes(info)?)),
-            Dtype::F16 => TensorData::F16(cast(file.bytes(info)?)),
-            Dtype::Bf16 => TensorData::Bf16(cast(file.bytes(info)?)),
+        Ok(match &info.dtype {
+            StoredDtype::Known(Dtype::F32) => TensorData::F32(cast(file.bytes(info)?)),
+            StoredDtype::Known(Dtype::F16) => TensorData::F16(cast(file.bytes(info)?)),
+            StoredDtype::Known(Dtype::Bf16) => TensorData::Bf16(cast(file.bytes(info)?)),
             _ => TensorData::F32(Cow::Owned(self.f32s(tensor)?)),
         })
     }
 
-    fn path(&self) -> &Path {
-        match self.files.as_slice() {
-            [file] => file.path(),
+    /// The file that holds the tensor; for one that is nowhere, the only file or the folder.
+    fn path(&self, tensor: &str) -> &Path {
+        match (self.locate(tensor), self.files.as_slice()) {
+            (Some((file, _)), _) | (None, [file]) => file.path(),
             _ => &self.path,
         }
     }
+}
+
+/// The first of many names.
+pub(crate) fn few(names: &[impl AsRef<str>]) -> String {
+    const SHOWN: usize = 5;
+    let shown: Vec<&str> = names.iter().take(SHOWN).map(AsRef::as_ref).collect();
+    let more = names.len().saturating_sub(SHOWN);
+    shown.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
 }
 
 /// Bytes as elements: in place if they are aligned, else copied.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::Checkpoint;
-use crate::dtype::Dtype;
+use crate::dtype::StoredDtype;
 use crate::error::Result;
 
 /// What [`inspect`] found about one component.
@@ -18,13 +18,15 @@ pub struct ComponentReport {
     /// Number of floating-point weights.
     pub parameters: u64,
     /// Number of tensors of each type.
-    pub dtypes: BTreeMap<Dtype, usize>,
+    pub dtypes: BTreeMap<StoredDtype, usize>,
     /// Bytes of all tensors.
     pub bytes: u64,
     /// The files that would be read, relative to the checkpoint.
     pub files: Vec<String>,
     /// Weight variant that would be read; `None` for plain files.
     pub variant: Option<String>,
+    /// What was chosen that a user may not expect, a line each.
+    pub warnings: Vec<String>,
     /// Why it would not load.
     pub problem: Option<String>,
 }
@@ -71,13 +73,14 @@ fn look(checkpoint: &Checkpoint, report: &mut ComponentReport) -> Result<()> {
 
     let component = checkpoint.component(&name)?;
     report.variant = component.variant().map(str::to_string);
+    report.warnings = component.warnings().to_vec();
     report.bytes = component.total_bytes();
     for file in component.files() {
         let path = file.path().strip_prefix(checkpoint.path()).unwrap_or(file.path());
         report.files.push(path.display().to_string());
     }
     for (_, info) in component.tensors() {
-        *report.dtypes.entry(info.dtype).or_default() += 1;
+        *report.dtypes.entry(info.dtype.clone()).or_default() += 1;
         if info.dtype.is_float() {
             report.parameters += info.elements() as u64;
         }

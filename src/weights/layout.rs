@@ -44,7 +44,7 @@ pub enum Refusal {
 
 /// Chooses the weight files among the `names` in a folder.
 ///
-/// With a `variant`, only its files. Without one, the plain files, or else the only variant.
+/// With a `variant`, its files, or else the plain ones. Without one, the plain files, or else the only variant.
 ///
 /// # Errors
 /// A [`Refusal`] that says what was expected and what is there.
@@ -69,8 +69,10 @@ pub fn choose(names: &[String], variant: Option<&str>) -> Result<Choice, Refusal
             None if found.contains_key(&None) || found.len() > 1 => None,
             None => found.keys().next().cloned().flatten(),
         };
-        if let Some(files) = found.get(&wanted) {
-            return Ok(Choice { variant: wanted, files: files.clone() });
+        for wanted in [wanted, None] {
+            if let Some(files) = found.get(&wanted) {
+                return Ok(Choice { variant: wanted, files: files.clone() });
+            }
         }
         let there: Vec<&str> = found.keys().map(|v| v.as_deref().unwrap_or("the plain files")).collect();
         let there = there.join(", ");
@@ -90,6 +92,15 @@ pub fn choose(names: &[String], variant: Option<&str>) -> Result<Choice, Refusal
         )),
         None => Refusal::Missing(format!("expected weights in {}.safetensors or {}.safetensors", STEMS[0], STEMS[1])),
     })
+}
+
+/// The variants of which there are weights among the `names` in a folder.
+pub fn variants(names: &[String]) -> Vec<String> {
+    let of_name = |name: &String| {
+        let (variant, kind) = STEMS.iter().find_map(|stem| classify(name, stem))?;
+        variant.filter(|_| kind != Kind::Shard)
+    };
+    names.iter().filter_map(of_name).collect()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,10 +191,14 @@ mod tests {
     }
 
     #[test]
-    fn a_requested_variant_that_is_missing_names_what_is_there() {
+    fn without_the_requested_variant_the_plain_files_are_taken_but_no_other_variant() {
         let plain = names(&["model.safetensors", "model.bf16.safetensors"]);
-        let Err(Refusal::Missing(text)) = choose(&plain, Some("fp16")) else { panic!("chose one") };
-        assert!(text.contains("fp16") && text.contains("the plain files, bf16"), "{text}");
+        assert_eq!(choose(&plain, Some("fp16")), single(None, "model.safetensors"));
+        let Err(Refusal::Missing(text)) = choose(&plain[1..], Some("fp16")) else { panic!("chose one") };
+        assert!(text.contains("fp16") && text.contains("found bf16"), "{text}");
+        let shard = names(&["model.fp16-00001-of-00002.safetensors", "model.safetensors.index.fp16.json"]);
+        assert_eq!(variants(&shard), ["fp16"]);
+        assert_eq!(variants(&plain), ["bf16"]);
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! one part of it with its weight files open; dropping it closes them. Tensors are read when they are used.
 //!
 //! One layer a file: [`safetensors`] reads a weight file, [`layout`] finds the files of a component (shards, variants),
-//! [`config`] checks configuration files, [`diffusers`] puts them together. [`inspect`] reports on every component, also
+//! [`config`] checks configuration files, [`diffusers`] puts them together; `snapshot` finds a checkpoint inside the
+//! hub's cache. [`inspect`] reports on every component, also
 //! past broken ones.
 //!
 //! A file's header is validated completely before any tensor is read; every tensor then lies inside the file. For files
@@ -17,23 +18,26 @@ pub mod diffusers;
 mod inspect;
 pub mod layout;
 pub mod safetensors;
+mod snapshot;
 
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, StoredDtype};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use std::fmt;
 
 #[cfg(feature = "default-model")]
 pub use default_model::default_model;
+pub(crate) use diffusers::few;
 pub use diffusers::{Checkpoint, Component, LoadOptions, Signature};
 pub use inspect::{ComponentReport, inspect};
 pub use safetensors::WeightFile;
+pub use snapshot::snapshot_in;
 
 /// Type, shape and offset of a stored tensor (row-major, little-endian).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
     /// Element type.
-    pub dtype: Dtype,
+    pub dtype: StoredDtype,
     /// Outermost dimension first; empty for a scalar.
     pub shape: Vec<usize>,
     /// First byte, counted from the start of the file.
@@ -45,7 +49,7 @@ pub struct TensorInfo {
 impl TensorInfo {
     /// Number of elements.
     pub fn elements(&self) -> usize {
-        self.size_bytes / self.dtype.size_bytes()
+        self.shape.iter().product()
     }
 }
 

@@ -30,8 +30,9 @@ use memmap2::Mmap;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use super::TensorInfo;
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, StoredDtype};
 use crate::error::{Error, Result};
+use crate::sniff;
 
 /// Bytes of the length field in front of the header.
 const PREFIX: usize = 8;
@@ -80,10 +81,10 @@ impl WeightFile {
         let disk = OnDisk { len: metadata.len(), modified: metadata.modified().ok(), file };
         let (source, tensors) = if mmap && disk.len >= PREFIX as u64 {
             let map = map(&disk.file).map_err(|e| Error::io(path, "map", e))?;
-            let tensors = validate(&map).map_err(|reason| broken(path, reason))?;
+            let tensors = validate(&map).map_err(|reason| broken(path, explained(&map, reason)))?;
             (Source::Mapped(map, disk), tensors)
         } else {
-            let tensors = disk.read_header(path)?;
+            let tensors = disk.read_header(path)?.map_err(|reason| broken(path, explained(&disk.first(), reason)))?;
             (Source::Read(disk), tensors)
         };
         Ok(WeightFile { path: path.to_path_buf(), source, tensors })
@@ -94,7 +95,7 @@ impl WeightFile {
     /// # Errors
     /// [`Error::WeightFile`] when it is not a sound safetensors file.
     pub fn from_memory(path: &Path, bytes: &'static [u8]) -> Result<WeightFile> {
-        let tensors = validate(bytes).map_err(|reason| broken(path, reason))?;
+        let tensors = validate(bytes).map_err(|reason| broken(path, explained(bytes, reason)))?;
         Ok(WeightFile { path: path.to_path_buf(), source: Source::Memory(bytes), tensors })
     }
 
@@ -167,17 +168,39 @@ impl OnDisk {
         self.file.metadata().map_err(|e| Error::io(path, "read", e))
     }
 
-    /// Reads prefix and header only; tensors stay on disk until they are loaded.
-    fn read_header(&self, path: &Path) -> Result<BTreeMap<String, TensorInfo>> {
+    /// Reads prefix and header only; tensors stay on disk until they are loaded. The inner error is a reason.
+    fn read_header(&self, path: &Path) -> Result<Result<BTreeMap<String, TensorInfo>, String>> {
         let mut prefix = [0; PREFIX];
         if self.len >= PREFIX as u64 {
             read_at(&self.file, &mut prefix, 0).map_err(|e| Error::io(path, "read", e))?;
         }
-        let header_len = header_len(prefix, self.len).map_err(|reason| broken(path, reason))?;
+        let header_len = match header_len(prefix, self.len) {
+            Ok(header_len) => header_len,
+            Err(reason) => return Ok(Err(reason)),
+        };
         let mut header = vec![0; header_len];
         read_at(&self.file, &mut header, PREFIX as u64).map_err(|e| Error::io(path, "read", e))?;
-        parse_header(&header, self.len).map_err(|reason| broken(path, reason))
+        Ok(parse_header(&header, self.len))
     }
+
+    /// The first bytes, for a message; none if they cannot be read.
+    fn first(&self) -> Vec<u8> {
+        let mut first = vec![0; self.len.min(sniff::FIRST_BYTES as u64) as usize];
+        match read_at(&self.file, &mut first, 0) {
+            Ok(()) => first,
+            Err(_) => Vec::new(),
+        }
+    }
+}
+
+/// Why a file was refused: that it is something else, if its first bytes say so, or else the `reason` of the reader.
+fn explained(first: &[u8], reason: String) -> String {
+    let plausible = first.first_chunk().is_some_and(|len| u64::from_le_bytes(*len) <= MAX_HEADER_BYTES);
+    // A length and a brace begin a safetensors file, even if the length alone is another format's signature.
+    if plausible && first.get(PREFIX) == Some(&b'{') {
+        return reason;
+    }
+    sniff::instead_of("a safetensors file", first).unwrap_or(reason)
 }
 
 fn broken(path: &Path, reason: impl Into<String>) -> Error {
@@ -257,11 +280,14 @@ fn parse_header(header: &[u8], file_len: u64) -> Result<BTreeMap<String, TensorI
     let mut out = BTreeMap::new();
     let (mut end, mut previous) = (0, "");
     for (name, info) in &tensors {
-        let dtype = known_dtype(info.dtype)
-            .ok_or_else(|| format!("tensor {name:?} has type {}, which this engine does not read", info.dtype))?;
+        let dtype = stored_dtype(info.dtype);
         let (from, to) = info.data_offsets;
-        let size = (info.shape.iter().try_fold(dtype.size_bytes(), |n, d| n.checked_mul(*d)))
+        let bits = (info.shape.iter().try_fold(info.dtype.bitsize(), |n, d| n.checked_mul(*d)))
             .ok_or_else(|| format!("tensor {name:?}: its shape {:?} is larger than memory can be", info.shape))?;
+        if !bits.is_multiple_of(8) {
+            return Err(format!("tensor {name:?}: {dtype} {:?} does not end with a byte", info.shape));
+        }
+        let size = bits / 8;
         if to.checked_sub(from) != Some(size) {
             return Err(format!(
                 "tensor {name:?}: expected {size} bytes for {dtype} {:?}, its offsets are {from}..{to}",
@@ -332,9 +358,10 @@ impl<'de> Visitor<'de> for HeaderVisitor {
     }
 }
 
-fn known_dtype(dtype: ::safetensors::Dtype) -> Option<Dtype> {
+/// A type by its name in the header; of those that no model uses only the name is kept.
+fn stored_dtype(dtype: ::safetensors::Dtype) -> StoredDtype {
     use ::safetensors::Dtype as Stored;
-    Some(match dtype {
+    StoredDtype::Known(match dtype {
         Stored::BOOL => Dtype::Bool,
         Stored::U8 => Dtype::U8,
         Stored::I8 => Dtype::I8,
@@ -350,6 +377,6 @@ fn known_dtype(dtype: ::safetensors::Dtype) -> Option<Dtype> {
         Stored::U64 => Dtype::U64,
         Stored::I64 => Dtype::I64,
         Stored::F64 => Dtype::F64,
-        _ => return None,
+        other => return StoredDtype::Other(other.to_string()),
     })
 }

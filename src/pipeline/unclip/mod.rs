@@ -122,6 +122,7 @@ fn open(checkpoint: &Arc<Checkpoint>) -> Result<Box<dyn Family>> {
         checkpoint: checkpoint.clone(),
     };
     family.check()?;
+    family.check_defaults()?;
     Ok(Box::new(family))
 }
 
@@ -270,6 +271,22 @@ impl UnClip {
             }
             None => Ok(tokens),
         }
+    }
+
+    /// Refuses a checkpoint whose own settings no schedule has steps for.
+    fn check_defaults(&self) -> Result<()> {
+        let Settings { prior_steps, decoder_steps, super_res_steps, .. } = self.defaults;
+        let prior = self.prior.as_ref().map(|prior| ("prior steps", &prior.scheduler, prior_steps));
+        let others = [
+            ("decoder steps", &self.decoder_scheduler, decoder_steps),
+            ("super-resolution steps", &self.super_res_scheduler, super_res_steps),
+        ];
+        let check = |(setting, scheduler, steps): (&str, &Configured<SchedulerConfig>, usize)| {
+            Schedule::new(scheduler).timesteps(setting, steps).map(drop)
+        };
+        let checked = prior.into_iter().chain(others).try_for_each(check).and_then(|()| self.defaults.check());
+        let path = self.checkpoint.path().join("model_index.json");
+        checked.map_err(|error| Error::config(path, format!("_engine_defaults: {error}")))
     }
 
     /// Sizes that two components must agree on.

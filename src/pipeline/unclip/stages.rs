@@ -99,14 +99,15 @@ impl UnClip {
 
     fn encode_texts(&self, session: &mut Session<'_, '_>, tokens: &[Tokens]) -> Result<Vec<Arc<EncodedText>>> {
         let mut texts = Vec::new();
-        session.stage(TEXT_ENCODER, Shapes::batch(1, false), tokens.len(), 0, |_, executable, group| {
+        session.stage(TEXT_ENCODER, Shapes::batch(1, false), tokens.len(), 0, |session, executable, group| {
             let tokens = &tokens[group];
             let ids: Vec<u32> = tokens.iter().flat_map(|t| &t.ids).copied().collect();
             let pooled: Vec<u32> = tokens.iter().map(|t| self.text_encoder.pooled_position(&t.ids)).collect();
             executable.write_u32("ids", &ids)?;
             executable.write_u32("pooled", &pooled)?;
             executable.run_once()?;
-            let (embeds, hidden) = (executable.read("text_embeds")?, executable.read("hidden")?);
+            let mut read = |output| session.read(TEXT_ENCODER, executable, output);
+            let (embeds, hidden) = (read("text_embeds")?, read("hidden")?);
             texts.extend(tokens.iter().enumerate().map(|(i, t)| {
                 let of = |data: &[f32]| row(data, i, tokens.len()).to_vec();
                 let mask = t.mask.iter().map(|&seen| f32::from(u8::from(seen))).collect();
@@ -128,10 +129,7 @@ impl UnClip {
             }
             executable.write("pixel_values", &prepared)?;
             executable.run_once()?;
-            let found = executable.read("image_embeds")?;
-            if found.iter().any(|x| !x.is_finite()) {
-                return Err(Error::NotFinite { stage: IMAGE_ENCODER.to_string() });
-            }
+            let found = session.read(IMAGE_ENCODER, executable, "image_embeds")?;
             embeds.extend((0..group.len()).map(|i| row(&found, i, group.len()).to_vec()));
             if session.trace.is_on() {
                 pixels.extend(prepared);
@@ -161,7 +159,7 @@ impl UnClip {
             sampling.trace_start(&draws, session.trace);
             super::recording::prior_inputs(session.trace, executable)?;
             session.sample(PRIOR, &sampling, executable, 0..steps, &time, &mut draws)?;
-            let found = executable.read("image_embeds")?;
+            let found = session.read(PRIOR, executable, "image_embeds")?;
             for (draft, image) in drafts.iter_mut().zip(found.chunks_exact(dim)) {
                 draft.image = image.to_vec();
             }
@@ -187,7 +185,8 @@ impl UnClip {
             executable.write("text_embeds", &of_texts(drafts, |text| &text.embeds))?;
             executable.write("hidden", &of_texts(drafts, |text| &text.hidden))?;
             executable.run_once()?;
-            let (context, added) = (executable.read("context")?, executable.read("added")?);
+            let mut read = |output| session.read(TEXT_PROJ, executable, output);
+            let (context, added) = (read("context")?, read("added")?);
             let masks = of_texts(drafts, |text| &text.mask);
             let rows = halves * drafts.len();
             super::recording::conditions(session.trace, &context, &added, rows, self.tokens() + extra);
