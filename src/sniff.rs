@@ -219,7 +219,7 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
 /// The kind that the brands of an ISO base media file name: `ftyp` with its own brand and compatible ones.
 fn brand(first: &[u8]) -> Option<Kind> {
     let length = u32::from_be_bytes(*first.first_chunk()?) as usize;
-    let list = first.get(4..length.clamp(8, first.len()))?.strip_prefix(b"ftyp")?;
+    let list = first.get(4..length.min(first.len()))?.strip_prefix(b"ftyp")?;
     let brands = list.as_chunks::<4>().0;
     // HEIC's general brands are those of AVIF, too.
     BRANDS.iter().find(|(_, known)| known.iter().any(|brand| brands.contains(brand))).map(|(kind, _)| *kind)
@@ -293,8 +293,15 @@ mod tests {
 
     #[test]
     fn what_has_no_signature_is_not_guessed() {
-        for first in [&b"\0\0\0\0\0\0\0\0"[..], b"\0\0\0\x18ftypabcd\0\0\0\0", b"BM and text\x01", b"\xfe\xfe", b"  \n"]
-        {
+        for first in [
+            &b"\0\0\0\0\0\0\0\0"[..],
+            b"\0\0\0\x18ftypabcd\0\0\0\0",
+            b"BM and text\x01",
+            b"\xfe\xfe",
+            b"  \n",
+            b"\0\0\0\0",
+            b"\0\0\0\x02ftypavif",
+        ] {
             assert_eq!(Kind::of(first), None, "{first:?}");
         }
         // The beginning of safetensors files: a length and a header.
