@@ -52,8 +52,10 @@ pub enum Kind {
     Text,
 }
 
-/// Signatures: kind, and bytes with their offset, all of which must be there.
-const SIGNATURES: &[(Kind, &[(usize, &[u8])])] = &[
+/// A kind, and bytes with their offsets, all of which must be there.
+type Signature = (Kind, &'static [(usize, &'static [u8])]);
+
+const SIGNATURES: &[Signature] = &[
     (Kind::Png, &[(0, b"\x89PNG\r\n\x1a\n")]),
     (Kind::Jpeg, &[(0, b"\xff\xd8\xff")]),
     (Kind::WebP, &[(0, b"RIFF"), (8, b"WEBP")]),

@@ -4,14 +4,21 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::Path;
 use support::golden::{MODEL, Recording, channels_last};
-use unclip::Dtype;
 use unclip::backend::cpu::Cpu;
 use unclip::backend::{Backend, Executable};
+use unclip::cases::Tensors;
 use unclip::diffusion::sampler::time_features;
+use unclip::model::{Sizes, decoder, image_encoder, text_encoder, unet};
+use unclip::ops::{Noise, Prediction, SamplerStep, Variance};
 use unclip::pipeline::{Pipeline, Request, Shapes, Task};
-use unclip::weights::{Checkpoint, LoadOptions};
+use unclip::plan::{Graph, Plan, TensorData, ValueId, WeightSource};
+use unclip::weights::config::{self, Configured};
+use unclip::weights::{Checkpoint, Component, LoadOptions};
+use unclip::{Dtype, Result, StoredDtype};
 
 /// Pictures in the recording.
 const PICTURES: usize = 2;
@@ -110,6 +117,124 @@ fn the_text_encoder_answers_as_the_original() {
         want.extend(&uncond[..uncond.len() / PICTURES]);
         assert_close(&executable.read(output).unwrap(), (shape, want), name);
     }
+}
+
+/// The same numbers under other names.
+struct Renamed {
+    component: Component,
+    names: BTreeMap<String, String>,
+}
+
+impl Renamed {
+    fn new(component: Component, rename: impl Fn(&str) -> String) -> Renamed {
+        let names = component.tensors().map(|(name, _)| (rename(name), name.to_owned())).collect();
+        Renamed { component, names }
+    }
+}
+
+impl WeightSource for Renamed {
+    fn find(&self, tensor: &str) -> Option<(StoredDtype, Vec<usize>)> {
+        self.component.find(self.names.get(tensor)?)
+    }
+
+    fn load(&self, tensor: &str) -> Result<TensorData<'_>> {
+        self.component.load(&self.names[tensor])
+    }
+
+    fn path(&self, tensor: &str) -> &Path {
+        WeightSource::path(&self.component, tensor)
+    }
+}
+
+/// That a plan over the renamed tensors of a component takes the same ones in the same places.
+#[track_caller]
+fn assert_same_tensors(
+    component: &str,
+    plan: impl Fn(&dyn WeightSource) -> Result<Plan>,
+    rename: impl Fn(&str) -> String,
+) {
+    let open = || Checkpoint::open(MODEL, LoadOptions::default()).unwrap().component(component).unwrap();
+    let renamed = Renamed::new(open(), rename);
+    let (want, got) = (plan(&open()).unwrap(), plan(&renamed).unwrap());
+    let wanted: Vec<(&str, ValueId)> = want.weights().collect();
+    let found: Vec<(&str, ValueId)> = got.weights().map(|(name, id)| (renamed.names[name].as_str(), id)).collect();
+    assert_eq!(found, wanted);
+    assert!(wanted.len() > 10);
+    Cpu::new(1).unwrap().prepare(got, &renamed).unwrap();
+}
+
+/// transformers 5.23 loads all of these with the same result.
+#[test]
+fn towers_are_found_without_their_prefix_and_with_it_twice() {
+    let checkpoint = Checkpoint::open(MODEL, LoadOptions::default()).unwrap();
+    let text = checkpoint.config::<text_encoder::Config>("text_encoder/config.json").unwrap();
+    let vision = checkpoint.config::<image_encoder::Config>("image_encoder/config.json").unwrap();
+    for (component, prefix) in [("text_encoder", "text_model."), ("image_encoder", "vision_model.")] {
+        let plan = |source: &dyn WeightSource| match component {
+            "text_encoder" => text_encoder::plan(&text, source, 1),
+            _ => image_encoder::plan(&vision, source, 1),
+        };
+        let twice = prefix.repeat(2);
+        assert_same_tensors(component, plan, |name| name.replacen(prefix, "", 1));
+        assert_same_tensors(component, plan, |name| name.replacen(prefix, &twice, 1));
+        // The projection's name may have it, too.
+        assert_same_tensors(component, plan, |name| format!("{prefix}{name}"));
+    }
+}
+
+#[test]
+fn attention_is_found_under_the_names_of_old_files() {
+    const NAMES: [[&str; 2]; 4] =
+        [["to_q.", "query."], ["to_k.", "key."], ["to_v.", "value."], ["to_out.0.", "proj_attn."]];
+    let pipeline =
+        Pipeline::open(Checkpoint::open(MODEL, LoadOptions::default()).unwrap(), Box::new(Cpu::new(1).unwrap()))
+            .unwrap();
+    let config = pipeline.checkpoint().config::<unet::Config>("decoder/config.json").unwrap();
+    let rule = SamplerStep {
+        guided: false,
+        variance: Variance::LearnedRange,
+        prediction: Prediction::Epsilon,
+        clip: Some(1.0),
+        noise: Noise::Given,
+    };
+    let sizes = Sizes { pictures: 1, steps: 1, rule };
+    let plan = |source: &dyn WeightSource| decoder::plan(&config, source, &sizes, 81);
+    let old = |name: &str| NAMES.iter().fold(name.to_owned(), |name, [new, old]| name.replace(new, old));
+    assert_same_tensors("decoder", plan, old);
+}
+
+/// diffusers reads the heads of the way up from the front of the list, which only unequal entries show.
+#[test]
+fn lists_of_one_entry_for_each_level_mean_what_they_mean_to_the_original() {
+    let recording = Recording::configurations();
+    let config: Configured<unet::Config> =
+        config::read(Path::new("config.json"), &recording.text("unet/config")).unwrap();
+    assert_eq!((config.warnings().len(), config.sample_size, config.cross_attention_dim), (0, Some(4), Some(6)));
+    let mut weights = Tensors::default();
+    for (name, _) in recording.tensors().tensors() {
+        if let Some(tensor) = name.strip_prefix("unet/weights/") {
+            let (shape, values) = recording.get(&name);
+            weights.insert(tensor, &shape, values, Dtype::F32);
+        }
+    }
+    let graph = Graph::new("unet", &weights);
+    let conditions = unet::Conditions {
+        time: graph.input("time", &[1, config.time_features()]),
+        step: graph.step_number(),
+        added: Some(graph.input("added", &[2, config.time_embedding()])),
+        context: Some((graph.input("context", &[2, 5, 6]), graph.input("mask", &[2, 5]))),
+    };
+    let sample = graph.input("sample", &[2, 4, 4, 3]);
+    graph.output("output", unet::forward(&graph.weights(), &config, sample, &conditions));
+    let mut executable = Cpu::new(2).unwrap().prepare(graph.finish().unwrap(), &weights).unwrap();
+    for name in ["sample", "context", "mask", "added"] {
+        write(&mut *executable, name, recording.get(&format!("unet/{name}")));
+    }
+    let timestep = recording.get("unet/timestep").1[0] as u32;
+    executable.write("time", &time_features(&[timestep], config.time_features(), true, 0.0)).unwrap();
+    executable.run_once().unwrap();
+    executable.run_step(0).unwrap();
+    assert_close(&executable.read("output").unwrap(), recording.get("unet/output"), "output");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use unclip::backend::cpu::Cpu;
 use unclip::image::Image;
 use unclip::pipeline::{Event, Pipeline, Request, Task, Trace};
 use unclip::preprocess::Preprocessor;
+use unclip::weights::config::{self, Configured};
 use unclip::weights::{Checkpoint, LoadOptions};
 use unclip::{Error, Result};
 
@@ -43,6 +44,52 @@ fn pictures_are_prepared_to_the_bit_as_the_original_does() {
         let got = preprocessor.prepare(&recording.image(&image)).unwrap();
         assert!(got == channels_last(&shape, &want), "{image}");
     }
+}
+
+/// As `{height, width}`, `[height, width]`, with a longest edge, or so small that the crop has a black border.
+#[test]
+fn every_spelling_of_a_size_is_resized_to_the_bit_as_the_original_does() {
+    let recording = Recording::configurations();
+    let mut cases = 0;
+    while recording.tensors().tensor(&format!("sizes/{cases}/config")).is_ok() {
+        let text = recording.text(&format!("sizes/{cases}/config"));
+        let what = String::from_utf8_lossy(&text);
+        let preprocessor: Configured<Preprocessor> = config::read(Path::new("c.json"), &text).expect(&what);
+        assert_eq!(preprocessor.warnings(), [""; 0], "{what}");
+        let (shape, want) = recording.get(&format!("sizes/{cases}/pixel_values"));
+        let got = preprocessor.prepare(&recording.image(&format!("sizes/{cases}/image"))).unwrap();
+        assert!(got == channels_last(&shape, &want), "{what}");
+        cases += 1;
+    }
+    assert_eq!(cases, 17);
+}
+
+#[test]
+fn a_size_that_the_original_cannot_resize_to_is_refused_with_its_key() {
+    for size in [
+        r#"{"longest_edge": 30}"#,
+        r#"{"shortest_edge": 28, "longest_edge": "x"}"#,
+        r#"{"height": 28}"#,
+        r#"{"max_height": 28, "max_width": 28}"#,
+        "[28]",
+        "[28, 28, 3]",
+        "0",
+        "1e9",
+        "\"big\"",
+    ] {
+        let read = |text: String| {
+            let read: Result<Configured<Preprocessor>> = config::read(Path::new("c.json"), text.as_bytes());
+            read.expect_err(&text).to_string()
+        };
+        let message = read(format!(r#"{{"size": {size}, "crop_size": 8}}"#));
+        assert!(message.contains("c.json: size is ") && message.contains("this engine knows"), "{message}");
+        let message = read(format!(r#"{{"size": 8, "crop_size": {size}}}"#));
+        assert!(message.contains("c.json: crop_size is "), "{message}");
+    }
+    let flat = Image { width: 4000, height: 1, pixels: vec![7; 12_000] };
+    let text = br#"{"size": {"shortest_edge": 10, "longest_edge": 20}, "crop_size": 8}"#;
+    let preprocessor: Configured<Preprocessor> = config::read(Path::new("c.json"), text).unwrap();
+    assert!(preprocessor.prepare(&flat).unwrap_err().to_string().contains("4000x1 pixels"));
 }
 
 #[test]
@@ -137,8 +184,7 @@ fn what_is_missing_or_not_implemented_is_named_before_anything_is_loaded() {
     for (from, to, part) in [
         ("\"resample\": 3", "\"resample\": 2", "resample is 2"),
         ("\"do_center_crop\": true", "\"do_center_crop\": false", "do_center_crop is false"),
-        ("\"shortest_edge\": 28", "\"shortest_edge\": 20", "crop_size is 28"),
-        ("\"shortest_edge\": 28", "\"height\": 28, \"width\": 28", "shortest_edge"),
+        ("\"shortest_edge\": 28", "\"longest_edge\": 28", "size is {\"longest_edge\":28}"),
         ("\"height\": 28", "\"height\": 30", "crop_size"),
         ("0.26862954", "0", "image_std"),
     ] {

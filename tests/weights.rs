@@ -2,19 +2,19 @@
 
 #![allow(clippy::unwrap_used)] // a failed expectation ends a test, as it should
 
+#[path = "weights/configurations.rs"]
+mod configurations;
+mod support;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use safetensors::{Dtype as Stored, serialize, tensor::TensorView};
-use serde_json::{Map, Value, json};
 use tempfile::TempDir;
-use unclip::diffusion::SchedulerConfig;
-use unclip::model::{image_encoder, prior, text_encoder, text_proj, unet};
 use unclip::pipeline::inspect;
-use unclip::preprocess::Preprocessor;
-use unclip::weights::config::{self, Schema};
+use unclip::plan::WeightSource;
 use unclip::weights::{Checkpoint, Component, LoadOptions, WeightFile};
 use unclip::{Dtype, Error};
 
@@ -118,7 +118,7 @@ fn each_breach_of_the_format_is_named() {
     assert_eq!(reason(&raw(&header(&[t("a", 0, 4), t("b", 4, 8)]), 8)), None);
     assert_eq!(reason(&raw("{}", 0)), None);
 
-    refused(&[], "at least 8 bytes, found 0");
+    refused(b"\x02\0\0", "at least 8 bytes, found 3");
     refused(&raw(&header(&[t("a", 0, 4), t("a", 4, 8)]), 8), "\"a\" appears twice");
     refused(&raw(r#"{"__metadata__":{},"__metadata__":{}}"#, 0), "\"__metadata__\" appears twice");
     refused(&raw(&header(&[t("a", 0, 5), t("b", 4, 8)]), 8), "overlap: tensor \"b\" begins at byte 4");
@@ -129,7 +129,8 @@ fn each_breach_of_the_format_is_named() {
     refused(&raw(&header(&[t("a", 4, 0)]), 4), "expected 0 bytes");
     refused(&raw(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#, 4), "expected 8 bytes for F32 [2]");
     refused(&raw(r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}"#, 0), "larger than");
-    refused(&raw(r#"{"a":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}"#, 1), "type F4");
+    refused(&raw(r#"{"a":{"dtype":"F4","shape":[3],"data_offsets":[0,1]}}"#, 1), "F4 [3] does not end with a byte");
+    refused(&raw(r#"{"a":{"dtype":"C64","shape":[2],"data_offsets":[0,8]}}"#, 8), "expected 16 bytes for C64 [2]");
     refused(
         &raw(r#"{"a":{"dtype":"F33","shape":[1],"data_offsets":[0,4]}}"#, 4),
         "tensor \"a\": unknown variant `F33`",
@@ -145,6 +146,56 @@ fn each_breach_of_the_format_is_named() {
 
     let many: Vec<String> = (0..=100_000).map(|i| t(&i.to_string(), 0, 0)).collect();
     refused(&raw(&header(&many), 0), "more than 100000 tensors");
+}
+
+/// The files that people have under the name of a weight file, and what each is to be called.
+const OTHER_FILES: [(&[u8], &str, &str); 9] = [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "a Git LFS pointer", "git lfs pull"),
+    (b"<!DOCTYPE html><title>401</title>", "a web page (HTML)", "download it again"),
+    (b"{\"error\":\"Repository not found\"}", "a JSON text that begins \"{", "download it again"),
+    (b"Entry not found", "a text that begins \"Entry not found\"", "download it again"),
+    (b"PK\x03\x04\0\0\x08\x08\0\0\0\0\0\0archive/data.pkl", "a PyTorch checkpoint", "safetensors.torch.save_file"),
+    (b"PK\x03\x04\0\0\0\0\0\0\0\0\0\0", "a zip archive", "safetensors.torch.save_file"),
+    (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "a Python pickle", "safetensors.torch.save_file"),
+    (b"GGUF\x03\0\0\0\x20\0\0\0\0\0\0\0", "a GGUF file", "safetensors"),
+    (b"", "an empty file", "download it again"),
+];
+
+#[test]
+fn a_file_that_is_something_else_is_called_what_it_is() {
+    for (bytes, name, remedy) in OTHER_FILES {
+        refused(bytes, &format!("expected a safetensors file, found {name}"));
+        refused(bytes, remedy);
+        if name.starts_with("a JSON") {
+            continue; // is what was expected, and has no `_class_name`
+        }
+        let dir = checkpoint(&[("model_index.json", bytes)]);
+        let text = message(Checkpoint::open(dir.path(), LoadOptions::default()));
+        assert!(text.contains(&format!("model_index.json: expected a JSON text, found {name}")), "{text}");
+    }
+}
+
+#[test]
+fn a_tensor_of_any_type_is_kept_and_refused_when_it_is_asked_for() {
+    for (dtype, bytes) in [("F8_E8M0", 4), ("C64", 32), ("F8_E4M3FNUZ", 4), ("F4", 2), ("I8", 4), ("F8_E4M3", 4)] {
+        let header = format!(
+            r#"{{"a":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}},
+                "b":{{"dtype":"{dtype}","shape":[4],"data_offsets":[4,{}]}}}}"#,
+            4 + bytes
+        );
+        let dir = checkpoint(&[CONFIG, ("prior/model.safetensors", &raw(&header, 4 + bytes))]);
+        let component = prior(&dir, true, None).unwrap();
+        assert_eq!(component.f32s("a").unwrap(), [0.0]);
+        component.require("a", &[1]).unwrap();
+        assert_eq!((component.info("b").unwrap().elements(), component.total_bytes()), (4, 4 + bytes as u64));
+        // At recording, which reads no tensor, and at loading.
+        let wanted = format!("tensor b: expected F32, F16, BF16 or F64, found {dtype} [4]");
+        for refused in
+            [message(component.require("b", &[4])), message(component.load("b")), message(component.f32s("b"))]
+        {
+            assert!(refused.contains("model.safetensors: ") && refused.ends_with(&wanted), "{refused}");
+        }
+    }
 }
 
 #[test]
@@ -214,109 +265,6 @@ fn mapped_read_and_embedded_checkpoints_give_the_same_tensors() {
     shared(&ways);
 }
 
-/// Reads one of the tiny checkpoint's files with some keys replaced: the warnings, or the error.
-fn changed_config<T: Schema>(file: &str, change: Value) -> Result<Vec<String>, String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny").join(file);
-    let mut config: Map<String, Value> = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    config.extend(change.as_object().unwrap().clone());
-    let text = serde_json::to_vec(&config).unwrap();
-    config::read::<T>(&path, &text).map(|config| config.warnings().to_vec()).map_err(|e| e.to_string())
-}
-
-#[test]
-fn every_key_of_the_shipped_checkpoints_is_known() {
-    // The default model's files have all arguments of the classes of diffusers 0.42, tiny's those of 0.11.
-    for model in ["tests/golden/tiny", "models/default"] {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(model);
-        let checkpoint = Checkpoint::open(folder, LoadOptions::default()).unwrap();
-        fn warnings<T: Schema>(checkpoint: &Checkpoint, file: &str) -> Vec<String> {
-            checkpoint.config::<T>(file).unwrap().warnings().to_vec()
-        }
-        let mut all = warnings::<text_encoder::Config>(&checkpoint, "text_encoder/config.json");
-        all.extend(warnings::<image_encoder::Config>(&checkpoint, "image_encoder/config.json"));
-        all.extend(warnings::<prior::Config>(&checkpoint, "prior/config.json"));
-        all.extend(warnings::<text_proj::Config>(&checkpoint, "text_proj/config.json"));
-        for unet in ["decoder", "super_res_first", "super_res_last"] {
-            all.extend(warnings::<unet::Config>(&checkpoint, &format!("{unet}/config.json")));
-        }
-        for stage in ["prior", "decoder", "super_res"] {
-            let file = format!("{stage}_scheduler/scheduler_config.json");
-            all.extend(warnings::<SchedulerConfig>(&checkpoint, &file));
-        }
-        all.extend(warnings::<Preprocessor>(&checkpoint, "feature_extractor/preprocessor_config.json"));
-        assert_eq!(all, [""; 0], "{model}");
-    }
-}
-
-#[test]
-fn keys_that_would_change_the_result_are_refused_with_file_key_and_values() {
-    fn refused<T: Schema>(file: &str, change: Value) {
-        let key = change.as_object().unwrap().keys().next().unwrap().clone();
-        let error = changed_config::<T>(file, change).expect_err(&key);
-        assert!(error.contains(&format!("{file}: {key} is ")), "{error}");
-        assert!(error.contains("this engine knows ") || error.contains("expected "), "{error}");
-    }
-    for change in [
-        json!({"time_embedding_act_fn": "gelu"}),
-        json!({"timestep_post_act": "silu"}),
-        json!({"mid_block_only_cross_attention": true}),
-        json!({"time_embedding_type": "fourier"}),
-        json!({"class_embed_type": null}),
-        json!({"conv_in_kernel": 1}),
-        json!({"resnet_out_scale_factor": 1.41}),
-        json!({"encoder_hid_dim_type": "text_proj"}),
-        json!({"addition_embed_type": "image"}),
-        json!({"num_attention_heads": 8}),
-        json!({"attention_head_dim": 0}),
-        json!({"norm_num_groups": null}),
-        json!({"_class_name": "UNet3DConditionModel"}),
-    ] {
-        refused::<unet::Config>("decoder/config.json", change);
-    }
-    for change in [
-        json!({"mid_block_type": null}),
-        json!({"num_class_embeds": 5}),
-        json!({"add_attention": true}),
-        json!({"act_fn": "mish"}),
-        json!({"layers_per_block": [1, 1, 1, 1]}),
-    ] {
-        refused::<unet::Config>("super_res_first/config.json", change);
-    }
-    for change in [
-        json!({"norm_in_type": "layer"}),
-        json!({"encoder_hid_proj_type": null}),
-        json!({"added_emb_type": null}),
-        json!({"additional_embeddings": 3}),
-        json!({"time_embed_dim": 5}),
-    ] {
-        refused::<prior::Config>("prior/config.json", change);
-    }
-    refused::<text_encoder::Config>("text_encoder/config.json", json!({"hidden_act": "gelu_new"}));
-    refused::<image_encoder::Config>("image_encoder/config.json", json!({"num_channels": 1}));
-    refused::<text_proj::Config>("text_proj/config.json", json!({"time_embed_dim": "wide"}));
-    let longest = json!({"shortest_edge": 28, "longest_edge": 30});
-    for change in [json!({"size": longest}), json!({"do_pad": true}), json!({"resample": 2})] {
-        refused::<Preprocessor>("feature_extractor/preprocessor_config.json", change);
-    }
-    let types = json!({"down_block_types": ["ResnetDownsampleBlock2D", "AttnDownBlock2D", "A", "B"]});
-    let error = changed_config::<unet::Config>("decoder/config.json", types).unwrap_err();
-    assert!(error.contains("down_block_types has \"AttnDownBlock2D\"; this engine knows"), "{error}");
-}
-
-#[test]
-fn keys_without_effect_and_configurations_inside_another_are_read() {
-    let quiet = |found: Result<Vec<String>, String>| assert_eq!(found.unwrap(), [""; 0]);
-    quiet(changed_config::<unet::Config>("decoder/config.json", json!({"dropout": 0.5, "upcast_attention": true})));
-    quiet(changed_config::<unet::Config>("decoder/config.json", json!({"act_fn": "swish", "sample_size": null})));
-    quiet(changed_config::<text_encoder::Config>("text_encoder/config.json", json!({"id2label": {"0": "A"}})));
-    quiet(changed_config::<Preprocessor>("feature_extractor/preprocessor_config.json", json!({"size": 28})));
-    let text = br#"{"model_type": "clip", "text_config": {"hidden_size": 24, "vocab_size": 99}, "vision_config": {}}"#;
-    let nested = config::read::<text_encoder::Config>(Path::new("config.json"), text).unwrap();
-    assert_eq!((nested.hidden_size, nested.vocab_size, nested.max_position_embeddings), (24, 99, 77));
-    let unknown = changed_config::<unet::Config>("decoder/config.json", json!({"use_ema": true})).unwrap();
-    assert!(unknown[0].ends_with("ignored keys that UNet2DConditionModel does not have: use_ema"), "{unknown:?}");
-}
-
 #[test]
 fn a_folder_that_is_no_checkpoint_is_refused() {
     let open = |dir: &Path| Checkpoint::open(dir, LoadOptions::default());
@@ -369,7 +317,19 @@ fn variants_are_chosen_by_name_and_reported() {
     assert_eq!(prior(&dir, true, None).unwrap().f32s("x").unwrap(), [1.0]);
     assert_eq!(prior(&dir, true, Some("fp16")).unwrap().f32s("x").unwrap(), [2.0]);
     let bf16 = message(prior(&dir, true, Some("bf16")));
-    assert!(bf16.contains("expected weights of variant bf16, found the plain files, fp16"), "{bf16}");
+    assert!(bf16.contains("no component has weights of variant bf16, found fp16"), "{bf16}");
+    // A component without it has its plain files read, and says so.
+    let dir = checkpoint(&[
+        CONFIG,
+        ("prior/model.safetensors", &file_of(&[("x", 1.0)])),
+        ("decoder/model.fp16.safetensors", b""),
+    ]);
+    let index = br#"{"_class_name":"UnCLIPPipeline","prior":["diffusers","A"],"decoder":["diffusers","B"]}"#;
+    fs::write(dir.path().join("model_index.json"), index).unwrap();
+    let plain = prior(&dir, true, Some("fp16")).unwrap();
+    assert_eq!((plain.variant(), plain.f32s("x").unwrap()), (None, vec![1.0]));
+    let warning = &plain.warnings()[0];
+    assert!(warning.contains("prior: no weights of variant fp16") && warning.contains("plain"), "{warning}");
 }
 
 const INDEX: &str = "prior/diffusion_pytorch_model.safetensors.index.json";
@@ -392,6 +352,15 @@ fn shards_join_into_one_component() {
     assert_eq!(component.files().len(), 2);
     assert_eq!(component.total_bytes(), 8);
     assert_eq!((component.f32s("a").unwrap(), component.f32s("b").unwrap()), (vec![1.0], vec![2.0]));
+    assert!(component.warnings().is_empty());
+    let path = WeightSource::path(&component, "b");
+    assert!(path.ends_with(SHARD[1]), "{}", path.display());
+    // The index says what is taken: not what it does not list, and of two one.
+    fs::write(dir.path().join(SHARD[0]), file_of(&[("a", 3.0), ("another", 4.0), ("b", 5.0)])).unwrap();
+    let component = prior(&dir, true, None).unwrap();
+    assert_eq!((component.f32s("a").unwrap(), component.f32s("b").unwrap()), (vec![3.0], vec![2.0]));
+    assert_eq!((component.tensors().len(), component.total_bytes()), (2, 8));
+    assert!(component.warnings()[0].ends_with("passed over what the index does not take from it: another, b"));
     fs::remove_file(dir.path().join(SHARD[1])).unwrap();
     let missing = message(prior(&dir, true, None));
     assert!(missing.contains("index.json: weight_map names the shard") && missing.contains("missing"), "{missing}");
@@ -401,7 +370,7 @@ fn shards_join_into_one_component() {
 fn an_index_that_disagrees_with_its_shards_is_refused() {
     let (one, two) = (&SHARD[0][6..], &SHARD[1][6..]);
     for (map, expected) in [
-        (format!(r#"{{"a":"{two}","b":"{one}"}}"#), "puts elsewhere".to_string()),
+        (format!(r#"{{"a":"{two}","b":"{one}"}}"#), "it is not there".to_string()),
         (format!(r#"{{"a":"{one}","b":"{two}","c":"{two}"}}"#), "puts tensor \"c\" into".into()),
         (format!(r#"{{"a":"{one}","a":"{two}"}}"#), "\"a\" appears twice".into()),
         (format!(r#"{{"a":"../{one}"}}"#), "inside this folder".into()),
@@ -484,7 +453,7 @@ fn inspect_goes_on_past_broken_components() {
     assert_eq!(by_name["prior_scheduler"].problem, None);
     assert_eq!(by_name["tokenizer"].problem, None);
     for (name, expected) in [
-        ("decoder", "header of at most"),
+        ("decoder", "expected a safetensors file, found a text that begins \"12345678901234567\""),
         ("text_proj", "a pickle"),
         ("decoder_scheduler", "EOF"),
         ("text_encoder", "missing from the checkpoint: text_encoder"),

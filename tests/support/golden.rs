@@ -21,6 +21,16 @@ impl Recording {
         Recording::open("variation")
     }
 
+    /// Of configurations that published checkpoints do not have; `tests/golden/make_configurations.py` made it.
+    pub fn configurations() -> Recording {
+        Recording::open("configurations")
+    }
+
+    /// A text, kept as bytes.
+    pub fn text(&self, name: &str) -> Vec<u8> {
+        self.tensors().tensor(name).unwrap_or_else(|e| panic!("{name}: {e}")).data().to_vec()
+    }
+
     fn open(name: &str) -> Recording {
         let file = format!("{}/tests/golden/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
         Recording(std::fs::read(file).unwrap())
