@@ -86,12 +86,11 @@ impl TryFrom<File> for Preprocessor {
     type Error = String;
 
     fn try_from(file: File) -> Result<Preprocessor, String> {
-        let square = Size::Exact { height: DEFAULT, width: DEFAULT };
-        let size = match file.use_square_size {
+        let size = match (file.use_square_size, &file.size) {
             // transformers takes its own size then, not the file's.
-            Some(true) => square,
-            _ => Size::read(&file.size, file.default_to_square == Some(true)).ok_or_else(|| {
-                let found = &file.size;
+            (Some(true), _) => Size::Exact { height: DEFAULT, width: DEFAULT },
+            (_, Value::Null) => Size::Shortest(DEFAULT),
+            (_, found) => Size::read(found, file.default_to_square == Some(true)).ok_or_else(|| {
                 format!(
                     r#"size is {found}; this engine knows a number, [height, width], {{"height", "width"}}, and {{"shortest_edge"}} also with "longest_edge", from 1 to {MAX_SIDE}"#
                 )

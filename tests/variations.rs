@@ -61,7 +61,7 @@ fn every_spelling_of_a_size_is_resized_to_the_bit_as_the_original_does() {
         assert!(got == channels_last(&shape, &want), "{what}");
         cases += 1;
     }
-    assert_eq!(cases, 17);
+    assert_eq!(cases, 18);
 }
 
 #[test]

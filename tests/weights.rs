@@ -171,7 +171,7 @@ fn a_file_that_is_something_else_is_called_what_it_is() {
         }
         let dir = checkpoint(&[("model_index.json", bytes)]);
         let text = message(Checkpoint::open(dir.path(), LoadOptions::default()));
-        assert!(text.contains(&format!("model_index.json: expected a JSON text, found {name}")), "{text}");
+        assert!(text.contains("model_index.json: expected a ") && text.contains(&format!("found {name}")), "{text}");
     }
 }
 

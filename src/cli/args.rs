@@ -87,7 +87,7 @@ pub struct ModelArguments {
     /// Read weights instead of mapping their files into memory
     #[arg(long, help_heading = WHERE)]
     pub no_mmap: bool,
-    /// Which variant of the weight files to use, such as fp16 for *.fp16.safetensors
+    /// Which variant of the weight files to use, such as fp16 for *.fp16.safetensors; plain files where there is none
     #[arg(long, value_name = "NAME", help_heading = WHERE)]
     pub variant: Option<String>,
 }

@@ -71,7 +71,7 @@ pub struct Context<'g> {
 
 impl<'g> Context<'g> {
     /// Every position attends to the text tokens and to all positions, in one softmax (Nichol et al. 2021). `head` is the
-    /// width of one head. Names of diffusers before 0.13 are known as well.
+    /// width of one head. The names of diffusers' first attention blocks are known as well.
     pub fn attend(&self, w: &Weights<'g>, x: Tensor<'g>, head: usize) -> Tensor<'g> {
         let [n, height, width, c] = std::array::from_fn(|axis| x.dim(axis));
         let s = x.reshape(&[n, height * width, c]);

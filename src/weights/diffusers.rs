@@ -28,6 +28,7 @@ use super::{TensorInfo, to_f32s};
 use crate::dtype::{Dtype, StoredDtype};
 use crate::error::{Error, Result};
 use crate::plan::{FLOATS, TensorData, WeightSource};
+use crate::sniff::{self, Kind};
 
 const MODEL_INDEX: &str = "model_index.json";
 
@@ -216,21 +217,30 @@ impl Checkpoint {
     /// The content of a file, by its path relative to the checkpoint (with `/`).
     ///
     /// # Errors
-    /// [`Error::Config`] when there is no such file, [`Error::Io`] when it cannot be read.
+    /// [`Error::Config`] when there is no such file, or a Git LFS pointer or a web page in its place; [`Error::Io`] when it
+    /// cannot be read.
     pub fn read(&self, relative: &str) -> Result<Cow<'static, [u8]>> {
         let path = self.path_of(relative);
         let missing = || Error::config(&path, "no such file; the checkpoint is incomplete");
-        match &self.root {
-            _ if !is_inside(relative) => Err(Error::config(&path, "expected a path inside the checkpoint")),
+        let bytes = match &self.root {
+            _ if !is_inside(relative) => return Err(Error::config(&path, "expected a path inside the checkpoint")),
             Root::Folder(_) => match fs::read(&path) {
-                Ok(bytes) => Ok(Cow::Owned(bytes)),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => Err(missing()),
-                Err(e) => Err(Error::io(&path, "read", e)),
+                Ok(bytes) => Cow::Owned(bytes),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(missing()),
+                Err(e) => return Err(Error::io(&path, "read", e)),
             },
             Root::Embedded(_, table) => {
                 let entry = table.iter().find(|(path, _)| *path == relative);
-                entry.map(|(_, bytes)| Cow::Borrowed(*bytes)).ok_or_else(missing)
+                Cow::Borrowed(entry.ok_or_else(missing)?.1)
             }
+        };
+        // No file of a checkpoint begins like these, whatever its own format is.
+        match Kind::of(&bytes) {
+            Some(Kind::LfsPointer | Kind::Html) => {
+                let reason = sniff::instead_of("a file of the checkpoint", &bytes).unwrap_or_default();
+                Err(Error::config(&path, reason))
+            }
+            _ => Ok(bytes),
         }
     }
 

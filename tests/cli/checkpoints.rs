@@ -51,7 +51,10 @@ fn fill(path: &Path, tensor: &str, value: f32) {
 
 /// `engine run` with few steps on a changed checkpoint.
 fn run_on(dir: &Path, model: &Path, more: &[&str]) -> Output {
-    engine(dir, &[&["run", "-m", model.to_str().unwrap(), "-p", "a red frog"], &SHORT[..], more].concat())
+    engine(
+        dir,
+        &[&["run", "-m", model.to_str().unwrap(), "-p", "a red frog", "--device", "cpu"], &SHORT[..], more].concat(),
+    )
 }
 
 /// Into two shards, with what the index does not list in the first.
@@ -173,6 +176,23 @@ fn a_fault_of_the_last_component_is_found_before_the_first_stage() {
 }
 
 #[test]
+fn pointers_and_pages_are_named_in_place_of_any_file() {
+    let all = ["model_index.json", "prior/config.json", "prior_scheduler/scheduler_config.json"];
+    let of_text = ["tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/tokenizer_config.json"];
+    for (bytes, name) in [
+        (&b"version https://git-lfs.github.com/spec/v1\n"[..], "a Git LFS pointer"),
+        (b"<html>401", "a web page (HTML)"),
+    ] {
+        for file in all.iter().chain(&of_text) {
+            let (dir, model) = copy();
+            fs::write(model.join(file), bytes).unwrap();
+            let output = run_on(dir.path(), &model, &[]);
+            assert_refused(dir.path(), &output, 3, &[file, &format!("found {name}")]);
+        }
+    }
+}
+
+#[test]
 fn not_finite_values_are_blamed_on_the_component_in_which_they_arise() {
     for (file, tensor, stage) in [
         ("text_encoder/model.safetensors", "text_projection.weight", "text_encoder"),
@@ -185,13 +205,13 @@ fn not_finite_values_are_blamed_on_the_component_in_which_they_arise() {
     ] {
         let (dir, model) = copy();
         fill(&model.join(file), tensor, f32::NAN);
-        let output = run_on(dir.path(), &model, &["--device", "cpu"]);
+        let output = run_on(dir.path(), &model, &[]);
         let said = format!("engine: {stage}: output contains NaN or infinity in f32: its weights are damaged");
         assert_refused(dir.path(), &output, 1, &[&said]);
     }
     let (dir, model) = copy();
     fill(&model.join("prior").join(DIFFUSERS), "proj_in.bias", f32::INFINITY);
-    let output = run_on(dir.path(), &model, &["--device", "cpu", "--dtype", "bf16"]);
+    let output = run_on(dir.path(), &model, &["--dtype", "bf16"]);
     assert_refused(dir.path(), &output, 1, &["prior: ", "in bf16: half precision may be too narrow", "try f32"]);
 }
 
