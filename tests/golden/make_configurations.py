@@ -66,7 +66,7 @@ SIZES = [
     ({"size": 9, "default_to_square": False}, (12, 20)),
     ({"size": 9, "use_square_size": True}, (30, 20)),
     ({"size": {"height": 9, "width": 9}, "crop_size": [8, 8]}, (12, 20)),
-    ({"size": None, "default_to_square": True}, (30, 20)),
+    ({"default_to_square": True}, (30, 20)),
 ]
 
 
