@@ -195,8 +195,8 @@ impl Preprocessor {
     /// *Formula* `(byte * rescale_factor - mean) / std` of the resized and cropped picture.
     ///
     /// # Errors
-    /// [`Error::Request`](crate::Error::Request) when the picture is empty, or the number of its pixels does not fit its
-    /// sides.
+    /// [`Error::Request`] when the picture is empty, the number of its pixels does not fit its sides, or it is so long and
+    /// thin that its short side would be resized to nothing.
     pub fn prepare(&self, image: &Image) -> Result<Vec<f32>> {
         let bytes = self.square(image)?;
         let normalise =
