@@ -5,8 +5,8 @@ use super::{Data, Problem, Random, Tensor};
 use crate::dtype::Dtype::{self, Bf16, F16, F32};
 use crate::ops::Activation::{Gelu, QuickGelu, Silu};
 use crate::ops::{
-    Attention, COEFFICIENTS, Concat, Conv2d, Convert, Embed, GroupNorm, LayerNorm, Linear, Noise, Op, Pointwise,
-    Prediction, Resize, SamplerStep, Slice, Variance,
+    Attention, COEFFICIENTS, Concat, Conv2d, Convert, Embed, GroupNorm, LayerNorm, Linear, Modulate, Noise, Op,
+    Pointwise, Prediction, Resize, SamplerStep, Slice, Variance,
 };
 use crate::plan::Plan;
 
@@ -113,6 +113,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(attention());
     cases.extend(norms());
     cases.extend(pointwise());
+    cases.extend(modulate());
     cases.extend(moves());
     cases.extend(resize());
     cases.extend(sampler_step());
@@ -368,6 +369,23 @@ fn pointwise() -> Vec<Case> {
         case("clamp-shared", Pointwise::Clamp { low: -1.0, high: 1.0 }, vec![x(&[1, 157, 151, 3])]),
         case("add-decoder-64px", Pointwise::Add, vec![x(&[2, 64, 64, 320]), x(&[2, 64, 64, 320])]).heavy(),
         case("silu-decoder-64px", Pointwise::Activation(Silu), vec![x(&[2, 64, 64, 320])]).heavy(),
+    ]
+}
+
+/// Scales and shifts by coarser maps.
+fn modulate() -> Vec<Case> {
+    let case = |what: &str, activation, image: [usize; 4], factor: usize| {
+        let [n, height, width, c] = image;
+        let map = [n, height / factor, width / factor, c];
+        let inputs = vec![x(&image), spread(&map, 1.0, 0.5), x(&map)];
+        Case::new(format!("modulate/{what}"), Modulate { activation }, inputs)
+    };
+    vec![
+        case("latent-grid", None, [2, 6, 10, 37], 1),
+        case("movq-4", Some(Silu), [2, 16, 24, 64], 4),
+        case("movq-8-odd-width", Some(Silu), [1, 24, 40, 19], 8),
+        case("odd-factor", Some(Gelu), [3, 9, 15, 5], 3),
+        case("movq-256px", Some(Silu), [1, 256, 256, 128], 8).heavy(),
     ]
 }
 

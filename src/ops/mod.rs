@@ -18,6 +18,7 @@ mod launch;
 mod layer_norm;
 mod linear;
 mod matmul;
+mod modulate;
 mod pointwise;
 mod resize;
 mod sampler_step;
@@ -34,6 +35,7 @@ pub use launch::{Choice, Launch, Operand, Scalar, StorageRule, Tiles, Tiling, Wa
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
 pub use matmul::{MatmulUnit, output_tile};
+pub use modulate::Modulate;
 pub use pointwise::{Activation, Pointwise};
 pub(crate) use resize::cubic_window;
 pub use resize::{Resize, cubic_taps};
@@ -124,6 +126,7 @@ operations!(
     GroupNorm,
     LayerNorm,
     Linear,
+    Modulate,
     Pointwise,
     Resize,
     SamplerStep,

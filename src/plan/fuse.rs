@@ -74,6 +74,7 @@ fn activate(op: &Op, activation: crate::ops::Activation) -> Option<Op> {
         Op::GroupNorm(g) if g.activation.is_none() => {
             Some(crate::ops::GroupNorm { activation: Some(activation), ..g.clone() }.into())
         }
+        Op::Modulate(m) if m.activation.is_none() => Some(crate::ops::Modulate { activation: Some(activation) }.into()),
         _ => None,
     }
 }

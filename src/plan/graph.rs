@@ -8,8 +8,8 @@
 use super::{Dtype, Origin, Plan, Step, Value, ValueId, WeightSource};
 use crate::error::{Error, Result};
 use crate::ops::{
-    Activation, Attention, Concat, Conv2d, Embed, GroupNorm, LayerNorm, Linear, Noise, Op, Operation, Pointwise,
-    Resize, SamplerStep, Slice,
+    Activation, Attention, Concat, Conv2d, Embed, GroupNorm, LayerNorm, Linear, Modulate, Noise, Op, Operation,
+    Pointwise, Resize, SamplerStep, Slice,
 };
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -422,6 +422,12 @@ impl<'g> Tensor<'g> {
     #[track_caller]
     pub fn scale_shift(self, style: Tensor<'g>) -> Tensor<'g> {
         self.pointwise(Pointwise::ScaleShift, Some(style))
+    }
+
+    /// `x * scale + shift` with maps `[N, h, w, C]` of a grid that is coarser by one factor in both directions.
+    #[track_caller]
+    pub fn modulate(self, scale: Tensor<'g>, shift: Tensor<'g>) -> Tensor<'g> {
+        self.graph.record(Modulate { activation: None }, &[self, scale, shift], line())
     }
 
     /// Limits every element.

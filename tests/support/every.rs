@@ -109,8 +109,8 @@ macro_rules! every_operation_matches_the_reference {
         }
 
         #[test]
-        fn pointwise_matches_the_reference() {
-            $check("pointwise");
+        fn pointwise_operations_match_the_reference() {
+            ["modulate", "pointwise"].into_iter().for_each($check);
         }
 
         #[test]

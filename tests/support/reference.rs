@@ -2,8 +2,8 @@
 
 use super::{Data, Problem};
 use unclip::ops::{
-    Activation, Attention, Concat, Conv2d, Embed, GroupNorm, Linear, Noise, Op, Operation, Pointwise, Prediction,
-    Resize, SamplerStep, Slice, Variance,
+    Activation, Attention, Concat, Conv2d, Embed, GroupNorm, Linear, Modulate, Noise, Op, Operation, Pointwise,
+    Prediction, Resize, SamplerStep, Slice, Variance,
 };
 
 /// A tensor in double precision.
@@ -56,6 +56,7 @@ pub fn run_lacking(problem: &Problem, lack: Lack) -> Vec<f64> {
         Op::GroupNorm(op) => group_norm(op, &inputs, lack.terms),
         Op::LayerNorm(op) => layer_norm(f64::from(op.eps), &inputs, lack.terms),
         Op::Linear(op) => linear(op, &inputs, lack.terms),
+        Op::Modulate(op) => modulate(op, &inputs),
         Op::Pointwise(op) => pointwise(op, &inputs),
         Op::Resize(op) => resize(op, &inputs[0], &shape, lack.terms),
         Op::SamplerStep(op) => sampler_step(op, &inputs),
@@ -75,7 +76,8 @@ pub fn reduction(problem: &Problem) -> usize {
         Op::GroupNorm(op) => shapes[0][1..].iter().product::<usize>() / op.groups,
         Op::LayerNorm(_) | Op::Linear(_) => shapes[0][shapes[0].len() - 1],
         Op::Resize(_) => 16,
-        Op::Concat(_) | Op::Convert(_) | Op::Embed(_) | Op::Pointwise(_) | Op::SamplerStep(_) | Op::Slice(_) => 1,
+        Op::Concat(_) | Op::Convert(_) | Op::Embed(_) | Op::Modulate(_) => 1,
+        Op::Pointwise(_) | Op::SamplerStep(_) | Op::Slice(_) => 1,
     }
 }
 
@@ -270,6 +272,18 @@ fn pointwise(op: &Pointwise, inputs: &[Wide]) -> Vec<f64> {
             v * (1.0 + style[i % c]) + style[c + i % c]
         }
         Pointwise::Clamp { low, high } => v.clamp(f64::from(*low), f64::from(*high)),
+    };
+    x.x.iter().enumerate().map(of).collect()
+}
+
+fn modulate(op: &Modulate, inputs: &[Wide]) -> Vec<f64> {
+    let (x, maps) = (&inputs[0], &inputs[1].shape);
+    let factor = x.shape[1] / maps[1];
+    let of = |(i, &v): (usize, &f64)| {
+        let [n, row, column, c] = coordinates(i, &x.shape)[..] else { unreachable!("a picture has four dimensions") };
+        let at = offset(&[n, row / factor, column / factor, c], maps);
+        let v = v * inputs[1].x[at] + inputs[2].x[at];
+        op.activation.map_or(v, |activation| activate(activation, v))
     };
     x.x.iter().enumerate().map(of).collect()
 }

@@ -17,6 +17,7 @@ mod lanes;
 mod layer_norm;
 mod linear;
 mod matmul;
+mod modulate;
 mod panels;
 mod pointwise;
 mod resize;
@@ -343,6 +344,10 @@ impl Compiled {
             Op::GroupNorm(op) => group_norm::run(machine, op, &inputs, shape, out),
             Op::LayerNorm(op) => layer_norm::run(op, inputs[0], inputs[1], inputs[2], out),
             Op::Linear(op) => linear::run(machine, op, &inputs, panels(1), out),
+            Op::Modulate(op) => {
+                let with_shape = |i: usize| (inputs[i], shapes[i]);
+                modulate::run(machine, op, [0, 1, 2].map(with_shape), out);
+            }
             Op::Pointwise(op) => pointwise::run(machine, op, &inputs, shape, out),
             Op::Resize(op) => resize::run(op, inputs[0], shapes[0], shape, out),
             Op::SamplerStep(op) => sampler_step::run(op, &inputs, shape, out),

@@ -32,6 +32,7 @@ kernels![
     "linear",
     "linear_lanes",
     "linear_matrices",
+    "modulate",
     "pointwise",
     "resize",
     "sampler_step",
