@@ -192,13 +192,13 @@ fn linear() -> Vec<Case> {
     cases
 }
 
-const CONV: Conv2d = Conv2d { stride: 1, padding: 1, bias: true, shift: false, residual: false };
+const CONV: Conv2d = Conv2d { stride: 1, padding: [1, 1], bias: true, shift: false, residual: false };
 
 fn conv2d() -> Vec<Case> {
     let case = |what: &str, from: [usize; 4], to: [usize; 3], op: Conv2d, stored: Dtype| {
         let [n, h, w, c] = from;
         let [o, r, s] = to;
-        let side = |length: usize, kernel: usize| (length + 2 * op.padding - kernel) / op.stride + 1;
+        let side = |length: usize, kernel: usize| (length + op.padding[0] + op.padding[1] - kernel) / op.stride + 1;
         let mut inputs = vec![x(&from), weight(&[o, c, r, s], stored)];
         inputs.extend(op.bias.then(|| vector(o, 0.0, stored)));
         inputs.extend(op.shift.then(|| x(&[n, o])));
@@ -206,7 +206,7 @@ fn conv2d() -> Vec<Case> {
         Case::new(format!("conv2d/{what}"), op, inputs)
     };
     let plain = Conv2d { bias: false, ..CONV };
-    let one = Conv2d { padding: 0, ..CONV };
+    let one = Conv2d { padding: [0, 0], ..CONV };
     let half = Conv2d { stride: 2, ..CONV };
     let whole = Conv2d { shift: true, residual: true, ..CONV };
     let mut cases = vec![
@@ -233,15 +233,19 @@ fn conv2d() -> Vec<Case> {
         case("odd-by-two", [1, 5, 7, 10], [33, 3, 3], half, F32),
         case("dense-by-two", [1, 5, 7, 10], [33, 1, 1], Conv2d { stride: 2, ..one.clone() }, F32),
         case("dense-with-border", [1, 5, 7, 10], [33, 1, 1], CONV, F32),
+        case("border-after-by-two", [2, 6, 8, 12], [20, 3, 3], Conv2d { stride: 2, padding: [0, 1], ..CONV }, F16),
+        case("border-after-odd", [1, 7, 5, 19], [9, 3, 3], Conv2d { stride: 2, padding: [0, 1], ..CONV }, F32),
+        case("border-after-wide", [2, 16, 16, 64], [64, 3, 3], Conv2d { stride: 2, padding: [0, 1], ..CONV }, F16),
+        case("dense-with-border-after", [1, 5, 7, 10], [33, 1, 1], Conv2d { padding: [0, 1], ..CONV }, F32),
         case("no-border", [1, 5, 7, 10], [9, 3, 3], one.clone(), F32),
         case("window-fills-picture", [2, 3, 3, 10], [9, 3, 3], Conv2d { bias: false, ..one.clone() }, F32),
-        case("window-five-by-three", [1, 6, 5, 11], [13, 5, 3], Conv2d { padding: 2, ..CONV }, F32),
+        case("window-five-by-three", [1, 6, 5, 11], [13, 5, 3], Conv2d { padding: [2, 2], ..CONV }, F32),
         case("channels-257", [1, 5, 7, 257], [17, 3, 3], CONV, F32),
         case("channels-322", [1, 3, 5, 322], [31, 3, 3], whole.clone(), F16),
         case("channels-100", [1, 5, 5, 100], [20, 3, 3], CONV, F32),
         case("large-tiles", [2, 64, 64, 8], [316, 3, 3], whole.clone(), F16),
         case("residual-only", [3, 4, 5, 8], [16, 3, 3], Conv2d { residual: true, ..plain.clone() }, F32),
-        case("shift-only", [3, 4, 5, 8], [18, 1, 1], Conv2d { shift: true, padding: 0, ..plain }, F32),
+        case("shift-only", [3, 4, 5, 8], [18, 1, 1], Conv2d { shift: true, padding: [0, 0], ..plain }, F32),
     ];
     for (what, from, to) in [
         ("decoder-64px", [2, 64, 64, 320], 320),

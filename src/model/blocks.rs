@@ -1,6 +1,27 @@
-//! The U-Nets' residual and attention blocks.
+//! Residual and attention blocks of U-Nets and autoencoders.
 
 use crate::plan::{Tensor, Weights};
+
+/// A group normalisation, as all blocks of a network have it.
+#[derive(Clone, Copy)]
+pub struct Norm<'g> {
+    pub groups: usize,
+    pub eps: f32,
+    /// Latents `[N, h, w, z]` that scale and shift the normalised picture, each for a square of its pixels: the spatial
+    /// normalisation of MoVQ (Zheng et al. 2022, eq. 5).
+    pub latents: Option<Tensor<'g>>,
+}
+
+impl<'g> Norm<'g> {
+    /// *Shapes* `x [N, H, W, C]` gives the same.
+    pub fn apply(&self, w: &Weights<'g>, x: Tensor<'g>) -> Tensor<'g> {
+        let Some(latents) = self.latents else { return x.group_norm(w.clone(), self.groups, self.eps) };
+        let normal = x.group_norm(w.at("norm_layer"), self.groups, self.eps);
+        // diffusers enlarges the latents first, but a 1x1 convolution gives the same for all copies of a position.
+        let [scale, shift] = ["conv_y", "conv_b"].map(|name| latents.conv1x1(w.at(name), x.channels()));
+        normal.modulate(scale, shift)
+    }
+}
 
 /// How the time embedding enters a residual block.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -11,15 +32,20 @@ pub enum TimeForm {
     Added,
 }
 
-/// What all residual blocks of a U-Net share.
-pub struct Residual<'g> {
-    pub groups: usize,
-    pub eps: f32,
+/// The time embedding of a network that has one.
+#[derive(Clone, Copy)]
+pub struct Time<'g> {
     pub form: TimeForm,
     /// `silu(time embedding) [S, G, E]` of all steps.
-    pub time: Tensor<'g>,
+    pub embedding: Tensor<'g>,
     /// Index of the current step.
     pub step: Tensor<'g>,
+}
+
+/// What all residual blocks of a network share.
+pub struct Residual<'g> {
+    pub norm: Norm<'g>,
+    pub time: Option<Time<'g>>,
 }
 
 /// How a residual block resamples the picture, on both branches after the first activation.
@@ -40,18 +66,17 @@ impl<'g> Residual<'g> {
             Resample::Halve => t.halve(),
             Resample::Double => t.double(),
         };
-        let h = resized(x.group_norm(w.at("norm1"), self.groups, self.eps).silu());
+        let h = resized(self.norm.apply(&w.at("norm1"), x).silu());
         let x = resized(x);
         let h = h.conv3x3(w.at("conv1"), width);
-        let h = match self.form {
-            TimeForm::ScaleShift => {
-                let style = self.time.linear(w.at("time_emb_proj"), 2 * width).row(self.step);
-                h.group_norm(w.at("norm2"), self.groups, self.eps).scale_shift(style)
+        let projected = |time: Time<'g>, width| time.embedding.linear(w.at("time_emb_proj"), width).row(time.step);
+        let h = match self.time {
+            None => self.norm.apply(&w.at("norm2"), h),
+            Some(time) if time.form == TimeForm::ScaleShift => {
+                let style = projected(time, 2 * width);
+                self.norm.apply(&w.at("norm2"), h).scale_shift(style)
             }
-            TimeForm::Added => {
-                let shift = self.time.linear(w.at("time_emb_proj"), width).row(self.step);
-                h.add_channels(shift).group_norm(w.at("norm2"), self.groups, self.eps)
-            }
+            Some(time) => self.norm.apply(&w.at("norm2"), h.add_channels(projected(time, width))),
         };
         let h = h.silu().conv3x3(w.at("conv2"), width);
         let skip = if x.channels() != width { x.conv1x1(w.at("conv_shortcut"), width) } else { x };
@@ -65,21 +90,34 @@ pub struct Context<'g> {
     pub tokens: Tensor<'g>,
     /// `[G, T]`, 1 for tokens that are attended to, else 0.
     pub mask: Tensor<'g>,
-    pub groups: usize,
-    pub eps: f32,
+    pub norm: Norm<'g>,
 }
 
 impl<'g> Context<'g> {
     /// Every position attends to the text tokens and to all positions, in one softmax (Nichol et al. 2021). `head` is the
-    /// width of one head. The names of diffusers' first attention blocks are known as well.
+    /// width of one head.
     pub fn attend(&self, w: &Weights<'g>, x: Tensor<'g>, head: usize) -> Tensor<'g> {
-        let [n, height, width, c] = std::array::from_fn(|axis| x.dim(axis));
-        let s = x.reshape(&[n, height * width, c]);
-        let h = s.group_norm(w.at("group_norm"), self.groups, self.eps);
-        let own = [["to_q", "query"], ["to_k", "key"], ["to_v", "value"]];
-        let [q, k, v] = own.map(|names| h.linear(w.first_of(&names, "weight"), c));
+        let c = x.channels();
         let [text_k, text_v] = ["add_k_proj", "add_v_proj"].map(|name| self.tokens.linear(w.at(name), c));
-        let h = q.attend((k, v), Some((text_k, text_v)), Some(self.mask), c / head, false);
-        (s + h.linear(w.first_of(&["to_out.0", "proj_attn"], "weight"), c)).reshape(&[n, height, width, c])
+        let attended =
+            |[q, k, v]: [Tensor<'g>; 3]| q.attend((k, v), Some((text_k, text_v)), Some(self.mask), c / head, false);
+        among_positions(w, x, self.norm.apply(&w.at("group_norm"), x), attended)
     }
+}
+
+/// Adds to `x [N, H, W, C]` what its positions give each other: `attended` makes it from their queries, keys and values
+/// `[N, H W, C]`, which are projections of `normal`, the normalised `x`. The names of diffusers' first attention blocks are known as well.
+pub fn among_positions<'g>(
+    w: &Weights<'g>,
+    x: Tensor<'g>,
+    normal: Tensor<'g>,
+    attended: impl FnOnce([Tensor<'g>; 3]) -> Tensor<'g>,
+) -> Tensor<'g> {
+    let [n, height, width, c] = std::array::from_fn(|axis| x.dim(axis));
+    let sequence = [n, height * width, c];
+    let h = normal.reshape(&sequence);
+    let own = [["to_q", "query"], ["to_k", "key"], ["to_v", "value"]];
+    let h = attended(own.map(|names| h.linear(w.first_of(&names, "weight"), c)));
+    let out = h.linear(w.first_of(&["to_out.0", "proj_attn"], "weight"), c);
+    (x.reshape(&sequence) + out).reshape(&[n, height, width, c])
 }

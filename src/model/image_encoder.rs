@@ -67,7 +67,7 @@ pub fn plan(config: &Config, source: &dyn WeightSource, pictures: usize) -> Resu
     let [w, projection] =
         clip::tower(&graph.weights(), "vision_model", "embeddings.patch_embedding.weight", "visual_projection");
     let embeddings = w.at("embeddings");
-    let x = pixels.conv(embeddings.at("patch_embedding"), width, patch, patch, 0, false);
+    let x = pixels.conv(embeddings.at("patch_embedding"), width, patch, patch, [0, 0], false);
     let x = x.reshape(&[pictures, patches, width]);
     let class = embeddings.tensor("class_embedding", &[width]).reshape(&[1, 1, width]).repeat(pictures);
     let positions = embeddings.tensor("position_embedding.weight", &[patches + 1, width]);

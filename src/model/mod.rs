@@ -8,6 +8,7 @@
 //! guidance), `S` steps of the sampling loop, `T` tokens, `D` width of the CLIP embedding. Pictures are channels
 //! last.
 
+pub mod autoencoder;
 mod blocks;
 mod clip;
 pub mod decoder;

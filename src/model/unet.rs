@@ -1,7 +1,7 @@
 //! The U-Net of decoder and super-resolution (Dhariwal & Nichol 2021, section 3): residual blocks that halve the picture
 //! level by level, and blocks that double it again and read the first half's outputs through skip connections.
 
-use super::blocks::{Context, Resample, Residual, TimeForm};
+use super::blocks::{Context, Norm, Resample, Residual, Time, TimeForm};
 pub use super::unet_config::{CONDITIONAL, Config, UNCONDITIONAL};
 use crate::plan::{Tensor, Weights};
 
@@ -20,15 +20,14 @@ pub struct Conditions<'g> {
 /// The network: `x [G, H, W, in_channels]` to `[G, H, W, out_channels]`.
 pub fn forward<'g>(w: &Weights<'g>, config: &Config, x: Tensor<'g>, conditions: &Conditions<'g>) -> Tensor<'g> {
     let widths = &config.block_out_channels;
-    let (groups, eps) = (config.norm_num_groups, config.norm_eps);
-    let residual = Residual {
-        groups,
-        eps,
+    let norm = Norm { groups: config.norm_num_groups, eps: config.norm_eps, latents: None };
+    let time = Time {
         form: if config.resnet_time_scale_shift == "scale_shift" { TimeForm::ScaleShift } else { TimeForm::Added },
-        time: time_embedding(w, config, x.dim(0), conditions).silu(),
+        embedding: time_embedding(w, config, x.dim(0), conditions).silu(),
         step: conditions.step,
     };
-    let context = conditions.context.map(|(tokens, mask)| Context { tokens, mask, groups, eps });
+    let residual = Residual { norm, time: Some(time) };
+    let context = conditions.context.map(|(tokens, mask)| Context { tokens, mask, norm });
     // Attention of blocks that have it, in heads of this width.
     let attend = |w: Weights<'g>, block: &str, head: usize, x: Tensor<'g>| match &context {
         Some(context) if block.contains("Attn") => context.attend(&w, x, head),
@@ -72,7 +71,7 @@ pub fn forward<'g>(w: &Weights<'g>, config: &Config, x: Tensor<'g>, conditions: 
             x = residual.block(&w.at("upsamplers.0"), x, width, Resample::Double);
         }
     }
-    x.group_norm(w.at("conv_norm_out"), groups, eps).silu().conv3x3(w.at("conv_out"), config.out_channels)
+    norm.apply(&w.at("conv_norm_out"), x).silu().conv3x3(w.at("conv_out"), config.out_channels)
 }
 
 /// The time embedding of all steps and rows, `[S, G, E]`.

@@ -9,16 +9,16 @@ use super::{
 ///
 /// *Shapes* `x [N, H, W, C]`, `weight [O, C, R, S]` as checkpoints store it, then `bias [O]` if `bias`, then
 /// `shift [N, O]` if `shift`, then `residual [N, H', W', O]` if `residual`, gives `y [N, H', W', O]` with
-/// `H' = (H + 2 padding - R) / stride + 1`.
+/// `H' = (H + before + after - R) / stride + 1`, where `[before, after] = padding`.
 ///
-/// *Formula* `y[n,i,j,o] = sum_{r,s,c} x[n, i stride + r - padding, j stride + s - padding, c] weight[o,c,r,s]`, and
+/// *Formula* `y[n,i,j,o] = sum_{r,s,c} x[n, i stride + r - before, j stride + s - before, c] weight[o,c,r,s]`, and
 /// then `bias[o]`, `shift[n,o]` and `residual[n,i,j,o]` are added.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conv2d {
     /// Distance between neighbouring windows, both ways.
     pub stride: usize,
-    /// Zeros around the picture, all four sides.
-    pub padding: usize,
+    /// Zeros above and to the left of the picture, and below and to the right of it.
+    pub padding: [usize; 2],
     /// A bias vector follows the weight.
     pub bias: bool,
     /// A vector per image is added to all its positions: where U-Nets add their time embedding.
@@ -39,9 +39,9 @@ impl Operation for Conv2d {
             format!("conv2d: x {x:?} [N, H, W, C] does not fit a weight {w:?} [O, C, R, S]")
         })?;
         let side = |length: usize, kernel: usize| {
-            let padded = length + 2 * self.padding;
+            let padded = length + self.padding.iter().sum::<usize>();
             require(self.stride > 0 && kernel > 0 && padded >= kernel, || {
-                format!("conv2d: a window of {kernel} does not fit {length} pixels with padding {}", self.padding)
+                format!("conv2d: a window of {kernel} does not fit {length} pixels with padding {:?}", self.padding)
             })?;
             Ok::<usize, String>((padded - kernel) / self.stride + 1)
         };
@@ -102,7 +102,7 @@ impl Conv2d {
     /// As the headers of its kernels list them.
     fn sizes(&self, inputs: &[&[usize]], output: &[usize]) -> [usize; 11] {
         let (x, w) = (inputs[0], inputs[1]);
-        [rows(output), x[1], x[2], x[3], output[1], output[2], w[0], w[2], w[3], self.stride, self.padding]
+        [rows(output), x[1], x[2], x[3], output[1], output[2], w[0], w[2], w[3], self.stride, self.padding[0]]
     }
 
     pub(super) fn matmul(&self, inputs: &[&[usize]], output: &[usize]) -> Matmul {

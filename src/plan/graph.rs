@@ -327,12 +327,12 @@ impl<'g> Tensor<'g> {
 
     /// A 3x3 convolution with a border of zeros: `weight [width, C, 3, 3]`, `bias [width]`.
     pub fn conv3x3(self, w: Weights<'g>, width: usize) -> Tensor<'g> {
-        self.conv(w, width, 3, 1, 1, true)
+        self.conv(w, width, 3, 1, [1, 1], true)
     }
 
     /// A 1x1 convolution.
     pub fn conv1x1(self, w: Weights<'g>, width: usize) -> Tensor<'g> {
-        self.conv(w, width, 1, 1, 0, true)
+        self.conv(w, width, 1, 1, [0, 0], true)
     }
 
     /// Any square convolution.
@@ -342,7 +342,7 @@ impl<'g> Tensor<'g> {
         width: usize,
         side: usize,
         stride: usize,
-        padding: usize,
+        padding: [usize; 2],
         bias: bool,
     ) -> Tensor<'g> {
         let mut inputs = vec![self, w.tensor("weight", &[width, self.channels(), side, side])];

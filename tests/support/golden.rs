@@ -26,6 +26,20 @@ impl Recording {
         Recording::open("configurations")
     }
 
+    /// Of autoencoders; `tests/golden/make_autoencoders.py` made it.
+    pub fn autoencoders() -> Recording {
+        Recording::open("autoencoders")
+    }
+
+    /// A tensor of f16 with its shape.
+    pub fn halves(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
+        let tensors = self.tensors();
+        let view = tensors.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(view.dtype(), Dtype::F16, "{name}");
+        let halves: Vec<half::f16> = bytemuck::allocation::pod_collect_to_vec(view.data());
+        (view.shape().to_vec(), halves.into_iter().map(half::f16::to_f32).collect())
+    }
+
     /// A text, kept as bytes.
     pub fn text(&self, name: &str) -> Vec<u8> {
         self.tensors().tensor(name).unwrap_or_else(|e| panic!("{name}: {e}")).data().to_vec()

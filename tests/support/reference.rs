@@ -154,8 +154,8 @@ fn conv2d(op: &Conv2d, inputs: &[Wide], shape: &[usize], lack: usize) -> Vec<f64
             for o in 0..*outputs {
                 let mut v = 0.0;
                 for (r, s) in (0..r_side).flat_map(|r| (0..s_side).map(move |s| (r, s))) {
-                    let row = (i * op.stride + r) as isize - op.padding as isize;
-                    let column = (j * op.stride + s) as isize - op.padding as isize;
+                    let row = (i * op.stride + r) as isize - op.padding[0] as isize;
+                    let column = (j * op.stride + s) as isize - op.padding[0] as isize;
                     if row < 0 || column < 0 || row >= h as isize || column >= w as isize {
                         continue;
                     }

@@ -19,6 +19,7 @@ struct Windows<'a> {
     /// Height and width of the window.
     window: [usize; 2],
     stride: usize,
+    /// Zeros above and to the left; those below and to the right show in the output's size.
     padding: usize,
     zeros: Vec<f32>,
 }
@@ -75,7 +76,7 @@ pub fn run(
     }
     with_left_operand(machine, panels, inputs[0], |data| {
         let channels = panels.channels;
-        if elements(&weight[2..]) == 1 && op.stride == 1 && op.padding == 0 {
+        if elements(&weight[2..]) == 1 && op.stride == 1 && op.padding == [0, 0] {
             return matmul(machine, m, &Dense { data, channels }, panels, &epilogue, out);
         }
         let windows = Windows {
@@ -84,7 +85,7 @@ pub fn run(
             output: [shape[1], shape[2]],
             window: [weight[2], weight[3]],
             stride: op.stride,
-            padding: op.padding,
+            padding: op.padding[0],
             zeros: vec![0.0; channels],
         };
         matmul(machine, m, &windows, panels, &epilogue, out);

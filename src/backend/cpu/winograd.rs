@@ -41,7 +41,7 @@ pub fn suits(op: &Conv2d, x: &[usize], weight: &[usize]) -> bool {
     let useful = x[1] * x[2];
     let computed = x[1].next_multiple_of(SIDE) * x[2].next_multiple_of(SIDE);
     let channels = x[3].is_multiple_of(NR) && x[3] >= 2 * NR && weight[0] >= 2 * NR;
-    weight[2..] == [3, 3] && op.stride == 1 && op.padding == 1 && channels && 2 * useful >= computed
+    weight[2..] == [3, 3] && op.stride == 1 && op.padding == [1, 1] && channels && 2 * useful >= computed
 }
 
 /// Transformed weights and sums of one task.
