@@ -3,11 +3,12 @@
 // Math      row = rows[b]; out = u + row[8] (c - u); x0 = (x_t - row[0] out) / row[1] or out, within +-range
 //           sigma = exp((f row[5] + (1 - f) row[6]) / 2), f = (v + 1) / 2, or row[4]
 //           x_{t-1} = (row[2] x0 + row[3] x_t) + row[7] (sigma z)
-//           z = noise, or element c P + p of draw seeds[b, 2..4] + step of seed seeds[b, 0..2]
-// Source    ops/sampler_step.rs, with the same order of operations; noise/philox.rs for z
-// Tensors   output [2B | B, P, C | 2C] f32, x_t [B, P, C] f32, rows [B, 9] f32, noise [B, P, C] f32, seeds [B, 4] u32,
-//           step_number [1] u32 -> y [B, P, C] f32
-// Scalars   count, channels, positions, wide, conditional, guided, epsilon, learned, clipped, drawn u32; range f32
+//           z = noise, or element c P + p of the step's draw, of the generator that `drawn` numbers
+// Source    ops/sampler_step.rs, with the same order of operations; noise/philox.rs and noise/torch_cuda.rs for z
+// Tensors   output [2B | B, P, C | 2C] f32, x_t [B, P, C] f32, rows [B, 9] f32, noise [B, P, C] f32,
+//           seeds [B, 4 | 8] u32, step_number [1] u32 -> y [B, P, C] f32
+// Scalars   count, channels, positions, wide, conditional, guided, epsilon, learned, clipped, drawn,
+//           lost u32; range f32
 // Launch    grid spread over count, 256 threads: an invocation owns an element
 // Memory    none shared
 // Numerics  f32; the random words are exact, the normal floats within a few roundings of the CPU's
@@ -28,8 +29,10 @@ struct Scalars {
     epsilon: u32,
     learned: u32,
     clipped: u32,
-    // Whether z is drawn here.
+    // What draws z: nothing, because it is given, Philox, or torch's generator for CUDA.
     drawn: u32,
+    // Bits of an f32's fraction that the type of a draw lacks: 0, 13 of f16, 16 of bf16.
+    lost: u32,
     range: f32,
 }
 
@@ -113,12 +116,53 @@ fn wave(u: f32, is_sine: bool) -> f32 {
     return select(value, -value, (eighths & 4u) != 0u);
 }
 
-// An element of an image's noise.
+// The sum of two integers of 64 bits, low words first.
+fn add_wide(a: vec2u, b: vec2u) -> vec2u {
+    let low = a.x + b.x;
+    return vec2u(low, a.y + b.y + select(0u, 1u, low < a.x));
+}
+
+// Four words of an image's row of seeds.
+fn seed_words(at: u32) -> vec4u {
+    return vec4u(seeds[at], seeds[at + 1u], seeds[at + 2u], seeds[at + 3u]);
+}
+
+// An element of an image's noise as torch draws it on a card: thread `place mod T` makes it in turn `place div T`, four
+// turns from one counter, sines before cosines.
+fn normal_of_torch(image: u32, element: u32) -> f32 {
+    let first = seed_words(8u * image);
+    let draw = seed_words(8u * image + 4u);
+    let place = draw.z + element;
+    let turn = draw.w + place / draw.y;
+    let step = vec2u(step_number[0] * draw.x, multiply_high(step_number[0], draw.x));
+    let counter = add_wide(add_wide(first.zw, step), vec2u(turn / 4u, 0u));
+    let words = philox4x32_10(vec4u(counter, place % draw.y, 0u), first.xy);
+    let pair = select(words.xy, words.zw, (turn & 2u) != 0u);
+    // Words become floats in two halves: the sum is rounded once, whatever the device's conversion does.
+    let rounded = vec2f(pair >> vec2u(16u)) * 65536.0 + vec2f(pair & vec2u(0xffffu));
+    let u = rounded * 0x1p-32 + 0x1p-33;
+    return nearest(sqrt(-2.0 * ln(u.x)) * wave(u.y, (turn & 1u) == 0u));
+}
+
+// The nearest value of the type of draws, halfway cases to even.
+fn nearest(x: f32) -> f32 {
+    if scalars.lost == 0u {
+        return x;
+    }
+    if scalars.lost == 13u && abs(x) < 0x1p-14 {
+        // Too small for f16's exponents: there its values are 2^-24 apart.
+        return round(x * 0x1p24) * 0x1p-24;
+    }
+    let bits = bitcast<u32>(x);
+    let odd = (bits >> scalars.lost) & 1u;
+    return bitcast<f32>((bits + (1u << (scalars.lost - 1u)) - 1u + odd) >> scalars.lost << scalars.lost);
+}
+
+// An element of an image's noise as Philox draws it.
 fn normal(image: u32, element: u32) -> f32 {
-    let seed = vec4u(seeds[4u * image], seeds[4u * image + 1u], seeds[4u * image + 2u], seeds[4u * image + 3u]);
-    let low = seed.z + step_number[0];
-    let high = seed.w + select(0u, 1u, low < seed.z);
-    let words = philox4x32_10(vec4u(element / 4u, 0u, low, high), seed.xy);
+    let seed = seed_words(4u * image);
+    let draw = add_wide(seed.zw, vec2u(step_number[0], 0u));
+    let words = philox4x32_10(vec4u(element / 4u, 0u, draw), seed.xy);
     let pair = select(words.xy, words.zw, (element & 2u) != 0u);
     let radius = sqrt(-2.0 * ln(f32((pair.x >> 8u) + 1u) * 0x1p-24));
     return radius * wave(f32(pair.y >> 8u) * 0x1p-24, (element & 1u) != 0u);
@@ -166,7 +210,12 @@ fn sampler_step(
     if scalars.drawn == 0u {
         z = noise[i];
     } else if rows[row + 7u] != 0.0 {
-        z = normal(image, channel * scalars.positions + position % scalars.positions);
+        let element = channel * scalars.positions + position % scalars.positions;
+        if scalars.drawn == 1u {
+            z = normal(image, element);
+        } else {
+            z = normal_of_torch(image, element);
+        }
     }
     y[i] = (rows[row + 2u] * x0 + rows[row + 3u] * x_t[i]) + rows[row + 7u] * (sigma * z);
 }

@@ -69,7 +69,7 @@
 //!   what does not depend on the step; that is computed once per picture.
 //! * Shapes are static, tensors contiguous, pictures channels last. A step never writes to a tensor that it reads.
 //! * A picture depends on checkpoint, prompt or given picture, settings and seed only: not on the number of threads,
-//!   nor on the rest of its batch.
+//!   nor on the rest of its batch. Where one generator serves a run, its place in that run is a setting.
 //! * User data never panics. Every failure is an [`Error`] that names file, tensor or setting, and what was expected.
 //! * Deliberately absent: training, autograd, dynamic shapes, strided views, pickled weights.
 

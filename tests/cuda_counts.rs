@@ -26,7 +26,7 @@ const MATMULS: [&str; 6] = [
     "attention/decoder-8px",
 ];
 /// Cases bound by memory.
-const MEMORY_BOUND: [&str; 20] = [
+const MEMORY_BOUND: [&str; 21] = [
     "group_norm/karlo-320",
     "group_norm/karlo-1280",
     "group_norm/decoder-64px",
@@ -47,6 +47,7 @@ const MEMORY_BOUND: [&str; 20] = [
     "resize/bicubic-picture",
     "sampler_step/decoder-64px",
     "sampler_step/philox-256px",
+    "sampler_step/torch-256px",
 ];
 
 /// A line of the table.

@@ -7,7 +7,7 @@ mod support;
 
 use support::golden::MODEL;
 use support::pictures::{
-    PROMPTS, Steps, TRAINED, agree, agree_on_variations, agree_with_philox, decibels, run, run_on_cpu,
+    DRAWN, PROMPTS, Steps, TRAINED, agree, agree_on_drawn_noise, agree_on_variations, decibels, run, run_on_cpu,
     run_to_the_decoder, run_unguided,
 };
 use unclip::Precision;
@@ -31,7 +31,9 @@ fn variations_agree_with_the_cpu_on_the_emulator() {
 
 #[test]
 fn pictures_agree_with_the_cpu_where_the_kernel_draws_the_noise() {
-    agree_with_philox(MODEL, Box::new(Cuda::emulator()), &PROMPTS[..1], [Some(3), Some(2), Some(3)]);
+    let [philox, torch] = DRAWN;
+    agree_on_drawn_noise(MODEL, Box::new(Cuda::emulator()), philox, &PROMPTS[..1], [Some(3), Some(2), Some(3)]);
+    agree_on_drawn_noise(MODEL, Box::new(Cuda::emulator()), torch, &PROMPTS[..1], [Some(2); 3]);
 }
 
 #[cfg(feature = "cuda")]
@@ -45,8 +47,10 @@ fn every_stage_agrees_with_the_cpu_on_a_gpu() {
 #[cfg(feature = "cuda")]
 #[test]
 fn pictures_agree_with_the_cpu_where_a_gpu_draws_the_noise() {
-    if let Some(gpu) = support::available::available("cuda", Cuda::new(0)) {
-        agree_with_philox(MODEL, Box::new(gpu), &PROMPTS, STEPS);
+    for noise in DRAWN {
+        if let Some(gpu) = support::available::available("cuda", Cuda::new(0)) {
+            agree_on_drawn_noise(MODEL, Box::new(gpu), noise, &PROMPTS, STEPS);
+        }
     }
 }
 

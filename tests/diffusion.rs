@@ -5,7 +5,7 @@ use std::path::Path;
 use safetensors::SafeTensors;
 use unclip::diffusion::sampler::{coefficients, time_features};
 use unclip::diffusion::{Schedule, SchedulerConfig};
-use unclip::noise::TorchGenerator;
+use unclip::noise::{NoiseDtype, TorchGenerator};
 use unclip::ops::{Noise, Prediction, SamplerStep, Variance, element};
 use unclip::weights::config;
 
@@ -185,7 +185,7 @@ fn noise_has_the_bits_of_torch_draw_after_draw() {
         let mut generator = TorchGenerator::new(seed);
         for (draw, size) in [16, 24, 768, 15, 3, 12288, 17].into_iter().enumerate() {
             let mut ours = vec![0.0; size];
-            generator.fill_normal(&mut ours);
+            generator.fill_normal(NoiseDtype::F32, &mut ours);
             assert_eq!(bits(&ours), bits(&golden.f32(&format!("{seed}/{draw}_{size}"))), "seed {seed}, draw {draw}");
         }
     }

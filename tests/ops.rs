@@ -12,7 +12,7 @@ use support::{Data, Problem, every, reference};
 use unclip::backend::Backend;
 use unclip::backend::cpu::{Cpu, Isa};
 use unclip::cases::Tensor;
-use unclip::noise::Philox;
+use unclip::noise::Seeds;
 use unclip::ops::{Noise, Op};
 use unclip::{Dtype, Precision};
 
@@ -132,30 +132,33 @@ fn sampler_step_matches_the_reference_with_any_number_of_threads() {
 fn given(problem: &Problem) -> Problem {
     let mut given = problem.clone();
     let Op::SamplerStep(op) = &mut given.op else { panic!("a sampler step") };
-    op.noise = Noise::Given;
+    let noise = std::mem::replace(&mut op.noise, Noise::Given);
     let words = given.tensors.split_off(3).into_iter().map(|tensor| match tensor.data {
         Data::Integers(words) => words,
         Data::Floats(_) => panic!("seeds and step are integers"),
     });
     let words: Vec<Vec<u32>> = words.collect();
+    let row = noise.words().expect("seeds");
     let shape = given.tensors[1].shape.clone();
     let c = shape[shape.len() - 1];
-    let mut noise = Vec::new();
-    for seed in words[0].chunks_exact(4) {
-        let wide = |low: u32, high: u32| u64::from(low) + (u64::from(high) << 32);
+    let mut made = Vec::new();
+    for row in words[0].chunks_exact(row) {
         let mut drawn = vec![0.0; shape[1..].iter().product()];
-        let draw = wide(seed[2], seed[3]) + u64::from(words[1][0]);
-        Philox::new(wide(seed[0], seed[1])).fill_normal(draw, 0, &mut drawn);
+        let seeds = match noise {
+            Noise::TorchCuda(dtype) => Seeds::of_torch_cuda(row, dtype),
+            _ => Seeds::of_philox(row),
+        };
+        seeds.fill_normal(words[1][0].into(), 0, &mut drawn);
         let positions = drawn.len() / c;
-        noise.extend((0..drawn.len()).map(|i| drawn[i % c * positions + i / c]));
+        made.extend((0..drawn.len()).map(|i| drawn[i % c * positions + i / c]));
     }
-    given.tensors.push(Tensor { shape, data: Data::Floats(noise), stored: None });
+    given.tensors.push(Tensor { shape, data: Data::Floats(made), stored: None });
     given
 }
 
 #[test]
 fn noise_drawn_in_the_sampler_step_has_the_bits_of_noise_that_is_given() {
-    let drawn = |case: &Case| case.name.starts_with("sampler_step/philox");
+    let drawn = |case: &Case| matches!(&case.op, Op::SamplerStep(op) if op.noise != Noise::Given);
     let cases: Vec<Case> = cases::all().into_iter().filter(drawn).collect();
     assert!(!cases.is_empty());
     for case in cases {

@@ -8,8 +8,8 @@ mod support;
 use support::adapters;
 use support::golden::MODEL;
 use support::pictures::{
-    OF_PROMPTS, PROMPTS, Steps, TRAINED, agree, agree_on_variations, agree_with_philox, decibels, run, run_on_cpu,
-    worst_of_each,
+    DRAWN, OF_PROMPTS, PROMPTS, Steps, TRAINED, agree, agree_on_drawn_noise, agree_on_variations, decibels, run,
+    run_on_cpu, worst_of_each,
 };
 use unclip::Dtype;
 use unclip::backend::Backend;
@@ -40,8 +40,10 @@ fn variations_agree_with_the_cpu_in_f32() {
 
 #[test]
 fn pictures_agree_with_the_cpu_where_the_kernel_draws_the_noise() {
-    let Some(backend) = open(Dtype::F32, None) else { return };
-    agree_with_philox(MODEL, backend, &PROMPTS, [None; 3]);
+    for (noise, steps) in DRAWN.into_iter().zip([[None; 3], FEW]) {
+        let Some(backend) = open(Dtype::F32, None) else { return };
+        agree_on_drawn_noise(MODEL, backend, noise, &PROMPTS, steps);
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use super::{Data, Problem, Random, Tensor};
 use crate::dtype::Dtype::{self, Bf16, F16, F32};
+use crate::noise::{Card, NoiseDtype};
 use crate::ops::Activation::{Gelu, QuickGelu, Silu};
 use crate::ops::{
     Attention, COEFFICIENTS, Concat, Conv2d, Convert, Embed, GroupNorm, LayerNorm, Linear, Modulate, Noise, Op,
@@ -500,6 +501,22 @@ fn sampler_step() -> Vec<Case> {
     let carried =
         |step: u32| vec![words(&[2, 4], &[7, 0, u32::MAX - 2, 0, 7, 9, u32::MAX - 2, 5]), words(&[1], &[step])];
     let last = [&row[..7], &[0.0]].concat();
+    // The share of each of the images in draws of a card so small that an image has several turns, counters and threads
+    // of its own; the counter of step 0; and in what type.
+    let torch = |dtype: NoiseDtype, op: SamplerStep| SamplerStep { noise: Noise::TorchCuda(dtype), ..op };
+    let share = |card: &str, counter: u64, shape: &[usize], step: u32| {
+        let size: usize = shape[1..].iter().product();
+        let threads = card.parse::<Card>().expect("a card").threads((shape[0] * size) as u64);
+        let counters = (shape[0] * size).div_ceil(4 * threads as usize) as u32;
+        let row = |image: usize| {
+            let first = (image * size) as u32;
+            let counter = [counter as u32, (counter >> 32) as u32];
+            [&[77, 1 << 31], &counter[..], &[counters, threads, first % threads, first / threads]].concat()
+        };
+        let rows: Vec<u32> = (0..shape[0]).flat_map(row).collect();
+        vec![words(&[shape[0], 8], &rows), words(&[1], &[step])]
+    };
+    let before_carry = u64::from(u32::MAX) - 2;
     cases.extend([
         case("philox-whole", &[2, 5, 7, 3], whole, &row, any(2)),
         case("philox-picture", &[3, 101, 103, 3], plain, &row, any(3)),
@@ -509,8 +526,36 @@ fn sampler_step() -> Vec<Case> {
         case("philox-before-the-carry", &[2, 35, 3], plain, &row, carried(2)),
         case("philox-after-the-carry", &[2, 35, 3], plain, &row, carried(3)),
         case("philox-last", &[2, 35, 3], whole, &last, any(2)),
+        case("torch-whole", &[2, 5, 7, 3], torch(NoiseDtype::F32, whole), &row, share("1x256", 6, &[2, 5, 7, 3], 2)),
+        case(
+            "torch-picture",
+            &[3, 101, 103, 3],
+            torch(NoiseDtype::F32, plain),
+            &row,
+            share("20x1024", 9, &[3, 101, 103, 3], 24),
+        ),
+        case("torch-few", &[3, 77], torch(NoiseDtype::F32, plain), &row, share("132x2048", 0, &[3, 77], 5)),
+        case(
+            "torch-carry",
+            &[2, 353, 3],
+            torch(NoiseDtype::F32, plain),
+            &row,
+            share("1x256", before_carry, &[2, 353, 3], 1),
+        ),
+        // Of draws such that no element is within 2e-6 of where its rounding changes.
+        case("torch-f16", &[2, 29, 3], torch(NoiseDtype::F16, plain), &row, share("1x256", 16, &[2, 29, 3], 3)),
+        case("torch-bf16", &[2, 35, 3], torch(NoiseDtype::Bf16, whole), &row, share("1x256", 0, &[2, 35, 3], 2)),
+        case("torch-last", &[2, 35, 3], torch(NoiseDtype::F16, whole), &last, share("1x256", 1, &[2, 35, 3], 2)),
         case("decoder-64px", &[2, 64 * 64, 3], decoder, &row, vec![x(&[2, 64 * 64, 3])]).heavy(),
         case("philox-256px", &[1, 256, 256, 3], plain, &row, any(1)).heavy(),
+        case(
+            "torch-256px",
+            &[1, 256, 256, 3],
+            torch(NoiseDtype::F32, plain),
+            &row,
+            share("132x2048", 3, &[1, 256, 256, 3], 2),
+        )
+        .heavy(),
     ]);
     cases
 }

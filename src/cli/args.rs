@@ -5,7 +5,7 @@ use super::show::Protocol;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use std::path::PathBuf;
-use unclip::noise::NoiseKind;
+use unclip::noise::{Generators, NoiseDtype, NoiseKind};
 use unclip::{Error, Precision, Result};
 
 /// Text to image, and image to variations, with the unCLIP (DALL-E 2) architecture.
@@ -135,9 +135,18 @@ pub struct RunArguments {
     /// checkpoint's, or 8]
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = HOW)]
     pub decoder_guidance: Option<f32>,
-    /// What turns the seed into noise [default: torch]
-    #[arg(long, value_parser = noise(), help_heading = HOW)]
+    /// What turns the seed into noise: torch, the pictures of diffusers with torch's CPU generator; torch-2.11, the same up
+    /// to that release; torch-cuda:CARD, with the generator of a card such as rtx-3060 or 28x1536 (multiprocessors x
+    /// threads of each) [torch-cuda alone: 132x2048]; philox, drawn on the device [default: torch]
+    #[arg(long, value_name = "KIND", help_heading = HOW)]
     pub noise: Option<NoiseKind>,
+    /// Type in which the original pipeline ran, and drew its noise, whatever --dtype is [default: f32]
+    #[arg(long, value_name = "TYPE", value_parser = noise_dtype(), help_heading = HOW)]
+    pub noise_dtype: Option<NoiseDtype>,
+    /// Whether the original had a generator for each picture, seeded one by one, or one for all of the run: each or one;
+    /// one:3/8 makes the third picture of a run of eight [default: each]
+    #[arg(long, value_name = "WHICH", help_heading = HOW)]
+    pub generator: Option<Generators>,
     #[command(flatten)]
     pub model: ModelArguments,
     #[command(flatten)]
@@ -264,7 +273,7 @@ impl Arguments {
 }
 
 /// What the library calls a setting, and the flag that sets it.
-const FLAGS: [(&str, &str); 11] = [
+const FLAGS: [(&str, &str); 13] = [
     ("prompt", "--prompt"),
     ("tokens", "--prompt"),
     ("image", "--image"),
@@ -275,6 +284,8 @@ const FLAGS: [(&str, &str); 11] = [
     ("super-resolution steps", "--super-res-steps"),
     ("prior guidance", "--prior-guidance"),
     ("decoder guidance", "--decoder-guidance"),
+    ("noise type", "--noise-dtype"),
+    ("generator", "--generator"),
     ("output", "--output"),
 ];
 
@@ -332,16 +343,10 @@ fn precision() -> impl clap::builder::TypedValueParser<Value = Precision> {
         .map(|name| Precision::ALL.into_iter().find(|p| p.name() == name).expect("one of the possible values"))
 }
 
-/// A kind of noise by its name.
-fn noise() -> impl clap::builder::TypedValueParser<Value = NoiseKind> {
-    use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-    let help = |kind| match kind {
-        NoiseKind::Torch => "As torch.Generator(\"cpu\"): the pictures of diffusers",
-        NoiseKind::Philox => "Counter-based Philox 4x32-10, drawn on the device",
-        _ => "See the documentation of the library",
-    };
-    PossibleValuesParser::new(NoiseKind::ALL.map(|kind| PossibleValue::new(kind.name()).help(help(kind))))
-        .map(|name| NoiseKind::ALL.into_iter().find(|kind| kind.name() == name).expect("one of the possible values"))
+/// A type of draws by its name.
+fn noise_dtype() -> impl clap::builder::TypedValueParser<Value = NoiseDtype> {
+    use clap::builder::{PossibleValuesParser, TypedValueParser};
+    PossibleValuesParser::new(NoiseDtype::ALL.map(NoiseDtype::name)).try_map(|name| name.parse::<NoiseDtype>())
 }
 
 /// The completion script of a shell, or of the one that the user runs.

@@ -107,6 +107,8 @@ fn request(arguments: &RunArguments, recipes: &[Recipe], subjects: Subjects) -> 
         pictures_per_prompt: arguments.batch.unwrap_or(subjects.each),
         seed: arguments.seed.map_or(base.seed, |seed| seed.value),
         noise: arguments.noise.unwrap_or(base.noise),
+        noise_dtype: arguments.noise_dtype.unwrap_or(base.noise_dtype),
+        generator: arguments.generator.unwrap_or(base.generator),
         prior_steps: arguments.prior_steps.or(base.prior_steps),
         decoder_steps: arguments.decoder_steps.or(base.decoder_steps),
         super_res_steps: arguments.super_res_steps.or(base.super_res_steps),

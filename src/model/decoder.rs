@@ -11,7 +11,7 @@ use crate::weights::config::Configured;
 /// Records the decoder with its sampling step; `tokens` counts the image and text tokens of the context.
 ///
 /// Inputs: `context [G, T, cross]`, `added [G, E]`, `mask [G, T]`, `time [S, W]`, `coefficients [S, B, 9]`,
-/// `noise [S, B, H, W, C]` or `seeds [B, 4]`, and per step `x_t [B, H, W, C]`, fed back. Outputs:
+/// `noise [S, B, H, W, C]` or `seeds [B, 4 | 8]`, and per step `x_t [B, H, W, C]`, fed back. Outputs:
 /// `model_output [G, H, W, C or 2C]` before guidance and `x [B, H, W, C]` after the step.
 ///
 /// # Errors

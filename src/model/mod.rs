@@ -20,7 +20,7 @@ pub mod text_proj;
 pub mod unet;
 mod unet_config;
 
-use crate::ops::{COEFFICIENTS, Noise};
+use crate::ops::COEFFICIENTS;
 use crate::plan::{Graph, Tensor};
 
 /// The sizes for which a sampling network's plan is recorded.
@@ -41,18 +41,18 @@ impl Sizes {
     }
 
     /// Records what every sampling network ends in: the step from `x_t [B, ..]` with what the network `predicted`, fed
-    /// back. Inputs: `coefficients [S, B, 9]`, and `noise [S, B, ..]` or, where the kernel draws, `seeds [B, 4]`. Outputs:
+    /// back. Inputs: `coefficients [S, B, 9]`, and `noise [S, B, ..]` or, where the kernel draws, `seeds [B, 4 | 8]`. Outputs:
     /// `model_output`, before guidance, and `x [B, ..]`, after the step, which is returned.
     #[track_caller]
     fn sample<'g>(&self, graph: &'g Graph<'_>, predicted: Tensor<'g>, x_t: Tensor<'g>, step: Tensor<'g>) -> Tensor<'g> {
         let coefficients = graph.input("coefficients", &[self.steps, self.pictures, COEFFICIENTS]).row(step);
-        let x = match self.rule.noise {
-            Noise::Given => {
+        let x = match self.rule.noise.words() {
+            None => {
                 let noise = graph.input("noise", &[&[self.steps], &x_t.shape()[..]].concat()).row(step);
                 predicted.sampler_step(self.rule, x_t, coefficients, &[noise])
             }
-            Noise::Philox => {
-                let seeds = graph.input_u32("seeds", &[self.pictures, 4]);
+            Some(words) => {
+                let seeds = graph.input_u32("seeds", &[self.pictures, words]);
                 predicted.sampler_step(self.rule, x_t, coefficients, &[seeds, step])
             }
         };

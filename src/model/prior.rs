@@ -69,7 +69,7 @@ impl Config {
 /// Records the prior with its sampling step.
 ///
 /// Inputs: `text_embeds [G, D]`, `hidden [G, T, D]`, `mask [G, T]` (1 for bos, text and eos), `time [S, inner]`
-/// (sinusoidal features of the timesteps), `coefficients [S, B, 9]`, `noise [S, B, D]` or `seeds [B, 4]`, and per step
+/// (sinusoidal features of the timesteps), `coefficients [S, B, 9]`, `noise [S, B, D]` or `seeds [B, 4 | 8]`, and per step
 /// `x_t [B, D]`, fed back from step to step. Outputs: `model_output [G, D]` before guidance, `x [B, D]` after the step, and
 /// `image_embeds [B, D]`, which is `x` in the image encoder's space, valid after the last step.
 ///

@@ -12,7 +12,7 @@ use crate::weights::config::Configured;
 /// Records one of the two networks with its sampling step. `small` is the side of the decoder's picture, `size` that of
 /// the result, which the second network's own configuration lacks.
 ///
-/// Inputs: `small [B, h, w, C]`, `time [S, W]`, `coefficients [S, B, 9]`, `noise [S, B, H, W, C]` or `seeds [B, 4]`, and per
+/// Inputs: `small [B, h, w, C]`, `time [S, W]`, `coefficients [S, B, 9]`, `noise [S, B, H, W, C]` or `seeds [B, 4 | 8]`, and per
 /// step `x_t [B, H, W, C]`, fed back. Outputs: `upscaled [B, H, W, C]`, `model_output [B, H, W, C]`, `x [B, H, W, C]`.
 ///
 /// # Errors

@@ -13,7 +13,7 @@
 
 use super::launch::optional;
 use super::{Launch, Operand, Operation, Scalar, StorageRule, Tiles, count, elements, require};
-use crate::noise::NoiseKind;
+use crate::noise::{NoiseDtype, NoiseKind, NoiseSource, Seeds};
 
 /// Coefficients of a picture's step.
 pub const COEFFICIENTS: usize = 9;
@@ -44,14 +44,46 @@ pub enum Noise {
     Given,
     /// Each is drawn where it is added, by [`Philox`](crate::noise::Philox).
     Philox,
+    /// Each is drawn where it is added, as by [`TorchCudaGenerator`](crate::noise::TorchCudaGenerator) in this type.
+    TorchCuda(NoiseDtype),
 }
 
-impl From<NoiseKind> for Noise {
-    /// torch's noise is one sequence, which only the host can draw.
-    fn from(kind: NoiseKind) -> Noise {
-        match kind {
-            NoiseKind::Torch => Noise::Given,
-            NoiseKind::Philox => Noise::Philox,
+impl From<&NoiseSource> for Noise {
+    /// torch's CPU generator is one sequence, which only the host can draw.
+    fn from(source: &NoiseSource) -> Noise {
+        match source.kind() {
+            _ if !source.is_for_kernels() => Noise::Given,
+            NoiseKind::TorchCuda(_) => Noise::TorchCuda(source.dtype()),
+            _ => Noise::Philox,
+        }
+    }
+}
+
+impl Noise {
+    /// Words of a picture's row of `seeds`; `None` where the noise is given.
+    pub fn words(self) -> Option<usize> {
+        match self {
+            Noise::Given => None,
+            Noise::Philox => Some(Seeds::PHILOX_WORDS),
+            Noise::TorchCuda(_) => Some(Seeds::TORCH_CUDA_WORDS),
+        }
+    }
+
+    /// Number of the generator in kernels.
+    fn number(self) -> u32 {
+        match self {
+            Noise::Given => 0,
+            Noise::Philox => 1,
+            Noise::TorchCuda(_) => 2,
+        }
+    }
+
+    /// Bits of an f32's fraction that the type of a draw lacks.
+    fn lost_bits(self) -> u32 {
+        match self {
+            Noise::TorchCuda(NoiseDtype::F16) => 13,
+            Noise::TorchCuda(NoiseDtype::Bf16) => 16,
+            _ => 0,
         }
     }
 }
@@ -60,12 +92,11 @@ impl From<NoiseKind> for Noise {
 ///
 /// # Shapes
 /// `output [2B | B, P, C * (1 | 2)]`, `x_t [B, P, C]`, `coefficients [B, 9]`, and either `noise [B, P, C]` or
-/// `seeds [B, 4]`, `step [1]` -> `x_{t-1} [B, P, C]`, channels last. The output has the doubled batch with guidance, and
-/// the doubled channels with a learned variance; the second half of the channels is then the variance.
+/// `seeds [B, 4 | 8]`, `step [1]` -> `x_{t-1} [B, P, C]`, channels last. The output has the doubled batch with guidance,
+/// and the doubled channels with a learned variance; the second half of the channels is then the variance.
 ///
-/// A row of `seeds` is a picture's seed and the number of the draw that belongs to step 0, each in two words, the low one
-/// first; the present draw is `step` further. Draws are in the order of `[C, P]`: channel `c` of position `p` is their
-/// element `c P + p`.
+/// A row of `seeds` says where a picture's draw of step 0 lies, see [`Seeds::words`]; the present draw is `step` further.
+/// Draws are in the order of `[C, P]`: channel `c` of position `p` is their element `c P + p`.
 ///
 /// # Formula
 /// ```text
@@ -103,16 +134,19 @@ impl Operation for SamplerStep {
     }
 
     fn shape(&self, inputs: &[&[usize]]) -> Result<Vec<usize>, String> {
-        let drawn = self.noise == Noise::Philox;
-        count(inputs, if drawn { 5 } else { 4 })?;
+        let words = self.noise.words();
+        count(inputs, if words.is_some() { 5 } else { 4 })?;
         let (output, x_t, row, noise) = (inputs[0], inputs[1], inputs[2], &inputs[3..]);
         require(x_t.len() >= 2, || format!("sampler_step: x_t {x_t:?}"))?;
         let mut wanted = x_t.to_vec();
         wanted[0] *= if self.guided { 2 } else { 1 };
         wanted[x_t.len() - 1] *= if self.variance == Variance::LearnedRange { 2 } else { 1 };
-        let fits = if drawn { noise[0] == [x_t[0], 4] && noise[1] == [1] } else { noise[0] == x_t };
+        let fits = match words {
+            Some(words) => noise[0] == [x_t[0], words] && noise[1] == [1],
+            None => noise[0] == x_t,
+        };
         require(output == wanted && fits && row == [x_t[0], COEFFICIENTS], || {
-            let noise_name = if drawn { "seeds and step" } else { "noise" };
+            let noise_name = if words.is_some() { "seeds and step" } else { "noise" };
             format!("sampler_step: output {output:?}, {noise_name} {noise:?}, coefficients {row:?} for x_t {x_t:?}")
         })?;
         Ok(x_t.to_vec())
@@ -122,7 +156,7 @@ impl Operation for SamplerStep {
         let each = match self.noise {
             Noise::Given => 12,
             // A logarithm, a root, a sine or cosine.
-            Noise::Philox => 12 + 50,
+            Noise::Philox | Noise::TorchCuda(_) => 12 + 50,
         };
         each * elements(output) as u64
     }
@@ -135,7 +169,7 @@ impl Operation for SamplerStep {
         let channels = output[output.len() - 1];
         let positions = elements(&output[1..output.len() - 1]);
         let wide = inputs[0][inputs[0].len() - 1];
-        let drawn = self.noise == Noise::Philox;
+        let drawn = self.noise.words().is_some();
         // With guidance the conditional half follows the unconditional one.
         let conditional = if self.guided { elements(inputs[0]) / 2 } else { 0 };
         let mut scalars: Vec<Scalar> = [channels, positions, wide, conditional].map(Scalar::from).to_vec();
@@ -144,7 +178,8 @@ impl Operation for SamplerStep {
             (self.prediction == Prediction::Epsilon).into(),
             (self.variance == Variance::LearnedRange).into(),
             self.clip.is_some().into(),
-            drawn.into(),
+            Scalar::U32(self.noise.number()),
+            Scalar::U32(self.noise.lost_bits()),
             self.clip.unwrap_or(0.0).into(),
         ]);
         let mut tensors: Vec<Operand> = (0..3).map(Operand::Input).collect();

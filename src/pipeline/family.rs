@@ -9,7 +9,7 @@ use super::request::{Request, Settings};
 use super::session::Session;
 use crate::error::{Error, Result};
 use crate::image::Image;
-use crate::noise::{NoiseKind, NoiseSource};
+use crate::noise::NoiseSource;
 use crate::ops::Noise;
 use crate::plan::{Plan, WeightSource};
 use crate::weights::{Checkpoint, ComponentReport};
@@ -155,17 +155,17 @@ pub struct Painting {
 }
 
 impl Painting {
-    /// A picture from elsewhere, to be enlarged with noise of this seed.
+    /// A picture from elsewhere, to be enlarged with this noise.
     ///
     /// # Errors
     /// [`Error::Request`] if it is not square.
-    pub fn new(image: &Image, noise: NoiseKind, seed: u64) -> Result<Painting> {
+    pub fn new(image: &Image, noise: NoiseSource) -> Result<Painting> {
         image.check()?;
         if image.width != image.height {
             let reason = format!("{}x{} pixels; expected a square", image.width, image.height);
             return Err(Error::request("image", reason));
         }
         let pixels = image.pixels.iter().map(|&p| f32::from(p) / 127.5 - 1.0).collect();
-        Ok(Painting { size: image.width, pixels, noise: NoiseSource::new(noise, seed) })
+        Ok(Painting { size: image.width, pixels, noise })
     }
 }

@@ -6,8 +6,8 @@
 //! next group and the next run, within a memory limit.
 //!
 //! Pictures do not influence one another: each has a noise source of its own (picture `k` of a request has seed
-//! `seed + k`), and back ends compute each row of a batch as if it were alone. So a group is as large as memory allows,
-//! and its size shows in nothing but time.
+//! `seed + k`, or its share of the draws of one generator), and back ends compute each row of a batch as if it were
+//! alone. So a group is as large as memory allows, and its size shows in nothing but time.
 //!
 //! The way can be left and entered between its parts: [`Pipeline::embed`] gives image embeddings, [`Pipeline::paint`]
 //! makes small pictures of such, [`Pipeline::enlarge`] finishes them.

@@ -9,7 +9,7 @@ use crate::dtype::Precision;
 use crate::error::{Error, Result};
 #[cfg(feature = "png")]
 use crate::image::{self, Image};
-use crate::noise::NoiseKind;
+use crate::noise::{Generators, NoiseDtype, NoiseKind};
 use serde::{Deserialize, Serialize};
 #[cfg(feature = "png")]
 use std::path::Path;
@@ -31,10 +31,16 @@ pub struct Recipe {
     pub subject: Subject,
     /// What it should not be.
     pub negative: Option<Prompt>,
-    /// Seed of this picture.
+    /// Seed of this picture's generator.
     pub seed: u64,
     /// Which generator turned the seed into noise.
     pub noise: NoiseKind,
+    /// The type of its draws.
+    #[serde(default)]
+    pub noise_dtype: NoiseDtype,
+    /// Whether it was this picture's own; where it was that of a run, which of its pictures this is.
+    #[serde(default)]
+    pub generator: Generators,
     /// Steps of the prior; a variation has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prior_steps: Option<usize>,
@@ -98,8 +104,10 @@ impl Pipeline {
             model: self.checkpoint.name(),
             subject,
             negative: request.negative.clone(),
-            seed: request.seed.wrapping_add(k as u64),
+            seed: request.seed_of(k),
             noise: request.noise,
+            noise_dtype: request.noise_dtype,
+            generator: request.generator_of(k),
             prior_steps: with_prior.then_some(settings.prior_steps),
             decoder_steps: settings.decoder_steps,
             super_res_steps: settings.super_res_steps,
@@ -133,6 +141,8 @@ impl Recipe {
             negative: self.negative.clone(),
             seed: self.seed,
             noise: self.noise,
+            noise_dtype: self.noise_dtype,
+            generator: self.generator,
             prior_steps: self.prior_steps.filter(|_| with_prior),
             decoder_steps: Some(self.decoder_steps),
             super_res_steps: Some(self.super_res_steps),
@@ -220,7 +230,13 @@ impl Recipe {
             }
         };
         fields.push(("Super-resolution steps", self.super_res_steps.to_string()));
-        fields.push(("Noise", self.noise.name().to_owned()));
+        fields.push(("Noise", self.noise.to_string()));
+        if self.noise_dtype != NoiseDtype::default() {
+            fields.push(("Noise type", self.noise_dtype.to_string()));
+        }
+        if self.generator != Generators::default() {
+            fields.push(("Generator", self.generator.to_string()));
+        }
         fields.push(("Version", self.version.clone()));
         let negative = self.negative.clone().map(Subject::Prompt);
         image::Parameters {
@@ -243,6 +259,8 @@ mod tests {
             negative: Some("worm".into()),
             seed: u64::MAX,
             noise: NoiseKind::Philox,
+            noise_dtype: NoiseDtype::F32,
+            generator: Generators::Each,
             prior_steps: Some(25),
             decoder_steps: 50,
             super_res_steps: 7,
@@ -260,6 +278,11 @@ mod tests {
         Recipe { subject: Subject::Image("photo.png".into()), negative: None, prior_steps, prior_guidance, ..recipe() }
     }
 
+    fn of_a_card() -> Recipe {
+        let noise = NoiseKind::TorchCuda("rtx-3060".parse().expect("a card of the table"));
+        Recipe { noise, noise_dtype: NoiseDtype::Bf16, generator: Generators::Part { first: 2, of: 8 }, ..recipe() }
+    }
+
     fn image() -> Image {
         Image { width: 2, height: 1, pixels: vec![1, 2, 3, 4, 5, 6] }
     }
@@ -270,7 +293,8 @@ mod tests {
         let path = dir.path().join("a.png");
         let tokens = crate::model::text_encoder::Tokens { ids: vec![7, 8], mask: vec![true, false], cut: None };
         let tokens = Recipe { subject: Subject::Prompt(Prompt::Tokens(tokens)), ..recipe() };
-        for recipes in [vec![recipe()], vec![variation()], vec![tokens.clone()], vec![recipe(), tokens]] {
+        let several = vec![recipe(), tokens.clone()];
+        for recipes in [vec![recipe()], vec![variation()], vec![tokens], vec![of_a_card()], several] {
             Recipe::write_png(&recipes, &image(), &path).unwrap();
             assert_eq!(Recipe::read(&path).unwrap(), recipes);
             assert_eq!(Image::read_png(&path).unwrap(), image());
@@ -290,6 +314,9 @@ mod tests {
         let request = recipes[0].request().unwrap();
         assert!(matches!(&request.task, Task::Prompts(prompts) if *prompts == ["a red apple".into()]));
         assert_eq!((request.seed, request.decoder_steps), (3, Some(12)));
+        // What the first release did not know is what it did.
+        let noise = (request.noise, request.noise_dtype, request.generator);
+        assert_eq!(noise, (NoiseKind::Torch, NoiseDtype::F32, Generators::Each));
     }
 
     #[test]
@@ -317,6 +344,9 @@ mod tests {
     fn a_recipe_gives_its_settings_to_other_subjects() {
         let given = recipe().request().unwrap();
         assert_eq!((given.prior_guidance, given.noise, given.seed), (Some(1.1), NoiseKind::Philox, u64::MAX));
+        let given = of_a_card().request().unwrap();
+        let noise = (given.noise.to_string(), given.noise_dtype, given.generator.to_string());
+        assert_eq!(noise, ("torch-cuda:28x1536".into(), NoiseDtype::Bf16, "one:3/8".into()));
         let other = recipe().apply(Request { pictures_per_prompt: 3, ..Request::new("a frog") });
         assert_eq!((other.pictures(), other.decoder_steps), (3, Some(50)));
         // A variation has no prior, and a recipe of one has no settings for it.
@@ -334,6 +364,9 @@ mod tests {
                     Seed: 18446744073709551615, Size: 2x1, Model: \"karlo, \\\"best\\\"\", Prior steps: 25, \
                     Prior guidance: 1.1, Super-resolution steps: 7, Noise: philox, Version: unclip 0.1.0";
         assert_eq!(text.1, want);
+        let text = &Recipe::texts(&[of_a_card()])[0].1;
+        let noise = "Noise: \"torch-cuda:28x1536\", Noise type: bf16, Generator: \"one:3/8\", Version";
+        assert!(text.contains(noise), "{text}");
         let text = &Recipe::texts(&[variation()])[0].1;
         assert!(text.starts_with("\nSteps: 50, ") && text.contains("Variation of: photo.png"), "{text}");
         let frog = Recipe { subject: Subject::Prompt("a frog".into()), ..recipe() };

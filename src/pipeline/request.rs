@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::model::text_encoder::Tokens;
-use crate::noise::NoiseKind;
+use crate::noise::{Generators, NoiseDtype, NoiseKind, NoiseSource};
 use crate::weights::Checkpoint;
 use serde::{Deserialize, Serialize};
 
@@ -48,10 +48,14 @@ pub struct Request {
     pub negative: Option<Prompt>,
     /// Pictures for each prompt or each picture that is varied.
     pub pictures_per_prompt: usize,
-    /// Picture `k` of the request is made from seed `seed + k`.
+    /// Picture `k` of the request is made from seed `seed + k`, or all are from this one, as [`Generators`] says.
     pub seed: u64,
     /// Which generator turns the seed into noise.
     pub noise: NoiseKind,
+    /// The type of its draws: that in which the original pipeline ran, whatever type is computed in here.
+    pub noise_dtype: NoiseDtype,
+    /// Whether every picture has a generator, or all have one.
+    pub generator: Generators,
     /// Steps of the prior, from 2; `None`, here and below, is the checkpoint's default.
     pub prior_steps: Option<usize>,
     /// Steps of the decoder, from 2.
@@ -83,6 +87,8 @@ impl Request {
             pictures_per_prompt: 1,
             seed: 0,
             noise: NoiseKind::Torch,
+            noise_dtype: NoiseDtype::F32,
+            generator: Generators::Each,
             prior_steps: None,
             decoder_steps: None,
             super_res_steps: None,
@@ -102,6 +108,29 @@ impl Request {
     /// Number of pictures asked for.
     pub fn pictures(&self) -> usize {
         self.subjects() * self.pictures_per_prompt
+    }
+
+    /// The noise of picture `k` of a request that was [checked](Request::check), before its first draw.
+    pub fn noise_of(&self, k: usize) -> NoiseSource {
+        let source = NoiseSource::new(self.noise, self.seed_of(k)).in_type(self.noise_dtype);
+        match self.generator_of(k) {
+            Generators::Part { first, of } => source.share(first as u64, of as u64),
+            Generators::Each | Generators::One => source,
+        }
+    }
+
+    /// The seed of the generator of picture `k`.
+    pub(super) fn seed_of(&self, k: usize) -> u64 {
+        if self.generator == Generators::Each { self.seed.wrapping_add(k as u64) } else { self.seed }
+    }
+
+    /// What makes picture `k` again in a request of its own.
+    pub(super) fn generator_of(&self, k: usize) -> Generators {
+        match (self.generator, self.pictures()) {
+            (Generators::One, of) if of > 1 => Generators::Part { first: k, of },
+            (Generators::Part { first, of }, _) => Generators::Part { first: first + k, of },
+            (alone, _) => alone,
+        }
     }
 
     /// Whether the networks see an unconditional half: as in diffusers, for prior and decoder if either asks for it.
@@ -143,6 +172,32 @@ impl Request {
         if pictures.is_none_or(|n| n > MOST_PICTURES) {
             let most = format!("must not make more than {MOST_PICTURES} pictures in all");
             return Err(Error::value("pictures per prompt", self.pictures_per_prompt, most));
+        }
+        self.check_noise()
+    }
+
+    /// Refuses noise that nobody draws.
+    fn check_noise(&self) -> Result<()> {
+        if let Generators::Part { first, of } = self.generator {
+            let refused = |reason| Err(Error::value("generator", self.generator, reason));
+            let (asked, left) = (self.pictures(), of.saturating_sub(first));
+            if of > MOST_PICTURES {
+                return refused(format!("a run has at most {MOST_PICTURES} pictures"));
+            }
+            if asked > left {
+                return refused(format!("{asked} pictures are asked for, but that run has {left} from there on"));
+            }
+        }
+        if self.noise != NoiseKind::Philox {
+            return Ok(());
+        }
+        if self.noise_dtype != NoiseDtype::F32 {
+            let reason = "philox draws in f32; torch, torch-2.11 and torch-cuda draw in other types, too";
+            return Err(Error::value("noise type", self.noise_dtype, reason));
+        }
+        if self.generator != Generators::Each {
+            let reason = "philox has a generator for each picture; torch, torch-2.11 and torch-cuda may have one";
+            return Err(Error::value("generator", self.generator, reason));
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use crate::backend::Executable;
 use crate::diffusion::sampler::coefficients;
 use crate::diffusion::{Schedule, SchedulerConfig};
 use crate::error::Result;
-use crate::noise::{NoiseSource, Philox};
+use crate::noise::{NoiseSource, Seeds};
 use crate::ops::{COEFFICIENTS, Noise, SamplerStep, Variance, element, elements};
 
 /// One stage's schedule and the shape of what it samples.
@@ -36,8 +36,8 @@ pub enum StepNoise {
     Given(Vec<f32>),
     /// There is none: for the last step alone.
     None,
-    /// Of each picture the seed and the number of the first step's draw, for kernels that draw by themselves.
-    Philox(Vec<(u64, u64)>),
+    /// Of each picture where its draw of the first step lies, for kernels that draw by themselves.
+    Seeds(Vec<Seeds>),
 }
 
 impl Draws {
@@ -45,6 +45,12 @@ impl Draws {
     pub fn pictures(&self, sampling: &Loop) -> usize {
         self.latents.len() / elements(&sampling.shape)
     }
+}
+
+/// Who draws the steps' noise of these pictures: kernels, where all of them have it from generators of one kind.
+pub fn drawn_by<'s>(mut sources: impl Iterator<Item = &'s NoiseSource>) -> Noise {
+    let first = sources.next().map_or(Noise::Given, Noise::from);
+    if sources.all(|source| Noise::from(source) == first) { first } else { Noise::Given }
 }
 
 impl Loop {
@@ -72,13 +78,18 @@ impl Loop {
         self.timesteps.len()
     }
 
+    /// Words of a picture's row of seeds; 0 where noise is given.
+    pub fn seed_words(&self) -> usize {
+        self.rule.noise.words().unwrap_or(0)
+    }
+
     /// The coefficients `[S, B, 9]` of all steps for so many pictures.
     pub fn table(&self, pictures: usize) -> Vec<f32> {
         self.coefficients.iter().flat_map(|row| std::iter::repeat_n(row, pictures)).flatten().copied().collect()
     }
 
     /// Draws latents, then the noise of every step but the last, each picture from its own source in the order in
-    /// which diffusers draws them: `[C, H, W]`, then permuted to channels last. Philox sources leave the steps' noise to the kernels.
+    /// which diffusers draws them: `[C, H, W]`, then permuted to channels last. Noise that kernels draw is left to them.
     pub fn draw<'s>(&self, sources: impl Iterator<Item = &'s mut NoiseSource>) -> Draws {
         let mut sources: Vec<&mut NoiseSource> = sources.collect();
         let (size, c) = (elements(&self.shape), self.shape[self.shape.len() - 1]);
@@ -92,10 +103,11 @@ impl Loop {
         for (source, target) in sources.iter_mut().zip(latents.chunks_exact_mut(size)) {
             next(source, target);
         }
-        // All pictures of a request have the same kind of source.
-        let left = sources.iter_mut().map(|source| source.leave(self.steps() as u64 - 1)).collect();
-        if let Some(seeds) = left {
-            return Draws { latents, noise: StepNoise::Philox(seeds) };
+        let draws = self.steps() as u64 - 1;
+        if self.rule.noise != Noise::Given {
+            let seeds = sources.iter_mut().map(|source| source.leave(draws, size));
+            let seeds = seeds.map(|seeds| seeds.expect("the rule was made for these sources")).collect();
+            return Draws { latents, noise: StepNoise::Seeds(seeds) };
         }
         let mut noise = vec![0.0; self.steps() * pictures * size];
         for (k, source) in sources.iter_mut().enumerate() {
@@ -112,10 +124,10 @@ impl Loop {
         match &draws.noise {
             StepNoise::None => vec![0.0; draws.latents.len()],
             StepNoise::Given(noise) => noise[step * draws.latents.len()..][..draws.latents.len()].to_vec(),
-            StepNoise::Philox(seeds) => {
+            StepNoise::Seeds(seeds) => {
                 let mut drawn = vec![0.0; seeds.len() * size];
-                for (&(seed, first), out) in seeds.iter().zip(drawn.chunks_exact_mut(size)) {
-                    Philox::new(seed).fill_normal(first + step as u64, 0, out);
+                for (seeds, out) in seeds.iter().zip(drawn.chunks_exact_mut(size)) {
+                    seeds.fill_normal(step as u64, 0, out);
                 }
                 channels_last(&drawn, size / c, c)
             }

@@ -180,13 +180,15 @@ impl Session<'_, '_> {
                     let zeros = vec![0.0; elements(executable.plan().shape(noise))];
                     executable.write("noise", &zeros)?;
                 }
-                None => executable.write_u32("seeds", &vec![0; 4 * draws.pictures(sampling)])?,
+                None => {
+                    let words = sampling.seed_words() * draws.pictures(sampling);
+                    executable.write_u32("seeds", &vec![0; words])?;
+                }
             },
-            StepNoise::Philox(seeds) => {
+            StepNoise::Seeds(seeds) => {
                 // The executable counts its steps from 0.
-                let words = seeds.iter().flat_map(|&(seed, first)| [seed, first + range.start as u64]);
-                let words: Vec<u32> = words.flat_map(|n| [n as u32, (n >> 32) as u32]).collect();
-                executable.write_u32("seeds", &words)?;
+                let words = seeds.iter().flat_map(|seeds| seeds.from_step(range.start as u64).words());
+                executable.write_u32("seeds", &words.collect::<Vec<u32>>())?;
             }
         }
         executable.run_once()?;

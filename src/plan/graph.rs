@@ -8,8 +8,8 @@
 use super::{Dtype, Origin, Plan, Step, Value, ValueId, WeightSource};
 use crate::error::{Error, Result};
 use crate::ops::{
-    Activation, Attention, Concat, Conv2d, Embed, GroupNorm, LayerNorm, Linear, Modulate, Noise, Op, Operation,
-    Pointwise, Resize, SamplerStep, Slice,
+    Activation, Attention, Concat, Conv2d, Embed, GroupNorm, LayerNorm, Linear, Modulate, Op, Operation, Pointwise,
+    Resize, SamplerStep, Slice,
 };
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -220,7 +220,7 @@ fn check_dtypes(op: &Op, inputs: impl Iterator<Item = Dtype>) -> std::result::Re
     for (i, found) in inputs.enumerate() {
         let whole = match op {
             Op::Embed(_) => i == 1,
-            Op::SamplerStep(step) => step.noise == Noise::Philox && i >= 3,
+            Op::SamplerStep(step) => step.noise.words().is_some() && i >= 3,
             _ => false,
         };
         let wanted = if whole { Dtype::U32 } else { Dtype::F32 };

@@ -6,7 +6,7 @@ use unclip::Error;
 use unclip::backend::Backend;
 use unclip::backend::cpu::Cpu;
 use unclip::image::Image;
-use unclip::noise::NoiseKind;
+use unclip::noise::Generators;
 use unclip::pipeline::{Event, Pipeline, Request, Task, Trace};
 use unclip::weights::{Checkpoint, LoadOptions};
 
@@ -132,11 +132,22 @@ fn agree_on(model: &str, backend: Box<dyn Backend>, request: Request, steps: Ste
     same_pictures(&name, &images, &want_images);
 }
 
+/// Noise that the sampler step draws: Philox's, and from the second picture on that of one generator of three, of a card so
+/// small that a thread makes several elements of a picture.
+pub const DRAWN: [(&str, Generators); 2] =
+    [("philox", Generators::Each), ("torch-cuda:4x1024", Generators::Part { first: 1, of: 3 })];
+
 /// Holds the pictures of a back end whose sampler step draws the noise against the CPU's. Tensors on the way are not
 /// compared: a first step divides by the smallest signal, and where that is not clipped depends on the seed.
-pub fn agree_with_philox(model: &str, backend: Box<dyn Backend>, prompts: &[&str], steps: Steps) {
-    let name = backend.name();
-    let request = Request { noise: NoiseKind::Philox, ..of_prompts(prompts) };
+pub fn agree_on_drawn_noise(
+    model: &str,
+    backend: Box<dyn Backend>,
+    (noise, generator): (&str, Generators),
+    prompts: &[&str],
+    steps: Steps,
+) {
+    let name = format!("{} with {noise}", backend.name());
+    let request = Request { noise: noise.parse().unwrap(), generator, ..of_prompts(prompts) };
     let (want, _) = run_request(model, Box::new(Cpu::new(2).unwrap()), request.clone(), steps);
     let (got, _) = run_request(model, backend, request, steps);
     same_pictures(&name, &got, &want);

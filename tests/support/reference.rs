@@ -1,6 +1,7 @@
 //! Every operation as the plainest loops that compute its formula, in f64, independent of all back ends.
 
 use super::{Data, Problem};
+use unclip::noise::NoiseDtype;
 use unclip::ops::{
     Activation, Attention, Concat, Conv2d, Embed, GroupNorm, Linear, Modulate, Noise, Op, Operation, Pointwise,
     Prediction, Resize, SamplerStep, Slice, Variance,
@@ -389,6 +390,9 @@ fn sampler_step(op: &SamplerStep, inputs: &[Wide]) -> Vec<f64> {
     let noise = match op.noise {
         Noise::Given => inputs[3].x.clone(),
         Noise::Philox => drawn(&inputs[3].x, inputs[4].x[0], x_t.len() / inputs[1].shape[0] / c, c),
+        Noise::TorchCuda(dtype) => {
+            drawn_as_torch(&inputs[3].x, inputs[4].x[0], x_t.len() / inputs[1].shape[0] / c, c, dtype)
+        }
     };
     let wide = output.width();
     let conditional_at = if op.guided { output.x.len() / 2 } else { 0 };
@@ -433,6 +437,33 @@ fn drawn(seeds: &[f64], step: f64, positions: usize, c: usize) -> Vec<f64> {
     };
     let of_picture = |seed| (0..positions * c).map(move |at| element(seed, at % c * positions + at / c));
     seeds.chunks_exact(4).flat_map(of_picture).collect()
+}
+
+/// Noise as torch draws it on a card, from `seeds [B, 8]` as `ops/sampler_step.rs` has them: element `i` belongs to thread
+/// `i mod T`, which makes it `i div T`-th; a counter has four, sines before cosines.
+fn drawn_as_torch(seeds: &[f64], step: f64, positions: usize, c: usize, dtype: NoiseDtype) -> Vec<f64> {
+    let element = |seed: &[f64], i: usize| {
+        let [key0, key1, low, high, counters, threads, thread, turn] = seed.try_into().expect("eight words");
+        let [counters, threads, thread, turn] = [counters, threads, thread, turn].map(|word: f64| word as u128);
+        let place = thread + turn * threads + i as u128;
+        let turn = place / threads;
+        let number = low as u128 + ((high as u128) << 32) + step as u128 * counters + turn / 4;
+        let number = number as u64;
+        let counter = [number % WORD, number / WORD, (place % threads) as u64, 0];
+        let words = philox(counter, [key0 as u64, key1 as u64]);
+        // The two roundings to f32 are part of what torch does: near 1 they decide the radius.
+        let uniform = |word: u64| f64::from(word as f32 / 2f32.powi(32) + 2f32.powi(-33));
+        let pair = &words[turn as usize % 4 / 2 * 2..];
+        let (u1, angle) = (uniform(pair[0]), std::f64::consts::TAU * uniform(pair[1]));
+        let z = (-2.0 * u1.ln()).sqrt() * if turn.is_multiple_of(2) { angle.sin() } else { angle.cos() };
+        match dtype {
+            NoiseDtype::F32 => z,
+            NoiseDtype::F16 => half::f16::from_f64(z).to_f64(),
+            NoiseDtype::Bf16 => half::bf16::from_f64(z).to_f64(),
+        }
+    };
+    let of_picture = |seed| (0..positions * c).map(move |at| element(seed, at % c * positions + at / c));
+    seeds.chunks_exact(8).flat_map(of_picture).collect()
 }
 
 fn philox(counter: [u64; 4], key: [u64; 2]) -> [u64; 4] {

@@ -1,7 +1,7 @@
 //! The diffusion step: [`element`] for every element.
 
 use super::for_rows;
-use crate::noise::Philox;
+use crate::noise::Seeds;
 use crate::ops::{COEFFICIENTS, Noise, SamplerStep, Variance, element, elements};
 use std::borrow::Cow;
 
@@ -17,10 +17,10 @@ pub fn run(op: &SamplerStep, inputs: &[&[f32]], shape: &[usize], out: &mut [f32]
         let noise = match op.noise {
             Noise::Given => Cow::Borrowed(&inputs[3][first * c..][..out.len()]),
             // The last step has none.
-            Noise::Philox if rows.iter().all(|row| row[7] == 0.0) => Cow::Owned(vec![0.0; out.len()]),
-            Noise::Philox => {
+            _ if rows.iter().all(|row| row[7] == 0.0) => Cow::Owned(vec![0.0; out.len()]),
+            Noise::Philox | Noise::TorchCuda(_) => {
                 let (seeds, step) = (bytemuck::cast_slice(inputs[3]), inputs[4][0].to_bits());
-                Cow::Owned(draw(seeds, step, [positions, c], first, out.len()))
+                Cow::Owned(draw(op.noise, seeds, step, [positions, c], first, out.len()))
             }
         };
         for (i, y) in out.chunks_exact_mut(c).enumerate() {
@@ -38,8 +38,12 @@ pub fn run(op: &SamplerStep, inputs: &[&[f32]], shape: &[usize], out: &mut [f32]
 }
 
 /// `length` elements of the step's noise, starting at position `first` of all pictures `[P, C]` in sequence.
-fn draw(seeds: &[u32], step: u32, [positions, c]: [usize; 2], first: usize, length: usize) -> Vec<f32> {
-    let wide = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+fn draw(noise: Noise, seeds: &[u32], step: u32, [positions, c]: [usize; 2], first: usize, length: usize) -> Vec<f32> {
+    let words = noise.words().expect("noise that is drawn has seeds");
+    let of_row = |row: &[u32]| match noise {
+        Noise::TorchCuda(dtype) => Seeds::of_torch_cuda(row, dtype),
+        _ => Seeds::of_philox(row),
+    };
     let mut noise = vec![0.0; length];
     let mut channel = Vec::new();
     let mut rest = &mut noise[..];
@@ -50,17 +54,15 @@ fn draw(seeds: &[u32], step: u32, [positions, c]: [usize; 2], first: usize, leng
         let part;
         (part, rest) = rest.split_at_mut(count * c);
         position += count;
-        let seed = &seeds[4 * picture..][..4];
-        let generator = Philox::new(wide(seed[0], seed[1]));
-        let number = wide(seed[2], seed[3]).wrapping_add(u64::from(step));
+        let seeds = of_row(&seeds[words * picture..][..words]);
         if positions == 1 || c == 1 {
             // NHWC and NCHW are the same order here.
-            generator.fill_normal(number, from as u64, part);
+            seeds.fill_normal(u64::from(step), from as u64, part);
             continue;
         }
         channel.resize(count, 0.0);
         for k in 0..c {
-            generator.fill_normal(number, (k * positions + from) as u64, &mut channel);
+            seeds.fill_normal(u64::from(step), (k * positions + from) as u64, &mut channel);
             for (pixel, &z) in part.chunks_exact_mut(c).zip(&channel) {
                 pixel[k] = z;
             }

@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::model::text_encoder::Tokens;
 use crate::model::{Sizes, decoder, image_encoder, prior, super_res, text_encoder, text_proj, unet};
-use crate::ops::SamplerStep;
+use crate::ops::{Noise, SamplerStep};
 use crate::plan::{Plan, WeightSource};
 #[cfg(feature = "tokenizer")]
 use crate::tokenizer::Tokenizer;
@@ -185,7 +185,7 @@ impl Family for UnClip {
     }
 
     fn route(&self, request: &Request, settings: &Settings) -> Result<Vec<(Stage, Shapes)>> {
-        let (guided, noise) = (request.guided(settings), request.noise.into());
+        let (guided, noise) = (request.guided(settings), Noise::from(&request.noise_of(0)));
         let (subjects, pictures) = (request.subjects(), request.pictures());
         let texts = subjects + usize::from(guided);
         let Settings { prior_steps, decoder_steps, super_res_steps, .. } = *settings;

@@ -6,12 +6,11 @@ use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::model::text_encoder::Tokens;
 use crate::model::unet;
-use crate::noise::NoiseSource;
 use crate::ops::elements;
 use crate::pipeline::event::{Event, report};
 use crate::pipeline::family::{Embedding, EncodedText, Painting, Shapes};
 use crate::pipeline::request::{Prompt, Request, Task};
-use crate::pipeline::sampling::{Draws, Loop, StepNoise};
+use crate::pipeline::sampling::{Draws, Loop, StepNoise, drawn_by};
 use crate::pipeline::session::Session;
 use std::ops::Range;
 use std::sync::Arc;
@@ -68,11 +67,10 @@ impl UnClip {
             Task::Prompts(prompts) => vec![Vec::new(); prompts.len()],
             Task::Variations(images) => self.encode_images(session, images)?,
         };
-        let noise = |k: usize| NoiseSource::new(request.noise, request.seed.wrapping_add(k as u64));
         let draft = |k: usize| {
             let of = k / request.pictures_per_prompt;
             let (image, text) = (images[of].clone(), texts[of].clone());
-            Embedding { image, text, unconditional: unconditional.clone(), noise: noise(k) }
+            Embedding { image, text, unconditional: unconditional.clone(), noise: request.noise_of(k) }
         };
         Ok((0..request.pictures()).map(draft).collect())
     }
@@ -144,7 +142,7 @@ impl UnClip {
     pub fn sample_prior(&self, session: &mut Session<'_, '_>, drafts: &mut [Embedding]) -> Result<()> {
         let Prior { config, scheduler } = self.prior()?;
         let dim = config.embedding_dim;
-        let (guided, noise) = (guided(drafts), drafts[0].noise.kind().into());
+        let (guided, noise) = (guided(drafts), drawn_by(drafts.iter().map(|draft| &draft.noise)));
         let (steps, scale) = (session.settings.prior_steps, session.settings.prior_guidance);
         let guidance = guided.then_some(scale);
         let sampling = Loop::new("prior", scheduler, ("prior steps", steps), vec![dim], guidance, noise)?;
@@ -212,7 +210,7 @@ impl UnClip {
     ) -> Result<Vec<Painting>> {
         let size = self.decoder.sample_size.unwrap_or(0);
         let shape = vec![size, size, self.decoder.in_channels];
-        let (guided, noise) = (guided(drafts), drafts[0].noise.kind().into());
+        let (guided, noise) = (guided(drafts), drawn_by(drafts.iter().map(|draft| &draft.noise)));
         let (steps, scale) = (session.settings.decoder_steps, session.settings.decoder_guidance);
         let setting = ("decoder steps", steps);
         let sampling = Loop::new("decoder", &self.decoder_scheduler, setting, shape, guided.then_some(scale), noise)?;
@@ -253,7 +251,7 @@ impl UnClip {
             return Err(Error::request("small picture", reason));
         }
         let shape = vec![size, size, self.super_res_first.out_channels];
-        let noise = small[0].noise.kind().into();
+        let noise = drawn_by(small.iter().map(|painting| &painting.noise));
         let steps = session.settings.super_res_steps;
         let setting = ("super-resolution steps", steps);
         let sampling = Loop::new("super_res", &self.super_res_scheduler, setting, shape, None, noise)?;
