@@ -5,16 +5,19 @@
     cargo build --release
     python tests/parity.py CHECKPOINT --prompt "a red apple" --prompt "a boat" --batch 2 --seed 7
     python tests/parity.py CHECKPOINT --image photo.png --batch 2
+    python tests/parity.py CHECKPOINT --prompt "a boat" --batch 2 --noise torch-cuda:20x1024 --noise-dtype f16 --generator one
 
-Three comparisons, one line each:
+Four comparisons, one line each:
 
 pixels    the 8-bit pictures: largest and mean difference; the bars are 2 and 0.1
+noise     the draws of each stage: largest difference
 drift     every tensor of both runs under the same name, largest error of each stage relative to the tensor's
           largest element; rounding differences grow from step to step
 networks  every network of diffusers on the inputs that the engine's had, each step by itself: largest error
           relative to the output's root mean square; the bar is 1e-4
 
-Exits with 1 if a bar is missed.
+Both sides compute in f32, whatever the type of the noise; golden/draws.py gives diffusers noise that torch would not draw
+here. Exits with 1 if a bar is missed.
 """
 
 import argparse
@@ -29,6 +32,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
+import draws
 import make
 
 NETWORK_BAR, PIXEL_BAR, MEAN_BAR = 1e-4, 2, 0.1
@@ -48,6 +52,9 @@ def arguments():
         parser.add_argument(f"--{stage.replace('_', '-')}-steps", type=int, default=steps)
     parser.add_argument("--prior-guidance", type=float, default=4.0)
     parser.add_argument("--decoder-guidance", type=float, default=8.0)
+    parser.add_argument("--noise", default="torch", help="torch, torch-2.11 or torch-cuda[:MxT]")
+    parser.add_argument("--noise-dtype", default="f32", choices=draws.DTYPES)
+    parser.add_argument("--generator", default="each", choices=["each", "one"])
     parser.add_argument("--engine-args", default="", help="further flags for engine run, such as --device")
     a = parser.parse_args()
     if a.image and a.negative is not None:
@@ -57,6 +64,7 @@ def arguments():
 
 def run_engine(a, folder):
     command = [a.engine, "run", "-m", a.checkpoint, "-q", "-s", a.seed, "-b", a.batch]
+    command += ["--noise", a.noise, "--noise-dtype", a.noise_dtype, "--generator", a.generator]
     command += ["-o", folder / "%03d.png", "--trace", folder / "trace.safetensors"]
     command += [part for prompt in a.prompt for part in ("-p", prompt)]
     command += [part for image in a.image for part in ("--image", image)]
@@ -90,10 +98,11 @@ def run_diffusers(a):
     for network in pipe.components.values():
         if isinstance(network, torch.nn.Module):
             network.float()  # stored in half precision perhaps; both sides compute in single
+    count = (len(a.prompt) + len(a.image)) * a.batch
+    draws.install(pipe, a.noise, a.noise_dtype, a.generator, a.seed, count)
     recorder = make.Recorder(pipe)
     if a.negative is not None:
         pipe.tokenizer = Negative(pipe.tokenizer, a.negative)
-    count = (len(a.prompt) + len(a.image)) * a.batch
     prior = {"prior_num_inference_steps": a.prior_steps, "prior_guidance_scale": a.prior_guidance}
     images = pipe(
         a.prompt or [Image.open(image).convert("RGB") for image in a.image],
@@ -102,7 +111,6 @@ def run_diffusers(a):
         decoder_num_inference_steps=a.decoder_steps,
         super_res_num_inference_steps=a.super_res_steps,
         decoder_guidance_scale=a.decoder_guidance,
-        generator=[torch.Generator("cpu").manual_seed(a.seed + k) for k in range(count)],
         output_type="np",
     ).images
     return pipe, (images * 255).round().astype(np.uint8), recorder.tensors
@@ -117,6 +125,15 @@ def drift(ours, theirs):
             error = ((got - want).abs().max() / want.abs().max().clamp(min=1e-30)).item()
             stage = name.split("/")[0]
             worst[stage] = max(worst.get(stage, 0.0), error)
+    return worst
+
+
+def noise(ours, theirs):
+    worst = {}
+    for name, want in theirs.items():
+        if name.endswith(("/initial_latents", "/noise")):
+            stage = name.split("/")[0]
+            worst[stage] = max(worst.get(stage, 0.0), (ours[name] - want).abs().max().item())
     return worst
 
 
@@ -170,6 +187,7 @@ def main():
     pipe, want, theirs = run_diffusers(a)
     off = np.abs(got.astype(int) - want.astype(int))
     print(f"pixels    {len(got)} pictures, largest {off.max()}, mean {off.mean():.5f}, spread of the picture {want.std():.1f}")
+    show("noise", noise(ours, theirs))
     show("drift", drift(ours, theirs))
     by_network = networks(pipe, ours)
     show("networks", by_network)
