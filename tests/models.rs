@@ -222,7 +222,7 @@ fn lists_of_one_entry_for_each_level_mean_what_they_mean_to_the_original() {
         time: graph.input("time", &[1, config.time_features()]),
         step: graph.step_number(),
         added: Some(graph.input("added", &[2, config.time_embedding()])),
-        context: Some((graph.input("context", &[2, 5, 6]), graph.input("mask", &[2, 5]))),
+        context: Some((graph.input("context", &[2, 5, 6]), Some(graph.input("mask", &[2, 5])))),
     };
     let sample = graph.input("sample", &[2, 4, 4, 3]);
     graph.output("output", unet::forward(&graph.weights(), &config, sample, &conditions));

@@ -89,7 +89,7 @@ pub struct Context<'g> {
     /// `[G, T, cross width]`
     pub tokens: Tensor<'g>,
     /// `[G, T]`, 1 for tokens that are attended to, else 0.
-    pub mask: Tensor<'g>,
+    pub mask: Option<Tensor<'g>>,
     pub norm: Norm<'g>,
 }
 
@@ -100,7 +100,7 @@ impl<'g> Context<'g> {
         let c = x.channels();
         let [text_k, text_v] = ["add_k_proj", "add_v_proj"].map(|name| self.tokens.linear(w.at(name), c));
         let attended =
-            |[q, k, v]: [Tensor<'g>; 3]| q.attend((k, v), Some((text_k, text_v)), Some(self.mask), c / head, false);
+            |[q, k, v]: [Tensor<'g>; 3]| q.attend((k, v), Some((text_k, text_v)), self.mask, c / head, false);
         among_positions(w, x, self.norm.apply(&w.at("group_norm"), x), attended)
     }
 }

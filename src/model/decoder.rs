@@ -18,6 +18,11 @@ use crate::weights::config::Configured;
 /// A configuration that is not implemented, or a tensor that is missing or of another shape.
 pub fn plan(config: &Configured<Config>, source: &dyn WeightSource, sizes: &Sizes, tokens: usize) -> Result<Plan> {
     config.require_class(CONDITIONAL)?;
+    let given = [Some("identity")];
+    config.require_conditions(
+        "unCLIP's decoder",
+        [("class_embed_type", &given), ("addition_embed_type", &[None]), ("encoder_hid_dim_type", &[None])],
+    )?;
     let learned = sizes.rule.variance == Variance::LearnedRange;
     let c = config.in_channels;
     let (wanted, why) = if learned { (2 * c, "noise and variance") } else { (c, "noise alone") };
@@ -35,7 +40,7 @@ pub fn plan(config: &Configured<Config>, source: &dyn WeightSource, sizes: &Size
     let x_t = graph.step_input("x_t", &[pictures, size, size, c]);
     let step = graph.step_number();
 
-    let conditions = Conditions { time, step, added: Some(added), context: Some((context, mask)) };
+    let conditions = Conditions { time, step, added: Some(added), context: Some((context, Some(mask))) };
     let predicted = forward(&graph.weights(), config, x_t.repeat(rows / pictures), &conditions);
     sizes.sample(&graph, predicted, x_t, step);
     graph.finish()

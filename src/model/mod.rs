@@ -13,6 +13,7 @@ mod blocks;
 mod clip;
 pub mod decoder;
 pub mod image_encoder;
+pub mod kandinsky;
 pub mod prior;
 pub mod super_res;
 pub mod text_encoder;

@@ -13,8 +13,8 @@ pub struct Conditions<'g> {
     pub step: Tensor<'g>,
     /// Added to the time embedding of each row, `[G, E]`.
     pub added: Option<Tensor<'g>>,
-    /// `(tokens [G, T, cross], mask [G, T])`.
-    pub context: Option<(Tensor<'g>, Tensor<'g>)>,
+    /// `(tokens [G, T, cross], mask [G, T])`; without a mask all tokens are attended to.
+    pub context: Option<(Tensor<'g>, Option<Tensor<'g>>)>,
 }
 
 /// The network: `x [G, H, W, in_channels]` to `[G, H, W, out_channels]`.

@@ -27,6 +27,13 @@ pub struct Config {
     pub freq_shift: f32,
     pub time_embedding_dim: Option<usize>,
     pub resnet_time_scale_shift: String,
+    /// What is added to the time embedding beside the picture's or text's: `identity` for a vector that is given.
+    pub class_embed_type: Option<String>,
+    /// Which of the network's own layers make a vector for the time embedding.
+    pub addition_embed_type: Option<String>,
+    /// Which of the network's own layers make the tokens of the context, and from what width.
+    pub encoder_hid_dim_type: Option<String>,
+    pub encoder_hid_dim: Option<usize>,
 }
 
 /// What a conditional U-Net is called.
@@ -57,7 +64,7 @@ const CONDITIONAL_KEYS: &[Key] = &[
     Key::each("down_block_types", &["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"]),
     Key::each("up_block_types", &["ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"]),
     Key::only("mid_block_type", &[Text("UNetMidBlock2DSimpleCrossAttn")]).or(Text("UNetMidBlock2DCrossAttn")),
-    Key::only("class_embed_type", &[Text("identity")]).or(Null),
+    Key::only("class_embed_type", &[Null, Text("identity")]),
     Key::size_per_level("layers_per_block").or(Number(2.0)),
     Key::size_per_level("attention_head_dim").or(Number(8.0)),
     Key::same_size("cross_attention_dim").or(Number(1280.0)),
@@ -68,7 +75,9 @@ const CONDITIONAL_KEYS: &[Key] = &[
     Key::only_per_level("only_cross_attention", &[Bool(false)]),
     Key::only("mid_block_only_cross_attention", &[Null, Bool(false)]),
     Key::only("time_embedding_act_fn timestep_post_act cross_attention_norm num_attention_heads", &[Null]),
-    Key::only("encoder_hid_dim encoder_hid_dim_type addition_embed_type", &[Null]),
+    Key::size("encoder_hid_dim").nullable(),
+    Key::only("encoder_hid_dim_type", &[Null, Text("image_proj")]),
+    Key::only("addition_embed_type", &[Null, Text("image"), Text("image_hint")]),
     // These belong to values that are refused above, to blocks that are unknown, or to an input that is not given.
     Key::no_effect("addition_time_embed_dim addition_embed_type_num_heads projection_class_embeddings_input_dim"),
     Key::no_effect("transformer_layers_per_block reverse_transformer_layers_per_block attention_type"),
@@ -139,6 +148,23 @@ impl Configured<Config> {
         match self.class_name == class {
             true => Ok(()),
             false => Err(self.refused(format!("_class_name is {}; expected {class}", self.class_name))),
+        }
+    }
+
+    /// Refuses conditions of another kind than a network of `what` has; each by its key.
+    ///
+    /// # Errors
+    /// Names the first key, its value and what was expected.
+    pub(super) fn require_conditions(&self, what: &str, wanted: [(&str, &[Option<&str>]); 3]) -> Result<()> {
+        let found = [&self.class_embed_type, &self.addition_embed_type, &self.encoder_hid_dim_type];
+        let shown = |value: Option<&str>| value.map_or("null".to_owned(), |value| format!("{value:?}"));
+        match found.into_iter().zip(wanted).find(|(found, (_, legal))| !legal.contains(&found.as_deref())) {
+            None => Ok(()),
+            Some((found, (key, legal))) => {
+                let legal: Vec<String> = legal.iter().map(|value| shown(*value)).collect();
+                let found = shown(found.as_deref());
+                Err(self.refused(format!("{key} is {found}; {what} has {}", legal.join(" or "))))
+            }
         }
     }
 

@@ -31,6 +31,11 @@ impl Recording {
         Recording::open("autoencoders")
     }
 
+    /// Of Kandinsky's decoders; `tests/golden/make_kandinsky.py` made it.
+    pub fn kandinsky() -> Recording {
+        Recording::open("kandinsky")
+    }
+
     /// A tensor of f16 with its shape.
     pub fn halves(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
         let tensors = self.tensors();
