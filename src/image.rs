@@ -10,7 +10,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 #[cfg(feature = "png")]
-use crate::output::Beside;
+use crate::output::Output;
 
 /// A colour picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,11 +148,11 @@ impl Image {
     pub fn write_png(&self, path: impl AsRef<Path>, texts: &[(&str, &str)]) -> Result<()> {
         let path = path.as_ref();
         let failed = |e: std::io::Error| Error::io(path, "write", e);
-        let mut file = Beside::create(path)?;
-        let mut buffered = std::io::BufWriter::new(&mut file.file);
+        let mut output = Output::create(path)?;
+        let mut buffered = std::io::BufWriter::new(&mut output);
         self.encode_png(&mut buffered, texts).map_err(|e| failed(e.into()))?;
         buffered.into_inner().map_err(|e| failed(e.into_error()))?;
-        file.replace()
+        output.finish()
     }
 
     /// The PNG as bytes go to `out`; see [`Image::write_png`].

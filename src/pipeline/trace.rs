@@ -4,7 +4,7 @@
 //! `tests/golden/make.py`): `decoder/step_03/latents` and the like, pictures with channels first.
 
 use crate::error::{Error, Result};
-use crate::output::Beside;
+use crate::output::Output;
 use safetensors::{Dtype, tensor::TensorView};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -103,10 +103,10 @@ impl Trace {
             let view = TensorView::new(r.dtype, r.shape.clone(), &r.bytes).expect("shape and bytes were put together");
             (name.as_str(), view)
         });
-        let mut file = Beside::create(path)?;
+        let mut output = Output::create(path)?;
         let bytes = safetensors::serialize(views, None).map_err(failed)?;
-        file.file.write_all(&bytes).map_err(|e| Error::io(path, "write", e))?;
-        file.replace()
+        output.write_all(&bytes).map_err(|e| Error::io(path, "write", e))?;
+        output.finish()
     }
 }
 
