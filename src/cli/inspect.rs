@@ -145,7 +145,8 @@ fn as_json(checkpoint: &Checkpoint, reports: &[ComponentReport], models: &Models
     };
     let (parameters, bytes) = totals(reports);
     json!({
-        "path": checkpoint.path(), "name": checkpoint.name(), "defaults": models.defaults, "subjects": known.0, "class": checkpoint.class_name(), "problem": models.problem,
+        "path": checkpoint.path().display().to_string(), "name": checkpoint.name(), "defaults": models.defaults,
+        "subjects": known.0, "class": checkpoint.class_name(), "problem": models.problem,
         "parameters": parameters, "bytes": bytes, "components": reports.iter().map(component).collect::<Vec<_>>(),
     })
 }
