@@ -62,8 +62,14 @@ pub struct Machine {
     pub weights: PanelFormat,
 }
 
+/// Threads that the process may use at once.
+fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 impl Cpu {
-    /// The CPU with `threads` threads; 0 means as many as the process may use.
+    /// The CPU with `threads` threads; 0 means as many as the process may use. No more than [`Cpu::most_threads`] are
+    /// started: beyond that they only wait for each other.
     ///
     /// # Errors
     /// The operating system refuses to start the threads.
@@ -80,8 +86,7 @@ impl Cpu {
         if !isa.available() {
             return Err(failed(format!("this machine has no {}", isa.name())));
         }
-        let available = || std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = if threads == 0 { available() } else { threads };
+        let threads = if threads == 0 { available_threads() } else { threads.min(Cpu::most_threads()) };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("cpu-{i}")).build();
         let pool = pool.map_err(|e| failed(format!("cannot start {threads} threads: {e}")))?;
         Ok(Cpu {
@@ -89,6 +94,11 @@ impl Cpu {
             machine: Machine { isa, threads, weights: PanelFormat::Stored },
             profile: false,
         })
+    }
+
+    /// Most threads that are started: four times as many as the process may use.
+    pub fn most_threads() -> usize {
+        4 * available_threads()
     }
 
     /// Sets the precision, f32 or bf16. In bf16 the weights of matrix products take half the memory. On AMD processors
