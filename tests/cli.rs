@@ -189,7 +189,7 @@ fn images_that_cannot_be_varied_are_named() {
     let prior = image(photo, &["--prior-guidance", "2"]);
     assert_refused(dir.path(), &prior, 2, &["--prior-guidance cannot be combined with --image", "no prior"]);
     let itself = image(photo, &["-o", photo]);
-    assert_refused(dir.path(), &itself, 2, &["--output", "photo.png: the image that was given"]);
+    assert_refused(dir.path(), &itself, 2, &["--output", "photo.png: the file that --image reads"]);
 }
 
 #[test]

@@ -99,7 +99,7 @@ pub struct RunArguments {
     #[arg(value_name = "PROMPT", help_heading = WHAT, display_order = 0)]
     pub words: Vec<String>,
     /// What a picture shows; may be given several times
-    #[arg(short, long, value_name = "TEXT", help_heading = WHAT)]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = WHAT)]
     pub prompt: Vec<String>,
     /// File with a prompt on each line; - is standard input
     #[arg(long, value_name = "FILE", help_heading = WHAT)]
@@ -108,13 +108,13 @@ pub struct RunArguments {
     #[arg(short, long, value_name = "FILE", help_heading = WHAT)]
     pub image: Vec<PathBuf>,
     /// What the picture should not be
-    #[arg(short, long, value_name = "TEXT", help_heading = WHAT)]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = WHAT)]
     pub negative: Option<String>,
     /// Take everything from the settings that a PNG of this program carries; other flags change single settings
     #[arg(long, value_name = "FILE", help_heading = WHAT)]
     pub from: Option<PathBuf>,
     /// Seed of the first picture: a number, or random
-    #[arg(short, long, value_name = "SEED", help_heading = HOW, value_parser = seed)]
+    #[arg(short, long, value_name = "SEED", allow_negative_numbers = true, help_heading = HOW, value_parser = seed)]
     pub seed: Option<Seed>,
     /// Pictures for each prompt or image [default: 1]
     #[arg(short, long, value_name = "COUNT", help_heading = HOW)]
@@ -188,7 +188,7 @@ pub struct DeviceArguments {
     /// Use tensor cores through wgpu's cooperative matrices (experimental, f16 only)
     #[arg(long, help_heading = WHERE)]
     pub matrices: bool,
-    /// Threads of the CPU; 0 means all that the process may use
+    /// Threads of the CPU; 0 means all that the process may use, and no more than four times as many are started
     #[arg(long, value_name = "N", default_value_t = 0, env = "ENGINE_THREADS", help_heading = WHERE)]
     pub threads: usize,
 }
@@ -316,7 +316,10 @@ fn seed(text: &str) -> Result<Seed, String> {
         let value = RandomState::new().hash_one(std::process::id()) & u64::from(u32::MAX);
         return Ok(Seed { value, is_drawn: true });
     }
-    let value = text.parse().map_err(|_| format!("expected an integer from 0 to {}, or random", u64::MAX))?;
+    let value = text.parse().map_err(|_| match text.starts_with('-') {
+        true => format!("seeds begin at 0; expected an integer from 0 to {}, or random", u64::MAX),
+        false => format!("expected an integer from 0 to {}, or random", u64::MAX),
+    })?;
     Ok(Seed { value, is_drawn: false })
 }
 
@@ -386,9 +389,22 @@ mod tests {
     }
 
     #[test]
+    fn texts_may_begin_with_a_hyphen() {
+        let given = ["engine", "run", "-p", "-rainy street", "-n", "-blurry", "--prompt", "--"];
+        let Command::Run(run) = Arguments::try_parse_from(given).unwrap().command else { panic!("a run") };
+        assert_eq!(
+            (&run.prompt[..], run.negative.as_deref()),
+            (&["-rainy street".into(), "--".into()][..], Some("-blurry"))
+        );
+    }
+
+    #[test]
     fn seeds_are_numbers_or_drawn() {
         assert_eq!(seed("18446744073709551615"), Ok(Seed { value: u64::MAX, is_drawn: false }));
-        assert!(seed("-1").unwrap_err().contains("or random"));
+        assert!(
+            seed("-1").unwrap_err().starts_with("seeds begin at 0; expected an integer from 0 to 18446744073709551615")
+        );
+        assert!(seed("1e3").unwrap_err().contains("or random"));
         let drawn: Vec<Seed> = (0..4).map(|_| seed("random").unwrap()).collect();
         assert!(drawn.iter().all(|seed| seed.is_drawn && seed.value <= u64::from(u32::MAX)));
         assert!(drawn.iter().any(|seed| *seed != drawn[0]));

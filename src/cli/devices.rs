@@ -104,10 +104,11 @@ pub fn open(arguments: &DeviceArguments) -> Result<Chosen> {
             }
             Err(error) => {
                 let cuda = cuda_is_better("").map_or(String::new(), |remark| format!("; {remark}"));
-                (cpu(arguments)?, Some(format!("{error}{cuda}")))
+                let threads = too_many(arguments.threads).map_or(String::new(), |remark| format!("; {remark}"));
+                (cpu(arguments)?, Some(format!("{error}{cuda}{threads}")))
             }
         },
-        Device::Cpu => (cpu(arguments)?, None),
+        Device::Cpu => (cpu(arguments)?, too_many(arguments.threads)),
         Device::Wgpu(number) => (gpu(number, arguments, true)?, None),
         Device::Cuda(number) => (cuda(number, dtype)?, None),
         Device::CudaEmulator => (emulator(dtype)?, None),
@@ -123,6 +124,12 @@ fn cuda_is_better(name: &str) -> Option<&'static str> {
         true => Some("there is an NVIDIA GPU: --device cuda is faster"),
         false => Some("there is an NVIDIA GPU: an engine built with --features cuda is faster on it"),
     }
+}
+
+/// What to say where fewer threads are started than `--threads` asks for.
+fn too_many(threads: usize) -> Option<String> {
+    let most = Cpu::most_threads();
+    (threads > most).then(|| format!("--threads {threads}: {most} are enough for the processors of this process"))
 }
 
 fn cpu(arguments: &DeviceArguments) -> Result<Box<dyn Backend>> {

@@ -1,7 +1,8 @@
 //! Where pictures go.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use unclip::output::check_writable;
+use unclip::output::{Place, check_writable, remove_leftovers};
 use unclip::{Error, Result};
 
 /// Where the pictures of a run go.
@@ -22,9 +23,9 @@ impl Targets {
     /// [`Error::Request`] for several pictures under a name without a number, or with two numbers.
     pub fn new(output: Option<&Path>, count: usize) -> Result<(Targets, Option<String>)> {
         match output {
-            Some(path) if path == Path::new("-") && count == 1 => Ok((Targets::Stdout, None)),
-            Some(path) if path == Path::new("-") => {
-                Err(Error::value("--output", "-", format!("takes one picture, {count} were asked for")))
+            Some(path) if is_stdout(path) && count == 1 => Ok((Targets::Stdout, None)),
+            Some(path) if is_stdout(path) => {
+                Err(Error::value("--output", path.display(), format!("takes one picture, {count} were asked for")))
             }
             Some(path) => {
                 let files = numbered(path, 0, count)?;
@@ -43,15 +44,84 @@ impl Targets {
     }
 }
 
-/// Makes the folder of a file that is to be written, and says before the long work whether it could be.
+/// Whether a path leads to standard output, by whatever name (`-`, `/dev/stdout`, a link). A device that is no terminal is
+/// written to by its own name.
+pub fn is_stdout(path: &Path) -> bool {
+    path == Path::new("-") || leads_to_stdout(path)
+}
+
+#[cfg(unix)]
+fn leads_to_stdout(path: &Path) -> bool {
+    use std::io::IsTerminal;
+    use std::os::{fd::AsFd, unix::fs::FileTypeExt};
+    let stdout = std::io::stdout();
+    let open = stdout.as_fd().try_clone_to_owned().and_then(|copy| std::fs::File::from(copy).metadata());
+    let (Ok(open), Ok(found)) = (open, std::fs::metadata(path)) else { return false };
+    node(&open) == node(&found) && (stdout.is_terminal() || !open.file_type().is_char_device())
+}
+
+#[cfg(not(unix))]
+fn leads_to_stdout(_: &Path) -> bool {
+    false
+}
+
+/// Number of the device and of the file on it: equal for all names of one file.
+#[cfg(unix)]
+fn node(found: &std::fs::Metadata) -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt;
+    (found.dev(), found.ino())
+}
+
+/// One file, whatever it is called.
+#[derive(PartialEq, Eq, Hash)]
+enum Identity {
+    /// It is there.
+    #[cfg(unix)]
+    Node((u64, u64)),
+    /// It will be there.
+    Path(PathBuf),
+}
+
+impl Identity {
+    /// `None` for a device: it takes any number of files.
+    fn of(path: &Path) -> Result<Option<Identity>> {
+        let (Place::File(end) | Place::Stream(end)) = Place::of(path)?;
+        #[cfg(unix)]
+        if let Ok(found) = std::fs::metadata(&end) {
+            use std::os::unix::fs::FileTypeExt;
+            return Ok((!found.file_type().is_char_device()).then(|| Identity::Node(node(&found))));
+        }
+        Ok(Some(Identity::Path(end)))
+    }
+}
+
+/// Makes the folders of files that are to be written, says before the long work whether they could be, and removes what
+/// killed runs left beside them: gives the number of those files. Paths come with their flags.
 ///
 /// # Errors
-/// [`Error::Io`] when the folder cannot be made or written to.
-pub fn prepare(path: &Path) -> Result<()> {
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "create the folder", e))?;
+/// [`Error::Request`] when two paths lead to one file; [`Error::Io`] when a folder cannot be made or written to.
+pub fn prepare(outputs: &[(&str, &Path)], inputs: &[(&str, &Path)]) -> Result<usize> {
+    for (_, path) in outputs {
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "create the folder", e))?;
+        }
     }
-    check_writable(path)
+    let mut taken = HashMap::new();
+    for (flag, path) in inputs {
+        // What is read has been, from a file or from something without a name.
+        if let Ok(Some(identity)) = Identity::of(path) {
+            taken.insert(identity, (*flag, *path, "reads"));
+        }
+    }
+    for (flag, path) in outputs {
+        let Some(identity) = Identity::of(path)? else { continue };
+        if let Some((other, name, does)) = taken.insert(identity, (*flag, *path, "writes")) {
+            let reason = format!("the file that {other} {does} as {}; write elsewhere", name.display());
+            return Err(Error::value(*flag, path.display(), reason));
+        }
+    }
+    outputs.iter().try_for_each(|(_, path)| check_writable(path))?;
+    Ok(remove_leftovers(outputs.iter().map(|(_, path)| *path)))
 }
 
 /// Files of the default names in `folder` that no earlier run has taken.
@@ -207,13 +277,48 @@ mod tests {
         assert_eq!(leftovers(&dir.path().join("v-00.png"), 1), None);
     }
 
+    #[cfg(unix)]
+    #[test]
+    fn one_file_under_two_names_is_found_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("old.png"), "").unwrap();
+        fs::hard_link(at("old.png"), at("hard.png")).unwrap();
+        std::os::unix::fs::symlink("new.png", at("link.png")).unwrap();
+        std::os::unix::fs::symlink(".", at("here")).unwrap();
+        let both = |outputs: [&str; 2], inputs: &[&str]| {
+            let paths = |names: &[&str]| names.iter().map(|name| at(name)).collect::<Vec<_>>();
+            let (outputs, inputs) = (paths(&outputs), paths(inputs));
+            let outputs: Vec<_> = outputs.iter().map(|path| ("--output", path.as_path())).collect();
+            let inputs: Vec<_> = inputs.iter().map(|path| ("--image", path.as_path())).collect();
+            prepare(&outputs, &inputs)
+        };
+        let same = [
+            (["x.png", "x.png"], &[][..]),
+            (["x.png", "here/x.png"], &[]),
+            (["x.png", "sub/../x.png"], &[]),
+            (["link.png", "new.png"], &[]),
+            (["old.png", "hard.png"], &[]),
+            (["x.png", "hard.png"], &["old.png"]),
+        ];
+        for (outputs, inputs) in same {
+            let error = both(outputs, inputs).unwrap_err().to_string();
+            assert!(error.starts_with("--output ") && error.ends_with("; write elsewhere"), "{error}");
+        }
+        assert!(both(["x.png", "y.png"], &["old.png", "none.png"]).is_ok());
+        assert!(prepare(&[("--output", Path::new("/dev/null")), ("--grid", Path::new("/dev/null"))], &[]).is_ok());
+    }
+
     #[test]
     fn folders_are_made_and_what_stands_in_their_way_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        prepare(&dir.path().join("a/b/c.png")).unwrap();
+        let prepare = |name: &str| prepare(&[("--output", &dir.path().join(name))], &[]);
+        fs::write(dir.path().join("x.png.99999999-0.tmp"), "").unwrap();
+        assert_eq!(prepare("a/b/c.png").unwrap(), 0);
+        assert_eq!(prepare("x.png").unwrap(), 1);
         assert!(dir.path().join("a/b").is_dir());
         fs::write(dir.path().join("file"), "").unwrap();
-        let error = prepare(&dir.path().join("file/c.png")).unwrap_err();
+        let error = prepare("file/c.png").unwrap_err();
         assert!(
             crate::cli::exit_code(&error) == 5 && error.to_string().contains("cannot create the folder"),
             "{error}"

@@ -30,11 +30,11 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     let checkpoint = checkpoint(arguments, &recipes)?;
     let known = Known::read(&checkpoint)?;
     let subjects = Subjects::read(arguments, &recipes, &known.examples())?;
-    let names = subjects.names.clone();
+    let given = subjects.files.clone();
     let request = request(arguments, &recipes, subjects);
     request.check()?;
     let (targets, remark) = Targets::new(arguments.output.as_deref(), request.pictures())?;
-    check_outputs(arguments, &targets)?;
+    let removed = check_outputs(arguments, &targets, &given)?;
 
     // Configurations alone are read here: what is wrong with the request is said before a device is opened for it.
     let model = checkpoint.name();
@@ -46,12 +46,13 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     let Chosen { backend, remark: why } = devices::open(&device)?;
     // One run: what stays would only take memory.
     let pipeline = pipeline.keep(Keep::Nothing, None).with_backend(backend);
-    let recipes: Vec<Recipe> = (0..request.pictures()).map(|k| recipe(&pipeline, &request, k, &names)).collect();
+    let recipes: Vec<Recipe> = (0..request.pictures()).map(|k| recipe(&pipeline, &request, k, &given)).collect();
 
     let why = why.map_or(String::new(), |why| format!("; {why}"));
     progress.note(&format!("{model} on {}{why}", recipes[0].device));
     progress.json(json!({ "event": "start", "pictures": recipes.len(), "recipe": recipes[0] }));
-    for line in remark.into_iter().chain(strange(&known, &request)).chain(drawn_seed(arguments)) {
+    let removed = (removed > 0).then(|| format!("removed what killed runs left unfinished: {removed} *.tmp"));
+    for line in remark.into_iter().chain(removed).chain(strange(&known, &request)).chain(drawn_seed(arguments)) {
         progress.note(&line);
     }
 
@@ -118,17 +119,19 @@ fn request(arguments: &RunArguments, recipes: &[Recipe], subjects: Subjects) -> 
     }
 }
 
-/// The recipe of picture `k`, with the name of the image that it is a variation of.
-fn recipe(pipeline: &Pipeline, request: &Request, k: usize, names: &[String]) -> Recipe {
+/// The recipe of picture `k`, with the name of the image that it is a variation of. Where that was is nobody else's
+/// business.
+fn recipe(pipeline: &Pipeline, request: &Request, k: usize, given: &[PathBuf]) -> Recipe {
     let mut recipe = pipeline.recipe(request, k);
-    if let Some(name) = names.get(k / request.pictures_per_prompt) {
-        recipe.subject = Subject::Image(name.clone());
+    if let Some(path) = given.get(k / request.pictures_per_prompt) {
+        recipe.subject = Subject::Image(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
     }
     recipe
 }
 
-/// Long work is not begun for files that cannot be written after it.
-fn check_outputs(arguments: &RunArguments, targets: &Targets) -> Result<()> {
+/// Long work is not begun for files that cannot be written after it, or that would take each other's place. Gives how many
+/// files of killed runs were removed.
+fn check_outputs(arguments: &RunArguments, targets: &Targets, given: &[PathBuf]) -> Result<usize> {
     if *targets == Targets::Stdout {
         let refused = |reason: &str| Err(Error::value("--output", "-", reason));
         if arguments.json {
@@ -141,18 +144,17 @@ fn check_outputs(arguments: &RunArguments, targets: &Targets) -> Result<()> {
             return refused("standard output is a terminal; redirect it to a file or a program");
         }
     }
-    for path in targets.files().iter().chain(&arguments.grid).chain(&arguments.trace) {
-        files::prepare(path)?;
-        if arguments.image.iter().any(|image| same_file(image, path)) {
-            return Err(Error::value("--output", path.display(), "the image that was given; write elsewhere"));
-        }
+    let beside = [("--grid", &arguments.grid), ("--trace", &arguments.trace)];
+    let beside = beside.into_iter().filter_map(|(flag, path)| path.as_deref().map(|path| (flag, path)));
+    if let Some((flag, path)) = beside.clone().find(|(_, path)| files::is_stdout(path)) {
+        return Err(Error::value(flag, path.display(), "standard output, to which --output alone can write"));
     }
-    Ok(())
-}
-
-/// Whether two paths lead to one file that is there.
-fn same_file(a: &Path, b: &Path) -> bool {
-    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+    let pictures = targets.files().iter().map(|path| ("--output", path.as_path()));
+    let outputs: Vec<(&str, &Path)> = pictures.chain(beside).collect();
+    let read = [("--from", arguments.from.as_deref()), ("--prompts", arguments.prompts.as_deref())];
+    let read = read.into_iter().filter_map(|(flag, path)| path.map(|path| (flag, path)));
+    let inputs: Vec<(&str, &Path)> = given.iter().map(|path| ("--image", path.as_path())).chain(read).collect();
+    files::prepare(&outputs, &inputs)
 }
 
 /// What to say of prompts that name nothing the model knows.

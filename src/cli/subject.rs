@@ -1,6 +1,7 @@
 //! What a run makes pictures of: prompts from the command line, a file or a picture's settings, or images.
 
-use super::args::RunArguments;
+use super::args::{Arguments, RunArguments};
+use clap::CommandFactory;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use unclip::image::Image;
@@ -10,8 +11,8 @@ use unclip::{Error, Result};
 /// What the pictures are made from, in order.
 pub struct Subjects {
     pub task: Task,
-    /// Names of the files of given images.
-    pub names: Vec<String>,
+    /// The files of given images.
+    pub files: Vec<PathBuf>,
     /// Pictures of each, unless a flag says otherwise.
     pub each: usize,
 }
@@ -30,7 +31,7 @@ impl Subjects {
         }
         if !prompts.is_empty() {
             let task = Task::Prompts(prompts.into_iter().map(Prompt::Text).collect());
-            return Ok(Subjects { task, names: Vec::new(), each: 1 });
+            return Ok(Subjects { task, files: Vec::new(), each: 1 });
         }
         let (Some(from), Some(first)) = (&arguments.from, recipes.first()) else { return Err(nothing(examples)) };
         // A sheet has several pictures of each subject.
@@ -44,7 +45,7 @@ impl Subjects {
             _ => None,
         });
         let each = recipes.len() / prompts.len();
-        Ok(Subjects { task: Task::Prompts(prompts), names: Vec::new(), each })
+        Ok(Subjects { task: Task::Prompts(prompts), files: Vec::new(), each })
     }
 }
 
@@ -75,15 +76,33 @@ fn prompts(arguments: &RunArguments) -> Result<Vec<String>> {
         return Err(Error::value("PROMPT", format!("{second:?}"), reason));
     }
     let mut prompts: Vec<String> = arguments.words.iter().chain(&arguments.prompt).cloned().collect();
-    prompts.iter().try_for_each(|prompt| meant_as_text(prompt))?;
+    prompts.iter().try_for_each(|prompt| meant_as_text("--prompt", prompt))?;
+    arguments.negative.iter().try_for_each(|text| not_a_flag("--negative", text))?;
     if let Some(path) = &arguments.prompts {
         prompts.extend(lines(path)?);
     }
     Ok(prompts)
 }
 
+/// Refuses a flag of `engine run` where a text was forgotten before it.
+fn not_a_flag(of: &str, text: &str) -> Result<()> {
+    let arguments = Arguments::command();
+    let run = arguments.find_subcommand("run").into_iter().flat_map(|run| run.get_arguments());
+    let is_flag = |argument: &clap::Arg| {
+        let long = argument.get_long().is_some_and(|long| text.strip_prefix("--") == Some(long));
+        long || argument.get_short().is_some_and(|short| text.strip_prefix('-') == Some(short.to_string().as_str()))
+    };
+    match run.into_iter().any(is_flag) {
+        true => {
+            Err(Error::value(of, text, "a flag, where a text was expected; text that is one needs a space before it"))
+        }
+        false => Ok(()),
+    }
+}
+
 /// Refuses what other programs take as the name of a file.
-fn meant_as_text(prompt: &str) -> Result<()> {
+fn meant_as_text(of: &str, prompt: &str) -> Result<()> {
+    not_a_flag(of, prompt)?;
     let reason = match prompt.strip_prefix('@') {
         _ if prompt == "-" => "--prompts - reads prompts from standard input, one a line".to_owned(),
         Some(file) if !file.is_empty() && !file.contains(char::is_whitespace) => {
@@ -98,7 +117,7 @@ fn meant_as_text(prompt: &str) -> Result<()> {
             _ => return Ok(()),
         },
     };
-    Err(Error::value("--prompt", prompt, reason))
+    Err(Error::value(of, prompt, reason))
 }
 
 /// The lines of a file of prompts, without blank ones.
@@ -121,10 +140,8 @@ fn lines(path: &Path) -> Result<Vec<String>> {
 }
 
 fn images(paths: &[PathBuf], each: usize) -> Result<Subjects> {
-    // Where a file was is nobody else's business.
-    let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let images = paths.iter().map(Image::read_png).collect::<Result<_>>()?;
-    Ok(Subjects { task: Task::Variations(images), names: paths.iter().map(name).collect(), each })
+    Ok(Subjects { task: Task::Variations(images), files: paths.to_vec(), each })
 }
 
 /// What the recipes' pictures were made from, each once.
@@ -172,12 +189,13 @@ mod tests {
 
     #[test]
     fn what_looks_like_a_file_is_not_drawn_as_text() {
-        for (prompt, hint) in [("-", "--prompts -"), ("@list.txt", "--prompts list.txt")] {
-            let error = meant_as_text(prompt).unwrap_err().to_string();
+        let hints = [("-", "--prompts -"), ("@list.txt", "--prompts list.txt"), ("--grid", "a flag"), ("-b", "a flag")];
+        for (prompt, hint) in hints {
+            let error = meant_as_text("--prompt", prompt).unwrap_err().to_string();
             assert!(error.starts_with(&format!("--prompt {prompt}: ")) && error.contains(hint), "{error}");
         }
-        for text in ["@", "@ a sign", " @home", "a - b", "none.png"] {
-            assert!(meant_as_text(text).is_ok(), "{text}");
+        for text in ["@", "@ a sign", " @home", "a - b", "none.png", "-rainy street", "--", " -b"] {
+            assert!(meant_as_text("--prompt", text).is_ok(), "{text}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Where pictures go: names, folders, standard output, the terminal.
 
-use super::{command, engine, names, png, run, text};
+use super::{assert_refused, command, engine, names, photo, png, run, text};
 use std::fs;
 use std::path::Path;
 
@@ -105,4 +105,101 @@ fn a_sheet_can_be_made_again() {
     }
     assert_eq!(bytes("sheet.png"), bytes("again.png"));
     assert_eq!(png(&dir.path().join("sheet.png")).0.len(), 4 * 64 * 64 * 3);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_to_standard_output_brings_the_picture_there_and_stays_a_link() {
+    let dir = tempfile::tempdir().unwrap();
+    written(dir.path(), &["-o", "file.png"]);
+    std::os::unix::fs::symlink("/proc/self/fd/1", dir.path().join("link")).unwrap();
+    let expected = fs::read(dir.path().join("file.png")).unwrap();
+    for path in ["link", "/dev/stdout", "/proc/self/fd/1"] {
+        let output = run(dir.path(), &["-p", "a", "-o", path]);
+        assert!(output.status.success() && output.stdout == expected, "{path}: {}", text(&output.stderr));
+        // A file in the place of a pipe.
+        let arguments = [&["run", "-m", super::MODEL, "-p", "a", "-o", path], &super::SHORT[..]].concat();
+        let redirected = fs::File::create(dir.path().join("redirected")).unwrap();
+        assert!(command(dir.path(), &arguments).stdout(redirected).status().unwrap().success());
+        assert_eq!(fs::read(dir.path().join("redirected")).unwrap(), expected);
+    }
+    assert!(dir.path().join("link").is_symlink());
+    assert_eq!(names(dir.path()), ["file.png", "link", "redirected"]);
+    for (arguments, part) in [
+        (&["-o", "link", "--json"][..], "--output -: cannot be combined with --json"),
+        (&["-o", "x.png", "--grid", "link"], "--grid link: standard output, to which --output alone"),
+        (&["-o", "x.png", "--trace", "-"], "--trace -: standard output"),
+    ] {
+        let output = run(dir.path(), &[&["-p", "a"], arguments].concat());
+        assert!(output.status.code() == Some(2) && text(&output.stderr).contains(part), "{output:?}");
+    }
+}
+
+#[test]
+fn outputs_do_not_take_the_place_of_each_other_or_of_what_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |arguments: &[&str], line: &str| {
+        let output = run(dir.path(), &[&["--device", "wgpu:99"], arguments].concat());
+        assert_refused(dir.path(), &output, 2, &[line]);
+    };
+    refused(&["-p", "a", "-o", "x.png", "--trace", "x.png"], "--trace x.png: the file that --output writes as x.png");
+    refused(&["-p", "a", "-o", "x.png", "--grid", "./x.png"], "--grid ./x.png: the file that --output writes as x.png");
+    refused(&["-p", "a", "-b", "2", "-o", "x-%d.png", "--grid", "x-1.png"], "the file that --output writes as x-1.png");
+    fs::write(dir.path().join("list.txt"), "a frog").unwrap();
+    refused(
+        &["--prompts", "list.txt", "-o", "x.png", "--trace", "list.txt"],
+        "the file that --prompts reads as list.txt",
+    );
+    let pictures = tempfile::tempdir().unwrap();
+    photo(pictures.path());
+    let short = ["--decoder-steps", "2", "--super-res-steps", "2", "-o", "photo.png"];
+    let over = engine(pictures.path(), &[&["run", "-m", super::MODEL, "-i", "./photo.png"][..], &short].concat());
+    assert!(over.status.code() == Some(2) && text(&over.stderr).contains("the file that --image reads as ./photo.png"));
+}
+
+#[test]
+fn what_a_killed_run_left_is_removed_by_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("x.png.99999999-3.tmp"), "half").unwrap();
+    fs::write(dir.path().join("y.png.99999999-3.tmp"), "of another").unwrap();
+    let (_, said) = written(dir.path(), &["-o", "x.png"]);
+    assert!(said.contains("removed what killed runs left unfinished: 1"), "{said}");
+    assert_eq!(names(dir.path()), ["x.png", "y.png.99999999-3.tmp"]);
+}
+
+/// Threads beyond the processors only wait for each other.
+#[test]
+fn no_more_threads_are_started_than_are_of_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, said) = written(dir.path(), &["--threads", "100000", "--device", "cpu"]);
+    let most = unclip::backend::cpu::Cpu::most_threads();
+    let line = said.lines().next().unwrap();
+    assert!(line.contains(&format!("{most} threads")), "{line}");
+    assert!(
+        line.ends_with(&format!("--threads 100000: {most} are enough for the processors of this process")),
+        "{line}"
+    );
+}
+
+/// A path is no text: it may hold any bytes.
+#[cfg(target_os = "linux")]
+#[test]
+fn paths_that_are_not_utf8_work_everywhere() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir().unwrap();
+    let name = |text: &[u8]| dir.path().join(std::ffi::OsStr::from_bytes(text));
+    let model = name(b"mod\xe9l");
+    super::copy_folder(Path::new(super::MODEL), &model);
+    let inspected = command(dir.path(), &["inspect", "--json"]).arg(&model).output().unwrap();
+    assert!(inspected.status.success(), "{}", text(&inspected.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&inspected.stdout).unwrap();
+    assert!(report["path"].as_str().unwrap().ends_with("mod\u{fffd}l"), "{report}");
+    let arguments = [&["run", "--json", "-p", "a"], &super::SHORT[..]].concat();
+    let files =
+        [("-m", &model), ("-o", &name(b"caf\xe9.png")), ("--grid", &name(b"gr\xefd.png")), ("--trace", &name(b"\xff"))];
+    let mut made = command(dir.path(), &arguments);
+    files.iter().for_each(|(flag, path)| _ = made.arg(flag).arg(path));
+    let made = made.output().unwrap();
+    assert!(made.status.success() && files.iter().all(|(_, path)| path.exists()), "{}", text(&made.stderr));
+    assert!(text(&made.stdout).contains("caf\u{fffd}.png"), "{made:?}");
 }

@@ -31,6 +31,20 @@ fn prompts_come_from_the_line_from_a_file_and_from_standard_input() {
 }
 
 #[test]
+fn a_text_may_begin_with_a_hyphen_and_a_seed_may_not_be_negative() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = run(dir.path(), &["-p", "-rainy street", "-n", "-blurry"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let settings: Value = serde_json::from_str(&chunk(&dir.path().join("out.png"), "unclip")).unwrap();
+    assert_eq!((&settings["prompt"], &settings["negative"]), (&"-rainy street".into(), &"-blurry".into()));
+    let negative = run(dir.path(), &["-p", "a", "-s", "-1"]);
+    assert_eq!(negative.status.code(), Some(2));
+    assert!(text(&negative.stderr).contains("seeds begin at 0; expected an integer from 0 to"), "{negative:?}");
+    let forgotten = run(dir.path(), &["-p", "a", "-n", "--grid", "x.png"]);
+    assert_eq!(forgotten.status.code(), Some(2));
+}
+
+#[test]
 fn what_other_programs_read_as_files_gets_a_hint() {
     let dir = tempfile::tempdir().unwrap();
     let refused =
