@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 use unclip::Result;
 use unclip::backend::cpu::Cpu;
+use unclip::image::Format;
 use unclip::pipeline::{Event, Pipeline, Recipe, Request};
 use unclip::weights::{self, Checkpoint, LoadOptions};
 
@@ -31,5 +32,5 @@ fn main() -> Result<()> {
     })?;
     let image = &images[0];
     println!("{} x {} pixels, the first is {:?}", image.width, image.height, &image.pixels[..3]);
-    Recipe::write_png(&[pipeline.recipe(&request, 0)], image, "picture.png")
+    Recipe::write(&[pipeline.recipe(&request, 0)], image, "picture.png", Format::Png)
 }

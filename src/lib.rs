@@ -13,6 +13,7 @@
 //! ```no_run
 //! use std::ops::ControlFlow;
 //! use unclip::backend::cpu::Cpu;
+//! use unclip::image::Format;
 //! use unclip::pipeline::{Event, Pipeline, Recipe, Request};
 //! use unclip::weights::{Checkpoint, LoadOptions};
 //!
@@ -29,7 +30,7 @@
 //! })?;
 //! for (k, image) in images.iter().enumerate() {
 //!     let recipe = pipeline.recipe(&request, k);
-//!     Recipe::write_png(&[recipe], image, format!("apple-{k}.png"))?;
+//!     Recipe::write(&[recipe], image, format!("apple-{k}.png"), Format::Png)?;
 //! }
 //! # Ok(())
 //! # }
@@ -46,7 +47,7 @@
 //!   is an implementation of [`backend::Backend`].
 //! * **Features.** `tokenizer` takes prompts as text; without it a caller gives
 //!   [`Tokens`](model::text_encoder::Tokens). `png` reads and writes files with a picture's
-//!   [`Recipe`](pipeline::Recipe). `default-model` makes a small model a part of the program.
+//!   [`Recipe`](pipeline::Recipe), `formats` other formats than PNG, too. `default-model` makes a small model a part of the program.
 //! * **Errors** are one [`Error`]. Nothing panics on user data, and nothing is printed.
 //!
 //! # How it is built

@@ -21,6 +21,7 @@ use std::process::{Command, Output, Stdio};
 use support::files::copy_folder;
 use support::golden::MODEL;
 use tempfile::TempDir;
+use unclip::image::{Format, Image, Texts};
 
 /// Few steps: what is tested here does not depend on the picture.
 const SHORT: [&str; 6] = ["--prior-steps", "2", "--decoder-steps", "2", "--super-res-steps", "2"];
@@ -132,7 +133,8 @@ fn the_built_in_model_draws_what_was_asked_whatever_was_asked() {
 
 /// A recorded picture as a file.
 fn photo(dir: &Path) {
-    support::golden::Recording::variation().image("input").write_png(dir.join("photo.png"), &[]).unwrap();
+    let photo = support::golden::Recording::variation().image("input");
+    photo.write(dir.join("photo.png"), Format::Png, &Texts::default()).unwrap();
 }
 
 #[test]
@@ -158,8 +160,8 @@ fn a_picture_becomes_variations_that_say_of_what() {
 #[test]
 fn the_built_in_model_makes_variations() {
     let dir = tempfile::tempdir().unwrap();
-    let red = unclip::image::Image { width: 70, height: 64, pixels: [220, 20, 30].repeat(70 * 64) };
-    red.write_png(dir.path().join("red.png"), &[]).unwrap();
+    let red = Image { width: 70, height: 64, pixels: [220, 20, 30].repeat(70 * 64) };
+    red.write(dir.path().join("red.png"), Format::Png, &Texts::default()).unwrap();
     let output = engine(dir.path(), &["run", "-i", "red.png", "--device", "cpu", "--decoder-steps", "4"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(png(&dir.path().join("out.png")).0.len(), 128 * 128 * 3);
@@ -172,7 +174,7 @@ fn images_that_cannot_be_varied_are_named() {
     let image =
         |path: &str, more: &[&str]| engine(dir.path(), &[&["run", "-m", MODEL, "--image", path], more].concat());
     assert_refused(dir.path(), &image("none", &[]), 5, &["cannot open none"]);
-    assert_refused(dir.path(), &image("photo.jpg", &[]), 5, &["photo.jpg", "expected a PNG"]);
+    assert_refused(dir.path(), &image("photo.jpg", &[]), 5, &["photo.jpg", "a JPEG picture"]);
     let (without, model) = copy();
     fs::remove_dir_all(model.join("image_encoder")).unwrap();
     let model = model.to_str().unwrap();
@@ -243,7 +245,12 @@ fn wrong_usage_is_named_and_exits_with_2() {
     refused(&["--matrices", "--device", "cpu"], &["--matrices", "--device wgpu"]);
     refused(&["--matrices", "--device", "wgpu"], &["--matrices", "--dtype f16"]);
     let no_prompt = engine(dir.path(), &["run", "-m", MODEL]);
-    assert_refused(dir.path(), &no_prompt, 2, &["engine: PROMPT: missing; give one in quotes, or with --image a PNG"]);
+    assert_refused(
+        dir.path(),
+        &no_prompt,
+        2,
+        &["engine: PROMPT: missing; give one in quotes, or with --image a picture"],
+    );
     let seed = run(dir.path(), &["-p", "a", "-s", "lucky"]);
     assert!(seed.status.code() == Some(2) && text(&seed.stderr).contains("or random"), "{seed:?}");
 }

@@ -5,6 +5,7 @@ use super::show::Protocol;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use std::path::PathBuf;
+use unclip::image::{Alpha, Format};
 use unclip::noise::{Generators, NoiseDtype, NoiseKind};
 use unclip::{Error, Precision, Result};
 
@@ -62,7 +63,7 @@ pub enum Command {
     Run(Box<RunArguments>),
     /// Print what a stage computes: steps, shapes, parameters, FLOPs, bytes moved, memory
     Plan(PlanArguments),
-    /// List a checkpoint's components, its defaults, and what would not load and why
+    /// List a checkpoint's components, its defaults, and what would not load and why; or a picture's settings
     Inspect(InspectArguments),
     /// Time operations, and sampling steps of the networks, with made-up weights
     #[command(after_help = BENCH_EXAMPLES)]
@@ -104,13 +105,20 @@ pub struct RunArguments {
     /// File with a prompt on each line; - is standard input
     #[arg(long, value_name = "FILE", help_heading = WHAT)]
     pub prompts: Option<PathBuf>,
-    /// PNG file of which to make variations, instead of a prompt; may be given several times
+    /// Picture of which to make variations, instead of a prompt: PNG, JPEG, WebP, GIF, BMP, TIFF or QOI; may be given
+    /// several times
     #[arg(short, long, value_name = "FILE", help_heading = WHAT)]
     pub image: Vec<PathBuf>,
+    /// What becomes of the transparency of --image [default: white]
+    #[arg(long, value_name = "HOW", value_parser = named(ALPHAS), help_heading = WHAT)]
+    pub alpha: Option<Alpha>,
+    /// Most pixels that --image may have, in millions
+    #[arg(long, value_name = "N", default_value_t = 100, help_heading = WHAT)]
+    pub max_megapixels: u32,
     /// What the picture should not be
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = WHAT)]
     pub negative: Option<String>,
-    /// Take everything from the settings that a PNG of this program carries; other flags change single settings
+    /// Take everything from the settings that a picture of this program carries; other flags change single settings
     #[arg(long, value_name = "FILE", help_heading = WHAT)]
     pub from: Option<PathBuf>,
     /// Seed of the first picture: a number, or random
@@ -151,10 +159,16 @@ pub struct RunArguments {
     pub model: ModelArguments,
     #[command(flatten)]
     pub device: DeviceArguments,
-    /// PNG file, - for standard output; several pictures need a name with a number (%d, %03d), which counts from 0
-    /// [default: out.png or out-%03d.png, or the next number that is free]
+    /// Picture file (.png, .jpg, .webp), - for standard output; several pictures need a name with a number (%d, %03d), which
+    /// counts from 0 [default: out.png or out-%03d.png, or the next number that is free]
     #[arg(short, long, value_name = "FILE", help_heading = OUTPUT)]
     pub output: Option<PathBuf>,
+    /// Format of pictures whose names do not say it [default: png]
+    #[arg(long, value_name = "NAME", value_parser = named(FORMATS), help_heading = OUTPUT)]
+    pub format: Option<Format>,
+    /// Quality of a JPEG, 1 to 100 [default: 95]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=100), help_heading = OUTPUT)]
+    pub quality: Option<u8>,
     /// Write all pictures on one sheet, too
     #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
     pub grid: Option<PathBuf>,
@@ -247,7 +261,8 @@ pub struct BenchArguments {
 
 #[derive(Debug, Args)]
 pub struct InspectArguments {
-    /// The checkpoint: a folder, a model of the hub's cache by its name (org/name), or built-in
+    /// The checkpoint: a folder, a model of the hub's cache by its name (org/name), or built-in; or a picture, for the
+    /// settings that it carries
     #[arg(value_name = "DIR", env = "ENGINE_MODEL", required = cfg!(not(feature = "default-model")))]
     pub model: Option<PathBuf>,
     /// Which variant of the weight files to look at
@@ -273,7 +288,7 @@ impl Arguments {
 }
 
 /// What the library calls a setting, and the flag that sets it.
-const FLAGS: [(&str, &str); 13] = [
+const FLAGS: [(&str, &str); 14] = [
     ("prompt", "--prompt"),
     ("tokens", "--prompt"),
     ("image", "--image"),
@@ -287,7 +302,37 @@ const FLAGS: [(&str, &str); 13] = [
     ("noise type", "--noise-dtype"),
     ("generator", "--generator"),
     ("output", "--output"),
+    ("format", "--format"),
 ];
+
+/// Values of `--format`, other names for them, and what they are.
+const FORMATS: &[Named<Format>] = &[
+    (Format::Png, "png", &[], "Without loss"),
+    (Format::Jpeg { quality: Format::QUALITY }, "jpeg", &["jpg"], "With loss: see --quality"),
+    (Format::WebP, "webp", &[], "Without loss, and smaller"),
+];
+
+/// Values of `--alpha`.
+const ALPHAS: &[Named<Alpha>] = &[
+    (Alpha::White, "white", &[], "The picture is laid over white, as transformers does it from version 5"),
+    (Alpha::Drop, "drop", &[], "Colours are taken as they are stored, as earlier versions do it"),
+];
+
+/// A value, its name, other names, and its help.
+type Named<T> = (T, &'static str, &'static [&'static str], &'static str);
+
+/// A value by its name.
+fn named<T: Copy + Send + Sync + 'static>(
+    values: &'static [Named<T>],
+) -> impl clap::builder::TypedValueParser<Value = T> {
+    use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+    let possible =
+        values.iter().map(|(_, name, aliases, help)| PossibleValue::new(*name).aliases(*aliases).help(*help));
+    PossibleValuesParser::new(possible).map(|name: String| {
+        let is = |value: &&Named<T>| value.1 == name || value.2.contains(&name.as_str());
+        values.iter().find(is).expect("one of the possible values").0
+    })
+}
 
 /// The error as someone at the command line knows it: settings by their flags.
 pub fn by_flag(error: Error) -> Error {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use unclip::image::Format;
 use unclip::output::{Place, check_writable, remove_leftovers};
 use unclip::{Error, Result};
 
@@ -15,13 +16,13 @@ pub enum Targets {
 }
 
 impl Targets {
-    /// The targets of `count` pictures, and a remark about files of earlier runs.
+    /// The targets of `count` pictures of this format, and a remark about files of earlier runs.
     ///
     /// A file that is named is replaced. Without a name the next one that is free is taken.
     ///
     /// # Errors
     /// [`Error::Request`] for several pictures under a name without a number, or with two numbers.
-    pub fn new(output: Option<&Path>, count: usize) -> Result<(Targets, Option<String>)> {
+    pub fn new(output: Option<&Path>, count: usize, format: Format) -> Result<(Targets, Option<String>)> {
         match output {
             Some(path) if is_stdout(path) && count == 1 => Ok((Targets::Stdout, None)),
             Some(path) if is_stdout(path) => {
@@ -31,7 +32,7 @@ impl Targets {
                 let files = numbered(path, 0, count)?;
                 Ok((Targets::Files(files), leftovers(path, count)))
             }
-            None => free(Path::new(""), count),
+            None => free(Path::new(""), count, format),
         }
     }
 
@@ -42,6 +43,30 @@ impl Targets {
             Targets::Files(files) => files,
         }
     }
+}
+
+/// The format of a picture file that a flag names: what its ending says, else what `--format` asks for, else PNG.
+///
+/// # Errors
+/// [`Error::Request`] when the two contradict each other, or when nothing is known by that ending.
+pub fn format(flag: &str, path: &Path, asked: Option<Format>, quality: Option<u8>) -> Result<Format> {
+    let format = match (Format::of(path), asked) {
+        (Some(named), Some(asked)) if named != asked => {
+            let [named, asked] = [named, asked].map(|format| format.endings()[0]);
+            let reason = format!("the name says {named} and --format {asked}");
+            return Err(Error::value(flag, path.display(), reason));
+        }
+        (None, None) if path.extension().is_some() => {
+            let known: Vec<&str> = Format::ALL.iter().flat_map(|format| format.endings()).copied().collect();
+            let reason = format!("expected a name that ends in {}; any other needs --format", known.join(", "));
+            return Err(Error::value(flag, path.display(), reason));
+        }
+        (named, asked) => named.or(asked).unwrap_or(Format::Png),
+    };
+    Ok(match (format, quality) {
+        (Format::Jpeg { .. }, Some(quality)) => Format::Jpeg { quality },
+        (format, _) => format,
+    })
 }
 
 /// Whether a path leads to standard output, by whatever name (`-`, `/dev/stdout`, a link). A device that is no terminal is
@@ -125,9 +150,10 @@ pub fn prepare(outputs: &[(&str, &Path)], inputs: &[(&str, &Path)]) -> Result<us
 }
 
 /// Files of the default names in `folder` that no earlier run has taken.
-fn free(folder: &Path, count: usize) -> Result<(Targets, Option<String>)> {
-    let single = folder.join("out.png");
-    let pattern = folder.join("out-%03d.png");
+fn free(folder: &Path, count: usize, format: Format) -> Result<(Targets, Option<String>)> {
+    let ending = format.endings()[0];
+    let single = folder.join(format!("out.{ending}"));
+    let pattern = folder.join(format!("out-%03d.{ending}"));
     let (first, last) = match present(&pattern) {
         numbers if numbers.is_empty() => (0, None),
         numbers => (numbers.last().map_or(0, |last| last + 1), numbers.last().copied()),
@@ -235,12 +261,36 @@ mod tests {
     }
 
     #[test]
+    fn a_format_is_what_the_name_ends_in_or_what_was_asked_for() {
+        let of = |name: &str, asked| format("--grid", Path::new(name), asked, Some(80)).map_err(|e| e.to_string());
+        let jpeg = Format::Jpeg { quality: 80 };
+        let default = Format::Jpeg { quality: Format::QUALITY };
+        for (name, asked, is) in [
+            ("a.png", None, Format::Png),
+            ("a.JPG", None, jpeg),
+            ("a-%03d.jpeg", Some(default), jpeg),
+            ("a.webp", Some(Format::WebP), Format::WebP),
+            ("a", None, Format::Png),
+            ("-", Some(default), jpeg),
+            ("a.tmp", Some(Format::WebP), Format::WebP),
+        ] {
+            assert_eq!(of(name, asked), Ok(is), "{name}");
+        }
+        let error = of("a.gif", None).unwrap_err();
+        assert_eq!(
+            error,
+            "--grid a.gif: expected a name that ends in png, jpg, jpeg, jpe, jfif, webp; any other needs --format"
+        );
+        assert_eq!(of("a.png", Some(default)).unwrap_err(), "--grid a.png: the name says png and --format jpg");
+    }
+
+    #[test]
     fn several_pictures_need_one_number() {
         for bad in ["out.png", "%03d-%03d.png", "%3d.png", "50%done.png"] {
             let error = named(bad, 2).unwrap_err().to_string();
             assert!(error.starts_with(&format!("--output {bad}: ")) && error.contains("number"), "{error}");
         }
-        let error = Targets::new(Some(Path::new("-")), 2).unwrap_err().to_string();
+        let error = Targets::new(Some(Path::new("-")), 2, Format::Png).unwrap_err().to_string();
         assert!(error.contains("one picture, 2"), "{error}");
     }
 
@@ -249,7 +299,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let touch = |name: &str| fs::write(dir.path().join(name), "").unwrap();
         let taken = |count| {
-            let (targets, remark) = free(dir.path(), count).unwrap();
+            let (targets, remark) = free(dir.path(), count, Format::Png).unwrap();
             let names = targets.files().iter().map(|p| p.file_name().unwrap().to_str().unwrap().to_owned());
             (names.collect::<Vec<_>>(), remark.is_some())
         };

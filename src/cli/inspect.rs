@@ -1,4 +1,4 @@
-//! `engine inspect`: what a checkpoint is made of, and what would not load and why.
+//! `engine inspect`: what a checkpoint is made of, and what would not load and why; or the settings of a picture.
 
 use super::args::InspectArguments;
 use super::known::Known;
@@ -6,6 +6,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use unclip::backend::cpu::Cpu;
+use unclip::image;
 use unclip::pipeline::{self, Pipeline, Settings};
 use unclip::weights::{Checkpoint, ComponentReport, LoadOptions};
 use unclip::{Error, Result};
@@ -15,6 +16,9 @@ use unclip::{Error, Result};
 /// # Errors
 /// The first thing that would not load, after everything has been printed.
 pub fn inspect(arguments: &InspectArguments) -> Result<()> {
+    if let Some(path) = arguments.model.as_deref().filter(|path| path.is_file() && image::is_picture(path)) {
+        return super::picture::inspect(path, arguments.json);
+    }
     let options = LoadOptions { mmap: true, variant: arguments.variant.clone() };
     let open = || super::open(arguments.model.as_deref(), options.clone());
     let checkpoint = open()?;

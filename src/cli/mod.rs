@@ -8,6 +8,7 @@ pub mod files;
 pub mod hub;
 pub mod inspect;
 pub mod known;
+pub mod picture;
 pub mod plan;
 pub mod progress;
 pub mod run;

@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use unclip::backend::cpu::Cpu;
-use unclip::image::Image;
+use unclip::image::{Alpha, Format, Image};
 use unclip::pipeline::{Event, Keep, Pipeline, Prompt, Recipe, Request, Subject, Task, Trace};
 use unclip::weights::{Checkpoint, LoadOptions};
 use unclip::{Error, Result};
@@ -30,10 +30,11 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     let checkpoint = checkpoint(arguments, &recipes)?;
     let known = Known::read(&checkpoint)?;
     let subjects = Subjects::read(arguments, &recipes, &known.examples())?;
-    let given = subjects.files.clone();
+    let (given, alpha) = (subjects.files.clone(), subjects.alpha);
     let request = request(arguments, &recipes, subjects);
     request.check()?;
-    let (targets, remark) = Targets::new(arguments.output.as_deref(), request.pictures())?;
+    let formats = Formats::of(arguments)?;
+    let (targets, remark) = Targets::new(arguments.output.as_deref(), request.pictures(), formats.pictures)?;
     let removed = check_outputs(arguments, &targets, &given)?;
 
     // Configurations alone are read here: what is wrong with the request is said before a device is opened for it.
@@ -46,7 +47,8 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     let Chosen { backend, remark: why } = devices::open(&device)?;
     // One run: what stays would only take memory.
     let pipeline = pipeline.keep(Keep::Nothing, None).with_backend(backend);
-    let recipes: Vec<Recipe> = (0..request.pictures()).map(|k| recipe(&pipeline, &request, k, &given)).collect();
+    let recipes: Vec<Recipe> = (0..request.pictures()).map(|k| recipe(&pipeline, &request, k, &given, alpha)).collect();
+    formats.check(&recipes)?;
 
     let why = why.map_or(String::new(), |why| format!("; {why}"));
     progress.note(&format!("{model} on {}{why}", recipes[0].device));
@@ -60,7 +62,7 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     let mut failed = None;
     let observer = &mut |event: Event<'_>| {
         if let Event::Picture { index, image } = event {
-            failed = write(image, &recipes[index], &targets, index, &mut progress).err();
+            failed = write(image, &recipes[index], &targets, formats.pictures, index, &mut progress).err();
         }
         progress.event(&event);
         let stop = failed.is_some() || INTERRUPTED.load(Ordering::Relaxed);
@@ -69,7 +71,7 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     let images = pipeline.run_traced(&request, observer, &mut trace);
     let images = failed.map_or(images, Err)?;
     if let Some(path) = &arguments.grid {
-        Recipe::write_png(&recipes, &Image::grid(&images)?, path)?;
+        Recipe::write(&recipes, &Image::grid(&images)?, path, formats.grid)?;
         progress.note(&format!("all pictures on {}", path.display()));
     }
     if let Some(path) = &arguments.trace {
@@ -121,12 +123,53 @@ fn request(arguments: &RunArguments, recipes: &[Recipe], subjects: Subjects) -> 
 
 /// The recipe of picture `k`, with the name of the image that it is a variation of. Where that was is nobody else's
 /// business.
-fn recipe(pipeline: &Pipeline, request: &Request, k: usize, given: &[PathBuf]) -> Recipe {
+fn recipe(pipeline: &Pipeline, request: &Request, k: usize, given: &[PathBuf], alpha: Alpha) -> Recipe {
     let mut recipe = pipeline.recipe(request, k);
+    recipe.alpha = alpha;
     if let Some(path) = given.get(k / request.pictures_per_prompt) {
         recipe.subject = Subject::Image(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
     }
     recipe
+}
+
+/// How pictures are written, and the sheet.
+struct Formats {
+    pictures: Format,
+    grid: Format,
+}
+
+impl Formats {
+    fn of(arguments: &RunArguments) -> Result<Formats> {
+        let (asked, quality) = (arguments.format, arguments.quality);
+        let nameless = Path::new("");
+        let pictures = files::format("--output", arguments.output.as_deref().unwrap_or(nameless), asked, quality)?;
+        let grid = match &arguments.grid {
+            Some(path) => files::format("--grid", path, asked, quality)?,
+            None => pictures,
+        };
+        let is_jpeg = |format| matches!(format, Format::Jpeg { .. });
+        match quality {
+            Some(quality) if !is_jpeg(pictures) && !is_jpeg(grid) => {
+                Err(Error::value("--quality", quality, "no picture is written as a JPEG"))
+            }
+            _ => Ok(Formats { pictures, grid }),
+        }
+    }
+
+    /// Long work is not begun for pictures that have no room in their files.
+    fn check(&self, recipes: &[Recipe]) -> Result<()> {
+        let Some(first) = recipes.first() else { return Ok(()) };
+        if self.pictures != Format::Png {
+            for recipe in recipes {
+                self.pictures.check(recipe.width, recipe.height, &Recipe::texts(std::slice::from_ref(recipe)))?;
+            }
+        }
+        let [width, height] = Image::grid_size(recipes.len(), [first.width, first.height]);
+        match self.grid {
+            Format::Png => Ok(()),
+            format => format.check(width, height, &Recipe::texts(recipes)),
+        }
+    }
 }
 
 /// Long work is not begun for files that cannot be written after it, or that would take each other's place. Gives how many
@@ -177,15 +220,22 @@ fn drawn_seed(arguments: &RunArguments) -> Option<String> {
 }
 
 /// Writes picture `k` as soon as it is finished.
-fn write(image: &Image, recipe: &Recipe, targets: &Targets, k: usize, progress: &mut Progress) -> Result<()> {
+fn write(
+    image: &Image,
+    recipe: &Recipe,
+    targets: &Targets,
+    format: Format,
+    k: usize,
+    progress: &mut Progress,
+) -> Result<()> {
     match targets {
-        Targets::Stdout => write_stdout(image, recipe),
-        Targets::Files(files) => write_file(image, recipe, &files[k], progress),
+        Targets::Stdout => write_stdout(image, recipe, format),
+        Targets::Files(files) => write_file(image, recipe, &files[k], format, progress),
     }
 }
 
-fn write_file(image: &Image, recipe: &Recipe, path: &Path, progress: &mut Progress) -> Result<()> {
-    Recipe::write_png(std::slice::from_ref(recipe), image, path)?;
+fn write_file(image: &Image, recipe: &Recipe, path: &Path, format: Format, progress: &mut Progress) -> Result<()> {
+    Recipe::write(std::slice::from_ref(recipe), image, path, format)?;
     let mut event = json!({ "event": "picture", "path": path.display().to_string(), "seed": recipe.seed });
     let key = if matches!(recipe.subject, Subject::Image(_)) { "image" } else { "prompt" };
     event[key] = recipe.subject.text().into();
@@ -194,12 +244,10 @@ fn write_file(image: &Image, recipe: &Recipe, path: &Path, progress: &mut Progre
     Ok(())
 }
 
-fn write_stdout(image: &Image, recipe: &Recipe) -> Result<()> {
+fn write_stdout(image: &Image, recipe: &Recipe, format: Format) -> Result<()> {
     let failed = |e| Error::io("standard output", "write", e);
-    let texts = Recipe::texts(std::slice::from_ref(recipe));
-    let texts: Vec<(&str, &str)> = texts.iter().map(|(keyword, text)| (*keyword, text.as_str())).collect();
     let mut bytes = Vec::new();
-    image.encode_png(&mut bytes, &texts).map_err(|e| failed(e.into()))?;
+    image.encode(&mut bytes, format, &Recipe::texts(std::slice::from_ref(recipe))).map_err(failed)?;
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(&bytes).and_then(|()| stdout.flush()).map_err(failed)
 }

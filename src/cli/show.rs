@@ -7,7 +7,7 @@ use super::progress::Progress;
 use clap::ValueEnum;
 use std::fmt::Write;
 use std::io::IsTerminal;
-use unclip::image::Image;
+use unclip::image::{Format, Image, Texts};
 use unclip::{Error, Result};
 
 /// How pictures are written to the terminal.
@@ -127,7 +127,8 @@ fn blocks(image: &Image) -> String {
 /// A PNG without settings, as kitty and iTerm take it.
 fn encoded(image: &Image) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    image.encode_png(&mut bytes, &[]).map_err(|e| Error::io("standard output", "write", e.into()))?;
+    let written = image.encode(&mut bytes, Format::Png, &Texts::default());
+    written.map_err(|e| Error::io("standard output", "write", e))?;
     Ok(bytes)
 }
 

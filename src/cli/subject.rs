@@ -4,7 +4,7 @@ use super::args::{Arguments, RunArguments};
 use clap::CommandFactory;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use unclip::image::Image;
+use unclip::image::{self, Alpha, Image, ReadOptions};
 use unclip::pipeline::{Prompt, Recipe, Subject, Task};
 use unclip::{Error, Result};
 
@@ -13,6 +13,8 @@ pub struct Subjects {
     pub task: Task,
     /// The files of given images.
     pub files: Vec<PathBuf>,
+    /// What became of their transparency.
+    pub alpha: Alpha,
     /// Pictures of each, unless a flag says otherwise.
     pub each: usize,
 }
@@ -27,32 +29,36 @@ impl Subjects {
         let prompts = prompts(arguments)?;
         if !arguments.image.is_empty() {
             no_prior(arguments, !prompts.is_empty())?;
-            return images(&arguments.image, 1);
+            return images(&arguments.image, 1, &options(arguments, None));
+        }
+        let is_image = |recipe: &&Recipe| matches!(recipe.subject, Subject::Image(_));
+        if arguments.alpha.is_some() && !(prompts.is_empty() && recipes.first().as_ref().is_some_and(is_image)) {
+            return Err(Error::request("--alpha", "no picture is read; it goes with --image"));
         }
         if !prompts.is_empty() {
             let task = Task::Prompts(prompts.into_iter().map(Prompt::Text).collect());
-            return Ok(Subjects { task, files: Vec::new(), each: 1 });
+            return Ok(Subjects { task, files: Vec::new(), alpha: Alpha::default(), each: 1 });
         }
         let (Some(from), Some(first)) = (&arguments.from, recipes.first()) else { return Err(nothing(examples)) };
         // A sheet has several pictures of each subject.
         if let Subject::Image(_) = first.subject {
             no_prior(arguments, false)?;
             let paths = pictures_of(from, recipes)?;
-            return images(&paths, recipes.len() / paths.len());
+            return images(&paths, recipes.len() / paths.len(), &options(arguments, Some(first)));
         }
         let prompts = distinct(recipes, |subject| match subject {
             Subject::Prompt(prompt) => Some(prompt.clone()),
             _ => None,
         });
         let each = recipes.len() / prompts.len();
-        Ok(Subjects { task: Task::Prompts(prompts), files: Vec::new(), each })
+        Ok(Subjects { task: Task::Prompts(prompts), files: Vec::new(), alpha: Alpha::default(), each })
     }
 }
 
 fn nothing(examples: &[String]) -> Error {
     let quoted: Vec<String> = examples.iter().map(|example| format!("{example:?}")).collect();
     let such = if quoted.is_empty() { String::new() } else { format!(", such as {}", quoted.join(" or ")) };
-    Error::request("PROMPT", format!("missing; give one in quotes{such}, or with --image a PNG to vary"))
+    Error::request("PROMPT", format!("missing; give one in quotes{such}, or with --image a picture to vary"))
 }
 
 /// A variation has neither a prompt nor a prior.
@@ -110,12 +116,10 @@ fn meant_as_text(of: &str, prompt: &str) -> Result<()> {
                 "--prompts {file} reads prompts from a file, one a line; text that begins so needs a space before it"
             )
         }
-        _ => match Path::new(prompt).extension() {
-            Some(ending) if ending.eq_ignore_ascii_case("png") && Path::new(prompt).is_file() => {
-                format!("a file; --image {prompt} makes variations of it, --from {prompt} makes it again")
-            }
-            _ => return Ok(()),
-        },
+        _ if Path::new(prompt).is_file() && image::is_picture(prompt) => {
+            format!("a file; --image {prompt} makes variations of it, --from {prompt} makes it again")
+        }
+        _ => return Ok(()),
     };
     Err(Error::value(of, prompt, reason))
 }
@@ -139,9 +143,27 @@ fn lines(path: &Path) -> Result<Vec<String>> {
     if prompts.is_empty() { Err(refused("no prompt in it, expected one a line".to_owned())) } else { Ok(prompts) }
 }
 
-fn images(paths: &[PathBuf], each: usize) -> Result<Subjects> {
-    let images = paths.iter().map(Image::read_png).collect::<Result<_>>()?;
-    Ok(Subjects { task: Task::Variations(images), files: paths.to_vec(), each })
+/// How given images are read.
+fn options(arguments: &RunArguments, recipe: Option<&Recipe>) -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.alpha = arguments.alpha.or(recipe.map(|recipe| recipe.alpha)).unwrap_or_default();
+    options.most_pixels = u64::from(arguments.max_megapixels) * 1_000_000;
+    options
+}
+
+fn images(paths: &[PathBuf], each: usize, options: &ReadOptions) -> Result<Subjects> {
+    let read = |path: &PathBuf| {
+        Image::read(path, options).map_err(|error| match error {
+            // A flag of this program is no business of the library's.
+            Error::Io { path, action, source } if source.to_string().contains("megapixels") => {
+                let source = std::io::Error::new(source.kind(), format!("{source}; --max-megapixels allows more"));
+                Error::Io { path, action, source }
+            }
+            error => error,
+        })
+    };
+    let images = paths.iter().map(read).collect::<Result<_>>()?;
+    Ok(Subjects { task: Task::Variations(images), files: paths.to_vec(), alpha: options.alpha, each })
 }
 
 /// What the recipes' pictures were made from, each once.

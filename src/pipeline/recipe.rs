@@ -1,22 +1,19 @@
 //! What a picture was made from, so that it can be made again.
 //!
 //! A [`Recipe`] holds every setting of one picture by value, with the checkpoint's defaults filled in. As JSON it travels
-//! in the picture's PNG and in the command line's events; [`Recipe::read`] and [`Recipe::request`] lead back to a
+//! in the picture's file and in the command line's events; [`Recipe::read`] and [`Recipe::request`] lead back to a
 //! [`Request`].
 
 use super::{Pipeline, Prompt, Request, Task};
 use crate::dtype::Precision;
 use crate::error::{Error, Result};
+use crate::image::Alpha;
 #[cfg(feature = "png")]
-use crate::image::{self, Image};
+use crate::image::{self, Format, Image, Texts};
 use crate::noise::{Generators, NoiseDtype, NoiseKind};
 use serde::{Deserialize, Serialize};
 #[cfg(feature = "png")]
 use std::path::Path;
-
-/// Keyword of the PNG text chunk that holds a recipe as JSON, or on a sheet of pictures a list of recipes.
-#[cfg(feature = "png")]
-const CHUNK: &str = "unclip";
 
 /// The settings of one picture.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +26,9 @@ pub struct Recipe {
     /// What the picture was made from.
     #[serde(flatten)]
     pub subject: Subject,
+    /// What became of the transparency of the picture that this is a variation of.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub alpha: Alpha,
     /// What it should not be.
     pub negative: Option<Prompt>,
     /// Seed of this picture's generator.
@@ -63,6 +63,10 @@ pub struct Recipe {
     pub height: usize,
 }
 
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 /// What a picture was made from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -88,7 +92,7 @@ impl Subject {
 
 impl Pipeline {
     /// The recipe of picture `k` of a request. A request does not know where its images come from: the name in
-    /// [`Subject::Image`] is empty.
+    /// [`Subject::Image`] is empty, and [`Recipe::alpha`] what [`ReadOptions`](crate::image::ReadOptions) has by default.
     ///
     /// # Panics
     /// The request has no picture of that number.
@@ -103,6 +107,7 @@ impl Pipeline {
             version: format!("unclip {}", env!("CARGO_PKG_VERSION")),
             model: self.checkpoint.name(),
             subject,
+            alpha: Alpha::default(),
             negative: request.negative.clone(),
             seed: request.seed_of(k),
             noise: request.noise,
@@ -155,53 +160,56 @@ impl Recipe {
 
 #[cfg(feature = "png")]
 impl Recipe {
-    /// Reads the recipe that a PNG carries, or of a sheet those of all its pictures; never an empty list.
+    /// Reads the recipe that a picture file carries, or of a sheet those of all its pictures; never an empty list.
     ///
     /// # Errors
-    /// [`Error::Io`] when the file cannot be read, is no PNG, carries no recipe, or a damaged one.
+    /// [`Error::Io`] when the file cannot be read, is no picture, carries no recipe, or a damaged one.
     pub fn read(path: impl AsRef<Path>) -> Result<Vec<Recipe>> {
         let path = path.as_ref();
+        Recipe::of(path, &image::read_texts(path)?)
+    }
+
+    /// The recipes among the texts of the picture file `path`; see [`Recipe::read`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] when there is none, or a damaged one.
+    pub fn of(path: &Path, texts: &Texts) -> Result<Vec<Recipe>> {
         let refused = |why: String| Error::io(path, "read", std::io::Error::new(std::io::ErrorKind::InvalidData, why));
-        let texts = image::read_texts(path)?;
-        let text = texts.iter().find(|(keyword, _)| keyword == CHUNK);
-        let (_, json) = text.ok_or_else(|| refused(format!("the picture has no settings (text chunk {CHUNK})")))?;
+        let json = texts.recipe.as_deref().ok_or_else(|| match &texts.parameters {
+            None => refused("the picture has no settings".to_owned()),
+            Some(_) => refused("the picture has settings of another program alone (parameters)".to_owned()),
+        })?;
         let recipes = match json.trim_start().starts_with('[') {
             true => serde_json::from_str(json),
             false => serde_json::from_str(json).map(|recipe| vec![recipe]),
         };
         match recipes {
-            Ok(recipes) if recipes.is_empty() => Err(refused(format!("text chunk {CHUNK}: an empty list"))),
+            Ok(recipes) if recipes.is_empty() => Err(refused("settings: an empty list".to_owned())),
             Err(e) if e.to_string().contains("enum Subject") => {
-                Err(refused(format!("text chunk {CHUNK}: neither prompt nor image is named")))
+                Err(refused("settings: neither prompt nor image is named".to_owned()))
             }
-            recipes => recipes.map_err(|e| refused(format!("text chunk {CHUNK}: {e}"))),
+            recipes => recipes.map_err(|e| refused(format!("settings: {e}"))),
         }
     }
 
-    /// Writes a picture with its recipe to `path`, as [`Image::write_png`] does; with several recipes it is a sheet.
+    /// Writes a picture with its recipe to `path`, as [`Image::write`] does; with several recipes it is a sheet.
     ///
     /// # Errors
-    /// As for [`Image::write_png`].
-    pub fn write_png(recipes: &[Recipe], image: &Image, path: impl AsRef<Path>) -> Result<()> {
-        let texts = Recipe::texts(recipes);
-        let texts: Vec<(&str, &str)> = texts.iter().map(|(keyword, text)| (*keyword, text.as_str())).collect();
-        image.write_png(path, &texts)
+    /// As for [`Image::write`].
+    pub fn write(recipes: &[Recipe], image: &Image, path: impl AsRef<Path>, format: Format) -> Result<()> {
+        image.write(path, format, &Recipe::texts(recipes))
     }
 
-    /// The text chunks of a picture's PNG, or of a sheet's: `parameters`, which image tools read, and all settings as JSON
-    /// under `unclip`.
-    pub fn texts(recipes: &[Recipe]) -> Vec<(&'static str, String)> {
+    /// What the file of a picture carries, or that of a sheet: `parameters`, which image tools read, and all settings as
+    /// JSON, of a sheet as a list.
+    pub fn texts(recipes: &[Recipe]) -> Texts {
         let json = match recipes {
             [one] => serde_json::to_string(one),
             all => serde_json::to_string(all),
         };
         let json = json.expect("strings and finite numbers under fixed names");
-        recipes
-            .first()
-            .map(|first| ("parameters", first.parameters(recipes).text()))
-            .into_iter()
-            .chain([(CHUNK, json)])
-            .collect()
+        let parameters = recipes.first().map(|first| first.parameters(recipes).text());
+        Texts { parameters, recipe: Some(json) }
     }
 
     /// The settings as image tools show them, with the prompts of all pictures on the sheet.
@@ -250,12 +258,14 @@ impl Recipe {
 #[cfg(all(test, feature = "tokenizer", feature = "png"))]
 mod tests {
     use super::*;
+    use crate::image::ReadOptions;
 
     fn recipe() -> Recipe {
         Recipe {
             version: "unclip 0.1.0".into(),
             model: "karlo, \"best\"".into(),
             subject: Subject::Prompt("a red apple, ripe".into()),
+            alpha: Alpha::Drop,
             negative: Some("worm".into()),
             seed: u64::MAX,
             noise: NoiseKind::Philox,
@@ -295,9 +305,12 @@ mod tests {
         let tokens = Recipe { subject: Subject::Prompt(Prompt::Tokens(tokens)), ..recipe() };
         let several = vec![recipe(), tokens.clone()];
         for recipes in [vec![recipe()], vec![variation()], vec![tokens], vec![of_a_card()], several] {
-            Recipe::write_png(&recipes, &image(), &path).unwrap();
-            assert_eq!(Recipe::read(&path).unwrap(), recipes);
-            assert_eq!(Image::read_png(&path).unwrap(), image());
+            for format in Format::ALL {
+                Recipe::write(&recipes, &image(), &path, format).unwrap();
+                assert_eq!(Recipe::read(&path).unwrap(), recipes);
+                assert_eq!(image::read_texts(&path).unwrap(), Recipe::texts(&recipes));
+                assert_eq!(Image::read(&path, &ReadOptions::default()).unwrap().width, image().width);
+            }
         }
     }
 
@@ -308,7 +321,8 @@ mod tests {
         let json = r#"{"decoder_guidance":1.5,"decoder_steps":12,"device":"cpu (avx512, 2 threads)","dtype":"f32",
             "height":128,"model":"built-in model","negative":null,"noise":"torch","prior_guidance":1.100000023841858,
             "prior_steps":10,"prompt":"a red apple","seed":3,"super_res_steps":3,"version":"unclip 0.1.0","width":128}"#;
-        image().write_png(&path, &[("unclip", json)]).unwrap();
+        let texts = Texts { parameters: None, recipe: Some(json.to_owned()) };
+        image().write(&path, Format::Png, &texts).unwrap();
         let recipes = Recipe::read(&path).unwrap();
         assert_eq!((recipes[0].prior_guidance, &recipes[0].negative), (Some(1.1), &None));
         let request = recipes[0].request().unwrap();
@@ -323,21 +337,22 @@ mod tests {
     fn a_picture_without_settings_or_with_damaged_ones_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.png");
-        let refused = |texts: &[(&str, &str)], part: &str| {
-            image().write_png(&path, texts).unwrap();
+        let refused = |[parameters, recipe]: [Option<&str>; 2], part: &str| {
+            let texts = Texts { parameters: parameters.map(str::to_owned), recipe: recipe.map(str::to_owned) };
+            image().write(&path, Format::Png, &texts).unwrap();
             let error = Recipe::read(&path).unwrap_err();
             assert!(matches!(&error, Error::Io { path: p, .. } if *p == path), "{error}");
             assert!(error.to_string().contains(part), "{error}");
         };
-        refused(&[], "no settings (text chunk unclip)");
-        refused(&[("parameters", "a cat\nSteps: 2")], "no settings");
-        refused(&[("unclip", "{}")], "missing field `version`");
-        refused(&[("unclip", "[]")], "an empty list");
-        refused(&[("unclip", "{\"seed\":")], "EOF");
+        refused([None, None], "the picture has no settings");
+        refused([Some("a cat\nSteps: 2"), None], "settings of another program alone");
+        refused([None, Some("{}")], "missing field `version`");
+        refused([None, Some("[]")], "an empty list");
+        refused([None, Some("{\"seed\":")], "EOF");
         let without_subject = serde_json::to_string(&recipe()).unwrap().replace("\"prompt\"", "\"song\"");
-        refused(&[("unclip", &without_subject)], "neither prompt nor image");
+        refused([None, Some(&without_subject)], "neither prompt nor image");
         std::fs::write(&path, "no PNG").unwrap();
-        assert!(Recipe::read(&path).unwrap_err().to_string().contains("expected a PNG"));
+        assert!(Recipe::read(&path).unwrap_err().to_string().contains("expected a picture"));
     }
 
     #[test]
@@ -358,19 +373,18 @@ mod tests {
 
     #[test]
     fn image_tools_read_the_settings_as_text() {
-        let text = &Recipe::texts(&[recipe()])[0];
-        assert_eq!(text.0, "parameters");
+        let text = |recipes: &[Recipe]| Recipe::texts(recipes).parameters.unwrap();
         let want = "a red apple, ripe\nNegative prompt: worm\nSteps: 50, Sampler: unCLIP, CFG scale: 8, \
                     Seed: 18446744073709551615, Size: 2x1, Model: \"karlo, \\\"best\\\"\", Prior steps: 25, \
                     Prior guidance: 1.1, Super-resolution steps: 7, Noise: philox, Version: unclip 0.1.0";
-        assert_eq!(text.1, want);
-        let text = &Recipe::texts(&[of_a_card()])[0].1;
+        assert_eq!(text(&[recipe()]), want);
+        let of_image = text(&[variation()]);
+        assert!(of_image.starts_with("\nSteps: 50, ") && of_image.contains("Variation of: photo.png"), "{of_image}");
+        let of_a_card = text(&[of_a_card()]);
         let noise = "Noise: \"torch-cuda:28x1536\", Noise type: bf16, Generator: \"one:3/8\", Version";
-        assert!(text.contains(noise), "{text}");
-        let text = &Recipe::texts(&[variation()])[0].1;
-        assert!(text.starts_with("\nSteps: 50, ") && text.contains("Variation of: photo.png"), "{text}");
+        assert!(of_a_card.contains(noise), "{of_a_card}");
         let frog = Recipe { subject: Subject::Prompt("a frog".into()), ..recipe() };
-        let sheet = &Recipe::texts(&[recipe(), recipe(), frog])[0].1;
+        let sheet = text(&[recipe(), recipe(), frog]);
         assert!(sheet.starts_with("a red apple, ripe\na frog\nNegative"), "{sheet}");
     }
 }

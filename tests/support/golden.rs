@@ -50,6 +50,11 @@ impl Recording {
         self.tensors().tensor(name).unwrap_or_else(|e| panic!("{name}: {e}")).data().to_vec()
     }
 
+    /// Of picture files.
+    pub fn pictures() -> Recording {
+        Recording::open("pictures/pictures")
+    }
+
     fn open(name: &str) -> Recording {
         let file = format!("{}/tests/golden/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
         Recording(std::fs::read(file).unwrap())
