@@ -3,6 +3,8 @@
 
 #[path = "cli/checkpoints.rs"]
 mod checkpoints;
+#[path = "cli/formats.rs"]
+mod formats;
 #[path = "cli/noise.rs"]
 mod noise;
 #[path = "cli/outputs.rs"]
