@@ -309,7 +309,7 @@ const FLAGS: [(&str, &str); 14] = [
 const FORMATS: &[Named<Format>] = &[
     (Format::Png, "png", &[], "Without loss"),
     (Format::Jpeg { quality: Format::QUALITY }, "jpeg", &["jpg"], "With loss: see --quality"),
-    (Format::WebP, "webp", &[], "Without loss, and smaller"),
+    (Format::WebP, "webp", &[], "Without loss, as PNG"),
 ];
 
 /// Values of `--alpha`.

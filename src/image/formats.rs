@@ -217,7 +217,7 @@ fn without(ink: u8, black: u8) -> u8 {
     let light = 255 - u32::from(black);
     // Rounded as Pillow does it.
     let taken = u32::from(ink) * light + 128;
-    (light - ((taken >> 8) + taken >> 8).min(light)) as u8
+    (light - (((taken >> 8) + taken) >> 8).min(light)) as u8
 }
 
 /// A byte for each grey of rows that are packed to whole bytes.

@@ -138,16 +138,17 @@ fn codes(lengths: &[u8; 16], symbols: &[u8]) -> [(u16, u8); 256] {
 
 /// Brightness and two colour differences of 8x8 pixels around 0. Beyond its edge the picture goes on as it ends.
 fn blocks(image: &Image, left: usize, top: usize) -> [[f32; 64]; 3] {
-    let mut blocks = [[0.0; 64]; 3];
-    for at in 0..64 {
+    let pixel = |at: usize| {
         let (x, y) = ((left + at % 8).min(image.width - 1), (top + at / 8).min(image.height - 1));
         let start = 3 * (y * image.width + x);
-        let [r, g, b] = [0, 1, 2].map(|k| f32::from(image.pixels[start + k]));
-        blocks[0][at] = 0.299 * r + 0.587 * g + 0.114 * b - 128.0;
-        blocks[1][at] = -0.168_735_9 * r - 0.331_264_1 * g + 0.5 * b;
-        blocks[2][at] = 0.5 * r - 0.418_687_6 * g - 0.081_312_4 * b;
-    }
-    blocks
+        [0, 1, 2].map(|k| f32::from(image.pixels[start + k]))
+    };
+    let pixels: [[f32; 3]; 64] = std::array::from_fn(pixel);
+    [
+        pixels.map(|[r, g, b]| 0.299 * r + 0.587 * g + 0.114 * b - 128.0),
+        pixels.map(|[r, g, b]| -0.168_735_9 * r - 0.331_264_1 * g + 0.5 * b),
+        pixels.map(|[r, g, b]| 0.5 * r - 0.418_687_6 * g - 0.081_312_4 * b),
+    ]
 }
 
 /// The cosine transform of eight values as a matrix.

@@ -29,8 +29,7 @@ impl Metadata {
         Orientation::new(of_exif.or_else(of_xmp).unwrap_or(1))
     }
 
-    /// The settings that a JPEG or WebP carries.
-    #[cfg(feature = "formats")]
+    /// The settings in EXIF and XMP.
     pub(super) fn texts(&self) -> Texts {
         Texts {
             parameters: self.exif.as_deref().and_then(Exif::new).and_then(|exif| exif.user_comment()),

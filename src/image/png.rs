@@ -42,13 +42,17 @@ pub(super) fn decode(source: &mut dyn Source, limit: Limit) -> io::Result<Decode
     if let Some(key) = &info.trns {
         key_as_pillow(info.color_type, info.bit_depth, key, &mut bytes);
     }
+    let metadata = metadata(info);
+    Ok(Decoded { samples: Samples { width, height, layout, bytes }, metadata })
+}
+
+fn metadata(info: &png::Info<'_>) -> Metadata {
     let text = |keyword| texts_of(info).find(|(key, _)| *key == keyword).and_then(|(_, text)| text.ok());
     let exif = info.exif_metadata.as_deref().map(<[u8]>::to_vec);
-    let metadata = Metadata {
+    Metadata {
         exif: exif.or_else(|| text(RAW_EXIF).and_then(|text| raw_profile(&text))),
         xmp: text(XMP).map(String::into_bytes),
-    };
-    Ok(Decoded { samples: Samples { width, height, layout, bytes }, metadata })
+    }
 }
 
 /// Sets transparency from the one colour that the file names for it. The format compares samples as they are stored, Pillow
@@ -87,7 +91,7 @@ fn texts_of<'a>(info: &'a png::Info<'_>) -> impl Iterator<Item = (&'a str, Resul
     latin.chain(packed).chain(utf8)
 }
 
-/// The settings, also from chunks behind the pixels.
+/// The settings, also from chunks behind the pixels, and from what converters keep of a JPEG or WebP.
 pub(super) fn texts(source: &mut dyn Source) -> io::Result<Texts> {
     let mut reader = Decoder::new(source).read_info().map_err(failed)?;
     reader.finish().map_err(failed)?;
@@ -95,7 +99,8 @@ pub(super) fn texts(source: &mut dyn Source) -> io::Result<Texts> {
         let found = texts_of(reader.info()).find(|(key, _)| *key == keyword);
         found.map(|(_, text)| text.map_err(failed)).transpose()
     };
-    Ok(Texts { parameters: text(PARAMETERS)?, recipe: text(RECIPE)? })
+    let kept = metadata(reader.info()).texts();
+    Ok(Texts { parameters: text(PARAMETERS)?.or(kept.parameters), recipe: text(RECIPE)?.or(kept.recipe) })
 }
 
 /// The picture with its settings in text chunks.

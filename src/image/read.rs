@@ -167,11 +167,11 @@ fn beginning(source: &mut dyn Source) -> io::Result<Vec<u8>> {
 /// Names what is there instead of a picture, and what can be done about it.
 fn not_a_picture(first: &[u8]) -> io::Error {
     let known = if cfg!(feature = "formats") { "PNG, JPEG, WebP, GIF, BMP, TIFF or QOI" } else { "PNG" };
-    let found = sniff::describe(first).map_or(String::new(), |what| format!(", found {what}"));
+    let expected = format!("a picture ({known})");
     let remedy = match Kind::of(first) {
         #[cfg(not(feature = "formats"))]
         Some(Kind::Jpeg | Kind::WebP | Kind::Gif | Kind::Bmp | Kind::Tiff | Kind::Qoi) => {
-            "; a build with the feature formats reads it".to_owned()
+            "; a build with the feature formats reads it"
         }
         Some(
             Kind::Avif
@@ -183,8 +183,11 @@ fn not_a_picture(first: &[u8]) -> io::Error {
             | Kind::Icon
             | Kind::Svg
             | Kind::Pdf,
-        ) => "; convert it first, with ImageMagick for one: magick NAME picture.png".to_owned(),
-        kind => kind.and_then(Kind::remedy).map_or(String::new(), |remedy| format!("; {remedy}")),
+        ) => "; convert it first, with ImageMagick for one: magick NAME picture.png",
+        _ => "",
     };
-    refused(format!("expected a picture ({known}){found}{remedy}"))
+    refused(match sniff::instead_of(&expected, first) {
+        Some(found) => found + remedy,
+        None => format!("expected {expected}"),
+    })
 }

@@ -19,7 +19,7 @@ pub enum Format {
         /// 1 to 100; [`Format::QUALITY`] where nothing is said.
         quality: u8,
     },
-    /// Without loss, and smaller than PNG.
+    /// Without loss.
     #[cfg(feature = "formats")]
     WebP,
 }
@@ -106,7 +106,7 @@ impl Image {
     /// What `out` reports, and a picture that is too large for the format.
     pub fn encode(&self, mut out: impl Write, format: Format, texts: &Texts) -> io::Result<()> {
         match format {
-            Format::Png => png::encode(self, out, texts),
+            Format::Png => png::encode(self, &mut out, texts),
             #[cfg(feature = "formats")]
             Format::Jpeg { quality } => super::jpeg::encode(self, quality, &super::jpeg::segments(texts)?, &mut out),
             #[cfg(feature = "formats")]

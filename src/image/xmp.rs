@@ -15,8 +15,7 @@ pub(super) fn orientation(packet: &[u8]) -> Option<u32> {
     None
 }
 
-/// This program's settings, which [`with_recipe`] wrote.
-#[cfg_attr(not(feature = "formats"), expect(dead_code, reason = "PNG has text chunks"))]
+/// This program's settings, which `with_recipe` wrote.
 pub(super) fn recipe(packet: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(packet);
     let (_, rest) = text.split_once("<unclip:recipe>")?;
@@ -28,7 +27,7 @@ pub(super) fn recipe(packet: &[u8]) -> Option<String> {
 const ESCAPES: [(&str, &str); 3] = [("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")];
 
 /// A packet that holds settings as JSON.
-#[cfg_attr(not(feature = "formats"), expect(dead_code, reason = "PNG has text chunks"))]
+#[cfg(feature = "formats")]
 pub(super) fn with_recipe(json: &str) -> String {
     let json = ESCAPES.iter().fold(json.to_owned(), |text, (plain, escaped)| text.replace(plain, escaped));
     format!(
@@ -52,6 +51,7 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "formats")]
     #[test]
     fn a_recipe_comes_back_with_its_signs() {
         let json = r#"{"prompt":"a < b && \"c\" &lt; 猫 </unclip:recipe>"}"#;

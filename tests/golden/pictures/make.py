@@ -238,6 +238,7 @@ def settings():
     files = {
         "jpeg": saved(image, "jpeg", exif=b"Exif\0\0" + exif(0, comment=text)),
         "webp": saved(image, "webp", exif=exif(0, "<", comment=text)),
+        "png": saved(image, "png", exif=exif(0, comment=text)),
     }
     for name, file in files.items():
         put(f"settings/{name}", file)
