@@ -106,6 +106,18 @@ fn damaged_pictures_are_refused_without_a_panic() {
 }
 
 #[test]
+fn pictures_that_are_cut_short_are_refused() {
+    let recording = Recording::pictures();
+    for (name, file) in files(&recording, "exact/").into_iter().chain(files(&recording, "near/")) {
+        // What comes behind the pixels of the first frame may be missing.
+        let is_longer = ["behind", "moving", "webp-exif", "webp-xmp"].iter().any(|part| name.contains(part));
+        let cut = if is_longer { file.len() * 2 / 3 } else { 20 };
+        let error = Image::decode(&file[..file.len() - cut], &ReadOptions::default());
+        assert!(error.is_err(), "{name}");
+    }
+}
+
+#[test]
 fn a_size_beyond_the_limit_is_refused_before_anything_is_allocated() {
     let mut small = ReadOptions::default();
     small.most_pixels = 20;

@@ -85,7 +85,8 @@ fn jpeg(source: &mut dyn Source, limit: Limit) -> io::Result<Decoded> {
         Some(ColorSpace::RGB | ColorSpace::YCbCr) => (ColorSpace::RGB, Layout::Rgb),
         _ => return Err(refused("its colours are those of print (CMYK); convert it to RGB first")),
     };
-    decoder.set_options(options().jpeg_set_out_colorspace(colours));
+    // Strict where the pixels are: of a file that is cut short the rest would be grey.
+    decoder.set_options(options().set_strict_mode(true).jpeg_set_out_colorspace(colours));
     let bytes = decoder.decode().map_err(broken)?;
     Ok(Decoded { samples: Samples { width, height, layout, bytes }, metadata: jpeg_metadata(&decoder) })
 }
