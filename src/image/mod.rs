@@ -9,7 +9,7 @@
 //! | `write.rs` | which [`Format`] a name stands for, and writing |
 //! | `png.rs` | PNG in both directions, with text chunks |
 //! | `formats.rs`, `bmp.rs` | JPEG, WebP, GIF, TIFF, QOI, and BMP to samples (feature `formats`) |
-//! | `jpeg.rs` | samples to a baseline JPEG (feature `formats`) |
+//! | `jpeg.rs` | JPEG files with settings (feature `formats`) |
 //! | `samples.rs` | decoded samples to colours: grey, transparency |
 //! | `orientation.rs` | which way is up |
 //! | `metadata.rs`, `exif.rs`, `xmp.rs` | what a file says beside its pixels: orientation and settings |

@@ -108,7 +108,7 @@ impl Image {
         match format {
             Format::Png => png::encode(self, &mut out, texts),
             #[cfg(feature = "formats")]
-            Format::Jpeg { quality } => super::jpeg::encode(self, quality, &super::jpeg::segments(texts)?, &mut out),
+            Format::Jpeg { quality } => super::jpeg::encode(self, quality, super::jpeg::segments(texts)?, &mut out),
             #[cfg(feature = "formats")]
             Format::WebP => webp(self, texts, &mut out),
         }
