@@ -23,7 +23,7 @@ use std::process::{Command, Output, Stdio};
 use support::files::copy_folder;
 use support::golden::MODEL;
 use tempfile::TempDir;
-use unclip::image::{Format, Image, Texts};
+use unclip::image::{Format, Texts};
 
 /// Few steps: what is tested here does not depend on the picture.
 const SHORT: [&str; 6] = ["--prior-steps", "2", "--decoder-steps", "2", "--super-res-steps", "2"];
@@ -162,7 +162,7 @@ fn a_picture_becomes_variations_that_say_of_what() {
 #[test]
 fn the_built_in_model_makes_variations() {
     let dir = tempfile::tempdir().unwrap();
-    let red = Image { width: 70, height: 64, pixels: [220, 20, 30].repeat(70 * 64) };
+    let red = unclip::image::Image { width: 70, height: 64, pixels: [220, 20, 30].repeat(70 * 64) };
     red.write(dir.path().join("red.png"), Format::Png, &Texts::default()).unwrap();
     let output = engine(dir.path(), &["run", "-i", "red.png", "--device", "cpu", "--decoder-steps", "4"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
