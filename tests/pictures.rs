@@ -250,3 +250,48 @@ fn what_has_no_room_in_a_format_is_known_before_it_is_written() {
     assert_eq!(error, "format: webp has at most 16384 pixels a side; write png");
     assert!(jpeg.check(65_536, 1, &texts(0)).is_err() && Format::Png.check(65_536, 1, &texts(100_000)).is_ok());
 }
+
+/// One pixel without compression: bytes 10, 20, 30 in the colours of a photometric interpretation.
+fn one_pixel_tiff(photometric: u16) -> Vec<u8> {
+    const SHORT: u16 = 3;
+    const ENTRIES: u16 = 9;
+    let behind = 8 + 2 + 12 * u32::from(ENTRIES) + 4;
+    let mut file = b"II*\0\x08\0\0\0".to_vec();
+    file.extend(ENTRIES.to_le_bytes());
+    // Bits of the three samples lie behind the directory, the pixel behind them.
+    for (tag, count, value) in [
+        (256, 1, 1),
+        (257, 1, 1),
+        (258, 3, behind),
+        (259, 1, 1),
+        (262, 1, u32::from(photometric)),
+        (273, 1, behind + 6),
+        (277, 1, 3),
+        (278, 1, 1),
+        (279, 1, 3),
+    ] {
+        file.extend([u16::to_le_bytes(tag), SHORT.to_le_bytes()].concat());
+        file.extend([u32::to_le_bytes(count), u32::to_le_bytes(value)].concat());
+    }
+    file.extend([0, 0, 0, 0, 8, 0, 8, 0, 8, 0, 10, 20, 30]);
+    file
+}
+
+#[test]
+fn colours_that_the_decoder_leaves_as_differences_are_refused() {
+    const RGB: u16 = 2;
+    const YCBCR: u16 = 6;
+    let read = |photometric| Image::decode(&one_pixel_tiff(photometric), &ReadOptions::default());
+    assert_eq!(read(RGB).unwrap().pixels, [10, 20, 30]);
+    let error = read(YCBCR).unwrap_err().to_string();
+    assert!(error.contains("its colours are YCbCr without JPEG; convert it to RGB first"), "{error}");
+}
+
+#[test]
+fn a_name_that_is_nothing_but_an_ending_says_the_format() {
+    for (name, format) in [(".jpg", "jpg"), ("a.b.WEBP", "webp"), (".hidden.png", "png")] {
+        let found = Format::of(name).unwrap_or_else(|| panic!("{name}"));
+        assert_eq!(found.endings()[0], format, "{name}");
+    }
+    assert!(["jpg", "a.", "a.png.bak", ""].iter().all(|name| Format::of(name).is_none()));
+}

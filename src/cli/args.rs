@@ -152,7 +152,7 @@ pub struct RunArguments {
     #[arg(long, value_name = "TYPE", value_parser = noise_dtype(), help_heading = HOW)]
     pub noise_dtype: Option<NoiseDtype>,
     /// Whether the original had a generator for each picture, seeded one by one, or one for all of the run: each or one;
-    /// one:3/8 makes the third picture of a run of eight [default: each]
+    /// one:3/8 makes the third picture of a run of eight, and with --batch those after it [default: each]
     #[arg(long, value_name = "WHICH", help_heading = HOW)]
     pub generator: Option<Generators>,
     #[command(flatten)]

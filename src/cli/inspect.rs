@@ -5,6 +5,7 @@ use super::known::Known;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::path::Path;
 use unclip::backend::cpu::Cpu;
 use unclip::image;
 use unclip::pipeline::{self, Pipeline, Settings};
@@ -16,7 +17,9 @@ use unclip::{Error, Result};
 /// # Errors
 /// The first thing that would not load, after everything has been printed.
 pub fn inspect(arguments: &InspectArguments) -> Result<()> {
-    if let Some(path) = arguments.model.as_deref().filter(|path| path.is_file() && image::is_picture(path)) {
+    // What is named like a picture is meant as one, also if it is missing or something else.
+    let is_meant = |path: &Path| image::Format::of(path).is_some() && !path.is_dir();
+    if let Some(path) = arguments.model.as_deref().filter(|path| is_meant(path) || image::is_picture(path)) {
         return super::picture::inspect(path, arguments.json);
     }
     let options = LoadOptions { mmap: true, variant: arguments.variant.clone() };

@@ -170,6 +170,12 @@ fn tiff(source: &mut dyn Source, limit: Limit) -> io::Result<Decoded> {
         return Err(refused("its colours are a palette; convert it to RGB first"));
     }
     let colours = decoder.colortype().map_err(broken)?;
+    // The decoder turns brightness and colour differences into colours only where JPEG compressed them.
+    const JPEG: u16 = 7;
+    let compression: Option<u16> = decoder.find_tag_unsigned(Tag::Compression).map_err(broken)?;
+    if matches!(colours, tiff::ColorType::YCbCr(_)) && compression != Some(JPEG) {
+        return Err(refused("its colours are YCbCr without JPEG; convert it to RGB first"));
+    }
     if decoder.image_buffer_layout().map_err(broken)?.planes != 1 {
         return Err(refused("its colours are stored in planes; convert it first"));
     }

@@ -49,8 +49,10 @@ impl Format {
 
     /// The format that a file's name ends in, in letters of any size.
     pub fn of(path: impl AsRef<Path>) -> Option<Format> {
-        let ending = path.as_ref().extension()?.to_str()?;
-        let ends = |format: &Format| format.endings().iter().any(|known| ending.eq_ignore_ascii_case(known));
+        // A name may be nothing but an ending, and need not be UTF-8 before it.
+        let name = path.as_ref().file_name()?.as_encoded_bytes();
+        let ending = name.rsplit(|byte| *byte == b'.').next().filter(|ending| ending.len() < name.len())?;
+        let ends = |format: &Format| format.endings().iter().any(|known| ending.eq_ignore_ascii_case(known.as_bytes()));
         Format::ALL.into_iter().find(ends)
     }
 

@@ -162,3 +162,14 @@ fn a_picture_beyond_the_limit_is_refused_with_the_flag_that_raises_it() {
     assert_eq!(refused.trim_end(), line);
     assert!(varied("1").status.success());
 }
+
+#[test]
+fn what_is_named_like_a_picture_is_inspected_as_one() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("empty.png"), "").unwrap();
+    for (name, found) in [("nothere.png", "cannot open nothere.png"), ("empty.png", "an empty file")] {
+        let output = engine(dir.path(), &["inspect", name]);
+        let line = text(&output.stderr);
+        assert!(output.status.code() == Some(5) && line.contains(found), "{line}");
+    }
+}
