@@ -23,6 +23,9 @@ pub fn plan(config: &Configured<Config>, source: &dyn WeightSource, sizes: &Size
         "unCLIP's decoder",
         [("class_embed_type", &given), ("addition_embed_type", &[None]), ("encoder_hid_dim_type", &[None])],
     )?;
+    if let Some(width) = config.encoder_hid_dim {
+        return Err(config.refused(format!("encoder_hid_dim is {width}; unCLIP's decoder has null")));
+    }
     let learned = sizes.rule.variance == Variance::LearnedRange;
     let c = config.in_channels;
     let (wanted, why) = if learned { (2 * c, "noise and variance") } else { (c, "noise alone") };

@@ -5,6 +5,9 @@ use super::blocks::{Context, Norm, Resample, Residual, Time, TimeForm};
 pub use super::unet_config::{CONDITIONAL, Config, UNCONDITIONAL};
 use crate::plan::{Tensor, Weights};
 
+/// Added to the variance by the normalisations of attention blocks.
+const ATTENTION_EPS: f32 = 1e-5;
+
 /// The network's inputs beside the picture.
 pub struct Conditions<'g> {
     /// Sinusoidal features of all timesteps, `[S, W]`.
@@ -27,7 +30,9 @@ pub fn forward<'g>(w: &Weights<'g>, config: &Config, x: Tensor<'g>, conditions: 
         step: conditions.step,
     };
     let residual = Residual { norm, time: Some(time) };
-    let context = conditions.context.map(|(tokens, mask)| Context { tokens, mask, norm });
+    // diffusers gives the configuration's number to the residual blocks and the last normalisation only.
+    let norm_of_attention = Norm { eps: ATTENTION_EPS, ..norm };
+    let context = conditions.context.map(|(tokens, mask)| Context { tokens, mask, norm: norm_of_attention });
     // Attention of blocks that have it, in heads of this width.
     let attend = |w: Weights<'g>, block: &str, head: usize, x: Tensor<'g>| match &context {
         Some(context) if block.contains("Attn") => context.attend(&w, x, head),

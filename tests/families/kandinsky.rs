@@ -96,7 +96,15 @@ fn a_decoder_of_another_family_is_refused_by_the_key_that_tells_them_apart() {
     let (config, weights) = model(&recording, "decoder");
     let error = decoder::plan(&config, &weights, &SIZES, 5).unwrap_err().to_string();
     assert!(error.starts_with("config.json: class_embed_type is null; unCLIP's decoder has \"identity\""), "{error}");
+    // The original projects the text with it where the kind of projection is null.
+    let text = r#""class_embed_type": "identity", "encoder_hid_dim": 40"#;
     let configurations = Recording::configurations();
+    let given = String::from_utf8(configurations.text("unet/config")).unwrap();
+    let given = given.replace(r#""class_embed_type": "identity""#, text);
+    let given: Configured<unet::Config> =
+        unclip::weights::config::read(std::path::Path::new("config.json"), given.as_bytes()).unwrap();
+    let error = decoder::plan(&given, &weights, &SIZES, 5).unwrap_err().to_string();
+    assert!(error.contains("encoder_hid_dim is 40; unCLIP's decoder has null"), "{error}");
     let text = String::from_utf8(configurations.text("unet/config")).unwrap();
     let karlo: Configured<unet::Config> =
         unclip::weights::config::read(std::path::Path::new("config.json"), text.as_bytes()).unwrap();

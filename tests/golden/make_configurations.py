@@ -45,6 +45,8 @@ UNET = {
     "norm_num_groups": 2,
     "class_embed_type": "identity",
     "resnet_time_scale_shift": "scale_shift",
+    # Of residual blocks, not of attention.
+    "norm_eps": 1e-3,
 }
 
 # The keys beside a crop of 8, and the picture's height and width.
