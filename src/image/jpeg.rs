@@ -22,7 +22,7 @@ pub(super) fn segments(texts: &Texts) -> io::Result<Vec<Vec<u8>>> {
 
 /// Writes the picture with application segments.
 pub(super) fn encode(image: &Image, quality: u8, parts: Vec<Vec<u8>>, out: &mut dyn Write) -> io::Result<()> {
-    let whole = image.width.checked_mul(image.height).and_then(|n| n.checked_mul(3)) == Some(image.pixels.len());
+    let whole = image.is_whole();
     let side = |n: usize| u16::try_from(n).ok().filter(|n| whole && *n > 0);
     let (Some(width), Some(height)) = (side(image.width), side(image.height)) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a JPEG has 1 to 65535 pixels a side"));

@@ -88,10 +88,15 @@ impl Image {
         Ok(Image { width, height, pixels: x.iter().map(byte).collect() })
     }
 
+    /// Whether there are as many bytes as the sides say.
+    fn is_whole(&self) -> bool {
+        self.width.checked_mul(self.height).and_then(|n| n.checked_mul(3)) == Some(self.pixels.len())
+    }
+
     /// Refuses a picture without pixels, or with another number of them than its sides say.
     pub(crate) fn check(&self) -> Result<()> {
         let (width, height, found) = (self.width, self.height, self.pixels.len());
-        if found > 0 && width.checked_mul(height).and_then(|n| n.checked_mul(3)) == Some(found) {
+        if found > 0 && self.is_whole() {
             return Ok(());
         }
         Err(Error::request(

@@ -121,7 +121,7 @@ impl Image {
 #[cfg(feature = "formats")]
 fn webp(image: &Image, texts: &Texts, out: &mut dyn Write) -> io::Result<()> {
     use super::{exif, xmp};
-    let whole = image.width.checked_mul(image.height).and_then(|n| n.checked_mul(3)) == Some(image.pixels.len());
+    let whole = image.is_whole();
     let side = |n: usize| u32::try_from(n).ok().filter(|n| whole && (1..=1 << 14).contains(n));
     let (Some(width), Some(height)) = (side(image.width), side(image.height)) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a WebP has 1 to 16384 pixels a side"));

@@ -5,6 +5,7 @@
 //! nor quantises its latents, so the codebook is not read. The KL autoencoder ([`KL`]) has plain normalisations.
 
 use super::blocks::{Norm, Resample, Residual, among_positions};
+use super::unet_config::check_levels;
 use crate::error::{Error, Result};
 use crate::plan::{Graph, Plan, Tensor, WeightSource, Weights};
 use crate::weights::config::Literal::{Bool, Null, Number, Numbers, Text};
@@ -74,12 +75,8 @@ impl Schema for Config {
         &[Class { name: VQ, keys: &[SHARED, VQ_KEYS] }, Class { name: KL, keys: &[SHARED, KL_KEYS] }];
 
     fn check(&self) -> Result<(), String> {
-        let levels = self.block_out_channels.len();
         let lists = [("down_block_types", &self.down_block_types), ("up_block_types", &self.up_block_types)];
-        match lists.into_iter().find(|(_, types)| types.len() != levels) {
-            Some((key, types)) => Err(format!("{key} has {} entries for {levels} block_out_channels", types.len())),
-            None => Ok(()),
-        }
+        check_levels(self.block_out_channels.len(), &lists.map(|(key, types)| (key, Some(types.len()))))
     }
 }
 

@@ -102,18 +102,21 @@ impl Schema for Config {
     ];
 
     fn check(&self) -> Result<(), String> {
-        let levels = self.block_out_channels.len();
-        let lists = [("down_block_types", &self.down_block_types), ("up_block_types", &self.up_block_types)];
-        let lists = lists.map(|(key, types)| (key, Some(types.len())));
-        let per_level = [
+        let lists = [
+            ("down_block_types", Some(self.down_block_types.len())),
+            ("up_block_types", Some(self.up_block_types.len())),
             ("layers_per_block", self.layers_per_block.entries()),
             ("attention_head_dim", self.attention_head_dim.as_ref().and_then(PerLevel::entries)),
         ];
-        let mut all = lists.into_iter().chain(per_level);
-        match all.find_map(|(key, entries)| entries.filter(|found| *found != levels).map(|found| (key, found))) {
-            Some((key, found)) => Err(format!("{key} has {found} entries for {levels} block_out_channels")),
-            None => Ok(()),
-        }
+        check_levels(self.block_out_channels.len(), &lists)
+    }
+}
+
+/// Refuses a list of another length than a network has levels. Keys that are no lists have no length.
+pub(super) fn check_levels(levels: usize, lists: &[(&str, Option<usize>)]) -> Result<(), String> {
+    match lists.iter().find_map(|(key, entries)| entries.filter(|found| *found != levels).map(|found| (key, found))) {
+        Some((key, found)) => Err(format!("{key} has {found} entries for {levels} block_out_channels")),
+        None => Ok(()),
     }
 }
 

@@ -268,21 +268,9 @@ impl Matmul {
 
     /// By `matmul_mma`.
     fn by_warps(&self, matmul: MatmulUnit) -> KernelChoice {
-        let [
-            rows,
-            height,
-            width,
-            channels,
-            out_height,
-            out_width,
-            outputs,
-            window_height,
-            window_width,
-            stride,
-            padding,
-        ] = self.sizes;
-        // Windows of one pixel lie one after the other, if the output has the picture's pixels.
-        let moves = stride > 1 || padding > 0 || [height, width] != [out_height, out_width];
+        let [rows, _, _, channels, _, _, outputs, window_height, window_width, stride, padding] = self.sizes;
+        // Windows of one pixel lie one after the other, if the output has the picture's height and width.
+        let moves = stride > 1 || padding > 0 || self.sizes[1..3] != self.sizes[4..6];
         let window = window_height * window_width > 1 || moves || self.added[1].is_some();
         let (tile, reason) = Tile::of(rows, outputs);
         let step = STEP_BYTES / if matmul == MatmulUnit::Tf32 { 4 } else { 2 };
