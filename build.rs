@@ -168,6 +168,7 @@ mod kernels {
         environment.set_loader(path_loader(shared));
         environment.add_function("bytes", |kind: &str| if kind == "f32" { 4 } else { 2 });
         environment.add_function("list", list);
+        environment.add_function("float", |value: f32| format!("0f{:08X}", value.to_bits()));
         environment
     }
 

@@ -52,7 +52,13 @@ fn run(text: &str) -> Result<Result<f64, String>, Fault> {
     let walks = tiling.walks.iter().zip(mapped);
     let maps: Vec<TensorMap> = walks.map(|(walk, &tensor)| TensorMap::new(walk, tensor, Dtype::Bf16)).collect();
     let scalars: Vec<u32> = launch.scalars.iter().map(|s| s.bits()).collect();
-    let arguments = Arguments { maps: &maps, tensors, scalars: &scalars, shared_bytes: tiling.shared_bytes };
+    let arguments = Arguments {
+        maps: &maps,
+        tensors,
+        scalars: &scalars,
+        shared_bytes: tiling.shared_bytes,
+        cluster: tiling.cluster,
+    };
     let kernel = parse(text).unwrap_or_else(|e| panic!("{e}")).remove(0);
     machine.launch(&kernel, launch.grid, arguments)?;
     let got = machine.read(y.address, 2 * want.len()).unwrap();

@@ -39,8 +39,13 @@ fn run_norm(text: &str) -> Result<(), Fault> {
     let kernels = parse(text).unwrap_or_else(|e| panic!("{e}"));
     let kernel = kernels.iter().find(|kernel| kernel.name() == NORM).unwrap();
     let scalars = [positions, channels, groups, 1, 0, 1e-5f32.to_bits()];
-    let arguments =
-        Arguments { maps: &[], tensors: &[x, gamma, beta, style, y], scalars: &scalars, shared_bytes: 48 << 10 };
+    let arguments = Arguments {
+        maps: &[],
+        tensors: &[x, gamma, beta, style, y],
+        scalars: &scalars,
+        shared_bytes: 48 << 10,
+        cluster: 1,
+    };
     machine.launch(kernel, [groups, 1, 1], arguments).map(|_| ())
 }
 
@@ -57,7 +62,8 @@ fn run_sum(text: &str) -> Result<(), Fault> {
     let kernels = parse(text).unwrap_or_else(|e| panic!("{e}"));
     let kernel = kernels.iter().find(|kernel| kernel.name() == SUM).unwrap();
     let scalars = [ROWS, 2, OUTPUTS, ROWS, 32, 0, 0, 0, 0, UNIT];
-    let arguments = Arguments { maps: &[], tensors: &[x, x, x, x, statistics, y], scalars: &scalars, shared_bytes: 0 };
+    let arguments =
+        Arguments { maps: &[], tensors: &[x, x, x, x, statistics, y], scalars: &scalars, shared_bytes: 0, cluster: 1 };
     machine.launch(kernel, [1, ROWS / 32, 1], arguments).map(|_| ())
 }
 

@@ -151,6 +151,6 @@ impl Attention {
         // The queries stand in for absent extra keys.
         let extra = if self.extra { [inputs[3], inputs[4]] } else { [inputs[0]; 2] };
         let walks = inputs[..3].iter().chain(&extra).map(|shape| walk(shape)).collect();
-        Tiling { walks, shared_bytes: WARPGROUP_SHARED_BYTES }
+        Tiling { walks, shared_bytes: WARPGROUP_SHARED_BYTES, cluster: 1 }
     }
 }

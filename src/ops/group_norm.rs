@@ -152,7 +152,8 @@ impl Operation for GroupNorm {
         let group = self.group(output, unit);
         let Group { members, positions, .. } = group;
         let plain = self.wgsl(inputs, output, Tiles::Shared).remove(0);
-        let on_chip = |chip: &BlockSize| Some(Tiling { walks: Vec::new(), shared_bytes: chip.shared_bytes });
+        let on_chip =
+            |chip: &BlockSize| Some(Tiling { walks: Vec::new(), shared_bytes: chip.shared_bytes, cluster: 1 });
         if let Some(chip) = group.chip() {
             let entry = chip.entries[usize::from(group.pairs)];
             let [group, shared] = [group.bytes().div_ceil(1024), chip.shared_bytes as usize >> 10];

@@ -55,6 +55,8 @@ pub struct Tiling {
     pub walks: Vec<Walk>,
     /// Shared memory of a block beside what the kernel declares.
     pub shared_bytes: u32,
+    /// Workgroups, neighbours in the grid's third dimension, that run together and read each other's shared memory.
+    pub cluster: u32,
 }
 
 /// A tensor as a box of elements and the tiles that are taken of it, innermost dimension first.

@@ -117,8 +117,16 @@ const BOX_BITS: u32 = 7;
 const BOX_COLUMNS: usize = 160;
 /// Channels of a tap that a step brings in there: rows of 128 bytes.
 const BOX_CHANNELS: usize = 64;
-/// Five stages of both operands, and two counters of 8 bytes for each.
-const BOX_SHARED_BYTES: u32 = 5 * (128 * 128 + 160 * 128 + 16);
+/// Three stages of both operands, and two counters of 8 bytes for each.
+const BOX_SHARED_BYTES: u32 = 3 * (128 * 128 + 160 * 128 + 16);
+/// Multiprocessors of an H100 and an H200.
+const HOPPER_MULTIPROCESSORS: usize = 132;
+/// Blocks of a cluster, two to this power: every device with clusters runs eight together.
+const MOST_PART_BITS: u32 = 3;
+/// What a block spends besides its k-steps, in k-steps: for its stores, and where it is one of several for a tile for
+/// waiting and for reading the others' sums.
+const STORE_STEPS: usize = 2;
+const JOIN_STEPS: usize = 3;
 
 /// How `matmul_sm90` divides pictures: 2^wide columns by 2^high rows of several pictures are one block's.
 struct TileGrid {
@@ -147,30 +155,52 @@ impl TileGrid {
         boxes.min_by_key(|boxes| boxes.count).expect("there is more than one division")
     }
 
-    /// Whether each lies within one picture of that size.
-    fn divide(&self, height: usize, width: usize) -> bool {
+    /// Whether they have no pixels outside such pictures, and each of the 2^parts slices of a block lies in one picture.
+    fn divide(&self, images: usize, height: usize, width: usize, parts: u32) -> bool {
         let whole = |length: usize, bits: u32| length.is_multiple_of(1 << bits);
-        self.wide + self.high == BOX_BITS && whole(width, self.wide) && whole(height, self.high)
+        let of_image = self.wide + self.high;
+        whole(width, self.wide)
+            && whole(height, self.high)
+            && whole(images, BOX_BITS - of_image)
+            && BOX_BITS - parts <= of_image
+            // In a block with several pictures each has to be whole, or slices of one would not follow each other.
+            && (of_image == BOX_BITS || (width, height) == (1 << self.wide, 1 << self.high))
     }
 }
 
-/// A candidate kernel for a matmul: its launch without tensors, and its number of k-steps.
+/// A candidate kernel for a matmul: its launch without tensors.
 struct KernelChoice {
     launch: Launch,
-    steps: usize,
-    /// Fewer steps than this are not worth a launch that adds up their parts.
-    least: usize,
-    /// Positions and columns of a block, where its positions are as many as that in every block.
+    depth: Depth,
+    /// Positions and columns of which a block leaves statistics, where its positions are as many as that in every block.
     patch: Option<OutputTile>,
 }
 
-impl KernelChoice {
-    /// Parts of the depth, and the steps of each but the last.
-    fn parts(&self) -> [usize; 2] {
-        let blocks = self.launch.grid.iter().map(|&n| n as usize).product::<usize>();
-        let parts = (MULTIPROCESSORS / blocks.max(1)).clamp(1, (self.steps / self.least).max(1));
-        let steps_of_part = self.steps.div_ceil(parts);
-        [self.steps.div_ceil(steps_of_part), steps_of_part]
+/// Who sums the depth.
+#[derive(Clone, Copy)]
+enum Depth {
+    /// Blocks for `parts` of it, of so many steps but for the last. Several parts are added up by a second launch.
+    Launches { parts: usize, steps_of_part: usize },
+    /// Clusters of blocks, two to this power, which add up their parts themselves.
+    Cluster { bits: u32 },
+}
+
+impl Depth {
+    /// As many parts as keep the multiprocessors busy, of no fewer than `least` steps.
+    fn in_launches(blocks: usize, steps: usize, least: usize) -> Depth {
+        let parts = (MULTIPROCESSORS / blocks.max(1)).clamp(1, (steps / least).max(1));
+        let steps_of_part = steps.div_ceil(parts);
+        Depth::Launches { parts: steps.div_ceil(steps_of_part), steps_of_part }
+    }
+
+    /// The parts for which the busiest multiprocessor has the least to do.
+    fn in_clusters(tiles: usize, steps: usize) -> Depth {
+        let load = |&bits: &u32| {
+            let joins = if bits > 0 { JOIN_STEPS } else { 0 };
+            (tiles << bits).div_ceil(HOPPER_MULTIPROCESSORS) * (steps.div_ceil(1 << bits) + STORE_STEPS + joins)
+        };
+        let bits = (0..=MOST_PART_BITS).filter(|&bits| bits == 0 || steps >> bits > 0).min_by_key(load);
+        Depth::Cluster { bits: bits.unwrap_or(0) }
     }
 }
 
@@ -193,7 +223,7 @@ impl Matmul {
             Some(OutputTile { positions, columns })
         } else {
             let way = self.way(matmul);
-            if way.parts()[0] == 1 { way.patch } else { Some(SUM) }
+            if matches!(way.depth, Depth::Launches { parts: 2.., .. }) { Some(SUM) } else { way.patch }
         };
         let positions = elements(output) / (output[0] * width(output));
         patch.filter(|patch| positions.is_multiple_of(patch.positions))
@@ -220,13 +250,11 @@ impl Matmul {
         launches
     }
 
-    /// One launch, or where tiles are fewer than multiprocessors one that makes sums over parts of the depth and one that
-    /// adds these up.
+    /// One launch; or, by `matmul_mma` where tiles are fewer than multiprocessors, one that makes sums over parts of the
+    /// depth and one that adds these up.
     fn on_tensor_cores(self, matmul: MatmulUnit, statistics: Option<Statistics>) -> Vec<Launch> {
         let [rows, _, _, _, out_height, out_width, outputs, ..] = self.sizes;
-        let way = self.way(matmul);
-        let [parts, steps_of_part] = way.parts();
-        let launch = way.launch;
+        let KernelChoice { launch, depth, .. } = self.way(matmul);
 
         // The epilogue's operands: bias, shift, residual and statistics, each used if its scalar is set.
         let absent = Operand::Input(0);
@@ -235,13 +263,17 @@ impl Matmul {
         let operands = [bias, shift, residual, left];
         let present = self.added.map(|operand| Scalar::from(operand.is_some()));
         let behind = [self.activation, present[0], present[1], present[2], unit];
+        let (parts, split) = match depth {
+            Depth::Launches { parts, steps_of_part } => (parts, Scalar::from(steps_of_part)),
+            Depth::Cluster { bits } => (1 << bits, Scalar::U32(bits)),
+        };
         let product = |operands: [Operand; 4], to: Operand, behind: [Scalar; 5]| Launch {
             grid: [launch.grid[0], launch.grid[1], grid(parts)],
             tensors: [&[Operand::Input(0), Operand::Packed(1)], &operands[..], &[to]].concat(),
-            scalars: [&launch.scalars[..], &[steps_of_part.into()], &behind].concat(),
+            scalars: [&launch.scalars[..], &[split], &behind].concat(),
             ..launch.clone()
         };
-        if parts == 1 {
+        if parts == 1 || matches!(depth, Depth::Cluster { .. }) {
             return vec![product(operands, Operand::Output(0), behind)];
         }
         let scratch = Operand::Scratch { first: 0, count: parts * rows * outputs };
@@ -286,7 +318,8 @@ impl Matmul {
         };
         let patch = Some(OutputTile { positions: tile.rows, columns: tile.columns });
         let steps = (window_height * window_width * channels).div_ceil(step);
-        KernelChoice { launch, steps, least: LEAST_STEPS, patch: patch.filter(|_| tile.rows > FLAT.rows) }
+        let depth = Depth::in_launches(tile.blocks(rows, outputs), steps, LEAST_STEPS);
+        KernelChoice { launch, depth, patch: patch.filter(|_| tile.rows > FLAT.rows) }
     }
 
     /// By `matmul_sm90`, if the tensors can be copied in its tiles; else why not.
@@ -306,6 +339,9 @@ impl Matmul {
         ] = self.sizes;
         if !channels.is_multiple_of(8) {
             return Err("a pixel is no whole number of 16-byte chunks");
+        }
+        if !outputs.is_multiple_of(8) {
+            return Err("a pixel of the output is no whole number of 16-byte chunks");
         }
         if stride > 2 {
             return Err("a row of windows would be wider than a tile may be");
@@ -338,21 +374,25 @@ impl Matmul {
         };
         let sizes = [images, out_height, out_width, channels, outputs, window_height, window_width, stride, padding];
         let bits = [boxes.wide, boxes.high].map(Scalar::U32);
+        let columns = outputs.div_ceil(BOX_COLUMNS);
+        let depth = Depth::in_clusters(columns * boxes.count, taps * channels.div_ceil(BOX_CHANNELS));
+        let Depth::Cluster { bits: part_bits } = depth else { unreachable!("made above") };
+        let parts = 1 << part_bits;
+        let together = if parts > 1 { format!("; {parts} blocks a tile share k") } else { String::new() };
+        let reason = format!("wgmma; {boxes} need the fewest blocks{together}");
         let launch = Launch {
             stem: "matmul_sm90",
             entry: "matmul_sm90",
-            threads: 384,
-            grid: [grid(outputs.div_ceil(BOX_COLUMNS)), grid(boxes.count), 1],
+            threads: 256,
+            grid: [grid(columns), grid(boxes.count), 1],
             tensors: Vec::new(),
             scalars: sizes.map(Scalar::from).into_iter().chain(bits).collect(),
-            tiling: Some(Tiling { walks: vec![x, weight], shared_bytes: BOX_SHARED_BYTES }),
-            choice: Choice::new(Some([1 << BOX_BITS, BOX_COLUMNS]), format!("wgmma; {boxes} need the fewest blocks")),
+            tiling: Some(Tiling { walks: vec![x, weight], shared_bytes: BOX_SHARED_BYTES, cluster: parts }),
+            choice: Choice { tile: Some([1 << BOX_BITS, BOX_COLUMNS]), split: parts as usize, reason: reason.into() },
         };
-        let steps = taps * channels.div_ceil(BOX_CHANNELS);
-        let patch = OutputTile { positions: 1 << BOX_BITS, columns: BOX_COLUMNS };
-        let patch = Some(patch).filter(|_| boxes.divide(out_height, out_width));
-        // As many bytes of the depth as for the other kernel, whose steps are half as deep.
-        Ok(KernelChoice { launch, steps, least: LEAST_STEPS / 2, patch })
+        let patch = OutputTile { positions: 1 << (BOX_BITS - part_bits), columns: BOX_COLUMNS };
+        let patch = Some(patch).filter(|_| boxes.divide(images, out_height, out_width, part_bits));
+        Ok(KernelChoice { launch, depth, patch })
     }
 }
 

@@ -66,7 +66,7 @@ pub fn run(
     let counters = machine.launch(
         &kernel(text),
         grid,
-        Arguments { maps: &[], tensors: &tensors, scalars: &[n], shared_bytes: 0 },
+        Arguments { maps: &[], tensors: &tensors, scalars: &[n], shared_bytes: 0, cluster: 1 },
     )?;
     let word = |i: usize| {
         let bytes = machine.read(to + 4 * i as u64, 4).ok()?;
@@ -115,7 +115,7 @@ pub fn run_tiles(
     let counters = machine.launch(
         &kernel(text),
         grid,
-        Arguments { maps: &maps, tensors: &[x, y], scalars: &[0], shared_bytes: 0 },
+        Arguments { maps: &maps, tensors: &[x, y], scalars: &[0], shared_bytes: 0, cluster: 1 },
     )?;
     let word = |i: usize| {
         let bytes = machine.read(to + 4 * i as u64, 4).ok()?;
@@ -144,7 +144,11 @@ pub fn run_in_place(text: &str, grid: [u32; 3], words: usize) -> Result<Counters
     machine.write(address, &vec![0; 4 * words]).unwrap();
     let y = DeviceSlice { address, bytes: 4 * words as u64, written: true };
     let tensors = [DeviceSlice { written: false, ..y }, y];
-    machine.launch(&kernel(text), grid, Arguments { maps: &[], tensors: &tensors, scalars: &[0], shared_bytes: 0 })
+    machine.launch(
+        &kernel(text),
+        grid,
+        Arguments { maps: &[], tensors: &tensors, scalars: &[0], shared_bytes: 0, cluster: 1 },
+    )
 }
 
 /// NVIDIA's assembler: what the variable `PTXAS` names, or one on the path.

@@ -153,6 +153,7 @@ impl Compiled {
                 tensors,
                 scalars: vec![1],
                 shared_bytes: 0,
+                cluster: 1,
                 label,
             });
         }
@@ -185,15 +186,15 @@ impl Compiled {
             let mut tensors: Vec<DeviceSlice> =
                 launch.tensors.iter().map(|&tensor| self.tensor(step, tensor)).collect();
             // The first tensors have tensor maps.
-            let (mut maps, mut shared_bytes) = (Vec::new(), 0);
+            let (mut maps, mut shared_bytes, mut cluster) = (Vec::new(), 0, 1);
             if let Some(tiling) = &launch.tiling {
                 let elements = launch.tensors.iter().map(|&tensor| element(&self.plan, step, tensor));
                 let walks = tiling.walks.iter().zip(tensors.drain(..tiling.walks.len())).zip(elements);
                 maps = walks.map(|((walk, tensor), dtype)| TensorMap::new(walk, tensor, dtype)).collect();
-                shared_bytes = tiling.shared_bytes;
+                (shared_bytes, cluster) = (tiling.shared_bytes, tiling.cluster);
             }
             let scalars = launch.scalars.iter().map(|s| s.bits()).collect();
-            let call = Call { kernel, grid: launch.grid, maps, tensors, scalars, shared_bytes, label };
+            let call = Call { kernel, grid: launch.grid, maps, tensors, scalars, shared_bytes, cluster, label };
             self.dispatches.push(Dispatch { call, fresh: std::mem::take(&mut fresh) });
         }
         Ok(())

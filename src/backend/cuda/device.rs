@@ -35,6 +35,8 @@ pub(super) struct Call {
     pub scalars: Vec<u32>,
     /// Dynamic shared memory.
     pub shared_bytes: u32,
+    /// Blocks of a cluster, neighbours in the grid's third dimension.
+    pub cluster: u32,
     /// Kernel and step, for messages.
     pub label: String,
 }

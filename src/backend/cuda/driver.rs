@@ -228,6 +228,16 @@ impl Gpu {
     }
 }
 
+/// The attribute of a launch in clusters of so many blocks, neighbours in the grid's third dimension.
+fn cluster_of(blocks: u32) -> sys::CUlaunchAttribute {
+    let size = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: 1, y: 1, z: blocks };
+    sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { clusterDim: size },
+    }
+}
+
 impl Driver for Gpu {
     fn name(&self) -> String {
         self.name.clone()
@@ -333,13 +343,26 @@ impl Driver for Gpu {
             function.shared_bytes = shared;
         }
         drop(state);
-        // SAFETY: the function belongs to a loaded module. Its parameters are tensor maps, 64-bit pointers and 32-bit
-        // scalars in this order; the driver copies them before it returns. The emulator checks for the same calls that
-        // their number, order and sizes match the kernel and that the kernel stays inside its tensors.
-        let launched = unsafe {
-            cu::launch_kernel(handle, (x, y, z), (call.kernel.threads, 1, 1), shared, self.stream, &mut parameters)
+        let mut attribute = cluster_of(call.cluster);
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: call.kernel.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared,
+            hStream: self.stream,
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(call.cluster > 1),
         };
-        launched.map_err(|e| failed(&self.name, &call.label, e))
+        // SAFETY: the function belongs to a loaded module. Its parameters are tensor maps, 64-bit pointers and 32-bit
+        // scalars in this order; the driver copies them, the configuration and its attribute before it returns. The
+        // emulator checks for the same calls that their number, order and sizes match the kernel and that the kernel
+        // stays inside its tensors.
+        let launched =
+            unsafe { sys::cuLaunchKernelEx(&raw const config, handle, parameters.as_mut_ptr(), std::ptr::null_mut()) };
+        launched.result().map_err(|e| failed(&self.name, &call.label, e))
     }
 
     fn capture(&self, record: &mut dyn FnMut() -> Result<()>) -> Result<CapturedGraph> {

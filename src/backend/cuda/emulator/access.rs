@@ -3,6 +3,7 @@
 use super::alu::combine;
 use super::bulk::PendingCopy;
 use super::clock::Clock;
+use super::cluster::Peers;
 use super::fault::{Check, Counters, Outcome, stop};
 use super::global::{self, Global};
 use super::mbarrier::Mbarriers;
@@ -24,6 +25,8 @@ pub(super) struct Reach<'a> {
     /// Bulk copies in flight, in the order of their start.
     pub pending_copies: &'a mut Vec<PendingCopy>,
     pub warpgroups: &'a mut Warpgroups,
+    /// The block's cluster.
+    pub peers: &'a mut Peers,
 }
 
 /// The addresses of all lanes.

@@ -1,8 +1,10 @@
-//! One block of a grid. Its warps run one after the other, each until it waits or ends.
+//! One block of a grid. Its warps run one after the other, each until it waits or ends. A block belongs to a cluster, of
+//! one block in most launches.
 
 use super::access::{self, Reach};
 use super::bulk::{self, PendingCopy};
 use super::clock::Clock;
+use super::cluster::{self, Peers};
 use super::fault::{Check, Counters, Fault, Outcome, Stop, stop};
 use super::global::{Global, Tensors};
 use super::mbarrier::Mbarriers;
@@ -32,16 +34,32 @@ struct BarrierState {
     line: u32,
 }
 
+/// How far a block came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// All threads have exited.
+    Ended,
+    /// All threads that have not exited wait at the cluster barrier.
+    AtCluster,
+}
+
 /// A block's state, reused for the next block of the grid.
 pub(super) struct Block<'a> {
     kernel: &'a Kernel,
     tensors: &'a Tensors<'a>,
     parameters: &'a Parameters,
-    shared: Shared,
-    warps: Vec<Warp>,
+    pub(super) shared: Shared,
+    pub(super) warps: Vec<Warp>,
     mbarriers: Mbarriers,
     pending_copies: Vec<PendingCopy>,
     warpgroups: Warpgroups,
+    barriers: [BarrierState; BARRIERS],
+    pub(super) clock: Clock,
+    counters: Counters,
+    pub(super) peers: Peers,
+    /// Its index in the grid, and the same as one number.
+    place: [u32; 3],
+    number: u32,
 }
 
 impl<'a> Block<'a> {
@@ -56,35 +74,52 @@ impl<'a> Block<'a> {
             mbarriers: Mbarriers::default(),
             pending_copies: Vec::new(),
             warpgroups: Warpgroups::default(),
+            barriers: [BarrierState::default(); BARRIERS],
+            clock: Clock::new(warps, kernel.asynchronous),
+            counters: Counters::default(),
+            peers: Peers::default(),
+            place: [0; 3],
+            number: 0,
         }
     }
 
-    /// Runs a block to completion.
-    pub fn run(&mut self, block: [u32; 3], grid: [u32; 3]) -> Result<Counters, Fault> {
+    /// Prepares the block of that index in the grid.
+    pub fn begin(&mut self, block: [u32; 3], grid: [u32; 3]) {
         self.shared.clear();
         self.mbarriers.clear();
         self.pending_copies.clear();
         self.warpgroups.clear();
         self.warps.iter_mut().for_each(|w| w.reset(self.kernel, block, grid));
-        let mut counters = Counters::default();
-        let mut clock = Clock::new(self.warps.len(), self.kernel.asynchronous);
-        let mut barriers = [BarrierState::default(); BARRIERS];
-        let kernel = self.kernel;
-        let number = (block[2] * grid[1] + block[1]) * grid[0] + block[0];
-        let global = Global { tensors: self.tensors, block: number + 1 };
+        self.barriers = [BarrierState::default(); BARRIERS];
+        self.clock = Clock::new(self.warps.len(), self.kernel.asynchronous);
+        self.counters = Counters::default();
+        self.peers.clear();
+        self.place = block;
+        self.number = (block[2] * grid[1] + block[1]) * grid[0] + block[0];
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.warps.iter().all(Warp::is_done)
+    }
+
+    /// Runs the block until all its threads have exited or wait at the cluster barrier.
+    pub fn advance(&mut self) -> Result<Progress, Fault> {
+        let (kernel, place) = (self.kernel, self.place);
+        let global = Global { tensors: self.tensors, block: self.number + 1 };
         loop {
             let mut executor = Executor {
                 reach: Reach {
                     global: &global,
                     shared: &mut self.shared,
-                    clock: &mut clock,
-                    counters: &mut counters,
+                    clock: &mut self.clock,
+                    counters: &mut self.counters,
                     maps: &self.parameters.maps,
                     mbarriers: &mut self.mbarriers,
                     pending_copies: &mut self.pending_copies,
                     warpgroups: &mut self.warpgroups,
+                    peers: &mut self.peers,
                 },
-                barriers: &mut barriers,
+                barriers: &mut self.barriers,
                 threads: kernel.threads(),
                 parameters: &self.parameters.bytes,
                 names: &kernel.names[0],
@@ -96,7 +131,7 @@ impl<'a> Block<'a> {
                 }
                 progressed = true;
                 if let Err(stopped) = executor.run_warp(kernel, warp) {
-                    return Err(fault(kernel, block, warp.pc, i, *stopped));
+                    return Err(fault(kernel, place, warp.pc, i, *stopped));
                 }
             }
             let is_polling = self.warps.iter().any(|w| w.waits == Some(Wait::Yield));
@@ -104,23 +139,43 @@ impl<'a> Block<'a> {
                 // Copies land as late as possible: once all warps wait, or one polls.
                 for copy in std::mem::take(executor.reach.pending_copies) {
                     if let Err(stopped) = bulk::land(&mut executor.reach, &copy) {
-                        return Err(fault(kernel, block, copy.pc, copy.warp, *stopped));
+                        return Err(fault(kernel, place, copy.pc, copy.warp, *stopped));
                     }
                 }
             }
-            progressed |= self.release_barriers(&mut barriers, &mut clock, &mut counters);
+            progressed |= self.release_barriers();
             progressed |= self.wake();
-            if self.warps.iter().all(Warp::is_done) {
-                return self.finish(block, counters);
+            if self.is_done() {
+                return Ok(Progress::Ended);
+            }
+            if self.warps.iter().all(|w| w.is_done() || w.waits == Some(Wait::Cluster)) {
+                return Ok(Progress::AtCluster);
             }
             if !progressed {
-                return Err(self.deadlock(block, &barriers));
+                return Err(self.deadlock());
             }
         }
     }
 
+    /// All warps' accesses so far happen before any warp's next one.
+    pub(super) fn join_warps(&mut self) {
+        let warps = self.warps.len();
+        let times: Vec<u32> = (0..warps).map(|_| self.clock.tick()).collect();
+        for w in 0..warps {
+            times.iter().enumerate().for_each(|(v, &time)| self.clock.see(w, v, time));
+        }
+    }
+
+    /// The fault of a block that breaks a rule of its cluster.
+    pub(super) fn cluster_fault(&self, detail: &str) -> Fault {
+        let waiting = self.warps.iter().position(|w| w.waits.is_some()).unwrap_or(0);
+        let stopped = Stop { lane: 0, check: Check::SharedRace, detail: detail.to_owned(), register: None };
+        fault(self.kernel, self.place, self.warps[waiting].pc.saturating_sub(1), waiting, stopped)
+    }
+
     /// Checks that no asynchronous work is in flight after all threads have exited.
-    fn finish(&self, block: [u32; 3], counters: Counters) -> Result<Counters, Fault> {
+    pub fn finish(&self) -> Result<Counters, Fault> {
+        let block = self.place;
         let stopped = |check, detail| Stop { lane: 0, check, detail, register: None };
         if let Some(copy) = self.pending_copies.first() {
             let detail = "a bulk copy is in flight at exit".to_owned();
@@ -130,7 +185,7 @@ impl<'a> Block<'a> {
         if let Some((warp, detail)) = self.warpgroups.missing(&self.warps) {
             return Err(fault(self.kernel, block, self.warps[warp].pc, warp, stopped(Check::Warpgroup, detail)));
         }
-        Ok(counters)
+        Ok(self.counters)
     }
 
     /// Resumes warps whose `mbarrier` phase has completed, and warps that yielded.
@@ -140,7 +195,7 @@ impl<'a> Block<'a> {
             let is_over = match warp.waits {
                 Some(Wait::Phase { mbarrier, phase, value }) => self.mbarriers.is_over(mbarrier, phase, value),
                 Some(Wait::Yield) => true,
-                Some(Wait::Barrier(_)) | None => false,
+                Some(Wait::Barrier(_) | Wait::Cluster) | None => false,
             };
             if is_over {
                 warp.waits = None;
@@ -151,9 +206,9 @@ impl<'a> Block<'a> {
     }
 
     /// Resumes the warps at complete barriers.
-    fn release_barriers(&mut self, barriers: &mut [BarrierState], clock: &mut Clock, counters: &mut Counters) -> bool {
+    fn release_barriers(&mut self) -> bool {
         let mut any = false;
-        for (id, barrier) in barriers.iter_mut().enumerate() {
+        for (id, barrier) in self.barriers.iter_mut().enumerate() {
             if barrier.threads == 0 || barrier.threads < barrier.expected {
                 continue;
             }
@@ -161,19 +216,20 @@ impl<'a> Block<'a> {
                 (0..self.warps.len()).filter(|&w| self.warps[w].waits == Some(Wait::Barrier(id as u32))).collect();
             for &w in &waiting {
                 for v in lanes(barrier.arrived) {
-                    clock.see(w, v, barrier.arrived_at[v]);
+                    self.clock.see(w, v, barrier.arrived_at[v]);
                 }
                 self.warps[w].waits = None;
             }
             *barrier = BarrierState::default();
-            counters.barriers += 1;
+            self.counters.barriers += 1;
             any = true;
         }
         any
     }
 
     /// The fault when no warp can continue.
-    fn deadlock(&self, block: [u32; 3], barriers: &[BarrierState]) -> Fault {
+    fn deadlock(&self) -> Fault {
+        let (block, barriers) = (self.place, &self.barriers);
         // A wait for bytes that are never copied is the cause of the other waits.
         let for_bytes = |w: &Warp| match w.waits {
             Some(Wait::Phase { mbarrier, value, .. }) => self.mbarriers.missing(mbarrier, value).1,
@@ -229,6 +285,7 @@ fn waits_at(w: &Warp) -> String {
     match w.waits {
         Some(Wait::Barrier(id)) => format!("barrier {id}"),
         Some(Wait::Phase { mbarrier, value, .. }) => format!("mbarrier {mbarrier} for parity {}", value & 1),
+        Some(Wait::Cluster) => "the cluster barrier".to_owned(),
         Some(Wait::Yield) | None => "nothing".to_owned(),
     }
 }
@@ -463,6 +520,9 @@ impl Executor<'_> {
             Op::Atomic { atomic, space, d, at, a, b } => {
                 access::atomic(w, &mut self.reach, lanes, (atomic, space), d, at, [a, b])
             }
+            Op::MapRank { d, a, rank } => cluster::map(w, lanes, d, a, rank),
+            Op::LoadCluster { element, ref to, at } => cluster::load(w, &mut self.reach, lanes, element, to, at),
+            Op::ClusterBarrier(which) => cluster::barrier(w, lanes, which),
             Op::CopyAsync { to, from, bytes, source_bytes } => {
                 access::copy(w, &mut self.reach, lanes, [to, from], bytes, source_bytes)
             }

@@ -59,6 +59,7 @@ impl State {
                     tensors: &call.tensors,
                     scalars: &call.scalars,
                     shared_bytes: call.shared_bytes,
+                    cluster: call.cluster,
                 };
                 let counted = self.machine.launch(kernel, call.grid, arguments);
                 let counted = counted.map_err(|fault: Fault| failed(format!("{}: {fault}", call.label)))?;

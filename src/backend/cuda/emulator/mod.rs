@@ -18,6 +18,7 @@ mod alu;
 mod block;
 mod bulk;
 mod clock;
+mod cluster;
 mod collective;
 mod decode;
 mod driver;
@@ -42,7 +43,7 @@ pub use fault::{Check, Counters, Fault};
 pub use program::Kernel;
 pub use syntax::SyntaxError;
 
-use block::Block;
+use cluster::Cluster;
 use global::Memory;
 use program::MAP_BYTES;
 use rayon::prelude::*;
@@ -66,7 +67,12 @@ pub struct Arguments<'a> {
     pub scalars: &'a [u32],
     /// Dynamic shared memory, in addition to what the kernel declares.
     pub shared_bytes: u32,
+    /// Blocks of a cluster, neighbours in the grid's third dimension.
+    pub cluster: u32,
 }
+
+/// Blocks that every device with clusters can run together.
+const MOST_IN_CLUSTER: u32 = 8;
 
 /// An emulated device: global memory and the launches on it.
 #[derive(Default)]
@@ -133,14 +139,23 @@ impl Machine {
             arguments.maps.iter().map(|map| map.tensor).chain(arguments.tensors.iter().copied()).collect();
         let tensors = self.memory.tensors(&slices).map_err(refused)?;
         let parameters = Parameters::new(kernel, arguments).map_err(refused)?;
-        let blocks = grid.iter().map(|&n| u64::from(n)).product::<u64>();
-        let block_index = |i: u64| {
+        let size = arguments.cluster.max(1);
+        if !grid[2].is_multiple_of(size) || size > MOST_IN_CLUSTER {
+            return Err(refused(format!(
+                "a grid of {grid:?} blocks in clusters of {size}, of at most {MOST_IN_CLUSTER}"
+            )));
+        }
+        let clusters = grid.iter().map(|&n| u64::from(n)).product::<u64>() / u64::from(size);
+        let first_block = |i: u64| {
             let [x, y, _] = grid.map(u64::from);
-            [i % x, i / x % y, i / x / y].map(|n| n as u32)
+            [i % x, i / x % y, i / x / y * u64::from(size)].map(|n| n as u32)
         };
-        let counted = (0..blocks)
+        let counted = (0..clusters)
             .into_par_iter()
-            .map_init(|| Block::new(kernel, &tensors, &parameters), |block, i| block.run(block_index(i), grid))
+            .map_init(
+                || Cluster::new(kernel, &tensors, &parameters, size),
+                |cluster, i| cluster.run(first_block(i), grid),
+            )
             .try_reduce(Counters::default, |mut sum, one| {
                 sum += one;
                 Ok(sum)
@@ -161,7 +176,7 @@ struct Parameters {
 
 impl Parameters {
     fn new(kernel: &Kernel, arguments: Arguments<'_>) -> Result<Parameters, String> {
-        let Arguments { maps, tensors, scalars, shared_bytes } = arguments;
+        let Arguments { maps, tensors, scalars, shared_bytes, .. } = arguments;
         let given = maps.len() + tensors.len() + scalars.len();
         if kernel.parameters.len() != given {
             return Err(format!("the kernel takes {} parameters, the launch passes {given}", kernel.parameters.len()));

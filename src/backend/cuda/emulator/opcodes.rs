@@ -113,7 +113,7 @@ pub(super) fn decode(d: &mut Decoder, instruction: &Instruction) -> Result<Op> {
             let (a, b) = (d.source(&ops[1], file)?, d.source(&ops[2], file)?);
             Ok(Op::Select { d: d.target(&ops[0], file)?, a, b, predicate, wide: file == RegisterFile::Bits64 })
         }
-        "ld" | "st" | "atom" | "red" | "cp" | "ldmatrix" | "stmatrix" | "mma" => {
+        "ld" | "st" | "atom" | "red" | "cp" | "ldmatrix" | "stmatrix" | "mma" | "mapa" => {
             opcodes_memory::decode(d, &mut p, &instruction.opcode[0])
         }
         "mbarrier" => opcodes_async::mbarrier(d, &mut p),

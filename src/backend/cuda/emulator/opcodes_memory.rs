@@ -16,6 +16,7 @@ pub(super) fn decode(d: &mut Decoder, p: &mut OpcodeReader<'_>, name: &str) -> R
         "atom" | "red" => atomic(d, p, name == "atom"),
         "cp" => copy(d, p),
         "mma" => mma(d, p),
+        "mapa" => map_rank(d, p),
         _ => load_matrix(d, p, name == "ldmatrix"),
     }
 }
@@ -60,6 +61,17 @@ fn load(d: &mut Decoder, p: &mut OpcodeReader<'_>) -> Result<Op> {
         }
         let target = d.target(&ops[0], file)?;
         return Ok(Op::Parameter { d: target, offset, wide: file == RegisterFile::Bits64 });
+    }
+    if p.take("shared::cluster") {
+        let count = width(p);
+        let (element, file) = element_type(p)?;
+        p.done(2)?;
+        if element.bytes != 4 {
+            return error(p.line, "of a cluster's shared memory only 32-bit elements are loaded here");
+        }
+        let at = address(d, &ops[1], Space::Shared)?;
+        let to = vector(p, &ops[0], count)?.iter().map(|o| d.sink(o, file)).collect::<Result<Vec<_>>>()?;
+        return Ok(Op::LoadCluster { element, to, at });
     }
     _ = p.take("volatile");
     let space = space(p)?;
@@ -115,6 +127,17 @@ fn atomic(d: &mut Decoder, p: &mut OpcodeReader<'_>, returns: bool) -> Result<Op
     let a = d.r32(&ops[first + 1])?;
     let b = if two { d.r32(&ops[first + 2])? } else { a };
     Ok(Op::Atomic { atomic, space, d: target, at, a, b })
+}
+
+/// `mapa.shared::cluster.u32`
+fn map_rank(d: &mut Decoder, p: &mut OpcodeReader<'_>) -> Result<Op> {
+    let ops = p.operands;
+    if !p.take("shared::cluster") || !p.take("u32") {
+        return p.unknown();
+    }
+    p.done(3)?;
+    let (a, rank) = (d.r32(&ops[1])?, d.r32(&ops[2])?);
+    Ok(Op::MapRank { d: d.target(&ops[0], RegisterFile::Bits32)?, a, rank })
 }
 
 /// `cp.async` and `cp.async.bulk`.

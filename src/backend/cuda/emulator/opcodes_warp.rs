@@ -2,7 +2,7 @@
 
 use super::decode::{Decoder, RegisterFile};
 use super::opcodes::OpcodeReader;
-use super::program::{Binary, Compare, CompareType, Logic, Op, Order, Reg, Shuffle, Vote};
+use super::program::{Binary, ClusterBarrier, Compare, CompareType, Logic, Op, Order, Reg, Shuffle, Vote};
 use super::syntax::{Operand, Result, error};
 
 pub(super) fn decode(d: &mut Decoder, p: &mut OpcodeReader<'_>, name: &str) -> Result<Op> {
@@ -150,6 +150,18 @@ fn barrier(d: &mut Decoder, p: &mut OpcodeReader<'_>, aligned: bool) -> Result<O
         }
         p.done(1)?;
         return Ok(Op::WarpBarrier(d.r32(&ops[0])?));
+    }
+    if !aligned && p.take("cluster") {
+        let which = match p.part()? {
+            "arrive" if p.take("release") => ClusterBarrier::Arrive,
+            "wait" if p.take("acquire") => ClusterBarrier::Wait,
+            _ => return p.unknown(),
+        };
+        if !p.take("aligned") {
+            return p.unknown();
+        }
+        p.done(0)?;
+        return Ok(Op::ClusterBarrier(which));
     }
     _ = p.take("cta");
     let waits = match p.part()? {

@@ -419,6 +419,20 @@ pub(super) enum Op {
         aligned: bool,
     },
     WarpBarrier(Reg),
+    /// `barrier.cluster`
+    ClusterBarrier(ClusterBarrier),
+    /// `mapa`: the address `a` in the shared memory of another block of the cluster.
+    MapRank {
+        d: Reg,
+        a: Reg,
+        rank: Reg,
+    },
+    /// `ld.shared::cluster` of 32-bit elements.
+    LoadCluster {
+        element: ElementType,
+        to: Vec<Option<Reg>>,
+        at: Address,
+    },
     /// A memory fence. No effect: emulated blocks see each other's writes in order.
     Fence,
     /// `fence.proxy.async`; without `data` it is `fence.mbarrier_init`, for `mbarrier`s only.
@@ -438,6 +452,13 @@ pub(super) enum Op {
         is: Reg,
         members: Reg,
     },
+}
+
+/// The two halves of a cluster barrier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ClusterBarrier {
+    Arrive,
+    Wait,
 }
 
 #[derive(Clone, Debug, PartialEq)]

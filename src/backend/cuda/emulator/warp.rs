@@ -28,6 +28,8 @@ pub(super) enum Wait {
     Phase { mbarrier: usize, phase: Phase, value: u64 },
     /// One round of the other warps.
     Yield,
+    /// The barrier of the cluster.
+    Cluster,
 }
 
 pub(super) struct Warp {
@@ -53,6 +55,8 @@ pub(super) struct Warp {
     pub has_open_stores: bool,
     pub wgmma: WgmmaState,
     pub waits: Option<Wait>,
+    /// The program counter of the last arrival at the cluster barrier.
+    pub arrived_at: Option<u32>,
     pub executed: u64,
 }
 
@@ -77,6 +81,7 @@ impl Warp {
             has_open_stores: false,
             wgmma: WgmmaState::new(kernel, r32),
             waits: None,
+            arrived_at: None,
             executed: 0,
         };
         for &(reg, bits) in &kernel.presets64 {
@@ -95,6 +100,7 @@ impl Warp {
         self.has_open_stores = false;
         self.wgmma.clear();
         self.waits = None;
+        self.arrived_at = None;
         self.written.iter_mut().for_each(|file| file.fill(0));
         let [x, y, _] = kernel.threads;
         for &(reg, preset) in &kernel.presets {
