@@ -1,8 +1,8 @@
-use super::launch::{optional, rows};
+use super::launch::{grid, optional, rows};
 use super::matmul::{Matmul, product};
 use super::{
-    Activation, Launch, MatmulUnit, Operand, Operation, Scalar, Statistics, StorageRule, Tiles, WeightSplit, count,
-    elements, require, width,
+    Activation, Choice, Launch, MatmulUnit, Operand, Operation, Scalar, Statistics, StorageRule, Tiles, WeightSplit,
+    count, elements, require, width,
 };
 
 /// Matmul with a stored weight: every row of `x` times `W` transposed.
@@ -74,13 +74,45 @@ impl Operation for Linear {
     }
 
     fn ptx(&self, inputs: &[&[usize]], outputs: &[&[usize]], unit: MatmulUnit) -> Vec<Launch> {
+        if let Some(launch) = self.few_rows(inputs, outputs, unit) {
+            return vec![launch];
+        }
         let statistics = outputs.get(1).map(|shape| Statistics::of(shape, width(outputs[0])));
         let plain = || self.wgsl(inputs, outputs[0], Tiles::Shared);
         self.matmul(inputs, outputs[0]).launches(plain, unit, statistics)
     }
 }
 
+/// Rows up to which `linear_rows` is used: two blocks of eight for the same weights.
+const FEW_ROWS: usize = 16;
+
 impl Linear {
+    /// The launch for few rows on tensor cores, where the weights' bytes are all that counts.
+    fn few_rows(&self, inputs: &[&[usize]], outputs: &[&[usize]], unit: MatmulUnit) -> Option<Launch> {
+        let (m, k, n) = (rows(outputs[0]), width(inputs[0]), width(outputs[0]));
+        let half = matches!(unit, MatmulUnit::Half | MatmulUnit::Warpgroup);
+        if !half || m > FEW_ROWS || !k.is_multiple_of(8) || outputs.len() > 1 {
+            return None;
+        }
+        let mut next = 2;
+        let mut tensors = vec![Operand::Input(0), Operand::Packed(1)];
+        tensors.extend([self.bias, self.residual].map(|present| optional(present, &mut next)));
+        tensors.push(Operand::Output(0));
+        let mut scalars: Vec<Scalar> = [m, k, n].map(Scalar::from).to_vec();
+        scalars.extend([Activation::code(self.activation), self.bias.into(), self.residual.into()]);
+        let reason = format!("mma; {m} rows: the weights are streamed once");
+        Some(Launch {
+            stem: "linear_rows",
+            entry: "linear_rows",
+            threads: 256,
+            grid: [grid(n.div_ceil(16)), grid(m.div_ceil(8)), 1],
+            tensors,
+            scalars,
+            tiling: None,
+            choice: Choice::new(Some([8, 16]), reason),
+        })
+    }
+
     pub(super) fn matmul(&self, inputs: &[&[usize]], output: &[usize]) -> Matmul {
         let (m, k, n) = (rows(output), width(inputs[0]), width(output));
         let mut next = 2;

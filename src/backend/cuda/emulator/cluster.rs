@@ -27,7 +27,8 @@ pub(super) struct Copied {
 /// What a block knows of its cluster.
 #[derive(Default)]
 pub(super) struct Peers {
-    /// The shared memory of all blocks at the last cluster barrier, by rank. Empty before the first.
+    /// The shared memory of all blocks at the last cluster barrier, by rank. Empty before the first, and after one that
+    /// released no writes.
     copies: Vec<Arc<Copied>>,
     /// Rank and word of what the block has read since.
     reads: Vec<(u32, u32)>,
@@ -65,7 +66,9 @@ pub(super) fn load(
             return stop(lane, Check::OutOfBounds, format!("{:#x} is no address in a cluster", at[lane]));
         };
         let Some(copied) = reach.peers.copies.get(rank as usize).cloned() else {
-            let detail = format!("shared memory of block {rank} of the cluster is read before a cluster barrier");
+            let detail = format!(
+                "shared memory of block {rank} of the cluster is read before a cluster barrier that releases it"
+            );
             return stop(lane, Check::SharedRace, detail);
         };
         let own = at[lane] as u32 & ((1 << RANK_SHIFT) - 1);
@@ -91,8 +94,8 @@ pub(super) fn load(
 pub(super) fn barrier(w: &mut Warp, mask: u32, which: ClusterBarrier) -> Outcome {
     w.expect_all(mask, "barrier.cluster")?;
     match which {
-        ClusterBarrier::Arrive => w.arrived_at = Some(w.pc),
-        ClusterBarrier::Wait if w.arrived_at.is_some_and(|pc| pc + 1 == w.pc) => w.waits = Some(Wait::Cluster),
+        ClusterBarrier::Arrive { releases } => w.arrived_at = Some((w.pc, releases)),
+        ClusterBarrier::Wait if w.arrived_at.is_some_and(|(pc, _)| pc + 1 == w.pc) => w.waits = Some(Wait::Cluster),
         ClusterBarrier::Wait => {
             let detail = "barrier.cluster.wait does not follow barrier.cluster.arrive, which is not supported";
             return stop(0, Check::Barrier, detail);
@@ -129,7 +132,9 @@ impl<'a> Cluster<'a> {
                 let waiting = self.blocks.iter().find(|block| !block.is_done()).expect("not all have ended");
                 return Err(waiting.cluster_fault("another block of the cluster has ended"));
             }
-            let copies: Vec<_> = self.blocks.iter().map(|block| Arc::new(block.copied())).collect();
+            let released = self.blocks.iter().all(Block::has_released);
+            let copies: Vec<_> =
+                self.blocks.iter().filter(|_| released).map(|block| Arc::new(block.copied())).collect();
             self.blocks.iter_mut().for_each(|block| block.pass_cluster_barrier(&copies));
         }
         self.blocks.iter().try_fold(Counters::default(), |mut sum, block| {
@@ -162,6 +167,11 @@ impl Block<'_> {
     fn copied(&self) -> Copied {
         let is_data = self.shared.shadow.iter().map(|s| s.filled == 15 && s.holds == Contents::Data).collect();
         Copied { words: self.shared.words.clone(), is_data }
+    }
+
+    /// Whether the writes of all warps that wait at the cluster barrier become visible by it.
+    fn has_released(&self) -> bool {
+        self.warps.iter().filter(|w| !w.is_done()).all(|w| w.arrived_at.is_some_and(|(_, releases)| releases))
     }
 
     /// Whether a word was written after that time.

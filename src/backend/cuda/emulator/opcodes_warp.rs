@@ -153,7 +153,8 @@ fn barrier(d: &mut Decoder, p: &mut OpcodeReader<'_>, aligned: bool) -> Result<O
     }
     if !aligned && p.take("cluster") {
         let which = match p.part()? {
-            "arrive" if p.take("release") => ClusterBarrier::Arrive,
+            "arrive" if p.take("release") => ClusterBarrier::Arrive { releases: true },
+            "arrive" if p.take("relaxed") => ClusterBarrier::Arrive { releases: false },
             "wait" if p.take("acquire") => ClusterBarrier::Wait,
             _ => return p.unknown(),
         };

@@ -457,7 +457,10 @@ pub(super) enum Op {
 /// The two halves of a cluster barrier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ClusterBarrier {
-    Arrive,
+    /// Whether the warp's writes so far become visible to the other blocks.
+    Arrive {
+        releases: bool,
+    },
     Wait,
 }
 

@@ -55,8 +55,8 @@ pub(super) struct Warp {
     pub has_open_stores: bool,
     pub wgmma: WgmmaState,
     pub waits: Option<Wait>,
-    /// The program counter of the last arrival at the cluster barrier.
-    pub arrived_at: Option<u32>,
+    /// The program counter of the last arrival at the cluster barrier, and whether it released the warp's writes.
+    pub arrived_at: Option<(u32, bool)>,
     pub executed: u64,
 }
 
