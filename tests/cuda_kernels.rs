@@ -56,9 +56,11 @@ fn every_kernel_file_is_in_the_back_end_and_every_operation_has_one() {
     let files = stems("kernels", ".ptx");
     assert_eq!(files, KERNELS.iter().map(|kernel| kernel.stem.to_owned()).collect());
     let mut operations = operations();
-    // A variant for tensor cores or for Hopper has the operation's stem and a suffix.
-    let operation =
-        |s: &str| s.strip_suffix("_mma").or(s.strip_suffix("_sm90")).is_some_and(|s| operations.contains(s));
+    // A variant for tensor cores, for Hopper or for few rows has the operation's stem and a suffix.
+    let operation = |s: &str| {
+        let stems = ["_mma", "_sm90", "_rows"].map(|suffix| s.strip_suffix(suffix));
+        stems.into_iter().flatten().any(|stem| operations.contains(stem))
+    };
     let variants: Vec<String> = files.iter().filter(|s| operation(s)).cloned().collect();
     operations.extend(variants);
     operations.extend(SHARED.into_iter().chain(PARTS).map(str::to_owned));
