@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use support::files::copy_folder;
 use support::golden::MODEL;
 use unclip::backend::cpu::Cpu;
-use unclip::backend::{Backend, Executable, Weights};
+use unclip::backend::{Backend, Executable, LaunchTime, Weights};
 use unclip::image::Image;
 use unclip::noise::NoiseKind;
 use unclip::pipeline::{Event, Keep, Pipeline, Request, Task};
@@ -89,6 +89,10 @@ impl Executable for CountedExecutable {
 
     fn run_step(&mut self, step: u32) -> Result<()> {
         self.0.run_step(step)
+    }
+
+    fn profile_step(&mut self, step: u32) -> Result<Vec<LaunchTime>> {
+        self.0.profile_step(step)
     }
 
     fn read(&mut self, name: &str) -> Result<Vec<f32>> {

@@ -10,9 +10,10 @@ use std::error::Error;
 use std::io::BufRead;
 use std::time::Instant;
 use unclip::Precision;
-use unclip::backend::Backend;
 use unclip::backend::cpu::Cpu;
+use unclip::backend::{Backend, LaunchTime};
 use unclip::cases::models::fill;
+use unclip::cases::profile;
 use unclip::ops::Operation;
 use unclip::pipeline::{Pipeline, Request};
 use unclip::plan::Plan;
@@ -44,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     eprintln!("once {}; every step {}", plan.cost(once), plan.cost(each));
 
     let started = Instant::now();
-    let mut executable = cpu.profiled().prepare(plan, &component)?;
+    let mut executable = cpu.prepare(plan, &component)?;
     drop(component);
     eprintln!("loaded in {:.2} s", started.elapsed().as_secs_f64());
     fill(executable.as_mut())?;
@@ -52,27 +53,23 @@ fn main() -> Result<(), Box<dyn Error>> {
     executable.run_once()?;
     println!("once {:.6}", started.elapsed().as_secs_f64());
 
-    let (total, profiled) = on_demand(|| Ok(executable.run_step(0)?))?;
-    if profiled {
-        let inside: f64 = executable.profile().unwrap_or_default()[executable.plan().once..].iter().sum();
-        println!("outside of operations {:.3} %", 100.0 * (1.0 - inside / total));
-        print_profile(executable.plan(), executable.profile().unwrap_or_default());
+    if on_demand(|| Ok(executable.run_step(0)?))? {
+        let launches = profile(executable.as_mut(), 5)?;
+        print_profile(executable.plan(), &launches);
     }
     Ok(())
 }
 
-/// Runs `work` for every line of standard input. Returns the total seconds, and whether a line was `profile`.
-fn on_demand(mut work: impl FnMut() -> Result<(), Box<dyn Error>>) -> Result<(f64, bool), Box<dyn Error>> {
-    let (mut total, mut profiled) = (0.0, false);
+/// Runs `work` for every line of standard input. Returns whether a line was `profile`.
+fn on_demand(mut work: impl FnMut() -> Result<(), Box<dyn Error>>) -> Result<bool, Box<dyn Error>> {
+    let mut profiled = false;
     for line in std::io::stdin().lock().lines() {
         profiled |= line? == "profile";
         let started = Instant::now();
         work()?;
-        let elapsed = started.elapsed().as_secs_f64();
-        total += elapsed;
-        println!("step {elapsed:.6}");
+        println!("step {:.6}", started.elapsed().as_secs_f64());
     }
-    Ok((total, profiled))
+    Ok(profiled)
 }
 
 fn whole_pictures(pipeline: Pipeline, pictures: usize) -> Result<(), Box<dyn Error>> {
@@ -85,13 +82,14 @@ fn whole_pictures(pipeline: Pipeline, pictures: usize) -> Result<(), Box<dyn Err
 }
 
 /// Prints the kinds of operation that took longest.
-fn print_profile(plan: &Plan, seconds: &[f64]) {
+fn print_profile(plan: &Plan, launches: &[LaunchTime]) {
     let mut kinds: BTreeMap<String, (f64, u64)> = BTreeMap::new();
-    for (step, seconds) in plan.steps.iter().zip(seconds) {
+    for launch in launches {
+        let Some(step) = launch.step.map(|i| &plan.steps[i]) else { continue };
         let shapes: Vec<&[usize]> = step.inputs.iter().map(|&i| plan.shape(i)).collect();
         let output = plan.shape(step.output());
         let kind = kinds.entry(format!("{} {:?} -> {output:?}", step.op.name(), shapes[0])).or_default();
-        kind.0 += seconds;
+        kind.0 += launch.seconds;
         kind.1 += step.op.flops(&shapes, output);
     }
     let mut rows: Vec<_> = kinds.into_iter().collect();

@@ -28,8 +28,8 @@ pub fn cpu(isa: Isa) -> Subject {
     Subject::new(isa.name(), cpu, isa != Isa::Portable)
 }
 
-/// The available GPUs: wgpu's best adapter, or number `UNCLIP_ADAPTER`, timed with timestamp queries where it has them;
-/// and the first CUDA device. Prints a line for each, with the reason if it is unavailable.
+/// The available GPUs: wgpu's best adapter, or number `UNCLIP_ADAPTER`, and the first CUDA device. Prints a line for
+/// each, with the reason if it is unavailable.
 pub fn gpus() -> Vec<Subject> {
     #[cfg_attr(not(any(feature = "wgpu", feature = "cuda")), allow(unused_mut))]
     let mut found = Vec::new();
@@ -38,12 +38,10 @@ pub fn gpus() -> Vec<Subject> {
         use unclip::backend::wgpu::{Choice, Kind, Options, Wgpu};
         let number = std::env::var("UNCLIP_ADAPTER").ok().and_then(|n| n.parse().ok());
         let adapter = number.map_or(Choice::Best, Choice::Number);
-        let open = |profile| Wgpu::new(Options { adapter, profile, ..Options::default() });
-        match open(true).or_else(|_| open(false)) {
+        match Wgpu::new(Options { adapter, ..Options::default() }) {
             Ok(wgpu) => {
                 let adapter = wgpu.adapter();
-                let clock = if adapter.timestamps { "timestamp queries" } else { "wall clock, with submission" };
-                println!("wgpu: {adapter}; timed by {clock}");
+                println!("wgpu: {adapter}");
                 let fast = adapter.kind != Kind::Software;
                 found.push(Subject::new("wgpu", wgpu, fast));
             }
@@ -93,8 +91,7 @@ impl Table {
             let executable = executable
                 .get_or_insert_with(|| prepare(subject.backend.as_ref()).expect("the back end runs every case"));
             bencher.iter_custom(|count| {
-                // With some drivers the timestamps around a short kernel are equal.
-                let seconds = rounds(executable.as_mut(), count).expect("the step runs").max(1e-9);
+                let seconds = rounds(executable.as_mut(), count).expect("the step runs");
                 best = best.min(seconds / count as f64);
                 Duration::from_secs_f64(seconds)
             });

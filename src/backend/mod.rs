@@ -145,8 +145,20 @@ pub trait Executable: Send {
         Ok(())
     }
 
-    /// Seconds spent in each step of the plan so far, if the executable measures them.
-    fn profile(&self) -> Option<&[f64]> {
-        None
-    }
+    /// Runs the varying part as [`Executable::run_step`] does and measures every launch by the device's clock.
+    ///
+    /// # Errors
+    /// The device has no clock, or failed.
+    fn profile_step(&mut self, step: u32) -> Result<Vec<LaunchTime>>;
+}
+
+/// How long one launch of a step took.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LaunchTime {
+    /// The step of the plan that it belongs to; `None` for what counts the sampling steps.
+    pub step: Option<usize>,
+    /// The kernel's entry point; on the CPU, which launches nothing, the operation.
+    pub kernel: &'static str,
+    /// Seconds.
+    pub seconds: f64,
 }

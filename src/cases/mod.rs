@@ -13,7 +13,7 @@ pub mod ops;
 mod workload;
 
 pub use ops::{Case, all, named};
-pub use workload::{Timing, Workload, cost, rounds, time, workloads};
+pub use workload::{Timing, Workload, cost, profile, rounds, time, workloads};
 
 use crate::backend::{Backend, Executable};
 use crate::dtype::{Dtype, StoredDtype};
@@ -30,15 +30,23 @@ pub struct Random(
     pub u64,
 );
 
+/// What SplitMix64 adds to its state for each draw.
+const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+
 impl Random {
     /// A generator seeded by a name (FNV-1a): a new name does not change the data of another.
     pub fn named(name: &str) -> Random {
         Random(name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)))
     }
 
+    /// The generator after `draws` draws.
+    pub fn at(seed: u64, draws: u64) -> Random {
+        Random(seed.wrapping_add(draws.wrapping_mul(GAMMA)))
+    }
+
     /// The next 64 bits.
     pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.0 = self.0.wrapping_add(GAMMA);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)

@@ -3,7 +3,7 @@
 //! No checkpoint is needed: the configurations are part of the program, and [`Drawn`] makes random weights, with which
 //! speed and memory are those of trained ones.
 
-use super::{Random, missing, store};
+use super::{Random, missing};
 use crate::backend::{Backend, Executable};
 use crate::dtype::{Dtype, StoredDtype};
 use crate::error::{Error, Result};
@@ -11,6 +11,8 @@ use crate::model::{Sizes, decoder, prior, super_res, unet};
 use crate::ops::{COEFFICIENTS, Noise, Prediction, SamplerStep, Variance, elements};
 use crate::plan::{Origin, Plan, TensorData, WeightSource};
 use crate::weights::config::{self, Configured, Schema};
+use half::{bf16, f16};
+use rayon::prelude::*;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -218,20 +220,29 @@ impl WeightSource for Drawn {
             0 | 1 => (0.0, 0.1),
             _ => (0.0, 1.0 / (length as f32 / shape[0] as f32).sqrt()),
         };
-        let mut random = Random::named(tensor);
+        let seed = Random::named(tensor).0;
         // The sum of four uniform values is close enough to normal, and fast: Karlo's decoder has a billion weights.
         let scale = deviation * 3f32.sqrt() / f32::from(u16::MAX);
-        let element = |_| {
-            let bits = random.bits();
+        let element = |i: usize| {
+            let bits = Random::at(seed, i as u64).bits();
             let sum = (0..4).map(|i| (bits >> (16 * i)) & 0xffff).sum::<u64>();
             mean + (sum as f32 - 2.0 * f32::from(u16::MAX)) * scale
         };
-        Ok(store((0..length).map(element).collect(), self.stored))
+        Ok(match self.stored {
+            Dtype::F16 => TensorData::F16(drawn(length, element, f16::from_f32).into()),
+            Dtype::Bf16 => TensorData::Bf16(drawn(length, element, bf16::from_f32).into()),
+            _ => TensorData::F32(drawn(length, element, |x| x).into()),
+        })
     }
 
     fn path(&self, _: &str) -> &Path {
         Path::new("memory")
     }
+}
+
+/// Elements in their stored type, drawn by all threads.
+fn drawn<T: Send>(length: usize, element: impl Fn(usize) -> f32 + Sync, narrow: impl Fn(f32) -> T + Sync) -> Vec<T> {
+    (0..length).into_par_iter().with_min_len(1 << 14).map(|i| narrow(element(i))).collect()
 }
 
 #[cfg(test)]
@@ -263,5 +274,11 @@ mod tests {
         assert!(moment(1).abs() < 1e-3, "{}", moment(1));
         assert!((moment(2) * 576.0 - 1.0).abs() < 0.02, "{}", moment(2) * 576.0);
         assert!(drawn.load("b.weight").is_err());
+        // Whichever thread draws an element, it is the same.
+        let mut random = Random::named("a.weight");
+        let sums = (0..x.len()).map(|_| (0..4).fold(random.bits(), |bits, _| bits.rotate_right(16)));
+        let sums = sums.map(|bits| (0..4).map(|i| (bits >> (16 * i)) & 0xffff).sum::<u64>());
+        let scale = 3f32.sqrt() / (576f32).sqrt() / 65535.0;
+        assert!(sums.zip(&x).all(|(sum, v)| ((sum as f32 - 131_070.0) * scale - v).abs() < 1e-6));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::models::{self, ModelCase, Size};
 use super::ops::{self, Case};
-use crate::backend::{Backend, Executable};
+use crate::backend::{Backend, Executable, LaunchTime};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::plan::Cost;
@@ -119,24 +119,30 @@ pub fn time(executable: &mut dyn Executable, budget: Duration) -> Result<Timing>
     Ok(Timing { samples })
 }
 
-/// Seconds of `count` steps in a row: by the device's clock if the executable measures, else from the first call until
-/// the device is idle.
+/// Seconds of `count` steps in a row, from the first call until the device is idle.
 ///
 /// # Errors
 /// The device failed.
 pub fn rounds(executable: &mut dyn Executable, count: u64) -> Result<f64> {
-    let device = |executable: &dyn Executable| executable.profile().map(|steps| steps.iter().sum::<f64>());
-    let before = device(executable);
     let started = Instant::now();
-    for _ in 0..count {
-        executable.run_step(0)?;
-    }
+    (0..count).try_for_each(|_| executable.run_step(0))?;
     executable.finish()?;
-    let elapsed = started.elapsed().as_secs_f64();
-    Ok(match (before, device(executable)) {
-        (Some(before), Some(after)) => after - before,
-        _ => elapsed,
-    })
+    Ok(started.elapsed().as_secs_f64())
+}
+
+/// Measures every launch of the varying part: medians of `repeats` runs, after one more to warm up.
+///
+/// # Errors
+/// The device has no clock, or failed.
+pub fn profile(executable: &mut dyn Executable, repeats: usize) -> Result<Vec<LaunchTime>> {
+    let mut median = executable.profile_step(0)?;
+    let runs = (0..repeats.max(1)).map(|_| executable.profile_step(0)).collect::<Result<Vec<_>>>()?;
+    for (i, launch) in median.iter_mut().enumerate() {
+        let mut seconds: Vec<f64> = runs.iter().map(|run| run[i].seconds).collect();
+        seconds.sort_by(f64::total_cmp);
+        launch.seconds = seconds[seconds.len() / 2];
+    }
+    Ok(median)
 }
 
 #[cfg(test)]

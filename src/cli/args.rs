@@ -39,6 +39,7 @@ Examples:
   engine bench --device cpu --filter karlo --dtype f32
   engine bench --json > before.json
   engine bench --compare before.json
+  engine bench --filter decoder/karlo --dtype f16 --profile
 
 Columns:
   time      median of at least five samples
@@ -251,6 +252,9 @@ pub struct BenchArguments {
     /// How long each case is timed
     #[arg(long, value_name = "SECONDS", default_value_t = 0.5, help_heading = HOW)]
     pub seconds: f64,
+    /// Measure every kernel and every step of a network's plan as well
+    #[arg(long, help_heading = HOW)]
+    pub profile: bool,
     /// An earlier run's --json to compare with; anything slower than its noise explains ends in exit code 1
     #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
     pub compare: Option<PathBuf>,

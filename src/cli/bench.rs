@@ -1,13 +1,14 @@
 //! `engine bench`: how fast a device is, as a table or as JSON, and whether it was faster before.
 
 use super::args::BenchArguments;
+use super::profile::{self, Profile};
 use super::{Failure, devices};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 use unclip::backend::Roofline;
-use unclip::cases::{Timing, Workload, cost, time, workloads};
+use unclip::cases::{self, Timing, Workload, cost, time, workloads};
 use unclip::plan::Cost;
 use unclip::{Error, Result};
 
@@ -38,6 +39,8 @@ struct Row {
     samples: usize,
     flops: u64,
     bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    profile: Option<Profile>,
 }
 
 impl Row {
@@ -51,6 +54,7 @@ impl Row {
             samples: timing.samples(),
             flops: cost.flops,
             bytes: cost.bytes,
+            profile: None,
         }
     }
 
@@ -88,7 +92,7 @@ impl Row {
 }
 
 /// Seconds with three or more digits.
-fn duration(seconds: f64) -> String {
+pub fn duration(seconds: f64) -> String {
     match seconds {
         s if s >= 1.0 => format!("{s:.3} s"),
         s if s >= 1e-3 => format!("{:.3} ms", s * 1e3),
@@ -127,6 +131,9 @@ pub fn bench(arguments: &BenchArguments) -> Result<(), Failure> {
     let cache_bytes = if backend.name().starts_with("cpu ") { largest_cache() } else { 0 };
     let table = |text: String| if arguments.json { Ok(()) } else { super::print(&text) };
     table(head(&backend.name(), roofline, earlier.is_some()))?;
+    if arguments.profile && !backend.name().starts_with("cpu ") {
+        table(format!("{}\n", profile::REMARK))?;
+    }
     let mut report = Report {
         engine: env!("CARGO_PKG_VERSION").to_owned(),
         device: backend.name(),
@@ -137,9 +144,13 @@ pub fn bench(arguments: &BenchArguments) -> Result<(), Failure> {
     };
     for workload in chosen {
         let mut executable = workload.prepare(backend, backend.precision().storage())?;
+        // First, because a device without a clock is to say so before work begins.
+        let launches = arguments.profile.then(|| cases::profile(executable.as_mut(), profile::REPEATS)).transpose()?;
         let timing = time(executable.as_mut(), Duration::from_secs_f64(arguments.seconds))?;
-        let row = Row::new(workload.name(), &timing, &cost(executable.as_ref()));
+        let mut row = Row::new(workload.name(), &timing, &cost(executable.as_ref()));
+        row.profile = launches.map(|launches| Profile::new(executable.as_ref(), &launches));
         table(row.line(roofline, cache_bytes, rows.get(row.name.as_str()).copied()))?;
+        table(row.profile.as_ref().map_or(String::new(), Profile::text))?;
         report.cases.push(row);
     }
     if arguments.json {
@@ -216,7 +227,17 @@ mod tests {
 
     fn row(name: &str, least: f64, median: f64, most: f64) -> Row {
         let (name, quartiles_s) = (name.to_owned(), [median; 2]);
-        Row { name, median_s: median, least_s: least, most_s: most, quartiles_s, samples: 5, flops: 10, bytes: 10 }
+        Row {
+            name,
+            median_s: median,
+            least_s: least,
+            most_s: most,
+            quartiles_s,
+            samples: 5,
+            flops: 10,
+            bytes: 10,
+            profile: None,
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod inspect;
 pub mod known;
 pub mod picture;
 pub mod plan;
+pub mod profile;
 pub mod progress;
 pub mod run;
 pub mod show;

@@ -31,11 +31,11 @@ mod winograd_transform;
 
 pub use tile::Isa;
 
-use super::{Backend, Executable, Roofline, Weights, not_loaded, own};
+use super::{Backend, Executable, LaunchTime, Roofline, Weights, not_loaded, own};
 use crate::dtype::Dtype;
 use crate::dtype::Precision;
 use crate::error::{Error, Result};
-use crate::ops::{Op, elements};
+use crate::ops::{Op, Operation, elements};
 use crate::plan::{Plan, Slots, Step, ValueId, WeightSource, assign};
 use lanes::AlignedVec;
 use panels::{PanelFormat, Panels};
@@ -48,7 +48,6 @@ use std::time::Instant;
 pub struct Cpu {
     pool: Arc<rayon::ThreadPool>,
     machine: Machine,
-    profile: bool,
 }
 
 /// Properties of the machine that operations use.
@@ -89,11 +88,7 @@ impl Cpu {
         let threads = if threads == 0 { available_threads() } else { threads.min(Cpu::most_threads()) };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("cpu-{i}")).build();
         let pool = pool.map_err(|e| failed(format!("cannot start {threads} threads: {e}")))?;
-        Ok(Cpu {
-            pool: Arc::new(pool),
-            machine: Machine { isa, threads, weights: PanelFormat::Stored },
-            profile: false,
-        })
+        Ok(Cpu { pool: Arc::new(pool), machine: Machine { isa, threads, weights: PanelFormat::Stored } })
     }
 
     /// Most threads that are started: four times as many as the process may use.
@@ -119,12 +114,6 @@ impl Cpu {
             }
         };
         Ok(self)
-    }
-
-    /// Makes executables measure each step; see [`Executable::profile`].
-    pub fn profiled(mut self) -> Cpu {
-        self.profile = true;
-        self
     }
 
     /// Number of threads.
@@ -185,9 +174,8 @@ impl Backend for Cpu {
         }
         let slots = assign(&plan);
         let memory = slots.words.iter().map(|&n| AlignedVec::zeros(n)).collect();
-        let seconds = self.profile.then(|| vec![0.0; plan.steps.len()]);
         let (pool, machine) = (self.pool.clone(), self.machine);
-        Ok(Box::new(Compiled { plan, slots, panels, constants, memory, pool, machine, seconds }))
+        Ok(Box::new(Compiled { plan, slots, panels, constants, memory, pool, machine }))
     }
 
     fn roofline(&self) -> Option<Roofline> {
@@ -308,7 +296,6 @@ struct Compiled {
     memory: Vec<AlignedVec>,
     pool: Arc<rayon::ThreadPool>,
     machine: Machine,
-    seconds: Option<Vec<f64>>,
 }
 
 impl Compiled {
@@ -321,22 +308,35 @@ impl Compiled {
         }
     }
 
-    fn run_steps(&mut self, range: std::ops::Range<usize>) {
+    /// Runs steps; `done` is called after each with its index.
+    fn run_steps(&mut self, range: std::ops::Range<usize>, mut done: impl FnMut(usize) + Send) {
         let pool = self.pool.clone();
         pool.install(|| {
             for i in range {
-                let started = self.seconds.is_some().then(Instant::now);
                 let step = &self.plan.steps[i];
                 let slot = self.slots.of[step.output().0].expect("every computed value has a slot");
                 let length = elements(self.plan.shape(step.output()));
                 let mut output = std::mem::take(&mut self.memory[slot]);
                 self.run(&self.plan.steps[i], &mut output[..length]);
                 self.memory[slot] = output;
-                if let (Some(seconds), Some(started)) = (&mut self.seconds, started) {
-                    seconds[i] += started.elapsed().as_secs_f64();
-                }
+                done(i);
             }
         });
+    }
+
+    /// Runs the varying part, then copies the feeds.
+    fn run_varying(&mut self, step: u32, done: impl FnMut(usize) + Send) -> Result<()> {
+        if self.plan.input("step").is_some() {
+            self.write_u32("step", &[step])?;
+        }
+        self.run_steps(self.plan.once..self.plan.steps.len(), done);
+        for (from, to) in self.plan.feeds.clone() {
+            let slot = self.slots.of[to.0].expect("every input has a slot");
+            let mut target = std::mem::take(&mut self.memory[slot]);
+            target.copy_from_slice(self.data(from));
+            self.memory[slot] = target;
+        }
+        Ok(())
     }
 
     fn run(&self, step: &Step, out: &mut [f32]) {
@@ -401,22 +401,12 @@ impl Executable for Compiled {
     }
 
     fn run_once(&mut self) -> Result<()> {
-        self.run_steps(0..self.plan.once);
+        self.run_steps(0..self.plan.once, |_| ());
         Ok(())
     }
 
     fn run_step(&mut self, step: u32) -> Result<()> {
-        if self.plan.input("step").is_some() {
-            self.write_u32("step", &[step])?;
-        }
-        self.run_steps(self.plan.once..self.plan.steps.len());
-        for (from, to) in self.plan.feeds.clone() {
-            let slot = self.slots.of[to.0].expect("every input has a slot");
-            let mut target = std::mem::take(&mut self.memory[slot]);
-            target.copy_from_slice(self.data(from));
-            self.memory[slot] = target;
-        }
-        Ok(())
+        self.run_varying(step, |_| ())
     }
 
     fn read(&mut self, name: &str) -> Result<Vec<f32>> {
@@ -428,8 +418,17 @@ impl Executable for Compiled {
         Ok(self.data(id).to_vec())
     }
 
-    fn profile(&self) -> Option<&[f64]> {
-        self.seconds.as_deref()
+    fn profile_step(&mut self, step: u32) -> Result<Vec<LaunchTime>> {
+        let mut ends = Vec::with_capacity(self.plan.steps.len());
+        let mut before = Instant::now();
+        self.run_varying(step, |i| {
+            let now = Instant::now();
+            ends.push((i, (now - before).as_secs_f64()));
+            before = now;
+        })?;
+        let launch =
+            |(i, seconds): (usize, f64)| LaunchTime { step: Some(i), kernel: self.plan.steps[i].op.name(), seconds };
+        Ok(ends.into_iter().map(launch).collect())
     }
 }
 

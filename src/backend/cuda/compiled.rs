@@ -5,7 +5,7 @@ use super::device_slice::DeviceSlice;
 use super::kernels;
 use super::tensor_map::TensorMap;
 use super::weights::{CudaWeights, Order};
-use crate::backend::{Executable, launches};
+use crate::backend::{Executable, LaunchTime, launches};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::ops::{Launch, MatmulUnit, Operand, Operation, elements};
@@ -20,6 +20,10 @@ const MOST_BLOCKS: u32 = 65_535;
 
 /// A launch and the memory it makes stale.
 struct Dispatch {
+    /// The step of the plan that it belongs to.
+    step: usize,
+    /// The full name of the kernel's entry point.
+    entry: &'static str,
     call: Call,
     /// Memory that the step overwrites, at its first launch.
     fresh: Vec<DeviceSlice>,
@@ -49,7 +53,7 @@ pub(super) struct Compiled {
     /// Number of dispatches that run once.
     once: usize,
     /// The launch that increments the step index on the device; `None` if the plan has no input `step`.
-    counter: Option<Call>,
+    counter: Option<(&'static str, Call)>,
     /// The graph of the varying part, its feeds, and the increment of the step index.
     captured: Option<CapturedGraph>,
     /// The step index on the device.
@@ -143,26 +147,20 @@ impl Compiled {
             self.bind_step(of_step)?;
         }
         if let Some(step) = self.plan.input("step") {
-            let kernel = self.load_entry("advance", "advance", [Dtype::F32; 2])?;
+            let (entry, kernel) = self.load_entry("advance", "advance", [Dtype::F32; 2])?;
             let tensors = vec![self.range(step, false), self.range(step, true)];
             let label = "advance, after the last step".to_owned();
-            self.counter = Some(Call {
-                kernel,
-                grid: [1; 3],
-                maps: Vec::new(),
-                tensors,
-                scalars: vec![1],
-                shared_bytes: 0,
-                cluster: 1,
-                label,
-            });
+            let (maps, scalars) = (Vec::new(), vec![1]);
+            let call = Call { kernel, grid: [1; 3], maps, tensors, scalars, shared_bytes: 0, cluster: 1, label };
+            self.counter = Some((entry, call));
         }
         Ok(())
     }
 
     /// Kernels and arguments of one step's launches.
     fn bind_step(&mut self, launches: &[(usize, Launch)]) -> Result<()> {
-        let step = &self.plan.steps[launches[0].0];
+        let index = launches[0].0;
+        let step = &self.plan.steps[index];
         // Discarded before the step's first launch only: concatenation writes its output with several launches, and the
         // sum of a split matmul reads what the launch before it wrote.
         let bytes = scratch_bytes(launches.iter().map(|(_, launch)| launch));
@@ -171,7 +169,7 @@ impl Compiled {
         let mut fresh: Vec<DeviceSlice> = outputs.chain([scratch]).collect();
         fresh.retain(|range| range.bytes > 0);
         for (_, launch) in launches {
-            let kernel = self.load(step, launch)?;
+            let (entry, kernel) = self.load(step, launch)?;
             let error = |reason: String| Error::Device { backend: self.driver.name(), reason };
             let label = format!("{}, {}", launch.entry, step.label);
             if kernel.threads != launch.threads {
@@ -195,22 +193,22 @@ impl Compiled {
             }
             let scalars = launch.scalars.iter().map(|s| s.bits()).collect();
             let call = Call { kernel, grid: launch.grid, maps, tensors, scalars, shared_bytes, cluster, label };
-            self.dispatches.push(Dispatch { call, fresh: std::mem::take(&mut fresh) });
+            self.dispatches.push(Dispatch { step: index, entry, call, fresh: std::mem::take(&mut fresh) });
         }
         Ok(())
     }
 
     /// The kernel of a launch, for the types of its first and last tensor.
-    fn load(&self, step: &Step, launch: &Launch) -> Result<LoadedKernel> {
+    fn load(&self, step: &Step, launch: &Launch) -> Result<(&'static str, LoadedKernel)> {
         self.load_entry(launch.stem, launch.entry, types(&self.plan, step, launch))
     }
 
-    fn load_entry(&self, stem: &str, entry: &str, [source, elem]: [Dtype; 2]) -> Result<LoadedKernel> {
+    fn load_entry(&self, stem: &str, entry: &str, [source, elem]: [Dtype; 2]) -> Result<(&'static str, LoadedKernel)> {
         let missing = || Error::Unsupported {
             what: format!("{entry} from {} to {} on {}", source.name(), elem.name(), self.driver.name()),
         };
         let (text, entry) = kernels::find(stem, entry, source, elem).ok_or_else(missing)?;
-        self.driver.load(text, entry)
+        Ok((entry, self.driver.load(text, entry)?))
     }
 
     /// The memory of a launch's tensor.
@@ -239,7 +237,7 @@ impl Compiled {
     }
 
     fn launch(&self, dispatches: &[Dispatch]) -> Result<()> {
-        for Dispatch { call, fresh } in dispatches {
+        for Dispatch { call, fresh, .. } in dispatches {
             fresh.iter().try_for_each(|range| self.driver.discard(range.address, range.bytes))?;
             self.driver.launch(call)?;
         }
@@ -249,11 +247,24 @@ impl Compiled {
     /// Launches the varying part, its feeds, and the increment of the step index.
     fn launch_step(&self) -> Result<()> {
         self.launch(&self.dispatches[self.once..])?;
-        for (from, to) in &self.plan.feeds {
+        self.copy_feeds()?;
+        self.counter.iter().try_for_each(|(_, call)| self.driver.launch(call))
+    }
+
+    fn copy_feeds(&self) -> Result<()> {
+        self.plan.feeds.iter().try_for_each(|(from, to)| {
             let (from, to) = (self.range(*from, false), self.range(*to, true));
-            self.driver.copy(from.address, to.address, to.bytes)?;
+            self.driver.copy(from.address, to.address, to.bytes)
+        })
+    }
+
+    /// Makes the step index on the device `step`. In a loop it is already.
+    fn set_step(&mut self, step: u32) -> Result<()> {
+        if self.counter.is_some() && self.device_step != Some(step) {
+            self.write_u32("step", &[step])?;
         }
-        self.counter.iter().try_for_each(|call| self.driver.launch(call))
+        self.device_step = Some(step.wrapping_add(1));
+        Ok(())
     }
 
     /// The memory of an input; an error unless name, type and length match.
@@ -296,18 +307,23 @@ impl Executable for Compiled {
     }
 
     fn run_step(&mut self, step: u32) -> Result<()> {
-        // In a loop the step index on the device is already right.
-        if self.counter.is_some() && self.device_step != Some(step) {
-            self.write_u32("step", &[step])?;
-        }
+        self.set_step(step)?;
         let captured = match self.captured {
             Some(captured) => captured,
             None => self.driver.capture(&mut || self.launch_step())?,
         };
         self.captured = Some(captured);
-        self.driver.replay(captured)?;
-        self.device_step = Some(step.wrapping_add(1));
-        Ok(())
+        self.driver.replay(captured)
+    }
+
+    fn profile_step(&mut self, step: u32) -> Result<Vec<LaunchTime>> {
+        self.set_step(step)?;
+        let varying = self.dispatches[self.once..].iter().map(|d| (Some(d.step), d.entry, &d.call));
+        let launches: Vec<_> = varying.chain(self.counter.iter().map(|(entry, call)| (None, *entry, call))).collect();
+        let seconds = self.driver.time(&launches.iter().map(|(_, _, call)| *call).collect::<Vec<_>>())?;
+        self.copy_feeds()?;
+        let named = launches.iter().zip(seconds);
+        Ok(named.map(|(&(step, kernel, _), seconds)| LaunchTime { step, kernel, seconds }).collect())
     }
 
     fn finish(&mut self) -> Result<()> {

@@ -150,6 +150,9 @@ pub(super) trait Driver: Send + Sync {
     /// Launches a captured graph.
     fn replay(&self, graph: CapturedGraph) -> Result<()>;
 
+    /// Launches kernels one after the other, and measures each by the device's clock.
+    fn time(&self, calls: &[&Call]) -> Result<Vec<f64>>;
+
     /// Waits until all calls so far have been executed.
     fn finish(&self) -> Result<()>;
 

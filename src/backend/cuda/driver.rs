@@ -6,6 +6,8 @@
 
 #![allow(unsafe_code, reason = "calls of a C library")]
 
+mod events;
+
 use super::device::{Call, CaptureLock, CapturedGraph, Driver, LoadedKernel, Slab};
 use super::tensor_map::{Swizzle, TensorMap};
 use super::{HOPPER, kernels};
@@ -397,6 +399,10 @@ impl Driver for Gpu {
         // SAFETY: executables in the slab are valid; `release` takes them out before it destroys them, and the handle's
         // owner does not use it after `release`.
         self.check("replaying a step", unsafe { cu::graph::launch(executable, self.stream) })
+    }
+
+    fn time(&self, calls: &[&Call]) -> Result<Vec<f64>> {
+        self.time_each(calls)
     }
 
     fn finish(&self) -> Result<()> {

@@ -3,7 +3,7 @@
 use super::device::Device;
 use super::upload::Order;
 use super::weights::{Part, PlanWeights, WgpuWeights};
-use crate::backend::{Executable, launches};
+use crate::backend::{Executable, LaunchTime, launches};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::ops::{Launch, Operand, Operation, Tiles, elements};
@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 struct Dispatch {
     /// The step of the plan that it belongs to.
     step: usize,
+    entry: &'static str,
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
     grid: [u32; 3],
@@ -43,8 +44,6 @@ pub(super) struct Compiled {
     /// The last submission. It is waited for after the next one, so the device always has work and at most two steps
     /// are in flight.
     in_flight: Option<wgpu::SubmissionIndex>,
-    /// Seconds spent in each step of the plan, if they are measured.
-    seconds: Option<Vec<f64>>,
 }
 
 /// A launch for one part of a split weight.
@@ -62,8 +61,6 @@ struct PartLaunch {
 pub(super) struct Kernels {
     pub tiles: Tiles,
     pub subgroups: bool,
-    /// Whether every dispatch is timed.
-    pub profile: bool,
 }
 
 /// The launches of a plan, each with the step that it belongs to.
@@ -82,17 +79,8 @@ impl Compiled {
             memory.push(device.buffer(&|| describe_slot(&plan, &slots, slot), bytes)?);
             device.counters.slot_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
-        let mut compiled = Compiled {
-            slots,
-            device,
-            memory,
-            weights,
-            dispatches: Vec::new(),
-            once: 0,
-            in_flight: None,
-            seconds: kernels.profile.then(|| vec![0.0; plan.steps.len()]),
-            plan,
-        };
+        let mut compiled =
+            Compiled { slots, device, memory, weights, dispatches: Vec::new(), once: 0, in_flight: None, plan };
         let runs: Vec<PartLaunch> =
             launches.into_iter().flat_map(|launch| compiled.runs(launch, kernels.tiles)).collect();
         compiled.once = runs.iter().filter(|run| run.step < compiled.plan.once).count();
@@ -165,8 +153,8 @@ impl Compiled {
                 entries: &entries,
             });
             self.device.check(|| format!("{}: binding the tensors of {}", step.label, launch.entry))?;
-            let (step, pipeline, grid) = (*index, pipeline.pipeline, launch.grid);
-            self.dispatches.push(Dispatch { step, pipeline, bind_group, grid });
+            let (step, entry) = (*index, launch.entry);
+            self.dispatches.push(Dispatch { step, entry, pipeline: pipeline.pipeline, bind_group, grid: launch.grid });
         }
         self.device.write(&uniforms, 0, &scalars);
         Ok(())
@@ -209,7 +197,6 @@ impl Compiled {
 
     /// Encodes and submits a range of dispatches, and the feeds after them.
     fn run(&mut self, range: Range<usize>, feeds: bool) -> Result<()> {
-        let range = if self.seconds.is_some() { self.run_timed(range)? } else { range };
         let mut encoder = self.device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
@@ -227,22 +214,21 @@ impl Compiled {
         }
     }
 
-    /// Runs dispatches in a pass each, with timestamps before and after, and waits for the result. Returns the rest of
-    /// the range: nothing.
-    fn run_timed(&mut self, range: Range<usize>) -> Result<Range<usize>> {
+    /// Runs dispatches in a pass each, with timestamps before and after, and waits for them.
+    fn run_timed(&self, dispatches: &[Dispatch]) -> Result<Vec<LaunchTime>> {
         /// Half the limit of a query set.
         const MOST: usize = 2048;
-        let device = Arc::clone(&self.device);
+        let device = &*self.device;
         let seconds_per_tick = f64::from(device.queue.get_timestamp_period()) * 1e-9;
-        for first in range.clone().step_by(MOST) {
-            let part = &self.dispatches[first..range.end.min(first + MOST)];
+        let mut times = Vec::with_capacity(dispatches.len());
+        for part in dispatches.chunks(MOST) {
             let count = 2 * part.len() as u32;
             let queries = device.device.create_query_set(&wgpu::QuerySetDescriptor {
                 label: Some("times"),
                 ty: wgpu::QueryType::Timestamp,
                 count,
             });
-            let times = device.device.create_buffer(&wgpu::BufferDescriptor {
+            let resolved = device.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("times"),
                 size: 8 * u64::from(count),
                 usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
@@ -258,16 +244,22 @@ impl Compiled {
                 let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes };
                 dispatch.encode(&mut encoder.begin_compute_pass(&descriptor));
             }
-            encoder.resolve_query_set(&queries, 0..count, &times, 0);
+            encoder.resolve_query_set(&queries, 0..count, &resolved, 0);
             device.submit(Some(encoder.finish()));
             device.check(|| format!("timing {}", self.plan.name))?;
-            let ticks: Vec<u64> = bytemuck::allocation::pod_collect_to_vec(&device.read(&times, times.size())?);
-            let seconds = self.seconds.as_mut().expect("only called when profiling");
-            for (dispatch, ticks) in part.iter().zip(ticks.chunks_exact(2)) {
-                seconds[dispatch.step] += ticks[1].saturating_sub(ticks[0]) as f64 * seconds_per_tick;
-            }
+            let ticks: Vec<u64> = bytemuck::allocation::pod_collect_to_vec(&device.read(&resolved, resolved.size())?);
+            times.extend(part.iter().zip(ticks.chunks_exact(2)).map(|(dispatch, ticks)| LaunchTime {
+                step: Some(dispatch.step),
+                kernel: dispatch.entry,
+                seconds: ticks[1].saturating_sub(ticks[0]) as f64 * seconds_per_tick,
+            }));
         }
-        Ok(range.end..range.end)
+        Ok(times)
+    }
+
+    /// Writes the step's index, where the plan has one.
+    fn write_step(&mut self, step: u32) -> Result<()> {
+        if self.plan.input("step").is_some() { self.write_u32("step", &[step]) } else { Ok(()) }
     }
 
     /// The memory of an input; an error unless name, type and length match.
@@ -321,9 +313,7 @@ impl Executable for Compiled {
     }
 
     fn run_step(&mut self, step: u32) -> Result<()> {
-        if self.plan.input("step").is_some() {
-            self.write_u32("step", &[step])?;
-        }
+        self.write_step(step)?;
         self.run(self.once..self.dispatches.len(), true)
     }
 
@@ -347,7 +337,14 @@ impl Executable for Compiled {
         }
     }
 
-    fn profile(&self) -> Option<&[f64]> {
-        self.seconds.as_deref()
+    fn profile_step(&mut self, step: u32) -> Result<Vec<LaunchTime>> {
+        if !self.device.adapter.timestamps {
+            return Err(self.device.error("the adapter has no timestamp queries, which time single kernels"));
+        }
+        self.write_step(step)?;
+        let times = self.run_timed(&self.dispatches[self.once..])?;
+        // The feeds alone.
+        self.run(self.dispatches.len()..self.dispatches.len(), true)?;
+        Ok(times)
     }
 }

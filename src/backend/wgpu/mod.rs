@@ -40,20 +40,11 @@ pub struct Options {
     pub subgroups: bool,
     /// Lowers the limit of a binding, in bytes; larger weights are split, as on smaller adapters.
     pub largest_tensor: Option<u64>,
-    /// Whether to time every step with timestamp queries; see [`Executable::profile`]. Steps then run one by one.
-    pub profile: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options {
-            adapter: Choice::Best,
-            storage: Dtype::F32,
-            tiles: None,
-            subgroups: true,
-            largest_tensor: None,
-            profile: false,
-        }
+        Options { adapter: Choice::Best, storage: Dtype::F32, tiles: None, subgroups: true, largest_tensor: None }
     }
 }
 
@@ -84,9 +75,6 @@ impl Wgpu {
         if matrices && options.storage != Dtype::F16 {
             return Err(device.error("cooperative matrices multiply f16, and storage is f32"));
         }
-        if options.profile && !device.adapter.timestamps {
-            return Err(device.error("the adapter lacks TIMESTAMP_QUERY; it cannot be profiled"));
-        }
         Ok(Wgpu { device: Arc::new(device), options })
     }
 
@@ -115,8 +103,8 @@ impl Wgpu {
     }
 
     fn kernels(&self) -> Kernels {
-        let Options { tiles, subgroups, profile, .. } = self.options;
-        Kernels { tiles: self.device.adapter.tiles(tiles, subgroups), subgroups, profile }
+        let Options { tiles, subgroups, .. } = self.options;
+        Kernels { tiles: self.device.adapter.tiles(tiles, subgroups), subgroups }
     }
 
     /// Submissions, transfers and allocations so far, over all executables.

@@ -162,6 +162,11 @@ impl Driver for Emulator {
         commands.iter().try_for_each(|command| state.run(command))
     }
 
+    /// What a kernel costs here says nothing about a card.
+    fn time(&self, _: &[&Call]) -> Result<Vec<f64>> {
+        Err(failed("the emulator has no clock; `engine plan --device cuda-emulator` counts the kernels of each step"))
+    }
+
     /// Calls are synchronous here.
     fn finish(&self) -> Result<()> {
         Ok(())
