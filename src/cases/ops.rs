@@ -161,7 +161,7 @@ fn linear() -> Vec<Case> {
     };
     let plain = Linear::default();
     let bias = Linear { bias: true, ..Linear::default() };
-    let whole = Linear { bias: true, activation: Some(Gelu), residual: true };
+    let whole = Linear { bias: true, activation: Some(Gelu), residual: true, also: 0 };
     let mut cases = vec![
         case("text-encoder-mlp", &[1, 20], 768, 3072, Linear { activation: Some(QuickGelu), ..bias.clone() }, F16),
         case("text-projection-no-bias", &[3], 768, 768, plain.clone(), F16),

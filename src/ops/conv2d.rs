@@ -108,6 +108,6 @@ impl Conv2d {
     pub(super) fn matmul(&self, inputs: &[&[usize]], output: &[usize]) -> Matmul {
         let mut next = 2;
         let added = [self.bias, self.shift, self.residual].map(|present| present.then(|| optional(true, &mut next)));
-        Matmul { sizes: self.sizes(inputs, output), added, activation: Activation::code(None) }
+        Matmul { sizes: self.sizes(inputs, output), layers: vec![1], added, activation: Activation::code(None) }
     }
 }

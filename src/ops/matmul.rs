@@ -62,7 +62,10 @@ pub(super) struct Matmul {
     /// As the header of `matmul_mma.ptx` lists them: rows, height, width, channels, out_height, out_width, outputs,
     /// window_height, window_width, stride, padding.
     pub sizes: [usize; 11],
-    /// Bias, shift, residual, each present or not.
+    /// The inputs that are the weights of the layers with these sizes, each followed by its bias if there is one. Several
+    /// layers have no shift and no residual.
+    pub layers: Vec<usize>,
+    /// Bias, shift, residual of the first layer, each present or not.
     pub added: [Option<Operand>; 3],
     /// The code of the activation.
     pub activation: Scalar,
@@ -127,6 +130,9 @@ const MOST_PART_BITS: u32 = 3;
 /// waiting and for reading the others' sums.
 const STORE_STEPS: usize = 2;
 const JOIN_STEPS: usize = 3;
+
+/// Layers for the same input that a launch computes at most: the queries, keys and values of an attention.
+pub(crate) const MOST_LAYERS: usize = 3;
 
 /// How `matmul_sm90` divides pictures: 2^wide columns by 2^high rows of several pictures are one block's.
 struct TileGrid {
@@ -247,33 +253,90 @@ impl Matmul {
             launch.scalars.push(unit);
             launch.choice.reason = "CUDA cores, f32".into();
         }
-        launches
+        self.for_each_layer(launches)
     }
 
-    /// One launch; or, by `matmul_mma` where tiles are fewer than multiprocessors, one that makes sums over parts of the
-    /// depth and one that adds these up.
-    fn on_tensor_cores(self, matmul: MatmulUnit, statistics: Option<Statistics>) -> Vec<Launch> {
-        let [rows, _, _, _, out_height, out_width, outputs, ..] = self.sizes;
-        let KernelChoice { launch, depth, .. } = self.way(matmul);
+    /// The weights of the layers; the first stands in for absent ones.
+    pub fn weights(&self) -> [Operand; MOST_LAYERS] {
+        self.of_layers(|layer| Operand::Packed(self.layers[layer]))
+    }
 
-        // The epilogue's operands: bias, shift, residual and statistics, each used if its scalar is set.
-        let absent = Operand::Input(0);
-        let (left, unit) = statistics_operands(statistics);
-        let [bias, shift, residual] = self.added.map(|operand| operand.unwrap_or(absent));
-        let operands = [bias, shift, residual, left];
-        let present = self.added.map(|operand| Scalar::from(operand.is_some()));
-        let behind = [self.activation, present[0], present[1], present[2], unit];
-        let (parts, split) = match depth {
-            Depth::Launches { parts, steps_of_part } => (parts, Scalar::from(steps_of_part)),
-            Depth::Cluster { bits } => (1 << bits, Scalar::U32(bits)),
+    /// The biases of the layers; `x` stands in for absent ones.
+    pub fn biases(&self) -> [Operand; MOST_LAYERS] {
+        let [bias, ..] = self.added;
+        self.of_layers(|layer| bias.map_or(Operand::Input(0), |_| Operand::Input(self.layers[layer] + 1)))
+    }
+
+    /// The outputs of the layers; the first stands in for absent ones.
+    pub fn outputs(&self) -> [Operand; MOST_LAYERS] {
+        self.of_layers(Operand::Output)
+    }
+
+    fn of_layers(&self, operand: impl Fn(usize) -> Operand) -> [Operand; MOST_LAYERS] {
+        std::array::from_fn(|layer| operand(if layer < self.layers.len() { layer } else { 0 }))
+    }
+
+    /// The launches of the first layer, and the same for each of the others.
+    fn for_each_layer(&self, first: Vec<Launch>) -> Vec<Launch> {
+        let of = |launch: &Launch, layer: usize| {
+            let mut launch = launch.clone();
+            for operand in &mut launch.tensors {
+                *operand = match *operand {
+                    Operand::Packed(_) => Operand::Packed(self.layers[layer]),
+                    Operand::Output(0) => Operand::Output(layer),
+                    Operand::Input(i) if i == self.layers[0] + 1 && layer > 0 => Operand::Input(self.layers[layer] + 1),
+                    other => other,
+                };
+            }
+            launch
         };
+        (0..self.layers.len()).flat_map(|layer| first.iter().map(move |launch| of(launch, layer))).collect()
+    }
+
+    /// The operands of the epilogue, bias, shift, residual and statistics, each used if its scalar is set; and these
+    /// scalars, behind the activation.
+    fn epilogue(&self, statistics: Option<Statistics>) -> ([Operand; 4], [Scalar; 5]) {
+        let (left, unit) = statistics_operands(statistics);
+        let [bias, shift, residual] = self.added.map(|operand| operand.unwrap_or(Operand::Input(0)));
+        let present = self.added.map(|operand| Scalar::from(operand.is_some()));
+        ([bias, shift, residual, left], [self.activation, present[0], present[1], present[2], unit])
+    }
+
+    fn on_tensor_cores(self, matmul: MatmulUnit, statistics: Option<Statistics>) -> Vec<Launch> {
+        let KernelChoice { launch, depth, .. } = self.way(matmul);
+        match depth {
+            Depth::Launches { parts, steps_of_part } => {
+                self.for_each_layer(self.in_launches(&launch, parts, steps_of_part, statistics))
+            }
+            Depth::Cluster { bits } => {
+                let ([_, operands @ ..], behind) = self.epilogue(statistics);
+                let maps = [&[Operand::Input(0)], &self.weights()[..]].concat();
+                let tensors = [&maps, &self.biases()[..], &operands[..], &self.outputs()[..]].concat();
+                let scalars = [&launch.scalars[..], &[Scalar::U32(bits)], &behind].concat();
+                vec![Launch { tensors, scalars, ..launch }]
+            }
+        }
+    }
+
+    /// One launch by `matmul_mma`; or, where tiles are fewer than multiprocessors, one that makes sums over parts of the
+    /// depth and one that adds these up.
+    fn in_launches(
+        &self,
+        launch: &Launch,
+        parts: usize,
+        steps_of_part: usize,
+        statistics: Option<Statistics>,
+    ) -> Vec<Launch> {
+        let [rows, _, _, _, out_height, out_width, outputs, ..] = self.sizes;
+        let absent = Operand::Input(0);
+        let (operands, behind) = self.epilogue(statistics);
         let product = |operands: [Operand; 4], to: Operand, behind: [Scalar; 5]| Launch {
             grid: [launch.grid[0], launch.grid[1], grid(parts)],
             tensors: [&[Operand::Input(0), Operand::Packed(1)], &operands[..], &[to]].concat(),
-            scalars: [&launch.scalars[..], &[split], &behind].concat(),
+            scalars: [&launch.scalars[..], &[steps_of_part.into()], &behind].concat(),
             ..launch.clone()
         };
-        if parts == 1 || matches!(depth, Depth::Cluster { .. }) {
+        if parts == 1 {
             return vec![product(operands, Operand::Output(0), behind)];
         }
         let scratch = Operand::Scratch { first: 0, count: parts * rows * outputs };
@@ -374,21 +437,25 @@ impl Matmul {
         };
         let sizes = [images, out_height, out_width, channels, outputs, window_height, window_width, stride, padding];
         let bits = [boxes.wide, boxes.high].map(Scalar::U32);
-        let columns = outputs.div_ceil(BOX_COLUMNS);
+        let columns = self.layers.len() * outputs.div_ceil(BOX_COLUMNS);
         let depth = Depth::in_clusters(columns * boxes.count, taps * channels.div_ceil(BOX_CHANNELS));
         let Depth::Cluster { bits: part_bits } = depth else { unreachable!("made above") };
-        let parts = 1 << part_bits;
+        let parts = 1usize << part_bits;
         let together = if parts > 1 { format!("; {parts} blocks a tile share k") } else { String::new() };
         let reason = format!("wgmma; {boxes} need the fewest blocks{together}");
         let launch = Launch {
             stem: "matmul_sm90",
             entry: "matmul_sm90",
             threads: 256,
-            grid: [grid(columns), grid(boxes.count), 1],
+            grid: [grid(columns), grid(boxes.count), grid(parts)],
             tensors: Vec::new(),
             scalars: sizes.map(Scalar::from).into_iter().chain(bits).collect(),
-            tiling: Some(Tiling { walks: vec![x, weight], shared_bytes: BOX_SHARED_BYTES, cluster: parts }),
-            choice: Choice { tile: Some([1 << BOX_BITS, BOX_COLUMNS]), split: parts as usize, reason: reason.into() },
+            tiling: Some(Tiling {
+                walks: vec![x, weight.clone(), weight.clone(), weight],
+                shared_bytes: BOX_SHARED_BYTES,
+                cluster: parts as u32,
+            }),
+            choice: Choice { tile: Some([1 << BOX_BITS, BOX_COLUMNS]), split: parts, reason: reason.into() },
         };
         let patch = OutputTile { positions: 1 << (BOX_BITS - part_bits), columns: BOX_COLUMNS };
         let patch = Some(patch).filter(|_| boxes.divide(images, out_height, out_width, part_bits));
@@ -402,7 +469,8 @@ mod tests {
 
     fn launches(rows: usize, depth: usize, outputs: usize) -> Vec<Launch> {
         let sizes = [rows, rows, 1, depth, rows, 1, outputs, 1, 1, 1, 0];
-        Matmul { sizes, added: [None; 3], activation: Scalar::U32(0) }.on_tensor_cores(MatmulUnit::Half, None)
+        Matmul { sizes, layers: vec![1], added: [None; 3], activation: Scalar::U32(0) }
+            .on_tensor_cores(MatmulUnit::Half, None)
     }
 
     #[test]
@@ -427,7 +495,8 @@ mod tests {
         let out = side.map(|n| n.div_ceil(stride));
         let rows = images * out[0] * out[1];
         let sizes = [rows, side[0], side[1], channels, out[0], out[1], 320, 3, 3, stride, 1];
-        Matmul { sizes, added: [None; 3], activation: Scalar::U32(0) }.on_tensor_cores(MatmulUnit::Warpgroup, None)
+        Matmul { sizes, layers: vec![1], added: [None; 3], activation: Scalar::U32(0) }
+            .on_tensor_cores(MatmulUnit::Warpgroup, None)
     }
 
     #[test]

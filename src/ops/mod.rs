@@ -34,6 +34,7 @@ pub use group_norm::GroupNorm;
 pub use launch::{Choice, Launch, Operand, Scalar, StorageRule, Tiles, Tiling, Walk, WeightSplit};
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
+pub(crate) use matmul::MOST_LAYERS;
 pub use matmul::{MatmulUnit, output_tile};
 pub use modulate::Modulate;
 pub use pointwise::{Activation, Pointwise};

@@ -16,6 +16,7 @@
 
 mod fuse;
 mod graph;
+mod join_layers;
 mod listing;
 mod narrow;
 mod slots;
@@ -23,6 +24,7 @@ mod statistics;
 
 pub use fuse::fuse;
 pub use graph::{Graph, Tensor, Weights};
+pub use join_layers::join_layers;
 pub use listing::{KernelUse, Listing};
 pub use narrow::narrow;
 pub use slots::{Slots, assign};

@@ -67,8 +67,9 @@ impl Header {
         let joined = |field: &str| lines(field).join(" ");
 
         let tensors = joined("Tensors");
-        let (inputs, output) = tensors.split_once("->").ok_or("Tensors: no arrow")?;
-        let tensors = split_outside(inputs).into_iter().chain([output.trim()]).map(tensor).collect::<Result<_, _>>()?;
+        let (inputs, outputs) = tensors.split_once("->").ok_or("Tensors: no arrow")?;
+        let tensors =
+            split_outside(inputs).into_iter().chain(split_outside(outputs)).map(tensor).collect::<Result<_, _>>()?;
         let variants = joined("Variants");
         let axes = variants.split(';').filter_map(|axis| axis.split_once(':'));
         let variants = axes.map(|(axis, values)| {

@@ -19,7 +19,7 @@ use super::{Backend, Executable, Weights, own};
 use crate::dtype::Precision;
 use crate::error::Result;
 use crate::ops::MatmulUnit;
-use crate::plan::{KernelUse, Plan, WeightSource, narrow, with_statistics};
+use crate::plan::{KernelUse, Plan, WeightSource, join_layers, narrow, with_statistics};
 use compiled::{Compiled, Lowered};
 use device::Driver;
 pub use device_slice::DeviceSlice;
@@ -41,7 +41,8 @@ fn matmul_unit(precision: Precision, capability: (u32, u32)) -> MatmulUnit {
 }
 
 fn device_plan(plan: Plan, precision: Precision, unit: MatmulUnit) -> Plan {
-    with_statistics(narrow(plan, precision.storage()), unit)
+    let plan = with_statistics(narrow(plan, precision.storage()), unit);
+    if matches!(unit, MatmulUnit::Half | MatmulUnit::Warpgroup) { join_layers(plan) } else { plan }
 }
 
 /// A plan as a device of this compute capability runs it, and the kernels of each step with why they were chosen. It is
