@@ -19,12 +19,10 @@ use std::ops::Range;
 
 /// The size that transformers takes where the file has none.
 const DEFAULT: usize = 224;
-/// The file in a checkpoint.
-const FILE: &str = "feature_extractor/preprocessor_config.json";
 /// Longest side of the prepared picture. Pictures and windows then have sizes that fit their types.
 const MAX_SIDE: usize = 1 << 14;
 
-/// How a picture is prepared: `feature_extractor/preprocessor_config.json`.
+/// How a picture is prepared: `preprocessor_config.json`.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(try_from = "File")]
 pub struct Preprocessor {
@@ -181,8 +179,8 @@ impl Preprocessor {
     ///
     /// # Errors
     /// As [`Checkpoint::config`].
-    pub fn read(checkpoint: &Checkpoint) -> Result<Configured<Preprocessor>> {
-        checkpoint.config(FILE)
+    pub fn read(checkpoint: &Checkpoint, folder: &str) -> Result<Configured<Preprocessor>> {
+        checkpoint.config(&format!("{folder}/preprocessor_config.json"))
     }
 
     /// Side of the prepared picture.

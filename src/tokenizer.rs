@@ -25,7 +25,6 @@ use crate::error::{Error, Result};
 use crate::model::text_encoder::Tokens;
 use crate::weights::Checkpoint;
 
-const FOLDER: &str = "tokenizer";
 /// End-of-word mark of the vocabulary's entries.
 const END_OF_WORD: &str = "</w>";
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
@@ -50,21 +49,21 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads the checkpoint's `tokenizer/` folder, for models that take `context_length` tokens (the prior's
+    /// Reads a folder of the checkpoint, for models that take `context_length` tokens (the prior's
     /// `num_embeddings`, the text encoder's positions).
     ///
     /// # Errors
     /// [`Error::Config`] when a file is missing or damaged, `model_max_length` is another length, or padding or truncation
     /// is on the left.
-    pub fn from_checkpoint(checkpoint: &Checkpoint, context_length: usize) -> Result<Tokenizer> {
-        let path = checkpoint.path().join(FOLDER);
-        checkpoint.require(&[FOLDER])?;
+    pub fn from_checkpoint(checkpoint: &Checkpoint, folder: &str, context_length: usize) -> Result<Tokenizer> {
+        let path = checkpoint.path_of(folder);
+        checkpoint.require(&[folder])?;
         let refused = |reason: String| Error::config(&path, reason);
         if context_length < 2 {
             return Err(refused(format!("the models take {context_length} tokens; expected at least 2")));
         }
-        let files = Files::read(checkpoint)?;
-        let settings = Settings::read(checkpoint, files.added).map_err(&refused)?;
+        let files = Files::read(checkpoint, folder)?;
+        let settings = Settings::read(checkpoint, folder, files.added).map_err(&refused)?;
         settings.check_length(context_length).map_err(&refused)?;
         check_merges(&files.vocab, &files.merges).map_err(&refused)?;
 
@@ -154,8 +153,10 @@ struct Files {
 }
 
 impl Files {
-    fn read(checkpoint: &Checkpoint) -> Result<Files> {
-        if checkpoint.has("tokenizer/tokenizer.json") {
+    fn read(checkpoint: &Checkpoint, folder: &str) -> Result<Files> {
+        let [unified_file, vocab_file, merges_file] =
+            ["tokenizer.json", "vocab.json", "merges.txt"].map(|file| format!("{folder}/{file}"));
+        if checkpoint.has(&unified_file) {
             #[derive(serde::Deserialize)]
             struct Unified {
                 #[serde(default)]
@@ -173,22 +174,20 @@ impl Files {
                 Parts(String, String),
                 Line(String),
             }
-            let unified: Unified = checkpoint.json("tokenizer/tokenizer.json")?;
+            let unified: Unified = checkpoint.json(&unified_file)?;
             let merge = |(i, pair)| match pair {
                 Pair::Parts(a, b) => Ok((a, b)),
-                Pair::Line(line) => merge(checkpoint, "tokenizer/tokenizer.json", i, &line),
+                Pair::Line(line) => merge(checkpoint, &unified_file, i, &line),
             };
             let merges = unified.model.merges.into_iter().enumerate().map(merge).collect::<Result<_>>()?;
             return Ok(Files { vocab: unified.model.vocab, merges, added: unified.added_tokens });
         }
-        let vocab = checkpoint.json("tokenizer/vocab.json")?;
-        let bytes = checkpoint.read("tokenizer/merges.txt")?;
-        let text = std::str::from_utf8(&bytes).map_err(|e| {
-            Error::config(checkpoint.path().join("tokenizer/merges.txt"), format!("expected text in UTF-8: {e}"))
-        })?;
+        let vocab = checkpoint.json(&vocab_file)?;
+        let bytes = checkpoint.read(&merges_file)?;
+        let text = std::str::from_utf8(&bytes)
+            .map_err(|e| Error::config(checkpoint.path_of(&merges_file), format!("expected text in UTF-8: {e}")))?;
         let lines = text.lines().enumerate().filter(|(_, line)| !line.starts_with("#version"));
-        let merges =
-            lines.map(|(i, line)| merge(checkpoint, "tokenizer/merges.txt", i, line)).collect::<Result<_>>()?;
+        let merges = lines.map(|(i, line)| merge(checkpoint, &merges_file, i, line)).collect::<Result<_>>()?;
         Ok(Files { vocab, merges, added: Vec::new() })
     }
 }
@@ -198,7 +197,7 @@ fn merge(checkpoint: &Checkpoint, file: &str, index: usize, line: &str) -> Resul
         Some((a, b)) if !b.contains(' ') => Ok((a.to_string(), b.to_string())),
         _ => {
             let reason = format!("merge {}: expected two parts with a space between, found {line:?}", index + 1);
-            Err(Error::config(checkpoint.path().join(file), reason))
+            Err(Error::config(checkpoint.path_of(file), reason))
         }
     }
 }
@@ -230,9 +229,9 @@ struct Settings {
 }
 
 impl Settings {
-    fn read(checkpoint: &Checkpoint, added_tokens: Vec<Value>) -> Result<Settings, String> {
+    fn read(checkpoint: &Checkpoint, folder: &str, added_tokens: Vec<Value>) -> Result<Settings, String> {
         let optional = |file: &str| -> Result<Option<Map<String, Value>>, String> {
-            let relative = format!("{FOLDER}/{file}");
+            let relative = format!("{folder}/{file}");
             if !checkpoint.has(&relative) {
                 return Ok(None);
             }

@@ -94,7 +94,7 @@ fn steps_have_the_bits_of_diffusers_in_all_four_forms() {
         let (rows, _) = coefficients.as_chunks::<8>();
         for (prediction_name, prediction) in [("epsilon", Prediction::Epsilon), ("sample", Prediction::Sample)] {
             for (variance_name, variance) in
-                [("fixed_small_log", Variance::FixedSmallLog), ("learned_range", Variance::LearnedRange)]
+                [("fixed_small_log", Variance::Fixed), ("learned_range", Variance::LearnedRange)]
             {
                 let rule = SamplerStep { prediction, variance, clip: Some(1.0), guided: false, noise: Noise::Given };
                 let key = format!("step/{steps}/{prediction_name}/{variance_name}");

@@ -39,7 +39,7 @@ fn checkpoint(folder: &str, changes: &Map<String, Value>) -> (TempDir, Checkpoin
 
 fn load(folder: &str, changes: Value, length: usize) -> Result<Tokenizer> {
     let (_dir, checkpoint) = checkpoint(folder, changes.as_object().unwrap());
-    Tokenizer::from_checkpoint(&checkpoint, length)
+    Tokenizer::from_checkpoint(&checkpoint, "tokenizer", length)
 }
 
 #[test]

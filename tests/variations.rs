@@ -35,7 +35,8 @@ fn run(pipeline: &Pipeline, request: &Request) -> Result<Vec<Image>> {
 #[test]
 fn pictures_are_prepared_to_the_bit_as_the_original_does() {
     let recording = Recording::variation();
-    let preprocessor = Preprocessor::read(&Checkpoint::open(MODEL, LoadOptions::default()).unwrap()).unwrap();
+    let preprocessor =
+        Preprocessor::read(&Checkpoint::open(MODEL, LoadOptions::default()).unwrap(), "feature_extractor").unwrap();
     for (image, prepared) in [("input".to_owned(), "image_encoder/pixel_values".to_owned())]
         .into_iter()
         .chain((0..6).map(|k| (format!("preprocess/{k}/image"), format!("preprocess/{k}/pixel_values"))))
@@ -94,7 +95,8 @@ fn a_size_that_the_original_cannot_resize_to_is_refused_with_its_key() {
 
 #[test]
 fn a_long_thin_picture_needs_no_more_than_its_middle() {
-    let preprocessor = Preprocessor::read(&Checkpoint::open(MODEL, LoadOptions::default()).unwrap()).unwrap();
+    let preprocessor =
+        Preprocessor::read(&Checkpoint::open(MODEL, LoadOptions::default()).unwrap(), "feature_extractor").unwrap();
     let thin = Image { width: 1, height: 1 << 24, pixels: vec![7; 3 << 24] };
     assert_eq!(preprocessor.prepare(&thin).unwrap().len(), 28 * 28 * 3);
 }

@@ -126,9 +126,9 @@ impl ModelCase {
 
     fn rule(&self) -> SamplerStep {
         let (prediction, variance, clip, guided) = match self.network {
-            Network::Prior => (Prediction::Sample, Variance::FixedSmallLog, 5.0, true),
+            Network::Prior => (Prediction::Sample, Variance::Fixed, 5.0, true),
             Network::Decoder => (Prediction::Epsilon, Variance::LearnedRange, 1.0, true),
-            Network::SuperRes => (Prediction::Epsilon, Variance::FixedSmallLog, 1.0, false),
+            Network::SuperRes => (Prediction::Epsilon, Variance::Fixed, 1.0, false),
         };
         SamplerStep { prediction, variance, clip: Some(clip), guided, noise: Noise::Given }
     }

@@ -471,7 +471,7 @@ fn sampler_step() -> Vec<Case> {
     };
     let mut cases = Vec::new();
     for (p, prediction) in [("eps", Prediction::Epsilon), ("sample", Prediction::Sample)] {
-        for (v, variance) in [("fixed", Variance::FixedSmallLog), ("learned", Variance::LearnedRange)] {
+        for (v, variance) in [("fixed", Variance::Fixed), ("learned", Variance::LearnedRange)] {
             for (g, guided) in [("plain", false), ("guided", true)] {
                 for (c, clip) in [("free", None), ("clipped", Some(1.5))] {
                     let shape = [2, 5 * 7, 3];
@@ -483,7 +483,7 @@ fn sampler_step() -> Vec<Case> {
     }
     let plain = SamplerStep {
         prediction: Prediction::Sample,
-        variance: Variance::FixedSmallLog,
+        variance: Variance::Fixed,
         clip: None,
         guided: false,
         noise: Noise::Philox,

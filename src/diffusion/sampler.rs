@@ -5,7 +5,7 @@
 //! embeddings, [`time_features`]. Both follow diffusers operation by operation in f32. Functions such as `ln` are
 //! evaluated in f64 and rounded once: builds of torch use different polynomials, and this is closest to all of them.
 
-use super::schedule::Schedule;
+use super::schedule::{Jump, Schedule, Sigma};
 use crate::ops::COEFFICIENTS;
 
 /// Smallest posterior variance whose logarithm is taken; diffusers clamps there too.
@@ -14,8 +14,7 @@ const MIN_VARIANCE: f32 = 1e-20;
 /// One row for every step of a run over `timesteps` (from [`Schedule::timesteps`]).
 ///
 /// A row is `[sqrt(1 - alpha_bar_t), sqrt(alpha_bar_t), x0 weight, x_t weight, sigma, ln(beta), ln(posterior
-/// variance), noise factor, guidance scale]`. `beta` is that of the jump from `t` to the next timestep of the list; the
-/// last one jumps to t - 1. The noise factor is 1, and 0 at t = 0. There sigma and both logarithms are 0 as well: a
+/// variance), noise factor, guidance scale]`. `beta` is that of the jump from `t` to the next timestep of the list. The noise factor is 1, and 0 at t = 0. There sigma and both logarithms are 0 as well: a
 /// learned variance is then a deviation of 1, for any model output, which the factor removes.
 ///
 /// # Formula
@@ -30,30 +29,25 @@ const MIN_VARIANCE: f32 = 1e-20;
 /// # Panics
 /// If a timestep lies outside the schedule.
 pub fn coefficients(schedule: &Schedule, timesteps: &[u32], guidance: f32) -> Vec<[f32; COEFFICIENTS]> {
-    let row = |(step, &t): (usize, &u32)| {
-        let next = timesteps.get(step + 1).copied().or(t.checked_sub(1));
-        let t = t as usize;
-        let alpha_bar = schedule.alpha_bar[t];
-        let alpha_bar_next = next.map_or(1.0, |next| schedule.alpha_bar[next as usize]);
+    let row = |(&t, jump): (&u32, Jump)| {
+        let Jump { alpha_bar: [alpha_bar, alpha_bar_next], beta: [beta, alpha] } = jump;
         let (rest, rest_next) = (1.0 - alpha_bar, 1.0 - alpha_bar_next);
-        // Neighbours use the table: 1 - alpha_bar / alpha_bar' would lose most of beta's bits.
-        let (beta, alpha) = if next.map_or(t == 0, |next| next as usize + 1 == t) {
-            (schedule.betas[t], schedule.alphas[t])
-        } else {
-            let beta = 1.0 - alpha_bar / alpha_bar_next;
-            (beta, 1.0 - beta)
-        };
         let x0_weight = (alpha_bar_next.sqrt() * beta) / rest;
         let x_t_weight = (alpha.sqrt() * rest_next) / rest;
         let (sigma, log_beta, log_posterior, on) = if t > 0 {
-            let log_posterior = rounded(f64::ln, ((rest_next / rest) * beta).max(MIN_VARIANCE));
-            (rounded(f64::exp, 0.5 * log_posterior), rounded(f64::ln, beta), log_posterior, 1.0)
+            let posterior = ((rest_next / rest) * beta).max(MIN_VARIANCE);
+            let log_posterior = rounded(f64::ln, posterior);
+            let sigma = match schedule.sigma() {
+                Sigma::Root => posterior.sqrt(),
+                Sigma::Log => rounded(f64::exp, 0.5 * log_posterior),
+            };
+            (sigma, rounded(f64::ln, beta), log_posterior, 1.0)
         } else {
             (0.0, 0.0, 0.0, 0.0)
         };
         [rest.sqrt(), alpha_bar.sqrt(), x0_weight, x_t_weight, sigma, log_beta, log_posterior, on, guidance]
     };
-    timesteps.iter().enumerate().map(row).collect()
+    timesteps.iter().zip(schedule.jumps(timesteps)).map(row).collect()
 }
 
 /// Sinusoids of the timesteps, `[timesteps, width]`: the input of a time embedding's first linear layer.

@@ -31,7 +31,7 @@ pub enum Prediction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variance {
     /// The posterior variance of the schedule, the same for every element.
-    FixedSmallLog,
+    Fixed,
     /// The model says, per element, where between the posterior variance and `beta_t` it lies.
     LearnedRange,
 }
@@ -240,7 +240,7 @@ pub fn element(
         }
     }
     let sigma = match rule.variance {
-        Variance::FixedSmallLog => fixed_sigma,
+        Variance::Fixed => fixed_sigma,
         Variance::LearnedRange => {
             let fraction = (variance + 1.0) / 2.0;
             (0.5 * (fraction * log_beta + (1.0 - fraction) * log_posterior)).exp()
@@ -256,7 +256,7 @@ mod tests {
 
     const PLAIN: SamplerStep = SamplerStep {
         prediction: Prediction::Sample,
-        variance: Variance::FixedSmallLog,
+        variance: Variance::Fixed,
         clip: None,
         guided: false,
         noise: Noise::Given,

@@ -14,6 +14,7 @@
 
 mod event;
 mod family;
+mod parts;
 mod recipe;
 mod request;
 mod resident;
@@ -303,7 +304,7 @@ fn agree(checkpoint: &Checkpoint, component: &str, key: &str, found: usize, othe
     if found == wanted {
         return Ok(());
     }
-    let path = checkpoint.path().join(component).join("config.json");
+    let path = checkpoint.path_of(&format!("{component}/config.json"));
     Err(Error::config(path, format!("{key} is {found}, but {other} is {wanted}")))
 }
 

@@ -32,7 +32,7 @@ pub struct Draws {
 
 /// The noise of all steps of a loop.
 pub enum StepNoise {
-    /// Values `[S, B, ..]`; zeros in the last step, which has no noise.
+    /// Values `[S, B, ..]`; zeros at timestep 0, where none is added.
     Given(Vec<f32>),
     /// There is none: for the last step alone.
     None,
@@ -88,7 +88,7 @@ impl Loop {
         self.coefficients.iter().flat_map(|row| std::iter::repeat_n(row, pictures)).flatten().copied().collect()
     }
 
-    /// Draws latents, then the noise of every step but the last, each picture from its own source in the order in
+    /// Draws latents, then the noise of every step but that at timestep 0, each picture from its own source in the order in
     /// which diffusers draws them: `[C, H, W]`, then permuted to channels last. Noise that kernels draw is left to them.
     pub fn draw<'s>(&self, sources: impl Iterator<Item = &'s mut NoiseSource>) -> Draws {
         let mut sources: Vec<&mut NoiseSource> = sources.collect();
@@ -103,15 +103,15 @@ impl Loop {
         for (source, target) in sources.iter_mut().zip(latents.chunks_exact_mut(size)) {
             next(source, target);
         }
-        let draws = self.steps() as u64 - 1;
+        let noisy = self.timesteps.iter().filter(|&&t| t > 0).count();
         if self.rule.noise != Noise::Given {
-            let seeds = sources.iter_mut().map(|source| source.leave(draws, size));
+            let seeds = sources.iter_mut().map(|source| source.leave(noisy as u64, size));
             let seeds = seeds.map(|seeds| seeds.expect("the rule was made for these sources")).collect();
             return Draws { latents, noise: StepNoise::Seeds(seeds) };
         }
         let mut noise = vec![0.0; self.steps() * pictures * size];
         for (k, source) in sources.iter_mut().enumerate() {
-            for step in 0..self.steps() - 1 {
+            for step in 0..noisy {
                 next(source, &mut noise[(step * pictures + k) * size..][..size]);
             }
         }

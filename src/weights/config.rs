@@ -29,6 +29,8 @@ const MAX_QUOTED: usize = 60;
 pub trait Schema: DeserializeOwned {
     /// The original classes; `_class_name` tells several apart.
     const CLASSES: &'static [Class];
+    /// The class of a file that names none, where there are several.
+    const UNNAMED: Option<&'static str> = None;
     /// Key under which files of an enclosing class hold this one, such as `text_config` of a whole CLIP.
     const NESTED: Option<&'static str> = None;
 
@@ -349,7 +351,7 @@ fn apply<T: Schema>(mut values: BTreeMap<String, Value>) -> Result<(T, Option<St
     if let Some(Value::Object(nested)) = T::NESTED.and_then(|key| values.remove(key)) {
         values = nested.into_iter().collect();
     }
-    let class = class_of(T::CLASSES, values.get("_class_name"))?;
+    let class = class_of(T::CLASSES, values.get("_class_name"), T::UNNAMED)?;
     let (mut known, mut read) = (Vec::new(), Vec::new());
     for key in class.keys.iter().copied().flatten() {
         for name in key.names.split(' ') {
@@ -382,12 +384,13 @@ fn apply<T: Schema>(mut values: BTreeMap<String, Value>) -> Result<(T, Option<St
 }
 
 /// The class that the file names. A file need not name the only one.
-fn class_of(classes: &'static [Class], name: Option<&Value>) -> Result<&'static Class, String> {
+fn class_of(classes: &'static [Class], name: Option<&Value>, unnamed: Option<&str>) -> Result<&'static Class, String> {
     match (name, classes) {
         (None, [class]) => Ok(class),
         _ => {
             let found = name.map_or("missing".to_owned(), shortened);
-            let class = classes.iter().find(|class| name.and_then(Value::as_str) == Some(class.name));
+            let wanted = name.map_or(unnamed, Value::as_str);
+            let class = classes.iter().find(|class| wanted == Some(class.name));
             class.ok_or_else(|| {
                 let known: Vec<String> = classes.iter().map(|class| format!("{:?}", class.name)).collect();
                 format!("_class_name is {found}; this engine knows {}", known.join(", "))

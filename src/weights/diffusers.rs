@@ -56,6 +56,8 @@ pub struct Checkpoint {
     class_name: String,
     classes: BTreeMap<String, String>,
     warnings: Vec<String>,
+    /// A checkpoint whose components belong to this one, under names with this prefix.
+    beside: Option<(&'static str, Box<Checkpoint>)>,
 }
 
 #[derive(Debug)]
@@ -104,7 +106,7 @@ impl Checkpoint {
 
     fn with_root(root: Root, options: LoadOptions) -> Result<Checkpoint> {
         let (class_name, classes, warnings) = Default::default();
-        let mut checkpoint = Checkpoint { root, options, class_name, classes, warnings };
+        let mut checkpoint = Checkpoint { root, options, class_name, classes, warnings, beside: None };
         let index: serde_json::Map<String, serde_json::Value> = checkpoint.json(MODEL_INDEX)?;
         if let Some(class) = index.get("_class_name").and_then(|c| c.as_str()) {
             checkpoint.class_name = class.to_string();
@@ -117,6 +119,30 @@ impl Checkpoint {
         }
         checkpoint.check_variant()?;
         Ok(checkpoint)
+    }
+
+    /// Adds another checkpoint's components under names with a prefix, as diffusers' combined pipelines save them:
+    /// Kandinsky keeps its prior in a folder of its own, which becomes `prior_prior`, `prior_text_encoder` and so on.
+    /// What this checkpoint has itself under such a name stays.
+    pub fn beside(mut self, prefix: &'static str, other: Checkpoint) -> Checkpoint {
+        let classes = other.classes().map(|(name, class)| (format!("{prefix}{name}"), class.to_owned()));
+        for (name, class) in classes.collect::<Vec<_>>() {
+            self.classes.entry(name).or_insert(class);
+        }
+        self.warnings.extend(other.warnings().iter().cloned());
+        self.beside = Some((prefix, Box::new(other)));
+        self
+    }
+
+    /// The checkpoint that has a file or folder, and its path there.
+    fn owner<'a>(&'a self, relative: &'a str) -> (&'a Checkpoint, &'a str) {
+        let folder = relative.split('/').next().unwrap_or(relative);
+        match &self.beside {
+            Some((prefix, other)) if !self.has_own(folder) => {
+                relative.strip_prefix(prefix).map_or((self, relative), |rest| (&**other, rest))
+            }
+            _ => (self, relative),
+        }
     }
 
     /// Refuses a variant that no component has; a folder that cannot be listed shows when it is opened.
@@ -179,6 +205,11 @@ impl Checkpoint {
 
     /// Whether the checkpoint has a folder or a file called `name`.
     pub fn has(&self, name: &str) -> bool {
+        let (owner, name) = self.owner(name);
+        owner.has_own(name)
+    }
+
+    fn has_own(&self, name: &str) -> bool {
         match &self.root {
             Root::Folder(dir) => is_inside(name) && dir.join(name).exists(),
             Root::Embedded(_, table) => table
@@ -220,9 +251,10 @@ impl Checkpoint {
     /// [`Error::Config`] when there is no such file, or a Git LFS pointer or a web page in its place; [`Error::Io`] when it
     /// cannot be read.
     pub fn read(&self, relative: &str) -> Result<Cow<'static, [u8]>> {
-        let path = self.path_of(relative);
+        let (owner, relative) = self.owner(relative);
+        let path = owner.path().join(relative);
         let missing = || Error::config(&path, "no such file; the checkpoint is incomplete");
-        let bytes = match &self.root {
+        let bytes = match &owner.root {
             _ if !is_inside(relative) => return Err(Error::config(&path, "expected a path inside the checkpoint")),
             Root::Folder(_) => match fs::read(&path) {
                 Ok(bytes) => Cow::Owned(bytes),
@@ -267,6 +299,10 @@ impl Checkpoint {
     /// [`Error::WeightFile`] when a weight file or an index of shards is damaged.
     pub fn component(&self, name: &str) -> Result<Component> {
         self.require(&[name])?;
+        let (owner, own) = self.owner(name);
+        if !std::ptr::eq(owner, self) {
+            return Ok(Component { name: name.to_owned(), ..owner.component(own)? });
+        }
         let path = self.path_of(name);
         let choice =
             layout::choose(&self.list(name)?, self.options.variant.as_deref()).map_err(|refusal| match refusal {
@@ -355,8 +391,10 @@ impl Checkpoint {
         Ok(names)
     }
 
-    fn path_of(&self, relative: &str) -> PathBuf {
-        self.path().join(relative)
+    /// The path of a file or folder, for messages.
+    pub fn path_of(&self, relative: &str) -> PathBuf {
+        let (owner, relative) = self.owner(relative);
+        owner.path().join(relative)
     }
 }
 

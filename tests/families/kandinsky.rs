@@ -18,7 +18,7 @@ const SIZES: Sizes = Sizes {
     steps: 1,
     rule: SamplerStep {
         prediction: Prediction::Epsilon,
-        variance: Variance::FixedSmallLog,
+        variance: Variance::Fixed,
         clip: Some(1.0),
         guided: true,
         noise: Noise::Given,

@@ -411,7 +411,7 @@ fn sampler_step(op: &SamplerStep, inputs: &[Wide]) -> Vec<f64> {
                 x0 = x0.clamp(-f64::from(range), f64::from(range));
             }
             let sigma = match op.variance {
-                Variance::FixedSmallLog => row[4],
+                Variance::Fixed => row[4],
                 Variance::LearnedRange => {
                     let f = (output.x[conditional_at + at + c] + 1.0) / 2.0;
                     ((f * row[5] + (1.0 - f) * row[6]) / 2.0).exp()

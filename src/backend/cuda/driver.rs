@@ -356,15 +356,23 @@ impl Driver for Gpu {
             sharedMemBytes: shared,
             hStream: self.stream,
             attrs: &raw mut attribute,
-            numAttrs: u32::from(call.cluster > 1),
+            numAttrs: 1,
         };
         // SAFETY: the function belongs to a loaded module. Its parameters are tensor maps, 64-bit pointers and 32-bit
         // scalars in this order; the driver copies them, the configuration and its attribute before it returns. The
         // emulator checks for the same calls that their number, order and sizes match the kernel and that the kernel
         // stays inside its tensors.
-        let launched =
-            unsafe { sys::cuLaunchKernelEx(&raw const config, handle, parameters.as_mut_ptr(), std::ptr::null_mut()) };
-        launched.result().map_err(|e| failed(&self.name, &call.label, e))
+        let launched = unsafe {
+            if call.cluster > 1 {
+                // Only Hopper's kernels have clusters, and its drivers this function.
+                let parameters = parameters.as_mut_ptr();
+                sys::cuLaunchKernelEx(&raw const config, handle, parameters, std::ptr::null_mut()).result()
+            } else {
+                let threads = (call.kernel.threads, 1, 1);
+                cu::launch_kernel(handle, (x, y, z), threads, shared, self.stream, &mut parameters)
+            }
+        };
+        launched.map_err(|e| failed(&self.name, &call.label, e))
     }
 
     fn capture(&self, record: &mut dyn FnMut() -> Result<()>) -> Result<CapturedGraph> {

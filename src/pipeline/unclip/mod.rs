@@ -8,28 +8,23 @@
 //! | decoder | a small picture |
 //! | super-resolution | the finished picture: one network for all steps but the last, another for the last |
 
-mod recording;
 mod stages;
-mod vision;
 
 use super::agree;
 use super::event::Stage;
 use super::family::{Embedding, Family, Kind, Painting, Shapes};
-use super::request::{Prompt, Request, Settings, Task};
+use super::parts::{Prior, Texts, Vision};
+use super::request::{Request, Settings, Task};
 use super::session::Session;
 use crate::diffusion::{Schedule, SchedulerConfig};
 use crate::error::{Error, Result};
 use crate::image::Image;
-use crate::model::text_encoder::Tokens;
-use crate::model::{Sizes, decoder, image_encoder, prior, super_res, text_encoder, text_proj, unet};
+use crate::model::{Sizes, decoder, super_res, text_proj, unet};
 use crate::ops::{Noise, SamplerStep};
 use crate::plan::{Plan, WeightSource};
-#[cfg(feature = "tokenizer")]
-use crate::tokenizer::Tokenizer;
 use crate::weights::Checkpoint;
 use crate::weights::config::Configured;
 use std::sync::{Arc, OnceLock};
-use vision::Vision;
 
 /// How the family's checkpoints are recognised; those of the second class are for variations alone and have no prior.
 pub const KIND: Kind = Kind { classes: &["UnCLIPPipeline", "UnCLIPImageVariationPipeline"], components, open };
@@ -75,9 +70,7 @@ pub const SUPER_RES_LAST: Stage = Stage::new("super_res_last", "super-resolution
 pub struct UnClip {
     checkpoint: Arc<Checkpoint>,
     defaults: Settings,
-    #[cfg(feature = "tokenizer")]
-    tokenizer: Tokenizer,
-    text_encoder: Configured<text_encoder::Config>,
+    texts: Texts,
     /// Checkpoints for variations alone have none.
     prior: Option<Prior>,
     /// Read when it is asked for: a checkpoint that lacks it still makes pictures from prompts.
@@ -90,22 +83,16 @@ pub struct UnClip {
     super_res_scheduler: Configured<SchedulerConfig>,
 }
 
-/// What leads from text to an image embedding.
-struct Prior {
-    config: Configured<prior::Config>,
-    scheduler: Configured<SchedulerConfig>,
-}
+/// What a checkpoint that varies pictures has beside the decoder.
+const OF_VISION: [&str; 2] = ["image_encoder", "feature_extractor"];
 
 /// Reads and checks a checkpoint's configurations.
 fn open(checkpoint: &Arc<Checkpoint>) -> Result<Box<dyn Family>> {
     let always = ["text_encoder", "text_proj", "decoder", "super_res_first", "super_res_last"];
-    let from = if checkpoint.class_name() == KIND.classes[1] { &Vision::FOLDERS[..] } else { &["prior"] };
+    let from = if checkpoint.class_name() == KIND.classes[1] { &OF_VISION[..] } else { &["prior"] };
     checkpoint.require(&[&always, from].concat())?;
     let scheduler = |name: &str| checkpoint.config(&format!("{name}/scheduler_config.json"));
-    let prior = || -> Result<Prior> {
-        Ok(Prior { config: checkpoint.config("prior/config.json")?, scheduler: scheduler("prior_scheduler")? })
-    };
-    let text_encoder: Configured<text_encoder::Config> = checkpoint.config("text_encoder/config.json")?;
+    let prior = || Prior::read(checkpoint, PRIOR, "prior_scheduler");
     let family = UnClip {
         prior: checkpoint.has("prior").then(prior).transpose()?,
         vision: OnceLock::new(),
@@ -115,10 +102,8 @@ fn open(checkpoint: &Arc<Checkpoint>) -> Result<Box<dyn Family>> {
         super_res_last: checkpoint.config("super_res_last/config.json")?,
         decoder_scheduler: scheduler("decoder_scheduler")?,
         super_res_scheduler: scheduler("super_res_scheduler")?,
-        #[cfg(feature = "tokenizer")]
-        tokenizer: Tokenizer::from_checkpoint(checkpoint, text_encoder.max_position_embeddings)?,
+        texts: Texts::read(checkpoint, TEXT_ENCODER, "tokenizer")?,
         defaults: Settings::read(checkpoint)?,
-        text_encoder,
         checkpoint: checkpoint.clone(),
     };
     family.check()?;
@@ -137,10 +122,9 @@ impl Family for UnClip {
 
     fn warnings(&self) -> Vec<&str> {
         let prior = self.prior.iter().flat_map(|prior| [prior.config.warnings(), prior.scheduler.warnings()]);
-        let vision = self.vision.get().into_iter();
-        let vision = vision.flat_map(|vision| [vision.config.warnings(), vision.preprocessor.warnings()]);
+        let vision = self.vision.get().into_iter().flat_map(Vision::warnings);
         let always = [
-            self.text_encoder.warnings(),
+            self.texts.config.warnings(),
             self.text_proj.warnings(),
             self.decoder.warnings(),
             self.super_res_first.warnings(),
@@ -148,7 +132,7 @@ impl Family for UnClip {
             self.decoder_scheduler.warnings(),
             self.super_res_scheduler.warnings(),
         ];
-        always.into_iter().chain(prior).chain(vision).flatten().map(String::as_str).collect()
+        always.into_iter().chain(prior).flatten().chain(vision).map(String::as_str).collect()
     }
 
     fn picture_size(&self) -> usize {
@@ -167,12 +151,9 @@ impl Family for UnClip {
             super_res::plan(stage.name(), config, source, &sizes, small, self.super_res_first.sample_size)
         };
         match stage {
-            TEXT_ENCODER => text_encoder::plan(&self.text_encoder, source, batch),
-            PRIOR => {
-                let Prior { config, scheduler } = self.prior()?;
-                prior::plan(config, source, &sizes(scheduler, guided))
-            }
-            IMAGE_ENCODER => image_encoder::plan(&self.vision()?.config, source, batch),
+            TEXT_ENCODER => self.texts.record(source, batch),
+            PRIOR => self.prior()?.record(source, shapes),
+            IMAGE_ENCODER => self.vision()?.record(source, batch),
             TEXT_PROJ => text_proj::plan(&self.text_proj, source, batch, self.tokens(), guided),
             DECODER => {
                 let context = self.tokens() + self.text_proj.clip_extra_context_tokens;
@@ -217,7 +198,7 @@ impl Family for UnClip {
 
     fn embed(&self, session: &mut Session<'_, '_>, drafts: &mut [Embedding]) -> Result<()> {
         // Variations have their pictures' embeddings already.
-        if drafts.iter().all(|draft| !draft.image.is_empty()) { Ok(()) } else { self.sample_prior(session, drafts) }
+        if drafts.iter().all(|draft| !draft.image.is_empty()) { Ok(()) } else { self.prior()?.sample(session, drafts) }
     }
 
     fn paint(&self, session: &mut Session<'_, '_>, embeddings: &mut [Embedding]) -> Result<Vec<Painting>> {
@@ -233,7 +214,7 @@ impl Family for UnClip {
 impl UnClip {
     /// Tokens of a prompt.
     fn tokens(&self) -> usize {
-        self.text_encoder.max_position_embeddings
+        self.texts.length()
     }
 
     /// The prior, for whoever has prompts.
@@ -247,30 +228,10 @@ impl UnClip {
         if let Some(vision) = self.vision.get() {
             return Ok(vision);
         }
-        let vision = Vision::read(&self.checkpoint, self.text_proj.clip_embeddings_dim)?;
+        self.checkpoint.require_for("variations of a picture", &OF_VISION)?;
+        let dim = ("the text projection's clip_embeddings_dim", self.text_proj.clip_embeddings_dim);
+        let vision = Vision::read(&self.checkpoint, IMAGE_ENCODER, OF_VISION[1], dim)?;
         Ok(self.vision.get_or_init(|| vision))
-    }
-
-    /// A prompt's tokens.
-    fn tokenize(&self, prompt: &Prompt) -> Result<Tokens> {
-        let length = self.tokens();
-        let tokens = match prompt {
-            #[cfg(feature = "tokenizer")]
-            Prompt::Text(text) => self.tokenizer.encode(text)?,
-            Prompt::Tokens(tokens) => tokens.clone(),
-        };
-        if tokens.ids.len() != length || tokens.mask.len() != length {
-            let reason =
-                format!("{} ids and {} mask entries; both must be {length}", tokens.ids.len(), tokens.mask.len());
-            return Err(Error::request("tokens", reason));
-        }
-        let vocabulary = self.text_encoder.vocab_size;
-        match tokens.ids.iter().find(|&&id| id as usize >= vocabulary) {
-            Some(id) => {
-                Err(Error::request("prompt", format!("token {id} lies beyond the model's vocabulary of {vocabulary}")))
-            }
-            None => Ok(tokens),
-        }
     }
 
     /// Refuses a checkpoint whose own settings no schedule has steps for.
@@ -300,8 +261,8 @@ impl UnClip {
             agree("prior", "num_embeddings", config.num_embeddings, of_tokens, self.tokens())?;
             agree("prior", "embedding_dim", config.embedding_dim, of_dim, dim)?;
         }
-        agree("text_encoder", "projection_dim", self.text_encoder.projection_dim, of_dim, dim)?;
-        agree("text_encoder", "hidden_size", self.text_encoder.hidden_size, of_dim, dim)?;
+        agree("text_encoder", "projection_dim", self.texts.config.projection_dim, of_dim, dim)?;
+        agree("text_encoder", "hidden_size", self.texts.config.hidden_size, of_dim, dim)?;
         let cross = self.decoder.cross_attention_dim.unwrap_or(0);
         let own = self.text_proj.cross_attention_dim;
         agree("text_proj", "cross_attention_dim", own, "the decoder's cross_attention_dim", cross)?;

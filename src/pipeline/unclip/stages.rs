@@ -1,19 +1,18 @@
 //! The stages, one after the other: what each is given, and what it hands on.
 
-use super::{DECODER, IMAGE_ENCODER, PRIOR, Prior, SUPER_RES_FIRST, SUPER_RES_LAST, TEXT_ENCODER, TEXT_PROJ, UnClip};
+use super::{DECODER, SUPER_RES_FIRST, SUPER_RES_LAST, TEXT_PROJ, UnClip};
 use crate::diffusion::sampler::time_features;
 use crate::error::{Error, Result};
 use crate::image::Image;
-use crate::model::text_encoder::Tokens;
 use crate::model::unet;
 use crate::ops::elements;
 use crate::pipeline::event::{Event, report};
-use crate::pipeline::family::{Embedding, EncodedText, Painting, Shapes};
-use crate::pipeline::request::{Prompt, Request, Task};
+use crate::pipeline::family::{Embedding, Painting, Shapes};
+use crate::pipeline::parts::{guided, of_texts, recording, row};
+use crate::pipeline::request::{Request, Task};
 use crate::pipeline::sampling::{Draws, Loop, StepNoise, drawn_by};
 use crate::pipeline::session::Session;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// What the decoder is given for a row of a picture.
 pub struct Condition {
@@ -25,23 +24,6 @@ pub struct Condition {
     mask: Vec<f32>,
 }
 
-/// One part of the texts of a group's rows, the unconditional half first.
-fn of_texts(drafts: &[Embedding], part: impl Fn(&EncodedText) -> &[f32]) -> Vec<f32> {
-    let unconditional = drafts.iter().filter_map(|draft| draft.unconditional.as_deref());
-    let texts = unconditional.chain(drafts.iter().map(|draft| &*draft.text));
-    texts.flat_map(part).copied().collect()
-}
-
-/// Whether all drafts have an unconditional half.
-fn guided(drafts: &[Embedding]) -> bool {
-    drafts.iter().all(|draft| draft.unconditional.is_some())
-}
-
-/// Row `i` of a matrix of so many rows.
-fn row(data: &[f32], i: usize, rows: usize) -> &[f32] {
-    &data[i * data.len() / rows..(i + 1) * data.len() / rows]
-}
-
 fn time_table(sampling: &Loop, config: &unet::Config) -> Vec<f32> {
     time_features(&sampling.timesteps, config.time_features(), config.flip_sin_to_cos, config.freq_shift)
 }
@@ -50,22 +32,24 @@ impl UnClip {
     /// A request's texts and given pictures to a draft for each picture asked for. Prompts have no image embedding yet.
     pub fn encode_request(&self, session: &mut Session<'_, '_>, request: &Request) -> Result<Vec<Embedding>> {
         let mut tokens = match &request.task {
-            Task::Prompts(prompts) => prompts.iter().map(|p| self.tokens_of(session, p)).collect::<Result<Vec<_>>>()?,
-            Task::Variations(images) => vec![self.empty_prompt(session, request)?; images.len()],
+            Task::Prompts(prompts) => {
+                prompts.iter().map(|p| self.texts.tokens(session, p)).collect::<Result<Vec<_>>>()?
+            }
+            Task::Variations(images) => vec![self.texts.empty(session, request)?; images.len()],
         };
         let guided = request.guided(&session.settings);
         if guided {
             tokens.push(match &request.negative {
-                Some(negative) => self.tokens_of(session, negative)?,
-                None => self.empty_prompt(session, request)?,
+                Some(negative) => self.texts.tokens(session, negative)?,
+                None => self.texts.empty(session, request)?,
             });
         }
-        let mut texts = self.encode_texts(session, &tokens)?;
-        super::recording::texts(session.trace, &texts, &tokens, guided);
+        let mut texts = self.texts.encode(session, &tokens)?;
+        recording::texts(session.trace, &texts, &tokens, guided);
         let unconditional = if guided { texts.pop() } else { None };
         let images = match &request.task {
             Task::Prompts(prompts) => vec![Vec::new(); prompts.len()],
-            Task::Variations(images) => self.encode_images(session, images)?,
+            Task::Variations(images) => self.vision()?.encode(session, images)?,
         };
         let draft = |k: usize| {
             let of = k / request.pictures_per_prompt;
@@ -73,96 +57,6 @@ impl UnClip {
             Embedding { image, text, unconditional: unconditional.clone(), noise: request.noise_of(k) }
         };
         Ok((0..request.pictures()).map(draft).collect())
-    }
-
-    fn tokens_of(&self, session: &mut Session<'_, '_>, prompt: &Prompt) -> Result<Tokens> {
-        let tokens = self.tokenize(prompt)?;
-        if let Some(cut) = &tokens.cut {
-            session.warn(&format!("the prompt is too long for {} tokens; left out: {cut}", tokens.ids.len()))?;
-        }
-        Ok(tokens)
-    }
-
-    #[cfg(feature = "tokenizer")]
-    fn empty_prompt(&self, session: &mut Session<'_, '_>, _: &Request) -> Result<Tokens> {
-        self.tokens_of(session, &Prompt::Text(String::new()))
-    }
-
-    /// Without a tokenizer the caller has to give it.
-    #[cfg(not(feature = "tokenizer"))]
-    fn empty_prompt(&self, session: &mut Session<'_, '_>, request: &Request) -> Result<Tokens> {
-        let reason = "missing; without a tokenizer guidance and variations need the tokens of the empty prompt";
-        self.tokens_of(session, request.negative.as_ref().ok_or_else(|| Error::request("negative", reason))?)
-    }
-
-    fn encode_texts(&self, session: &mut Session<'_, '_>, tokens: &[Tokens]) -> Result<Vec<Arc<EncodedText>>> {
-        let mut texts = Vec::new();
-        session.stage(TEXT_ENCODER, Shapes::batch(1, false), tokens.len(), 0, |session, executable, group| {
-            let tokens = &tokens[group];
-            let ids: Vec<u32> = tokens.iter().flat_map(|t| &t.ids).copied().collect();
-            let pooled: Vec<u32> = tokens.iter().map(|t| self.text_encoder.pooled_position(&t.ids)).collect();
-            executable.write_u32("ids", &ids)?;
-            executable.write_u32("pooled", &pooled)?;
-            executable.run_once()?;
-            let mut read = |output| session.read(TEXT_ENCODER, executable, output);
-            let (embeds, hidden) = (read("text_embeds")?, read("hidden")?);
-            texts.extend(tokens.iter().enumerate().map(|(i, t)| {
-                let of = |data: &[f32]| row(data, i, tokens.len()).to_vec();
-                let mask = t.mask.iter().map(|&seen| f32::from(u8::from(seen))).collect();
-                Arc::new(EncodedText { embeds: of(&embeds), hidden: of(&hidden), mask })
-            }));
-            Ok(())
-        })?;
-        Ok(texts)
-    }
-
-    /// Given pictures to image embeddings `[D]`.
-    fn encode_images(&self, session: &mut Session<'_, '_>, images: &[Image]) -> Result<Vec<Vec<f32>>> {
-        let vision = self.vision()?;
-        let (mut pixels, mut embeds) = (Vec::new(), Vec::new());
-        session.stage(IMAGE_ENCODER, Shapes::batch(1, false), images.len(), 0, |session, executable, group| {
-            let mut prepared = Vec::new();
-            for image in &images[group.clone()] {
-                prepared.extend(vision.preprocessor.prepare(image)?);
-            }
-            executable.write("pixel_values", &prepared)?;
-            executable.run_once()?;
-            let found = session.read(IMAGE_ENCODER, executable, "image_embeds")?;
-            embeds.extend((0..group.len()).map(|i| row(&found, i, group.len()).to_vec()));
-            if session.trace.is_on() {
-                pixels.extend(prepared);
-            }
-            Ok(())
-        })?;
-        super::recording::images(session.trace, &pixels, vision.preprocessor.size(), &embeds);
-        Ok(embeds)
-    }
-
-    /// Samples the drafts' image embeddings from their texts.
-    pub fn sample_prior(&self, session: &mut Session<'_, '_>, drafts: &mut [Embedding]) -> Result<()> {
-        let Prior { config, scheduler } = self.prior()?;
-        let dim = config.embedding_dim;
-        let (guided, noise) = (guided(drafts), drawn_by(drafts.iter().map(|draft| &draft.noise)));
-        let (steps, scale) = (session.settings.prior_steps, session.settings.prior_guidance);
-        let guidance = guided.then_some(scale);
-        let sampling = Loop::new("prior", scheduler, ("prior steps", steps), vec![dim], guidance, noise)?;
-        let time = time_features(&sampling.timesteps, config.inner(), true, 0.0);
-        let shapes = Shapes::sampling(1, steps, guided, noise);
-        session.stage(PRIOR, shapes, drafts.len(), steps, |session, executable, group| {
-            let drafts = &mut drafts[group];
-            let mut draws = sampling.draw(drafts.iter_mut().map(|draft| &mut draft.noise));
-            executable.write("text_embeds", &of_texts(drafts, |text| &text.embeds))?;
-            executable.write("hidden", &of_texts(drafts, |text| &text.hidden))?;
-            executable.write("mask", &of_texts(drafts, |text| &text.mask))?;
-            sampling.trace_start(&draws, session.trace);
-            super::recording::prior_inputs(session.trace, executable)?;
-            session.sample(PRIOR, &sampling, executable, 0..steps, &time, &mut draws)?;
-            let found = session.read(PRIOR, executable, "image_embeds")?;
-            for (draft, image) in drafts.iter_mut().zip(found.chunks_exact(dim)) {
-                draft.image = image.to_vec();
-            }
-            Ok(())
-        })
     }
 
     /// Embeddings to what the decoder is given: for each picture its rows, the unconditional one first.
@@ -187,7 +81,7 @@ impl UnClip {
             let (context, added) = (read("context")?, read("added")?);
             let masks = of_texts(drafts, |text| &text.mask);
             let rows = halves * drafts.len();
-            super::recording::conditions(session.trace, &context, &added, rows, self.tokens() + extra);
+            recording::conditions(session.trace, &context, &added, rows, self.tokens() + extra);
             conditions.extend((0..drafts.len()).map(|k| {
                 let condition = |half: usize| {
                     let of = |data: &[f32]| row(data, half * drafts.len() + k, rows).to_vec();
@@ -225,7 +119,7 @@ impl UnClip {
             executable.write("context", &rows().flat_map(|row| &row.context).copied().collect::<Vec<f32>>())?;
             executable.write("added", &rows().flat_map(|row| &row.added).copied().collect::<Vec<f32>>())?;
             executable.write("mask", &rows().flat_map(|row| &row.mask).copied().collect::<Vec<f32>>())?;
-            super::recording::mask(session.trace, executable, "decoder/attention_mask")?;
+            recording::mask(session.trace, executable, "decoder/attention_mask")?;
             sampling.trace_start(&draws, session.trace);
             session.sample(DECODER, &sampling, executable, 0..steps, &time, &mut draws)?;
             for (draft, latents) in drafts.iter().zip(draws.latents.chunks_exact(elements(&sampling.shape))) {
@@ -234,7 +128,7 @@ impl UnClip {
             }
             Ok(())
         })?;
-        super::recording::small(session.trace, &small);
+        recording::small(session.trace, &small);
         Ok(small)
     }
 
@@ -267,7 +161,7 @@ impl UnClip {
             sampling.trace_start(&draws, session.trace);
             executable.write("small", &of_group(small, group.clone()))?;
             session.sample(SUPER_RES_FIRST, &sampling, executable, 0..steps - 1, &time, &mut draws)?;
-            super::recording::upscaled(session.trace, executable)?;
+            recording::upscaled(session.trace, executable)?;
             latents.extend(draws.latents);
             Ok(())
         })?;
@@ -292,7 +186,7 @@ impl UnClip {
             }
             Ok(())
         })?;
-        super::recording::finished(session.trace, &images, &finished);
+        recording::finished(session.trace, &images, &finished);
         Ok(images)
     }
 }

@@ -1,0 +1,32 @@
+//! Stages that several families have: texts, the prior, given pictures.
+//!
+//! A part knows its stage and its configuration, takes part in a run, and says what it is given and hands on. Families
+//! put parts together.
+
+mod prior;
+pub mod recording;
+mod texts;
+mod vision;
+
+pub use prior::Prior;
+pub use texts::Texts;
+pub use vision::Vision;
+
+use super::family::{Embedding, EncodedText};
+
+/// One part of the texts of a group's rows, the unconditional half first.
+pub fn of_texts(drafts: &[Embedding], part: impl Fn(&EncodedText) -> &[f32]) -> Vec<f32> {
+    let unconditional = drafts.iter().filter_map(|draft| draft.unconditional.as_deref());
+    let texts = unconditional.chain(drafts.iter().map(|draft| &*draft.text));
+    texts.flat_map(part).copied().collect()
+}
+
+/// Whether all drafts have an unconditional text.
+pub fn guided(drafts: &[Embedding]) -> bool {
+    drafts.iter().all(|draft| draft.unconditional.is_some())
+}
+
+/// Row `i` of a matrix of so many rows.
+pub fn row(data: &[f32], i: usize, rows: usize) -> &[f32] {
+    &data[i * data.len() / rows..(i + 1) * data.len() / rows]
+}

@@ -1,0 +1,91 @@
+//! Given pictures: how they are prepared, and the image encoder.
+
+use super::{recording, row};
+use crate::error::Result;
+use crate::image::Image;
+use crate::model::image_encoder;
+use crate::pipeline::agree;
+use crate::pipeline::event::Stage;
+use crate::pipeline::family::Shapes;
+use crate::pipeline::session::Session;
+use crate::plan::{Plan, WeightSource};
+use crate::preprocess::Preprocessor;
+use crate::weights::Checkpoint;
+use crate::weights::config::Configured;
+
+/// What turns pictures into image embeddings.
+pub struct Vision {
+    stage: Stage,
+    pub config: Configured<image_encoder::Config>,
+    pub preprocessor: Configured<Preprocessor>,
+}
+
+impl Vision {
+    /// `preprocessor` is the folder of the pictures' preparation. An embedding's width must be `dim`, as `other` says.
+    ///
+    /// # Errors
+    /// A configuration is damaged, not implemented, or contradicts another.
+    pub fn read(
+        checkpoint: &Checkpoint,
+        stage: Stage,
+        preprocessor: &str,
+        (other, dim): (&str, usize),
+    ) -> Result<Vision> {
+        let config: Configured<image_encoder::Config> = checkpoint.config(&format!("{}/config.json", stage.name()))?;
+        let preprocessor = Preprocessor::read(checkpoint, preprocessor)?;
+        let sizes = [
+            ("projection_dim", config.projection_dim, other, dim),
+            ("image_size", config.image_size, "the feature extractor's crop_size", preprocessor.size()),
+        ];
+        sizes
+            .into_iter()
+            .try_for_each(|(key, found, other, wanted)| agree(checkpoint, stage.name(), key, found, other, wanted))?;
+        Ok(Vision { stage, config, preprocessor })
+    }
+
+    /// Records the image encoder.
+    pub fn record(&self, source: &dyn WeightSource, batch: usize) -> Result<Plan> {
+        image_encoder::plan(&self.config, source, batch)
+    }
+
+    /// Warnings about the two configurations.
+    pub fn warnings(&self) -> impl Iterator<Item = &String> {
+        self.config.warnings().iter().chain(self.preprocessor.warnings())
+    }
+
+    /// Given pictures to image embeddings `[D]`.
+    pub fn encode(&self, session: &mut Session<'_, '_>, images: &[Image]) -> Result<Vec<Vec<f32>>> {
+        self.encode_prepared(session, images.len(), |i| self.preprocessor.prepare(&images[i]))
+    }
+
+    /// The embedding of a picture that is zero behind the normalisation: CLIP's mean colour.
+    pub fn encode_mean_colour(&self, session: &mut Session<'_, '_>) -> Result<Vec<f32>> {
+        let pixels = self.preprocessor.size().pow(2) * 3;
+        Ok(self.encode_prepared(session, 1, |_| Ok(vec![0.0; pixels]))?.swap_remove(0))
+    }
+
+    fn encode_prepared(
+        &self,
+        session: &mut Session<'_, '_>,
+        count: usize,
+        prepare: impl Fn(usize) -> Result<Vec<f32>>,
+    ) -> Result<Vec<Vec<f32>>> {
+        let (mut pixels, mut embeds) = (Vec::new(), Vec::new());
+        session.stage(self.stage, Shapes::batch(1, false), count, 0, |session, executable, group| {
+            let mut prepared = Vec::new();
+            for image in group.clone() {
+                prepared.extend(prepare(image)?);
+            }
+            executable.write("pixel_values", &prepared)?;
+            executable.run_once()?;
+            let found = session.read(self.stage, executable, "image_embeds")?;
+            embeds.extend((0..group.len()).map(|i| row(&found, i, group.len()).to_vec()));
+            if session.trace.is_on() {
+                pixels.extend(prepared);
+            }
+            Ok(())
+        })?;
+        recording::images(session.trace, &pixels, self.preprocessor.size(), &embeds);
+        Ok(embeds)
+    }
+}
