@@ -21,6 +21,8 @@ const ALIGNMENT: usize = 256;
 /// Bytes that a thread reads at a time: long against a call of the operating system, short against a buffer.
 const READ_BYTES: usize = 512 << 10;
 
+/// The kernel's stem and entry.
+const UNPACK: &str = "unpack_weight";
 /// Scratch memory of the device that may be in use at a time, or that of the largest weight if that is more: enough for
 /// the weights of several buffers.
 const SCRATCH_BYTES: usize = 4 * STAGING_BYTES;
@@ -207,19 +209,16 @@ fn unpack(driver: &dyn Driver, transfer: &Transfer<'_>, stored: Dtype, scratch: 
         Order::Rows | Order::Columns => [shape[0], shape[1], elements(&shape[2..])],
     };
     let [_, pitch] = order.rows(shape);
-    let (entry, count) = match order {
-        Order::Rows if dtype == Dtype::F32 => ("unpack_weight_tf32", outputs * channels),
-        Order::Rows | Order::Stored => ("unpack_weight_rows", outputs * channels),
-        Order::Columns => ("unpack_weight_columns", channels * pitch),
-    };
+    let count = if order == Order::Columns { channels * pitch } else { outputs * channels };
+    let is_tf32 = order == Order::Rows && dtype == Dtype::F32;
     let unsupported = |what: String| Error::Unsupported { what: format!("{name}: {what} on {}", driver.name()) };
     let most = elements(shape).max(elements(&order.rows(shape)));
     if u32::try_from(most).is_err() {
         return Err(unsupported(format!("a weight of {most} elements")));
     }
     let missing = || unsupported(format!("a weight of {dtype} from {stored}"));
-    let (text, full) = kernels::find("unpack_weight", entry, stored, dtype).ok_or_else(missing)?;
-    let kernel = driver.load(text, full)?;
+    let (text, entry) = kernels::find(UNPACK, UNPACK, stored, dtype).ok_or_else(missing)?;
+    let kernel = driver.load(text, entry)?;
     let source =
         DeviceSlice { address: scratch, bytes: (elements(shape) * stored.size_bytes()) as u64, written: false };
     Ok(Call {
@@ -227,9 +226,11 @@ fn unpack(driver: &dyn Driver, transfer: &Transfer<'_>, stored: Dtype, scratch: 
         grid: spread(count.div_ceil(kernel.threads as usize)),
         maps: Vec::new(),
         tensors: vec![source, DeviceSlice { written: true, ..place }],
-        scalars: [count, channels, taps, outputs, pitch].map(|n| n as u32).to_vec(),
+        scalars: [count, channels, taps, outputs, pitch, usize::from(order == Order::Columns), usize::from(is_tf32)]
+            .map(|n| n as u32)
+            .to_vec(),
         shared_bytes: 0,
-        label: format!("{entry}, {name}"),
+        label: format!("{UNPACK}, {name}"),
     })
 }
 
