@@ -230,6 +230,7 @@ fn unpack(driver: &dyn Driver, transfer: &Transfer<'_>, stored: Dtype, scratch: 
             .map(|n| n as u32)
             .to_vec(),
         shared_bytes: 0,
+        cluster: 1,
         label: format!("{UNPACK}, {name}"),
     })
 }
