@@ -80,7 +80,8 @@ fn table(root: &Path, files: &[PathBuf]) -> String {
 
 /// Kernels are templates whose directives are comments in PTX: `//% for`, `//% if`, and `${...}` for a value. A kernel's
 /// header lists its axes, `Variants  source: f32 f16; elem: f32 source`, and every combination becomes a text of its own;
-/// an `elem` of `source` is the same type again. `//% import "x.ptx" as x` takes macros from `kernels/shared/x.ptx`.
+/// an `elem` of `source` is the same type again. `stored` is a source of any type that a file may have, whatever the type
+/// of the plan. `//% import "x.ptx" as x` takes macros from `kernels/shared/x.ptx`.
 #[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
 mod kernels {
     use super::{Path, PathBuf, Write, fs};
@@ -117,7 +118,8 @@ mod kernels {
                     Some("bf16") => "Some(Dtype::Bf16)",
                     Some(other) => panic!("{stem}: {other} is not a tensor type"),
                 };
-                let (source, elem, path) = (element("source"), element("elem"), path.to_str().expect("UTF-8"));
+                let source = if variant.contains_key("stored") { "stored" } else { "source" };
+                let (source, elem, path) = (element(source), element("elem"), path.to_str().expect("UTF-8"));
                 let row = format!("source: {source}, elem: {elem}, text: include_str!({path:?})");
                 writeln!(table, "    Kernel {{ stem: {stem:?}, {row} }},").expect("to a string");
             }

@@ -198,7 +198,7 @@ pub enum StorageRule {
 const ROW: usize = 32_768;
 
 /// A grid with at least this many workgroups, in rows.
-pub(super) fn spread(groups: usize) -> [u32; 3] {
+pub(crate) fn spread(groups: usize) -> [u32; 3] {
     let groups = groups.max(1);
     let row = groups.min(ROW);
     [grid(row), grid(groups.div_ceil(row).max(1)), 1]

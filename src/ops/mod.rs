@@ -31,6 +31,8 @@ pub use conv2d::Conv2d;
 pub use convert::Convert;
 pub use embed::Embed;
 pub use group_norm::GroupNorm;
+#[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
+pub(crate) use launch::spread;
 pub use launch::{Choice, Launch, Operand, Scalar, StorageRule, Tiles, Tiling, Walk, WeightSplit};
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;

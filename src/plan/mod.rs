@@ -21,6 +21,7 @@ mod listing;
 mod narrow;
 mod slots;
 mod statistics;
+mod stored;
 
 pub use fuse::fuse;
 pub use graph::{Graph, Tensor, Weights};
@@ -29,6 +30,7 @@ pub use listing::{KernelUse, Listing};
 pub use narrow::narrow;
 pub use slots::{Slots, assign};
 pub use statistics::with_statistics;
+pub use stored::StoredTensor;
 
 use crate::dtype::{Dtype, StoredDtype};
 use crate::error::{Error, Result};
@@ -231,6 +233,15 @@ impl TensorData<'_> {
         self.len() == 0
     }
 
+    /// The elements' bytes in the order of this machine, little-endian wherever files are mapped.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            TensorData::F32(v) => bytemuck::cast_slice(v),
+            TensorData::F16(v) => bytemuck::cast_slice(v),
+            TensorData::Bf16(v) => bytemuck::cast_slice(v),
+        }
+    }
+
     /// All elements as f32.
     pub fn to_f32(&self) -> Vec<f32> {
         use half::slice::HalfFloatSliceExt;
@@ -275,6 +286,14 @@ pub trait WeightSource: Sync {
     /// # Errors
     /// The tensor is missing, of a type that is no floating-point number, or cannot be read.
     fn load(&self, tensor: &str) -> Result<TensorData<'_>>;
+
+    /// The tensor's bytes, to be read in pieces. A source in files overrides this, so that no whole tensor is held.
+    ///
+    /// # Errors
+    /// As for [`WeightSource::load`].
+    fn open(&self, tensor: &str) -> Result<StoredTensor<'_>> {
+        Ok(self.load(tensor)?.into())
+    }
 
     /// The file or folder to name in messages about the tensor.
     fn path(&self, tensor: &str) -> &Path;

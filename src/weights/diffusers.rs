@@ -27,7 +27,7 @@ use super::snapshot::snapshot_in;
 use super::{TensorInfo, to_f32s};
 use crate::dtype::{Dtype, StoredDtype};
 use crate::error::{Error, Result};
-use crate::plan::{FLOATS, TensorData, WeightSource};
+use crate::plan::{FLOATS, StoredTensor, TensorData, WeightSource};
 use crate::sniff::{self, Kind};
 
 const MODEL_INDEX: &str = "model_index.json";
@@ -530,6 +530,18 @@ impl WeightSource for Component {
             StoredDtype::Known(Dtype::Bf16) => TensorData::Bf16(cast(file.bytes(info)?)),
             _ => TensorData::F32(Cow::Owned(self.f32s(tensor)?)),
         })
+    }
+
+    fn open(&self, tensor: &str) -> Result<StoredTensor<'_>> {
+        match self.locate(tensor) {
+            Some((file, info)) => match info.dtype {
+                StoredDtype::Known(dtype @ (Dtype::F32 | Dtype::F16 | Dtype::Bf16)) => {
+                    Ok(StoredTensor::new(dtype, info.size_bytes, |from, to| file.read(info, from, to)))
+                }
+                _ => Ok(self.load(tensor)?.into()),
+            },
+            None => Err(self.wrong(tensor, "a tensor of this name", "none")),
+        }
     }
 
     /// The file that holds the tensor; for one that is nowhere, the only file or the folder.

@@ -128,15 +128,28 @@ impl WeightFile {
             }
             Source::Read(disk) => {
                 let mut bytes = vec![0; info.size_bytes];
-                match read_at(&disk.file, &mut bytes, info.offset as u64) {
-                    Ok(()) => Ok(Cow::Owned(bytes)),
-                    Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
-                        Err(Error::Changed { path: self.path.clone() })
-                    }
-                    Err(e) => Err(Error::io(&self.path, "read", e)),
-                }
+                disk.read(&self.path, info.offset, &mut bytes)?;
+                Ok(Cow::Owned(bytes))
             }
         }
+    }
+
+    /// Copies bytes of a tensor of [`Self::tensors`], from byte `from` of it on. They are read, also from a file that is
+    /// mapped: a read copies at the speed of memory, where the first touch of each mapped page costs a fault, and a file
+    /// that was shortened is an error.
+    ///
+    /// # Errors
+    /// As for [`Self::bytes`].
+    ///
+    /// # Panics
+    /// May panic when `info` does not come from this file, or has fewer bytes.
+    pub fn read(&self, info: &TensorInfo, from: usize, to: &mut [u8]) -> Result<()> {
+        let start = info.offset + from;
+        match &self.source {
+            Source::Memory(bytes) => to.copy_from_slice(&bytes[start..start + to.len()]),
+            Source::Mapped(_, disk) | Source::Read(disk) => disk.read(&self.path, start, to)?,
+        }
+        Ok(())
     }
 
     /// Path, length and modification time when it was opened; none for a file that is part of the program.
@@ -166,6 +179,15 @@ impl WeightFile {
 impl OnDisk {
     fn now(&self, path: &Path) -> Result<Metadata> {
         self.file.metadata().map_err(|e| Error::io(path, "read", e))
+    }
+
+    /// Fills `to` with the bytes from `start` on.
+    fn read(&self, path: &Path, start: usize, to: &mut [u8]) -> Result<()> {
+        match read_at(&self.file, to, start as u64) {
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Err(Error::Changed { path: path.to_path_buf() }),
+            Err(e) => Err(Error::io(path, "read", e)),
+        }
     }
 
     /// Reads prefix and header only; tensors stay on disk until they are loaded. The inner error is a reason.

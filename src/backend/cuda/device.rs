@@ -6,6 +6,7 @@
 use super::device_slice::DeviceSlice;
 use super::tensor_map::TensorMap;
 use crate::error::Result;
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
@@ -158,6 +159,34 @@ pub(super) trait Driver: Send + Sync {
 
     /// Destroys a captured graph; its handle may be given to a later one.
     fn release(&self, graph: CapturedGraph);
+
+    /// Opens a stream for uploads, which captures do not record and calls of the device's own stream do not wait for.
+    fn uploads(&self) -> Result<Box<dyn Uploads + '_>>;
+}
+
+/// Staging buffers of a stream for uploads.
+pub(super) const STAGING_BUFFERS: usize = 4;
+/// Bytes of each. At 50 GB/s the device takes one in a third of a millisecond, long against what a copy costs to begin,
+/// and the first copy begins as soon as so much was read.
+pub(super) const STAGING_BYTES: usize = 16 << 20;
+
+/// An in-order stream for uploads: copies from staging buffers, and kernels that read what was copied. Calls return before
+/// the device has executed them. Dropping it waits for all of them, so memory that they write may be freed after it.
+pub(super) trait Uploads {
+    /// One of the [`STAGING_BUFFERS`], of [`STAGING_BYTES`], once the device has read what was last sent from it.
+    fn buffer(&mut self, index: usize) -> Result<&mut [u8]>;
+
+    /// Begins to copy ranges of a buffer, each to an address.
+    fn send(&mut self, index: usize, pieces: &[(Range<usize>, u64)]) -> Result<()>;
+
+    /// Device memory that lives as long as the stream, aligned to 256 bytes; called at most once.
+    fn scratch(&mut self, bytes: u64) -> Result<u64>;
+
+    /// Launches a kernel behind the copies so far.
+    fn launch(&mut self, call: &Call) -> Result<()>;
+
+    /// Waits until everything so far has been executed. Calls of the device's own stream may then use what was written.
+    fn finish(&mut self) -> Result<()>;
 }
 
 #[cfg(test)]

@@ -1,14 +1,15 @@
 //! NVIDIA's driver as a [`Driver`]: the only module that calls it, through cudarc, which loads libcuda at run time.
 //!
-//! All calls go to one stream, so they execute in order and memory needs no further synchronisation. While one thread
-//! captures, calls of other threads wait. [`Gpu::open`] first checks that libcuda exists, because cudarc panics without
-//! it.
+//! Calls go to one stream, so they execute in order and memory needs no further synchronisation; weights come through a
+//! second one, see [`uploads`]. While one thread captures, calls of other threads to the first stream wait. [`Gpu::open`]
+//! first checks that libcuda exists, because cudarc panics without it.
 
 #![allow(unsafe_code, reason = "calls of a C library")]
 
 mod events;
+mod uploads;
 
-use super::device::{Call, CaptureLock, CapturedGraph, Driver, LoadedKernel, Slab};
+use super::device::{Call, CaptureLock, CapturedGraph, Driver, LoadedKernel, Slab, Uploads};
 use super::tensor_map::{Swizzle, TensorMap};
 use super::{HOPPER, kernels};
 use crate::dtype::Dtype;
@@ -17,6 +18,7 @@ use cudarc::driver::result::{self as cu, DriverError};
 use cudarc::driver::sys;
 use std::ffi::{CStr, CString, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use uploads::{GpuUploads, Lane};
 
 /// Minimum CUDA version of the driver, 11.4: the first with every function that is called here.
 const MIN_DRIVER: i32 = 11_040;
@@ -53,6 +55,8 @@ pub(super) struct Gpu {
     stream: sys::CUstream,
     capture_lock: CaptureLock,
     state: Mutex<State>,
+    /// A stream for uploads that no load is using.
+    idle_lane: Mutex<Option<Lane>>,
 }
 
 // SAFETY: the fields are handles of the driver. Its functions may be called from any thread whose current context is
@@ -141,19 +145,24 @@ impl Gpu {
         };
         let name = format!("{backend} ({model}, sm_{major}{minor})");
         let (capture_lock, state) = (CaptureLock::default(), Mutex::default());
-        Ok(Gpu { name, capability, memory_bytes, device, context, stream, capture_lock, state })
+        let idle_lane = Mutex::default();
+        Ok(Gpu { name, capability, memory_bytes, device, context, stream, capture_lock, state, idle_lane })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Makes the context current in this thread.
+    fn make_current(&self) -> Result<()> {
+        // SAFETY: the context is retained as long as `self` lives.
+        self.check("entering the context", unsafe { cu::ctx::set_current(self.context) })
+    }
+
     /// Waits for captures of other threads to end, and makes the context current in this thread.
     fn enter(&self) -> Result<Option<MutexGuard<'_, ()>>> {
         let guard = self.capture_lock.acquire();
-        // SAFETY: the context is retained as long as `self` lives.
-        let entered = unsafe { cu::ctx::set_current(self.context) };
-        entered.map_err(|e| failed(&self.name, "entering the context", e))?;
+        self.make_current()?;
         Ok(guard)
     }
 
@@ -223,6 +232,65 @@ impl Gpu {
             }
             Ok(module.assume_init())
         }
+    }
+
+    /// Frees memory that no call under way uses.
+    fn free_idle(&self, address: u64) {
+        let Ok(_guard) = self.enter() else { return };
+        // SAFETY: the address came from `allocate`, its owner frees it once, and says that it is idle.
+        _ = unsafe { cu::free_sync(address) };
+    }
+
+    /// Launches a kernel. The caller has made the context current.
+    fn launch_on(&self, call: &Call, stream: sys::CUstream) -> Result<()> {
+        let maps = call.maps.iter().map(|map| self.encode(map, &call.label)).collect::<Result<Vec<_>>>()?;
+        let maps = maps.iter().map(|map| std::ptr::from_ref(map).cast::<c_void>().cast_mut());
+        let mut pointers: Vec<u64> = call.tensors.iter().map(|t| t.address).collect();
+        let mut scalars = call.scalars.clone();
+        let pointers = pointers.iter_mut().map(|p| std::ptr::from_mut(p).cast::<c_void>());
+        let scalars = scalars.iter_mut().map(|s| std::ptr::from_mut(s).cast::<c_void>());
+        let mut parameters: Vec<*mut c_void> = maps.chain(pointers).chain(scalars).collect();
+        let [x, y, z] = call.grid;
+        let shared = call.shared_bytes;
+        let mut state = self.state();
+        let function = &mut state.functions[call.kernel.index];
+        let handle = function.handle;
+        // The limit is never lowered, because captured graphs may contain launches that need it.
+        if shared > function.shared_bytes {
+            let limit = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function belongs to a loaded module.
+            let set = unsafe { sys::cuFuncSetAttribute(handle, limit, shared.cast_signed()) };
+            self.check(&call.label, set.result())?;
+            function.shared_bytes = shared;
+        }
+        drop(state);
+        let mut attribute = cluster_of(call.cluster);
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: call.kernel.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared,
+            hStream: stream,
+            attrs: &raw mut attribute,
+            numAttrs: 1,
+        };
+        // SAFETY: the function belongs to a loaded module. Its parameters are tensor maps, 64-bit pointers and 32-bit
+        // scalars in this order; the driver copies them, the configuration and its attribute before it returns. The
+        // emulator checks for the same calls that their number, order and sizes match the kernel and that the kernel
+        // stays inside its tensors.
+        let launched = unsafe {
+            if call.cluster > 1 {
+                // Only Hopper's kernels have clusters, and its drivers this function.
+                let parameters = parameters.as_mut_ptr();
+                sys::cuLaunchKernelEx(&raw const config, handle, parameters, std::ptr::null_mut()).result()
+            } else {
+                cu::launch_kernel(handle, (x, y, z), (call.kernel.threads, 1, 1), shared, stream, &mut parameters)
+            }
+        };
+        launched.map_err(|e| failed(&self.name, &call.label, e))
     }
 
     fn check<T>(&self, doing: &str, done: std::result::Result<T, DriverError>) -> Result<T> {
@@ -324,55 +392,7 @@ impl Driver for Gpu {
 
     fn launch(&self, call: &Call) -> Result<()> {
         let _guard = self.enter()?;
-        let maps = call.maps.iter().map(|map| self.encode(map, &call.label)).collect::<Result<Vec<_>>>()?;
-        let maps = maps.iter().map(|map| std::ptr::from_ref(map).cast::<c_void>().cast_mut());
-        let mut pointers: Vec<u64> = call.tensors.iter().map(|t| t.address).collect();
-        let mut scalars = call.scalars.clone();
-        let pointers = pointers.iter_mut().map(|p| std::ptr::from_mut(p).cast::<c_void>());
-        let scalars = scalars.iter_mut().map(|s| std::ptr::from_mut(s).cast::<c_void>());
-        let mut parameters: Vec<*mut c_void> = maps.chain(pointers).chain(scalars).collect();
-        let [x, y, z] = call.grid;
-        let shared = call.shared_bytes;
-        let mut state = self.state();
-        let function = &mut state.functions[call.kernel.index];
-        let handle = function.handle;
-        // The limit is never lowered, because captured graphs may contain launches that need it.
-        if shared > function.shared_bytes {
-            let limit = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function belongs to a loaded module.
-            let set = unsafe { sys::cuFuncSetAttribute(handle, limit, shared.cast_signed()) };
-            self.check(&call.label, set.result())?;
-            function.shared_bytes = shared;
-        }
-        drop(state);
-        let mut attribute = cluster_of(call.cluster);
-        let config = sys::CUlaunchConfig {
-            gridDimX: x,
-            gridDimY: y,
-            gridDimZ: z,
-            blockDimX: call.kernel.threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: shared,
-            hStream: self.stream,
-            attrs: &raw mut attribute,
-            numAttrs: 1,
-        };
-        // SAFETY: the function belongs to a loaded module. Its parameters are tensor maps, 64-bit pointers and 32-bit
-        // scalars in this order; the driver copies them, the configuration and its attribute before it returns. The
-        // emulator checks for the same calls that their number, order and sizes match the kernel and that the kernel
-        // stays inside its tensors.
-        let launched = unsafe {
-            if call.cluster > 1 {
-                // Only Hopper's kernels have clusters, and its drivers this function.
-                let parameters = parameters.as_mut_ptr();
-                sys::cuLaunchKernelEx(&raw const config, handle, parameters, std::ptr::null_mut()).result()
-            } else {
-                let threads = (call.kernel.threads, 1, 1);
-                cu::launch_kernel(handle, (x, y, z), threads, shared, self.stream, &mut parameters)
-            }
-        };
-        launched.map_err(|e| failed(&self.name, &call.label, e))
+        self.launch_on(call, self.stream)
     }
 
     fn capture(&self, record: &mut dyn FnMut() -> Result<()>) -> Result<CapturedGraph> {
@@ -426,6 +446,10 @@ impl Driver for Gpu {
             _ = unsafe { cu::graph::exec_destroy(executable) };
         }
     }
+
+    fn uploads(&self) -> Result<Box<dyn Uploads + '_>> {
+        Ok(Box::new(GpuUploads::open(self)?))
+    }
 }
 
 impl Drop for Gpu {
@@ -435,8 +459,11 @@ impl Drop for Gpu {
         }
         _ = self.wait("closing");
         let state = std::mem::take(&mut *self.state());
-        // SAFETY: all of it was created by this `Gpu`, is destroyed once, and is unreachable afterwards.
+        let lane = self.idle_lane.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        // SAFETY: all of it was created by this `Gpu`, is destroyed once, and is unreachable afterwards. A lane that a load
+        // has left is idle.
         unsafe {
+            lane.into_iter().for_each(|lane| lane.close());
             state.graphs.into_values().for_each(|graph| _ = cu::graph::exec_destroy(graph));
             state.modules.into_iter().for_each(|module| _ = cu::module::unload(module));
             _ = cu::stream::destroy(self.stream);

@@ -12,6 +12,9 @@ mod driver;
 #[cfg(feature = "cuda-emulator")]
 pub mod emulator;
 pub mod kernels;
+mod loading;
+#[cfg(feature = "cases")]
+mod sink;
 mod tensor_map;
 mod weights;
 
@@ -102,6 +105,19 @@ impl Cuda {
     fn emulator_of(capability: (u32, u32)) -> Cuda {
         let emulator = Arc::new(emulator::Emulator::new(capability));
         Cuda { driver: emulator.clone(), precision: Precision::default(), emulator: Some(emulator) }
+    }
+
+    /// No device: all calls are taken and none does anything. Kernels are chosen as for a Hopper GPU. It times the host's
+    /// part of loading and compiling.
+    #[cfg(feature = "cases")]
+    pub fn sink() -> Cuda {
+        let sink = sink::Sink { capability: HOPPER, end: std::sync::atomic::AtomicU64::new(1 << 20) };
+        Cuda {
+            driver: Arc::new(sink),
+            precision: Precision::default(),
+            #[cfg(feature = "cuda-emulator")]
+            emulator: None,
+        }
     }
 
     /// The same device in another precision.

@@ -1,28 +1,31 @@
 //! The emulator as a [`Driver`] of the CUDA back end.
 
+use super::uploads::EmulatedUploads;
 use super::{Arguments, Counters, Fault, Kernel, Machine, parse};
-use crate::backend::cuda::device::{Call, CaptureLock, CapturedGraph, Driver, LoadedKernel, Slab};
+use crate::backend::cuda::device::{Call, CaptureLock, CapturedGraph, Driver, LoadedKernel, Slab, Uploads};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A call that a captured graph replays.
 #[derive(Clone)]
-enum Command {
+pub(super) enum Command {
     Launch(Call),
     Copy(u64, u64, u64),
     Discard(u64, u64),
 }
 
 #[derive(Default)]
-struct State {
-    machine: Machine,
+pub(super) struct State {
+    pub machine: Machine,
     kernels: Vec<Kernel>,
     counters: BTreeMap<String, (u64, Counters)>,
     /// The graph that is being captured.
     capturing: Option<Vec<Command>>,
     /// Captured graphs by their handles.
     graphs: Slab<Arc<[Command]>>,
+    /// Calls of allocations and uploads that succeed before one fails, for tests.
+    calls_left: Option<u64>,
 }
 
 /// The emulator as a device.
@@ -34,7 +37,7 @@ pub struct Emulator {
 
 const NAME: &str = "cuda-emulator";
 
-fn failed(reason: impl Into<String>) -> Error {
+pub(super) fn failed(reason: impl Into<String>) -> Error {
     Error::Device { backend: NAME.to_owned(), reason: reason.into() }
 }
 
@@ -50,7 +53,7 @@ impl State {
         }
     }
 
-    fn run(&mut self, command: &Command) -> Result<()> {
+    pub fn run(&mut self, command: &Command) -> Result<()> {
         match command {
             Command::Launch(call) => {
                 let kernel = &self.kernels[call.kernel.index];
@@ -79,13 +82,37 @@ impl State {
 
 impl Emulator {
     /// Ignores poisoning: after a panic the caller drops the emulator without reading it.
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An emulated device that reports this compute capability.
     pub(in crate::backend::cuda) fn new(capability: (u32, u32)) -> Emulator {
         Emulator { capability, capture_lock: CaptureLock::default(), state: Mutex::default() }
+    }
+
+    /// Counts a call that a device may refuse; an error once a test has asked for it.
+    pub(super) fn count_call(&self) -> Result<()> {
+        match &mut self.state().calls_left {
+            Some(0) => Err(failed("out of memory: a test wants it")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses all allocations and uploads behind the next `calls`; `None` for none.
+    #[cfg(test)]
+    pub(in crate::backend::cuda) fn fail_after(&self, calls: Option<u64>) {
+        self.state().calls_left = calls;
+    }
+
+    /// Number of allocations.
+    #[cfg(test)]
+    pub(in crate::backend::cuda) fn allocations(&self) -> usize {
+        self.state().machine.allocations()
     }
 
     /// Launches and counters of each kernel so far.
@@ -105,6 +132,7 @@ impl Driver for Emulator {
     }
 
     fn allocate(&self, bytes: u64) -> Result<u64> {
+        self.count_call()?;
         Ok(self.state().machine.allocate(bytes))
     }
 
@@ -174,6 +202,10 @@ impl Driver for Emulator {
 
     fn release(&self, graph: CapturedGraph) {
         self.state().graphs.remove(graph.0);
+    }
+
+    fn uploads(&self) -> Result<Box<dyn Uploads + '_>> {
+        Ok(Box::new(EmulatedUploads::new(self)))
     }
 }
 

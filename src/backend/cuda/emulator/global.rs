@@ -54,6 +54,12 @@ impl Memory {
         self.regions.retain(|r| r.base != address);
     }
 
+    /// Number of allocations.
+    #[cfg(test)]
+    pub fn allocations(&self) -> usize {
+        self.regions.len()
+    }
+
     fn region(&self, address: u64, bytes: u64) -> Option<(&Region, usize)> {
         let region = self.regions.iter().find(|r| r.base <= address && address + bytes <= r.end())?;
         Some((region, ((address - region.base) / 4) as usize))

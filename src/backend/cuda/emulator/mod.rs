@@ -34,6 +34,7 @@ mod program;
 mod shared;
 mod shared_async;
 mod syntax;
+mod uploads;
 mod warp;
 mod wgmma;
 
@@ -89,6 +90,12 @@ impl Machine {
     /// Frees an allocation.
     pub fn free(&mut self, address: u64) {
         self.memory.free(address);
+    }
+
+    /// Number of allocations that are not freed.
+    #[cfg(test)]
+    fn allocations(&self) -> usize {
+        self.memory.allocations()
     }
 
     /// Copies from the host to the device.
