@@ -86,6 +86,10 @@ pub struct ModelArguments {
     #[arg(short, long, value_name = "DIR", env = "ENGINE_MODEL", help_heading = WHERE,
           required = cfg!(not(feature = "default-model")))]
     pub model: Option<PathBuf>,
+    /// The folder of the prior, for checkpoints that have none in theirs (Kandinsky) [default: the one beside the checkpoint
+    /// or in the hub's cache]
+    #[arg(long, value_name = "DIR", env = "ENGINE_PRIOR", help_heading = WHERE)]
+    pub prior: Option<PathBuf>,
     /// Read weights instead of mapping their files into memory
     #[arg(long, help_heading = WHERE)]
     pub no_mmap: bool,
@@ -131,7 +135,7 @@ pub struct RunArguments {
     /// Steps of the prior [default: the checkpoint's, or 25]
     #[arg(long, value_name = "N", help_heading = HOW)]
     pub prior_steps: Option<usize>,
-    /// Steps of the decoder [default: the checkpoint's, or 25]
+    /// Steps of the decoder [default: the checkpoint's, or 25; Kandinsky 100]
     #[arg(long, value_name = "N", help_heading = HOW)]
     pub decoder_steps: Option<usize>,
     /// Steps of super-resolution, the last of which is the second network's [default: the checkpoint's, or 7]
@@ -141,9 +145,13 @@ pub struct RunArguments {
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = HOW)]
     pub prior_guidance: Option<f32>,
     /// Guidance scale of the decoder, the only one of variations; at most 1 for both turns guidance off [default: the
-    /// checkpoint's, or 8]
+    /// checkpoint's, or 8; Kandinsky 4]
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = HOW)]
     pub decoder_guidance: Option<f32>,
+    /// Width and height in pixels, such as 768x512, for checkpoints that leave the choice (Kandinsky: multiples of 64)
+    /// [default: 512x512 there]
+    #[arg(long, value_name = "WxH", value_parser = size, help_heading = HOW)]
+    pub size: Option<[usize; 2]>,
     /// What turns the seed into noise: torch, the pictures of diffusers with torch's CPU generator; torch-2.11, the same up
     /// to that release; torch-cuda:CARD, with the generator of a card such as rtx-3060 or 28x1536 (multiprocessors x
     /// threads of each) [torch-cuda alone: 132x2048]; philox, drawn on the device [default: torch]
@@ -355,6 +363,15 @@ pub struct Seed {
     pub value: u64,
     /// Whether it was drawn, and the user does not know it.
     pub is_drawn: bool,
+}
+
+/// `768x512`, or one number for both sides.
+fn size(text: &str) -> Result<[usize; 2], String> {
+    let sides = text.split_once(['x', 'X']).unwrap_or((text, text));
+    match (sides.0.parse(), sides.1.parse()) {
+        (Ok(width), Ok(height)) if width > 0 && height > 0 => Ok([width, height]),
+        _ => Err("expected width and height in pixels, such as 768x512".to_owned()),
+    }
 }
 
 /// A seed, drawn now if it is to be random.

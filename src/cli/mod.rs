@@ -10,6 +10,7 @@ pub mod inspect;
 pub mod known;
 pub mod picture;
 pub mod plan;
+mod prior;
 pub mod profile;
 pub mod progress;
 pub mod run;
@@ -85,7 +86,8 @@ pub fn print(text: &str) -> Result<()> {
 /// Opens the checkpoint that the arguments name.
 pub fn checkpoint(arguments: &ModelArguments) -> Result<Checkpoint> {
     let options = LoadOptions { mmap: !arguments.no_mmap, variant: arguments.variant.clone() };
-    open(arguments.model.as_deref(), options)
+    let checkpoint = open(arguments.model.as_deref(), options.clone())?;
+    prior::add(checkpoint, arguments.prior.as_deref(), options)
 }
 
 /// Opens a folder, a model of the hub's cache by its name, or the built-in model where none is named.

@@ -95,7 +95,8 @@ fn checkpoint(arguments: &RunArguments, recipes: &[Recipe]) -> Result<Checkpoint
         return Err(Error::value("--from", from.display(), reason));
     }
     let options = LoadOptions { mmap: !arguments.model.no_mmap, variant: arguments.model.variant.clone() };
-    super::open(Some(&model).filter(|model| super::hub::is_name(model)).map(PathBuf::as_path), options)
+    let name = Some(&model).filter(|model| super::hub::is_name(model)).map(PathBuf::as_path);
+    super::prior::add(super::open(name, options.clone())?, arguments.model.prior.as_deref(), options)
 }
 
 /// The subjects with the settings of `--from`, where it is given, and of the flags, which come before them.
@@ -117,6 +118,7 @@ fn request(arguments: &RunArguments, recipes: &[Recipe], subjects: Subjects) -> 
         super_res_steps: arguments.super_res_steps.or(base.super_res_steps),
         prior_guidance: arguments.prior_guidance.or(base.prior_guidance),
         decoder_guidance: arguments.decoder_guidance.or(base.decoder_guidance),
+        size: arguments.size.or(base.size),
         ..base
     }
 }

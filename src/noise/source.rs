@@ -52,6 +52,18 @@ impl NoiseSource {
         NoiseSource { place, of, ..self }
     }
 
+    /// The shares of two pictures in the place of each: every draw is for twice as many, the second ones behind all first.
+    pub fn halves(self) -> [Self; 2] {
+        let (place, of) = (self.place, self.of);
+        [self.clone().share(place, 2 * of), self.share(of + place, 2 * of)]
+    }
+
+    /// The first of two [halves](NoiseSource::halves) with its draws for one picture in each place again.
+    pub fn whole(self) -> Self {
+        let (place, of) = (self.place, self.of / 2);
+        self.share(place, of)
+    }
+
     /// Which generator it is.
     pub fn kind(&self) -> NoiseKind {
         self.kind

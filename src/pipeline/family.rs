@@ -16,7 +16,7 @@ use crate::weights::{Checkpoint, ComponentReport};
 use std::sync::Arc;
 
 /// All families.
-const FAMILIES: &[&Kind] = &[&super::unclip::KIND];
+const FAMILIES: &[&Kind] = &[&super::unclip::KIND, &super::kandinsky_22::KIND];
 
 /// How checkpoints of a family are recognised and opened.
 pub(super) struct Kind {
@@ -66,6 +66,8 @@ pub struct Shapes {
     pub guided: bool,
     /// Who draws the noise of the steps.
     pub noise: Noise,
+    /// Height and width of what is sampled or decoded, where requests choose it; else 0.
+    pub size: [usize; 2],
 }
 
 impl Shapes {
@@ -76,7 +78,12 @@ impl Shapes {
 
     /// Of a sampling loop. Tables have room for a power of two, so that loops of similar length share a plan.
     pub fn sampling(batch: usize, steps: usize, guided: bool, noise: Noise) -> Shapes {
-        Shapes { batch, steps: steps.next_power_of_two(), guided, noise }
+        Shapes { batch, steps: steps.next_power_of_two(), guided, noise, ..Shapes::default() }
+    }
+
+    /// The same for this height and width.
+    pub fn at(self, size: [usize; 2]) -> Shapes {
+        Shapes { size, ..self }
     }
 
     /// The same for another batch.
@@ -96,8 +103,11 @@ pub(super) trait Family: Send + Sync {
     /// What a user should know about the configurations, one line each.
     fn warnings(&self) -> Vec<&str>;
 
-    /// Side of the finished picture in pixels.
-    fn picture_size(&self) -> usize;
+    /// Width and height in pixels of a request's pictures.
+    fn picture_size(&self, request: &Request) -> [usize; 2];
+
+    /// Whether pictures are enlarged by steps of their own.
+    fn has_super_resolution(&self) -> bool;
 
     /// Records the plan of a stage. Both runs and listings take their plans from here.
     fn record(&self, stage: Stage, shapes: &Shapes, source: &dyn WeightSource) -> Result<Plan>;
@@ -122,7 +132,7 @@ pub(super) trait Family: Send + Sync {
 }
 
 /// An encoded text.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct EncodedText {
     /// The text's embedding `[D]`.
     pub embeds: Vec<f32>,
@@ -141,15 +151,23 @@ pub struct Embedding {
     pub text: Arc<EncodedText>,
     /// With guidance, the text of the unconditional half.
     pub unconditional: Option<Arc<EncodedText>>,
+    /// With guidance, the image embedding of the unconditional half, for decoders that see no text; `[D]`.
+    pub unconditional_image: Option<Arc<Vec<f32>>>,
+    /// A negative prompt whose image embedding the prior has yet to make.
+    pub(super) negative: Option<Arc<EncodedText>>,
+    /// Width and height of the picture in pixels.
+    pub(super) size: [usize; 2],
     pub(super) noise: NoiseSource,
 }
 
-/// A small picture, not yet enlarged, and the noise that is left of its seed.
+/// A picture, small where the family has super-resolution and not yet enlarged, and the noise that is left of its seed.
 #[derive(Clone, Debug)]
 pub struct Painting {
-    /// Width and height in pixels.
-    pub size: usize,
-    /// `[size, size, 3]` in -1..1.
+    /// Pixels in a row.
+    pub width: usize,
+    /// Number of rows.
+    pub height: usize,
+    /// `[height, width, 3]` in -1..1.
     pub pixels: Vec<f32>,
     pub(super) noise: NoiseSource,
 }
@@ -158,14 +176,10 @@ impl Painting {
     /// A picture from elsewhere, to be enlarged with this noise.
     ///
     /// # Errors
-    /// [`Error::Request`] if it is not square.
+    /// [`Error::Request`] if the number of its pixels does not fit its sides.
     pub fn new(image: &Image, noise: NoiseSource) -> Result<Painting> {
         image.check()?;
-        if image.width != image.height {
-            let reason = format!("{}x{} pixels; expected a square", image.width, image.height);
-            return Err(Error::request("image", reason));
-        }
         let pixels = image.pixels.iter().map(|&p| f32::from(p) / 127.5 - 1.0).collect();
-        Ok(Painting { size: image.width, pixels, noise })
+        Ok(Painting { width: image.width, height: image.height, pixels, noise })
     }
 }

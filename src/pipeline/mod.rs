@@ -14,6 +14,7 @@
 
 mod event;
 mod family;
+mod kandinsky_22;
 mod parts;
 mod recipe;
 mod request;
@@ -25,6 +26,7 @@ mod unclip;
 
 pub use event::{Event, Latents, Observer, Stage};
 pub use family::{Embedding, EncodedText, Painting, Shapes, inspect};
+pub use kandinsky_22::{is_prior, lacks_prior, with_prior};
 pub use recipe::{Recipe, Subject};
 pub use request::{Prompt, Request, Settings, Task};
 pub use resident::{Counts, Keep};
@@ -139,9 +141,9 @@ impl Pipeline {
         })
     }
 
-    /// Side of the finished picture in pixels.
-    pub fn picture_size(&self) -> usize {
-        self.family.picture_size()
+    /// Width and height in pixels of a request's pictures.
+    pub fn picture_size(&self, request: &Request) -> [usize; 2] {
+        self.family.picture_size(request)
     }
 
     /// Makes the request's pictures, prompts or given pictures outer and pictures per prompt inner.

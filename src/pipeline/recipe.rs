@@ -46,8 +46,9 @@ pub struct Recipe {
     pub prior_steps: Option<usize>,
     /// Steps of the decoder.
     pub decoder_steps: usize,
-    /// Steps of super-resolution.
-    pub super_res_steps: usize,
+    /// Steps of super-resolution; some families have none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub super_res_steps: Option<usize>,
     /// Guidance scale of the prior; a variation has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prior_guidance: Option<f32>,
@@ -115,13 +116,13 @@ impl Pipeline {
             generator: request.generator_of(k),
             prior_steps: with_prior.then_some(settings.prior_steps),
             decoder_steps: settings.decoder_steps,
-            super_res_steps: settings.super_res_steps,
+            super_res_steps: self.family.has_super_resolution().then_some(settings.super_res_steps),
             prior_guidance: with_prior.then_some(settings.prior_guidance),
             decoder_guidance: settings.decoder_guidance,
             device: self.backend.name(),
             dtype: self.backend.precision(),
-            width: self.picture_size(),
-            height: self.picture_size(),
+            width: self.picture_size(request)[0],
+            height: self.picture_size(request)[1],
         }
     }
 }
@@ -150,9 +151,11 @@ impl Recipe {
             generator: self.generator,
             prior_steps: self.prior_steps.filter(|_| with_prior),
             decoder_steps: Some(self.decoder_steps),
-            super_res_steps: Some(self.super_res_steps),
+            super_res_steps: self.super_res_steps,
             prior_guidance: self.prior_guidance.filter(|_| with_prior),
             decoder_guidance: Some(self.decoder_guidance),
+            // With super-resolution the checkpoint decides.
+            size: Some([self.width, self.height]).filter(|_| self.super_res_steps.is_none()),
             ..request
         }
     }
@@ -237,7 +240,7 @@ impl Recipe {
                 String::new()
             }
         };
-        fields.push(("Super-resolution steps", self.super_res_steps.to_string()));
+        fields.extend(self.super_res_steps.map(|steps| ("Super-resolution steps", steps.to_string())));
         fields.push(("Noise", self.noise.to_string()));
         if self.noise_dtype != NoiseDtype::default() {
             fields.push(("Noise type", self.noise_dtype.to_string()));
@@ -273,7 +276,7 @@ mod tests {
             generator: Generators::Each,
             prior_steps: Some(25),
             decoder_steps: 50,
-            super_res_steps: 7,
+            super_res_steps: Some(7),
             prior_guidance: Some(1.1),
             decoder_guidance: 8.0,
             device: "cpu (avx512, 2 threads)".into(),

@@ -66,6 +66,8 @@ pub struct Request {
     pub prior_guidance: Option<f32>,
     /// Guidance scale of the decoder. Guidance is off if the scales, of variations this one alone, are at most 1.
     pub decoder_guidance: Option<f32>,
+    /// Width and height of the pictures in pixels, for checkpoints that leave the choice.
+    pub size: Option<[usize; 2]>,
 }
 
 impl Request {
@@ -94,6 +96,7 @@ impl Request {
             super_res_steps: None,
             prior_guidance: None,
             decoder_guidance: None,
+            size: None,
         }
     }
 
@@ -227,13 +230,30 @@ impl Default for Settings {
 }
 
 impl Settings {
-    pub(super) fn read(checkpoint: &Checkpoint) -> Result<Settings> {
+    /// The settings that a checkpoint names, and those of its family for the others.
+    pub(super) fn read(checkpoint: &Checkpoint, family: Settings) -> Result<Settings> {
         #[derive(Deserialize)]
         struct Index {
             #[serde(default, rename = "_engine_defaults")]
-            defaults: Settings,
+            defaults: Own,
         }
-        Ok(checkpoint.json::<Index>("model_index.json")?.defaults)
+        #[derive(Default, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        struct Own {
+            prior_steps: Option<usize>,
+            decoder_steps: Option<usize>,
+            super_res_steps: Option<usize>,
+            prior_guidance: Option<f32>,
+            decoder_guidance: Option<f32>,
+        }
+        let own = checkpoint.json::<Index>("model_index.json")?.defaults;
+        Ok(Settings {
+            prior_steps: own.prior_steps.unwrap_or(family.prior_steps),
+            decoder_steps: own.decoder_steps.unwrap_or(family.decoder_steps),
+            super_res_steps: own.super_res_steps.unwrap_or(family.super_res_steps),
+            prior_guidance: own.prior_guidance.unwrap_or(family.prior_guidance),
+            decoder_guidance: own.decoder_guidance.unwrap_or(family.decoder_guidance),
+        })
     }
 
     /// Guidance scales must be finite.

@@ -13,6 +13,9 @@ pub use texts::Texts;
 pub use vision::Vision;
 
 use super::family::{Embedding, EncodedText};
+use super::sampling::Loop;
+use crate::diffusion::sampler::time_features;
+use crate::model::unet;
 
 /// One part of the texts of a group's rows, the unconditional half first.
 pub fn of_texts(drafts: &[Embedding], part: impl Fn(&EncodedText) -> &[f32]) -> Vec<f32> {
@@ -29,4 +32,9 @@ pub fn guided(drafts: &[Embedding]) -> bool {
 /// Row `i` of a matrix of so many rows.
 pub fn row(data: &[f32], i: usize, rows: usize) -> &[f32] {
     &data[i * data.len() / rows..(i + 1) * data.len() / rows]
+}
+
+/// A U-Net's time features for all steps of a loop.
+pub fn time_table(sampling: &Loop, config: &unet::Config) -> Vec<f32> {
+    time_features(&sampling.timesteps, config.time_features(), config.flip_sin_to_cos, config.freq_shift)
 }

@@ -76,9 +76,9 @@ pub fn conditions(trace: &mut Trace, context: &[f32], added: &[f32], rows: usize
 /// The decoder's pictures.
 pub fn small(trace: &mut Trace, small: &[Painting]) {
     if trace.is_on() {
-        let size = small[0].size;
+        let [width, height] = [small[0].width, small[0].height];
         let pixels: Vec<f32> = small.iter().flat_map(|painting| &painting.pixels).copied().collect();
-        trace.put_pictures(|| "decoder/image_small".to_owned(), &[small.len(), size, size, 3], &pixels);
+        trace.put_pictures(|| "decoder/image_small".to_owned(), &[small.len(), height, width, 3], &pixels);
     }
 }
 

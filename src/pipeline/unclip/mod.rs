@@ -103,7 +103,7 @@ fn open(checkpoint: &Arc<Checkpoint>) -> Result<Box<dyn Family>> {
         decoder_scheduler: scheduler("decoder_scheduler")?,
         super_res_scheduler: scheduler("super_res_scheduler")?,
         texts: Texts::read(checkpoint, TEXT_ENCODER, "tokenizer")?,
-        defaults: Settings::read(checkpoint)?,
+        defaults: Settings::read(checkpoint, Settings::default())?,
         checkpoint: checkpoint.clone(),
     };
     family.check()?;
@@ -135,12 +135,16 @@ impl Family for UnClip {
         always.into_iter().chain(prior).flatten().chain(vision).map(String::as_str).collect()
     }
 
-    fn picture_size(&self) -> usize {
-        self.super_res_first.sample_size.unwrap_or(0)
+    fn picture_size(&self, _: &Request) -> [usize; 2] {
+        [self.super_res_first.sample_size.unwrap_or(0); 2]
+    }
+
+    fn has_super_resolution(&self) -> bool {
+        true
     }
 
     fn record(&self, stage: Stage, shapes: &Shapes, source: &dyn WeightSource) -> Result<Plan> {
-        let &Shapes { batch, steps, guided, noise } = shapes;
+        let &Shapes { batch, steps, guided, noise, .. } = shapes;
         let sizes = |scheduler: &SchedulerConfig, guided| -> Sizes {
             let rule: SamplerStep = scheduler.step(guided, noise);
             Sizes { pictures: batch, steps, rule }
@@ -166,6 +170,11 @@ impl Family for UnClip {
     }
 
     fn route(&self, request: &Request, settings: &Settings) -> Result<Vec<(Stage, Shapes)>> {
+        let own = self.picture_size(request);
+        if let Some([width, height]) = request.size.filter(|size| *size != own) {
+            let reason = format!("this checkpoint makes pictures of {}x{} pixels only", own[0], own[1]);
+            return Err(Error::value("size", format!("{width}x{height}"), reason));
+        }
         let (guided, noise) = (request.guided(settings), Noise::from(&request.noise_of(0)));
         let (subjects, pictures) = (request.subjects(), request.pictures());
         let texts = subjects + usize::from(guided);

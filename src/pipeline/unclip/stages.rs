@@ -1,14 +1,12 @@
 //! The stages, one after the other: what each is given, and what it hands on.
 
 use super::{DECODER, SUPER_RES_FIRST, SUPER_RES_LAST, TEXT_PROJ, UnClip};
-use crate::diffusion::sampler::time_features;
 use crate::error::{Error, Result};
 use crate::image::Image;
-use crate::model::unet;
 use crate::ops::elements;
 use crate::pipeline::event::{Event, report};
-use crate::pipeline::family::{Embedding, Painting, Shapes};
-use crate::pipeline::parts::{guided, of_texts, recording, row};
+use crate::pipeline::family::{Embedding, Family, Painting, Shapes};
+use crate::pipeline::parts::{guided, of_texts, recording, row, time_table};
 use crate::pipeline::request::{Request, Task};
 use crate::pipeline::sampling::{Draws, Loop, StepNoise, drawn_by};
 use crate::pipeline::session::Session;
@@ -22,10 +20,6 @@ pub struct Condition {
     added: Vec<f32>,
     /// `[T']`, 1 for tokens that may be seen.
     mask: Vec<f32>,
-}
-
-fn time_table(sampling: &Loop, config: &unet::Config) -> Vec<f32> {
-    time_features(&sampling.timesteps, config.time_features(), config.flip_sin_to_cos, config.freq_shift)
 }
 
 impl UnClip {
@@ -54,7 +48,15 @@ impl UnClip {
         let draft = |k: usize| {
             let of = k / request.pictures_per_prompt;
             let (image, text) = (images[of].clone(), texts[of].clone());
-            Embedding { image, text, unconditional: unconditional.clone(), noise: request.noise_of(k) }
+            Embedding {
+                image,
+                text,
+                unconditional: unconditional.clone(),
+                unconditional_image: None,
+                negative: None,
+                size: self.picture_size(request),
+                noise: request.noise_of(k),
+            }
         };
         Ok((0..request.pictures()).map(draft).collect())
     }
@@ -124,7 +126,7 @@ impl UnClip {
             session.sample(DECODER, &sampling, executable, 0..steps, &time, &mut draws)?;
             for (draft, latents) in drafts.iter().zip(draws.latents.chunks_exact(elements(&sampling.shape))) {
                 let pixels = latents.iter().map(|x| x.clamp(-1.0, 1.0)).collect();
-                small.push(Painting { size, pixels, noise: draft.noise.clone() });
+                small.push(Painting { width: size, height: size, pixels, noise: draft.noise.clone() });
             }
             Ok(())
         })?;
@@ -140,8 +142,8 @@ impl UnClip {
         first: usize,
     ) -> Result<Vec<Image>> {
         let (size, small_size) = (self.super_res_first.sample_size.unwrap_or(0), self.decoder.sample_size.unwrap_or(0));
-        if let Some(other) = small.iter().find(|painting| painting.size != small_size) {
-            let reason = format!("{0}x{0} pixels; expected {small_size}x{small_size}", other.size);
+        if let Some(other) = small.iter().find(|painting| [painting.width, painting.height] != [small_size; 2]) {
+            let reason = format!("{}x{} pixels; expected {small_size}x{small_size}", other.width, other.height);
             return Err(Error::request("small picture", reason));
         }
         let shape = vec![size, size, self.super_res_first.out_channels];

@@ -1,0 +1,408 @@
+//! Kandinsky 2.2: unCLIP on the latents of an autoencoder (Razzhigaev et al. 2023).
+//!
+//! | stage | what it makes |
+//! | --- | --- |
+//! | text encoder | an embedding and a state per token of each text |
+//! | prior, or image encoder | an image embedding of the text, or of a picture |
+//! | image encoder | the unconditional image embedding: that of CLIP's mean colour |
+//! | decoder | latents, from the image embedding alone: the decoder sees no text |
+//! | autoencoder | the finished picture, of any size in steps of 64 pixels |
+//!
+//! Prior and decoder are two checkpoint folders; the prior's components have names with `prior_` here, as diffusers'
+//! combined pipelines save them.
+
+use super::agree;
+use super::event::{Event, Stage, report};
+use super::family::{Embedding, Family, Kind, Painting, Shapes};
+use super::parts::{Prior, Texts, Vision, recording, time_table};
+use super::request::{Request, Settings, Task};
+use super::sampling::{Loop, drawn_by};
+use super::session::Session;
+use crate::diffusion::{Schedule, SchedulerConfig};
+use crate::error::{Error, Result};
+use crate::image::Image;
+use crate::model::{Sizes, autoencoder, kandinsky, unet};
+use crate::ops::{Noise, elements};
+use crate::plan::{Plan, WeightSource};
+use crate::weights::config::Configured;
+use crate::weights::{Checkpoint, LoadOptions};
+use std::path::Path;
+use std::sync::Arc;
+
+/// How the family's checkpoints are recognised. The last class is that of a prior's folder, which makes no pictures alone.
+pub const KIND: Kind = Kind {
+    classes: &[
+        "KandinskyV22Pipeline",
+        "KandinskyV22Img2ImgPipeline",
+        "KandinskyV22CombinedPipeline",
+        "KandinskyV22Img2ImgCombinedPipeline",
+        OF_PRIOR,
+    ],
+    components: |_| [&COMPONENTS, &[]],
+    open,
+};
+
+/// What stands before the names of the prior's components.
+const PRIOR_PREFIX: &str = "prior_";
+/// The class of a prior's folder.
+const OF_PRIOR: &str = "KandinskyV22PriorPipeline";
+const COMPONENTS: [&str; 9] = [
+    "movq",
+    "prior_image_encoder",
+    "prior_image_processor",
+    "prior_prior",
+    "prior_scheduler",
+    "prior_text_encoder",
+    "prior_tokenizer",
+    "scheduler",
+    "unet",
+];
+
+const TEXT_ENCODER: Stage = Stage::new("prior_text_encoder", "text encoder");
+const PRIOR: Stage = Stage::new("prior_prior", "prior");
+const IMAGE_ENCODER: Stage = Stage::new("prior_image_encoder", "image encoder");
+const DECODER: Stage = Stage::new("unet", "decoder");
+const AUTOENCODER: Stage = Stage::new("movq", "autoencoder");
+
+/// Whether a checkpoint of this family has its prior in another folder.
+pub fn lacks_prior(checkpoint: &Checkpoint) -> bool {
+    let class = checkpoint.class_name();
+    class != OF_PRIOR && KIND.classes.contains(&class) && !checkpoint.has(PRIOR.name())
+}
+
+/// Whether a folder is the checkpoint of a prior of this family.
+pub fn is_prior(folder: &Path) -> bool {
+    Checkpoint::open(folder, LoadOptions::default()).is_ok_and(|checkpoint| checkpoint.class_name() == OF_PRIOR)
+}
+
+/// The checkpoint with the prior of another folder.
+///
+/// # Errors
+/// [`Error::Config`] if that is the folder of something else.
+pub fn with_prior(checkpoint: Checkpoint, prior: Checkpoint) -> Result<Checkpoint> {
+    if prior.class_name() == OF_PRIOR {
+        return Ok(checkpoint.beside(PRIOR_PREFIX, prior));
+    }
+    let reason = format!("_class_name: expected {OF_PRIOR}, found {:?}", prior.class_name());
+    Err(Error::config(prior.path().join("model_index.json"), reason))
+}
+
+/// A side is rounded up to a multiple of this, as the original does: the decoder halves latents of an eighth of it three
+/// times.
+const UNIT: usize = 64;
+/// Side of a picture where a request does not say.
+const SIDE: usize = 512;
+/// Longest side.
+const MOST: usize = 8192;
+
+/// A checkpoint of the family: its configurations, read and checked before any weight is touched.
+struct Kandinsky {
+    checkpoint: Arc<Checkpoint>,
+    defaults: Settings,
+    texts: Texts,
+    prior: Prior,
+    vision: Vision,
+    decoder: Configured<unet::Config>,
+    scheduler: Configured<SchedulerConfig>,
+    autoencoder: Configured<autoencoder::Config>,
+}
+
+/// Reads and checks a checkpoint's configurations.
+fn open(checkpoint: &Arc<Checkpoint>) -> Result<Box<dyn Family>> {
+    if checkpoint.class_name() == OF_PRIOR {
+        let reason = "this folder is Kandinsky's prior; --model names the decoder's folder, --prior this one";
+        return Err(Error::config(checkpoint.path().join("model_index.json"), reason));
+    }
+    let of_decoder = COMPONENTS.iter().copied().filter(|name| !name.starts_with(PRIOR_PREFIX));
+    checkpoint.require(&of_decoder.collect::<Vec<_>>())?;
+    let of_prior = COMPONENTS.iter().copied().filter(|name| name.starts_with(PRIOR_PREFIX));
+    checkpoint
+        .require_for("pictures; name the folder of Kandinsky's prior with --prior", &of_prior.collect::<Vec<_>>())?;
+    let prior = Prior::read(checkpoint, PRIOR, "prior_scheduler")?;
+    let dim = ("the prior's embedding_dim", prior.config.embedding_dim);
+    let karlo = Settings::default();
+    let family = Kandinsky {
+        texts: Texts::read(checkpoint, TEXT_ENCODER, "prior_tokenizer")?,
+        vision: Vision::read(checkpoint, IMAGE_ENCODER, "prior_image_processor", dim)?,
+        prior,
+        decoder: checkpoint.config("unet/config.json")?,
+        scheduler: checkpoint.config("scheduler/scheduler_config.json")?,
+        autoencoder: checkpoint.config("movq/config.json")?,
+        defaults: Settings::read(checkpoint, Settings { decoder_steps: 100, decoder_guidance: 4.0, ..karlo })?,
+        checkpoint: checkpoint.clone(),
+    };
+    family.check()?;
+    Ok(Box::new(family))
+}
+
+/// Height and width of the latents of a picture of so many pixels in width and height.
+fn latents([width, height]: [usize; 2], factor: usize) -> [usize; 2] {
+    [height, width].map(|side| side.next_multiple_of(UNIT) / factor)
+}
+
+impl Family for Kandinsky {
+    fn stages(&self) -> Vec<Stage> {
+        vec![TEXT_ENCODER, PRIOR, IMAGE_ENCODER, DECODER, AUTOENCODER]
+    }
+
+    fn defaults(&self) -> &Settings {
+        &self.defaults
+    }
+
+    fn warnings(&self) -> Vec<&str> {
+        let all = [
+            self.texts.config.warnings(),
+            self.prior.config.warnings(),
+            self.prior.scheduler.warnings(),
+            self.decoder.warnings(),
+            self.scheduler.warnings(),
+            self.autoencoder.warnings(),
+        ];
+        all.into_iter().flatten().chain(self.vision.warnings()).map(String::as_str).collect()
+    }
+
+    fn picture_size(&self, request: &Request) -> [usize; 2] {
+        request.size.unwrap_or([SIDE; 2]).map(|side| side.next_multiple_of(UNIT))
+    }
+
+    fn has_super_resolution(&self) -> bool {
+        false
+    }
+
+    fn record(&self, stage: Stage, shapes: &Shapes, source: &dyn WeightSource) -> Result<Plan> {
+        let size = if shapes.size == [0; 2] { self.latents([SIDE; 2]) } else { shapes.size };
+        match stage {
+            TEXT_ENCODER => self.texts.record(source, shapes.batch),
+            PRIOR => self.prior.record(source, shapes),
+            IMAGE_ENCODER => self.vision.record(source, shapes.batch),
+            DECODER => {
+                let rule = self.scheduler.step(shapes.guided, shapes.noise);
+                let sizes = Sizes { pictures: shapes.batch, steps: shapes.steps, rule };
+                kandinsky::plan(&self.decoder, source, &sizes, size)
+            }
+            AUTOENCODER => autoencoder::decoder(&self.autoencoder, source, shapes.batch, size),
+            _ => Err(Error::request("stage", format!("Kandinsky has no stage {stage}"))),
+        }
+    }
+
+    fn route(&self, request: &Request, settings: &Settings) -> Result<Vec<(Stage, Shapes)>> {
+        if request.super_res_steps.is_some() {
+            return Err(Error::request("super-resolution steps", "this checkpoint has no super-resolution"));
+        }
+        if let Some(size) = request.size
+            && let Some(side) = size.into_iter().find(|side| !(1..=MOST).contains(side))
+        {
+            return Err(Error::value("size", side, format!("a side must be 1 to {MOST} pixels")));
+        }
+        Schedule::new(&self.scheduler).timesteps("decoder steps", settings.decoder_steps)?;
+        let noise = Noise::from(&request.noise_of(0));
+        let (subjects, pictures) = (request.subjects(), request.pictures());
+        let guided = settings.decoder_guidance > 1.0;
+        let mut route = Vec::new();
+        let mut given = usize::from(guided && request.negative.is_none());
+        match request.task {
+            Task::Prompts(_) => {
+                Schedule::new(&self.prior.scheduler).timesteps("prior steps", settings.prior_steps)?;
+                let prior_guided = settings.prior_guidance > 1.0;
+                route.push((TEXT_ENCODER, Shapes::batch(subjects + 1, false)));
+                route.push((PRIOR, Shapes::sampling(pictures, settings.prior_steps, prior_guided, noise)));
+            }
+            Task::Variations(_) if request.negative.is_some() => {
+                return Err(Error::request("negative", "variations of a picture see no text with this checkpoint"));
+            }
+            Task::Variations(_) => given += subjects,
+        }
+        if given > 0 {
+            route.push((IMAGE_ENCODER, Shapes::batch(given, false)));
+        }
+        let size = self.latents(request.size.unwrap_or([SIDE; 2]));
+        route.push((DECODER, Shapes::sampling(pictures, settings.decoder_steps, guided, noise).at(size)));
+        route.push((AUTOENCODER, Shapes::batch(pictures, false).at(size)));
+        Ok(route)
+    }
+
+    fn encode(&self, session: &mut Session<'_, '_>, request: &Request) -> Result<Vec<Embedding>> {
+        let size = request.size.unwrap_or([SIDE; 2]);
+        let [width, height] = self.picture_size(request);
+        if size != [width, height] {
+            session.warn(&format!("{}x{} pixels are rounded up to {width}x{height}", size[0], size[1]))?;
+        }
+        let (texts, images) = match &request.task {
+            Task::Prompts(prompts) => {
+                let mut tokens =
+                    prompts.iter().map(|prompt| self.texts.tokens(session, prompt)).collect::<Result<Vec<_>>>()?;
+                tokens.push(match &request.negative {
+                    Some(negative) => self.texts.tokens(session, negative)?,
+                    None => self.texts.empty(session, request)?,
+                });
+                let texts = self.texts.encode(session, &tokens)?;
+                recording::texts(session.trace, &texts, &tokens, true);
+                (texts, vec![Vec::new(); prompts.len()])
+            }
+            Task::Variations(images) => (Vec::new(), self.vision.encode(session, images)?),
+        };
+        let unconditional = texts.last().filter(|_| session.settings.prior_guidance > 1.0);
+        // A negative prompt gets its embedding from the prior.
+        let has_mean_colour = session.settings.decoder_guidance > 1.0 && request.negative.is_none();
+        let mean_colour = has_mean_colour.then(|| self.vision.encode_mean_colour(session).map(Arc::new)).transpose()?;
+        let draft = |k: usize| {
+            let of = k / request.pictures_per_prompt;
+            Embedding {
+                image: images[of].clone(),
+                text: texts.get(of).cloned().unwrap_or_default(),
+                negative: texts.last().cloned().filter(|_| request.negative.is_some()),
+                unconditional: unconditional.cloned(),
+                unconditional_image: mean_colour.clone(),
+                size: [width, height],
+                noise: request.noise_of(k),
+            }
+        };
+        Ok((0..request.pictures()).map(draft).collect())
+    }
+
+    fn embed(&self, session: &mut Session<'_, '_>, drafts: &mut [Embedding]) -> Result<()> {
+        if drafts.iter().all(|draft| !draft.image.is_empty()) {
+            return Ok(());
+        }
+        if !drafts.iter().all(|draft| draft.negative.is_some()) {
+            return self.prior.sample(session, drafts);
+        }
+        // As the original does it: one run for the prompts and for their negative prompts, which guide both.
+        let halves = |which: usize| {
+            drafts.iter().map(move |draft| {
+                let [positive, negative] = draft.noise.clone().halves();
+                let noise = if which == 0 { positive } else { negative };
+                let text = if which == 0 { &draft.text } else { draft.negative.as_ref().unwrap_or(&draft.text) };
+                Embedding { text: text.clone(), noise, ..draft.clone() }
+            })
+        };
+        let mut both: Vec<Embedding> = halves(0).chain(halves(1)).collect();
+        self.prior.sample(session, &mut both)?;
+        let negatives = both.split_off(drafts.len());
+        for ((draft, positive), negative) in drafts.iter_mut().zip(both).zip(negatives) {
+            draft.image = positive.image;
+            draft.unconditional_image = Some(Arc::new(negative.image));
+            draft.noise = positive.noise.whole();
+        }
+        Ok(())
+    }
+
+    fn paint(&self, session: &mut Session<'_, '_>, embeddings: &mut [Embedding]) -> Result<Vec<Painting>> {
+        let latents = self.sample_decoder(session, embeddings)?;
+        self.decode_latents(session, embeddings, &latents)
+    }
+
+    fn enlarge(&self, session: &mut Session<'_, '_>, small: &mut [Painting], first: usize) -> Result<Vec<Image>> {
+        let mut images = Vec::with_capacity(small.len());
+        for painting in small.iter() {
+            let image = Image::from_unit_range(painting.width, painting.height, &painting.pixels)?;
+            report(session.observer, Event::Picture { index: first + images.len(), image: &image })?;
+            images.push(image);
+        }
+        let unit = small.iter().flat_map(|painting| &painting.pixels).map(|x| (x * 0.5 + 0.5).clamp(0.0, 1.0));
+        if session.trace.is_on() {
+            recording::finished(session.trace, &images, &unit.collect::<Vec<f32>>());
+        }
+        Ok(images)
+    }
+}
+
+impl Kandinsky {
+    fn latents(&self, size: [usize; 2]) -> [usize; 2] {
+        latents(size, self.autoencoder.factor())
+    }
+
+    /// Embeddings to latents `[B, h, w, C]`.
+    fn sample_decoder(&self, session: &mut Session<'_, '_>, drafts: &mut [Embedding]) -> Result<Vec<f32>> {
+        let dim = self.prior.config.embedding_dim;
+        let is_guided = session.settings.decoder_guidance > 1.0;
+        let unconditional = |draft: &Embedding| draft.unconditional_image.as_deref().cloned();
+        for draft in drafts.iter() {
+            let found = [Some(draft.image.len()), unconditional(draft).map(|image| image.len()).or(Some(0))];
+            if found[0] != Some(dim) || is_guided && found[1] != Some(dim) {
+                let reason = format!(
+                    "{} and {} elements of the image and the unconditional one; expected {dim} of each",
+                    draft.image.len(),
+                    found[1].unwrap_or(0)
+                );
+                return Err(Error::request("embedding", reason));
+            }
+        }
+        let [height, width] = self.latents(drafts[0].size);
+        let shape = vec![height, width, self.decoder.in_channels];
+        let noise = drawn_by(drafts.iter().map(|draft| &draft.noise));
+        let (steps, scale) = (session.settings.decoder_steps, session.settings.decoder_guidance);
+        let guidance = is_guided.then_some(scale);
+        let sampling = Loop::new("decoder", &self.scheduler, ("decoder steps", steps), shape, guidance, noise)?;
+        let time = time_table(&sampling, &self.decoder);
+        let shapes = Shapes::sampling(1, steps, is_guided, noise).at([height, width]);
+        let mut all = Vec::new();
+        session.stage(DECODER, shapes, drafts.len(), steps, |session, executable, group| {
+            let drafts = &mut drafts[group];
+            let images: Vec<f32> = drafts.iter().flat_map(|draft| &draft.image).copied().collect();
+            let mut rows: Vec<f32> = drafts.iter().filter(|_| is_guided).filter_map(unconditional).flatten().collect();
+            rows.extend(&images);
+            executable.write("image_embeds", &rows)?;
+            session.trace.put(|| "image_embeds".to_owned(), &[drafts.len(), dim], &images);
+            let mut draws = sampling.draw(drafts.iter_mut().map(|draft| &mut draft.noise));
+            sampling.trace_start(&draws, session.trace);
+            session.sample(DECODER, &sampling, executable, 0..steps, &time, &mut draws)?;
+            all.extend(draws.latents);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// Latents to pictures.
+    fn decode_latents(
+        &self,
+        session: &mut Session<'_, '_>,
+        drafts: &[Embedding],
+        latents: &[f32],
+    ) -> Result<Vec<Painting>> {
+        let [width, height] = drafts[0].size;
+        let size = latents.len() / drafts.len();
+        let shapes = Shapes::batch(1, false).at(self.latents(drafts[0].size));
+        let mut pictures = Vec::with_capacity(drafts.len());
+        session.stage(AUTOENCODER, shapes, drafts.len(), 0, |session, executable, group| {
+            executable.write("latents", &latents[group.start * size..group.end * size])?;
+            executable.run_once()?;
+            let pixels = session.read(AUTOENCODER, executable, "picture")?;
+            let each = pixels.chunks_exact(elements(&[height, width, 3]));
+            pictures.extend(drafts[group].iter().zip(each).map(|(draft, pixels)| Painting {
+                width,
+                height,
+                pixels: pixels.to_vec(),
+                noise: draft.noise.clone(),
+            }));
+            Ok(())
+        })?;
+        Ok(pictures)
+    }
+
+    /// Sizes that two components must agree on, and settings that no schedule has steps for.
+    fn check(&self) -> Result<()> {
+        let agree = |component: &str, key: &str, found: usize, other: &str, wanted: usize| {
+            agree(&self.checkpoint, component, key, found, other, wanted)
+        };
+        let (dim, of_dim) = (self.prior.config.embedding_dim, "the prior's embedding_dim");
+        let of_tokens = "the text encoder's max_position_embeddings";
+        agree("prior_prior", "num_embeddings", self.prior.config.num_embeddings, of_tokens, self.texts.length())?;
+        agree("prior_text_encoder", "projection_dim", self.texts.config.projection_dim, of_dim, dim)?;
+        agree("unet", "encoder_hid_dim", self.decoder.encoder_hid_dim.unwrap_or(dim), of_dim, dim)?;
+        let channels = self.autoencoder.latent_channels;
+        agree("unet", "in_channels", self.decoder.in_channels, "the number of the latents' channels", channels)?;
+        agree("unet", "out_channels", self.decoder.out_channels, "twice the latents' channels", 2 * channels)?;
+        agree("movq", "out_channels", self.autoencoder.out_channels, "the number of colours", 3)?;
+        let factor = self.autoencoder.factor();
+        agree("movq", "block_out_channels gives a factor that", factor, "Kandinsky's", UNIT / 8)?;
+        let Settings { prior_steps, decoder_steps, .. } = self.defaults;
+        Schedule::new(&self.prior.scheduler)
+            .timesteps("prior steps", prior_steps)
+            .and_then(|_| Schedule::new(&self.scheduler).timesteps("decoder steps", decoder_steps))
+            .and_then(|_| self.defaults.check())
+            .map_err(|error| {
+                Error::config(self.checkpoint.path().join("model_index.json"), format!("_engine_defaults: {error}"))
+            })
+    }
+}
