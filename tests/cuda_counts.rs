@@ -3,11 +3,14 @@
 #![cfg(feature = "cuda-emulator")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use std::collections::BTreeMap;
 use unclip::Dtype;
 use unclip::Precision;
 use unclip::backend::cuda::Cuda;
 use unclip::backend::cuda::emulator::Counters;
+use unclip::backend::cuda::explain;
 use unclip::cases;
+use unclip::cases::models::{Drawn, ModelCase, Network, Size};
 use unclip::ops::{MatmulUnit, Op, Operand, Operation};
 use unclip::plan::{Cost, narrow};
 
@@ -89,8 +92,9 @@ fn count(name: &str, backend: Cuda, precision: Precision) -> Row {
     problem.run(&backend).unwrap();
     let plan = narrow(problem.plan(), storage);
     let steps: Vec<_> = plan.steps.iter().filter(|step| step.label == "case").cloned().collect();
-    let copies = format!("convert_f32_{}", storage.name());
-    let is_copy = |entry: &str| plan.steps.len() > steps.len() && entry == copies;
+    let to_storage = format!("_f32_{}", storage.name());
+    let is_copy =
+        |entry: &str| plan.steps.len() > steps.len() && entry.starts_with("convert") && entry.ends_with(&to_storage);
     let ran = backend.counters().into_iter().filter(|(entry, ..)| !is_copy(entry));
     let (kernels, counted): (Vec<String>, Vec<Counters>) = ran.map(|(entry, _, counted)| (entry, counted)).unzip();
     Row { kernels, counted: counted.into_iter().sum(), least: plan.cost(&steps) }
@@ -168,5 +172,22 @@ fn matmuls_on_tensor_cores_take_at_most_a_third_of_the_instructions() {
         });
         let [f32, _, f16, warpgroups] = rows;
         assert!(3 * f16 <= f32 && 3 * warpgroups <= f32, "{name}: {rows:?} instructions");
+    }
+}
+
+/// Launches of the kernels of a Karlo step on compute capability 9.0 in f16, and how many there may be.
+#[test]
+fn a_step_takes_few_launches() {
+    for (network, most) in [(Network::Decoder, 383), (Network::SuperRes, 268)] {
+        let case = ModelCase { network, size: Size::Karlo };
+        let plan = case.plan(1, &Drawn::new(Dtype::F16)).unwrap();
+        let (plan, kernels) = explain(plan, Precision::F16, (9, 0));
+        let mut entries: BTreeMap<&str, usize> = BTreeMap::new();
+        for used in kernels[plan.once..].iter().flatten() {
+            *entries.entry(&used.entry).or_default() += 1;
+        }
+        let launches: usize = entries.values().sum();
+        println!("{}: {launches} launches a step, {entries:?}", case.name());
+        assert!(launches <= most, "{}: {launches} launches a step, at most {most} are allowed", case.name());
     }
 }

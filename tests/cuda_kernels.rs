@@ -21,7 +21,8 @@ const NO_OPERATION: [&str; 2] = ["advance", "unpack_weight"];
 /// Kernels to which several operations lower.
 const SHARED: [&str; 3] = ["matmul_mma", "matmul_sm90", "matmul_sum"];
 /// Kernels of an operation that has several, for inputs that do not fit into shared memory or would be read twice.
-const PARTS: [&str; 4] = ["group_norm_apply", "group_norm_scale_shift", "group_norm_statistics", "resize_bicubic"];
+const PARTS: [&str; 5] =
+    ["group_norm_apply", "group_norm_merge", "group_norm_statistics", "resize_bicubic", "resize_by_two"];
 
 fn header(kernel: &Text) -> Header {
     let Text { stem, text, .. } = kernel;

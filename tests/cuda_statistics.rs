@@ -250,7 +250,8 @@ fn statistics_are_values_that_share_slots_and_are_whole_when_they_are_read() {
     assert!(plan.to_string().contains(", 3] @"), "a listing shows them");
 }
 
-/// A norm after its matmul moves its input, its output and the statistics.
+/// A norm after its matmul moves its input, its output and the statistics; in halves every block reads those of its own
+/// channels, in f32 a launch before it merges them.
 #[test]
 fn norms_with_statistics_read_their_input_once() {
     println!("| case | kernels | least KiB | moved KiB | ratio | sectors per request |\n|---|---|---|---|---|---|");
@@ -288,7 +289,8 @@ fn norms_with_statistics_read_their_input_once() {
             moved / 1024,
             apply.2.sectors_per_request()
         );
-        assert!(ratio < 1.1 && kernels.len() == 2, "{kernels:?}: {ratio:.2}");
+        let merging = usize::from(precision.storage() == Dtype::F32);
+        assert!(ratio < 1.13 && kernels.len() == 1 + merging, "{kernels:?}: {ratio:.2}");
     }
 }
 

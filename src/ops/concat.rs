@@ -1,4 +1,4 @@
-use super::{Launch, Operand, Operation, Scalar, StorageRule, Tiles, elements, require};
+use super::{Launch, MatmulUnit, Operand, Operation, Scalar, StorageRule, Tiles, elements, require};
 
 /// Puts tensors one after the other along one dimension.
 ///
@@ -47,5 +47,18 @@ impl Operation for Concat {
             Launch::each("concat", elements(shape), vec![Operand::Input(i), Operand::Output(0)], scalars)
         };
         inputs.iter().enumerate().map(part).collect()
+    }
+
+    fn ptx(&self, inputs: &[&[usize]], outputs: &[&[usize]], _: MatmulUnit) -> Vec<Launch> {
+        let output = outputs[0];
+        let stride = elements(&output[self.axis..]);
+        let mut first = 0;
+        let part = |(launch, shape): (Launch, &&[usize])| {
+            let width = elements(&shape[self.axis..]);
+            let runs = [width, stride, first];
+            first += width;
+            launch.in_vectors("concat_x16", &runs)
+        };
+        self.wgsl(inputs, output, Tiles::Shared).into_iter().zip(inputs).map(part).collect()
     }
 }

@@ -1,4 +1,4 @@
-use super::{Launch, Operand, Operation, StorageRule, Tiles, count, elements};
+use super::{Launch, MatmulUnit, Operand, Operation, StorageRule, Tiles, count, elements};
 
 /// Copies a tensor; the output may have another element type. Models do not record it:
 /// [`narrow`](crate::plan::narrow()) puts it where an operation wants the other type.
@@ -27,5 +27,10 @@ impl Operation for Convert {
 
     fn wgsl(&self, _: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {
         vec![Launch::each("convert", elements(output), vec![Operand::Input(0), Operand::Output(0)], [])]
+    }
+
+    fn ptx(&self, inputs: &[&[usize]], outputs: &[&[usize]], _: MatmulUnit) -> Vec<Launch> {
+        let plain = self.wgsl(inputs, outputs[0], Tiles::Shared).remove(0);
+        vec![plain.in_vectors("convert_x16", &[elements(outputs[0])])]
     }
 }

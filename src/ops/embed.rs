@@ -1,4 +1,6 @@
-use super::{Launch, Operand, Operation, Scalar, StorageRule, Tiles, WeightSplit, count, elements, require};
+use super::{
+    Launch, MatmulUnit, Operand, Operation, Scalar, StorageRule, Tiles, WeightSplit, count, elements, require, width,
+};
 
 /// Gathers rows by their u32 indices.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,5 +65,11 @@ impl Operation for Embed {
         // A token's rows are those of all sequences, not of the first dimension; it is no weight in any case.
         let by_first_dimension = *self != Embed::Token;
         by_first_dimension.then_some(WeightSplit { input: 0, first: "first_row", columns: false })
+    }
+
+    fn ptx(&self, inputs: &[&[usize]], outputs: &[&[usize]], _: MatmulUnit) -> Vec<Launch> {
+        let plain = self.wgsl(inputs, outputs[0], Tiles::Shared).remove(0);
+        let row = if *self == Embed::Row { elements(outputs[0]) } else { width(outputs[0]) };
+        vec![plain.in_vectors("embed_x16", &[row])]
     }
 }

@@ -48,11 +48,16 @@ const SUMS: BlockSize = BlockSize {
     threads: 512,
     shared_bytes: 48 << 10,
 };
-/// Entry points of the kernel that reads all elements again, and how many channels a thread owns there.
-const APPLY: [(&str, usize); 2] = [("group_norm_apply_512x1", 1), ("group_norm_apply_512x4", 4)];
+/// Threads of the kernel that normalises with statistics, and the most channels and groups that it has shared memory for.
 const APPLY_THREADS: usize = 512;
-/// Positions of a thread there, and the fewest of a block, which first reads two floats for each of its channels.
-const APPLY_POSITIONS: [usize; 2] = [4, 32];
+const APPLY_CHANNELS: usize = 2048;
+const APPLY_GROUPS: usize = 512;
+/// The fewest columns of a block's threads, if there are that many: 512 bytes of a position.
+const APPLY_COLUMNS: usize = 32;
+/// Blocks that keep a GPU busy there: two for each multiprocessor. More would merge statistics more often.
+const APPLY_BLOCKS: usize = 256;
+/// Most entries of statistics that each block merges itself: a launch that merges them once takes longer.
+const MERGED_IN_PLACE: usize = 4096;
 /// Numbers that end where vectors may begin.
 const ALIGNMENT: usize = 64;
 
@@ -78,6 +83,15 @@ struct Group {
     pairs: bool,
 }
 
+/// What a block of `group_norm_apply` owns.
+struct Share {
+    entry: &'static str,
+    /// Channels.
+    span: usize,
+    /// Positions.
+    part: usize,
+}
+
 impl Group {
     fn bytes(&self) -> usize {
         self.positions * self.members * self.size
@@ -86,6 +100,26 @@ impl Group {
     /// The block that holds it.
     fn chip(&self) -> Option<&'static BlockSize> {
         BLOCK_SIZES.iter().find(|chip| chip.holds(self.members, self.bytes()))
+    }
+
+    /// The division of `images` with `c` channels among the blocks that normalise them, for elements of `size` bytes.
+    fn share(&self, images: usize, c: usize, size: usize) -> Share {
+        let vector = 16 / size;
+        let (entry, wide) =
+            if c.is_multiple_of(vector) { ("group_norm_apply", vector) } else { ("group_norm_apply_x1", 1) };
+        // Threads in whole rows of columns. The narrower the span, the fewer statistics a block merges; the first that
+        // leaves few threads idle.
+        let columns = c / wide;
+        let most = APPLY_THREADS.min(APPLY_CHANNELS.min((APPLY_GROUPS - 2) * self.members) / wide).max(1);
+        let busy = |span: &usize| APPLY_THREADS / span * span;
+        let blocks = columns.div_ceil(most)..=(columns / APPLY_COLUMNS).max(columns.div_ceil(most));
+        let spans: Vec<usize> = blocks.rev().map(|blocks| columns.div_ceil(blocks)).collect();
+        let best = spans.iter().find(|span| 16 * busy(span) >= 15 * APPLY_THREADS);
+        let span = best.or_else(|| spans.iter().max_by_key(|span| busy(span))).map_or(1, |&span| span);
+        let blocks_across = columns.div_ceil(span);
+        let rows = APPLY_THREADS / span;
+        let part = (images * self.positions * blocks_across).div_ceil(APPLY_BLOCKS).next_multiple_of(rows);
+        Share { entry, span: span * wide, part: part.min(self.positions) }
     }
 
     /// Divides it for [`SUMS`]: positions and channels of a part, and the parts of all positions. All but the last are
@@ -144,8 +178,8 @@ impl Operation for GroupNorm {
         vec![Launch { stem, entry: stem, threads: 256, grid, tensors, scalars, tiling: None, choice }]
     }
 
-    /// One launch if a group fits into a block's shared memory. Otherwise three: (1) partial statistics, unless they are
-    /// inputs; (2) scale and shift of each channel; (3) apply.
+    /// One launch if statistics are inputs and few, or a group fits into a block's shared memory. Otherwise up to three:
+    /// (1) partial statistics, unless they are inputs; (2) one entry for each group; (3) apply.
     fn ptx(&self, inputs: &[&[usize]], outputs: &[&[usize]], unit: MatmulUnit) -> Vec<Launch> {
         let output = outputs[0];
         let (images, c) = (output[0], width(output));
@@ -154,7 +188,7 @@ impl Operation for GroupNorm {
         let plain = self.wgsl(inputs, output, Tiles::Shared).remove(0);
         let on_chip =
             |chip: &BlockSize| Some(Tiling { walks: Vec::new(), shared_bytes: chip.shared_bytes, cluster: 1 });
-        if let Some(chip) = group.chip() {
+        if let Some(chip) = group.chip().filter(|_| self.statistics.is_empty()) {
             let entry = chip.entries[usize::from(group.pairs)];
             let [group, shared] = [group.bytes().div_ceil(1024), chip.shared_bytes as usize >> 10];
             let choice = Choice::new(None, format!("a group of {group} KiB fits into {shared} KiB of shared memory"));
@@ -165,7 +199,7 @@ impl Operation for GroupNorm {
         };
         let mut launches = Vec::new();
         let mut scratch = 0;
-        let partial: Vec<(Operand, Statistics)> = if self.statistics.is_empty() {
+        let mut found: Vec<(Operand, Statistics)> = if self.statistics.is_empty() {
             let [part, span, parts] = group.parts();
             let own = Statistics { images, parts, channels: c, unit: span };
             scratch = own.elements().next_multiple_of(ALIGNMENT);
@@ -194,45 +228,51 @@ impl Operation for GroupNorm {
             };
             self.statistics.iter().enumerate().map(of).collect()
         };
-        let factors = Operand::Scratch { first: scratch, count: 2 * images * c };
-        let (first, second) = (partial[0], partial.get(1));
-        let sizes = |partial: Option<&(Operand, Statistics)>| {
-            partial.map_or([0, 0, 1], |(_, m)| [m.parts, m.channels, m.unit]).map(Scalar::from)
-        };
-        let merged = if self.statistics.is_empty() { "merges the parts" } else { "merges what matmuls left" };
-        launches.push(Launch {
-            stem: "group_norm_scale_shift",
-            entry: "group_norm_scale_shift",
-            tensors: vec![style, gamma, beta, first.0, second.map_or(x, |second| second.0), factors],
-            scalars: [positions * members, c, self.groups]
-                .map(Scalar::from)
-                .into_iter()
-                .chain(sizes(Some(&first)))
-                .chain(sizes(second))
-                .chain([self.style.into(), self.eps.into()])
-                .collect(),
-            choice: Choice::new(None, merged),
-            ..plain.clone()
-        });
-        let (entry, wide) = APPLY[usize::from(c.is_multiple_of(APPLY[1].1))];
-        let span = c.min(APPLY_THREADS * wide);
-        let part = (APPLY_POSITIONS[0] * (APPLY_THREADS / (span / wide))).max(APPLY_POSITIONS[1]);
+        let Share { entry, span, part } = group.share(images, c, unit.size_bytes());
+        let entries: usize = found.iter().map(|(_, of)| of.parts * of.channels / of.unit).sum();
+        // In f32 the order of sums is that of the kernel for many, whatever their number: pictures keep their bytes.
+        if entries * span.min(c) / c > MERGED_IN_PLACE || unit.size_bytes() == 4 {
+            let merged = Statistics { images, parts: 1, channels: c, unit: members };
+            let to = Operand::Scratch { first: scratch, count: merged.elements() };
+            let ([first, second], sizes) = operands_and_sizes(&found);
+            launches.push(Launch {
+                stem: "group_norm_merge",
+                entry: "group_norm_merge",
+                tensors: vec![first, second, to],
+                scalars: [positions * members, c, self.groups].map(Scalar::from).into_iter().chain(sizes).collect(),
+                choice: Choice::new(None, format!("merges {entries} entries of an image once")),
+                ..plain.clone()
+            });
+            found = vec![(to, merged)];
+        }
+        let ([first, second], sizes) = operands_and_sizes(&found);
         launches.push(Launch {
             stem: "group_norm_apply",
             entry,
             threads: APPLY_THREADS as u32,
             grid: [grid(c.div_ceil(span)), grid(positions.div_ceil(part)), grid(images)],
-            tensors: vec![x, factors, y],
-            scalars: [positions, c, part, span]
+            tensors: vec![x, x, gamma, beta, style, first, second, y],
+            scalars: [positions, c, self.groups, c, part, span]
                 .map(Scalar::from)
                 .into_iter()
-                .chain([Activation::code(self.activation)])
+                .chain(sizes)
+                .chain([self.style.into(), Activation::code(self.activation), self.eps.into()])
                 .collect(),
             tiling: None,
-            choice: Choice::new(Some([part, span]), format!("channels a thread: {wide}")),
+            choice: Choice::new(Some([part, span]), "statistics are there"),
         });
         launches
     }
+}
+
+/// Operands of statistics, of which there are one or two, and their parts, channels and units.
+fn operands_and_sizes(found: &[(Operand, Statistics)]) -> ([Operand; 2], [Scalar; 6]) {
+    let second = found.get(1);
+    let sizes = |of: Option<&(Operand, Statistics)>| {
+        of.map_or([0, 0, 1], |(_, of)| [of.parts, of.channels, of.unit]).map(Scalar::from)
+    };
+    let ([a, b, c], [d, e, f]) = (sizes(found.first()), sizes(second));
+    ([found[0].0, second.unwrap_or(&found[0]).0], [a, b, c, d, e, f])
 }
 
 impl GroupNorm {
@@ -241,11 +281,12 @@ impl GroupNorm {
         3 + usize::from(self.style)
     }
 
-    /// The channels of a group, if a group does not fit into a block's shared memory: the kernels then read their input
-    /// twice unless they are given [`Statistics`] of it.
+    /// The channels of a group, if statistics of the input spare the kernels something. Without them they read an input
+    /// whose groups do not fit into a block's shared memory twice, and have one block for each group of the others, which
+    /// keeps few multiprocessors busy. In f32 the latter stay: their sums would have another order.
     pub fn wants_statistics(&self, output: &[usize], unit: MatmulUnit) -> Option<usize> {
         let group = self.group(output, unit);
-        group.chip().is_none().then_some(group.members)
+        (unit.size_bytes() == 2 || group.chip().is_none()).then_some(group.members)
     }
 
     fn group(&self, output: &[usize], matmul: MatmulUnit) -> Group {

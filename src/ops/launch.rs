@@ -225,6 +225,25 @@ impl Launch {
     }
 }
 
+/// Elements that a PTX kernel reads and writes at once: 16 bytes of halves, or of floats twice.
+const VECTOR: usize = 8;
+/// Elements of a thread in entries with vectors.
+const ELEMENTS_OF_THREAD: usize = 16;
+
+impl Launch {
+    /// One by [`Launch::each`], by the entry of its PTX kernel whose threads own vectors, if a run of elements that are
+    /// neighbours in every tensor is always whole vectors: each of `runs` is a length or a first index of some.
+    pub(super) fn in_vectors(mut self, entry: &'static str, runs: &[usize]) -> Launch {
+        if runs.iter().all(|run| run.is_multiple_of(VECTOR)) {
+            let threads = (self.scalars[0].bits() as usize).div_ceil(ELEMENTS_OF_THREAD);
+            self.entry = entry;
+            self.grid = spread(threads.div_ceil(self.threads as usize));
+            self.choice = Choice::new(None, "16 elements a thread, in vectors");
+        }
+        self
+    }
+}
+
 /// The input `next` if `present`, which is then counted, or the first input in its place: kernels bind every tensor
 /// that they know and are told by a scalar which ones to use.
 pub(super) fn optional(present: bool, next: &mut usize) -> Operand {

@@ -1,4 +1,4 @@
-use super::{Activation, Launch, Operand, Operation, Scalar, Tiles, count, elements, require};
+use super::{Activation, Launch, MatmulUnit, Operand, Operation, Scalar, Tiles, count, elements, require, width};
 
 /// Scales and shifts images by maps of a coarser grid, each entry of which is for a square of pixels.
 ///
@@ -48,5 +48,10 @@ impl Operation for Modulate {
         let mut scalars: Vec<Scalar> = [output[2], output[3], Modulate::factor(inputs)].map(Scalar::from).to_vec();
         scalars.push(Activation::code(self.activation));
         vec![Launch::each("modulate", elements(output), tensors, scalars)]
+    }
+
+    fn ptx(&self, inputs: &[&[usize]], outputs: &[&[usize]], _: MatmulUnit) -> Vec<Launch> {
+        let plain = self.wgsl(inputs, outputs[0], Tiles::Shared).remove(0);
+        vec![plain.in_vectors("modulate_x16", &[width(outputs[0])])]
     }
 }

@@ -1,5 +1,5 @@
 use super::launch::optional;
-use super::{Launch, Operand, Operation, Scalar, Tiles, count, elements, require, width};
+use super::{Launch, MatmulUnit, Operand, Operation, Scalar, Tiles, count, elements, require, width};
 
 /// A function of one number.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -102,5 +102,16 @@ impl Operation for Pointwise {
         let period = inputs.get(1).map_or(1, |other| elements(other));
         let scalars = [kind, period.into(), width(output).into(), image.into(), low.into(), high.into()];
         vec![Launch::each("pointwise", count, vec![Operand::Input(0), other, Operand::Output(0)], scalars)]
+    }
+
+    fn ptx(&self, inputs: &[&[usize]], outputs: &[&[usize]], _: MatmulUnit) -> Vec<Launch> {
+        let output = outputs[0];
+        let run = match self {
+            Pointwise::Activation(_) | Pointwise::Clamp { .. } => elements(output),
+            Pointwise::Add | Pointwise::Multiply => elements(inputs[1]),
+            Pointwise::AddChannels | Pointwise::ScaleShift => width(output),
+        };
+        let plain = self.wgsl(inputs, output, Tiles::Shared).remove(0);
+        vec![plain.in_vectors("pointwise_x16", &[run])]
     }
 }

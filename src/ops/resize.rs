@@ -68,19 +68,20 @@ impl Operation for Resize {
         let x = inputs[0];
         let plain = self.wgsl(inputs, output, Tiles::Shared).remove(0);
         match self {
-            // What a thread reads goes to four places.
-            Resize::NearestDouble => {
+            Resize::NearestDouble | Resize::MeanHalve => {
+                // What is read of a picture to be doubled goes to four places.
+                let owned = if *self == Resize::NearestDouble { x } else { output };
                 let sizes = plain.scalars[1..].iter().copied();
-                let choice = Choice::new(None, "one thread an element of x, written four times");
-                vec![Launch { choice, ..Launch::each("resize", elements(x), plain.tensors, sizes) }]
+                let launch = Launch::each("resize_by_two", elements(owned), plain.tensors, sizes);
+                vec![launch.in_vectors("resize_by_two_x16", &[x[3]])]
             }
-            Resize::MeanHalve => vec![plain],
             Resize::Bicubic { .. } => {
                 let down = Side { inputs: x[1], outputs: output[1] };
                 let across = Side { inputs: x[2], outputs: output[2] };
                 let Some([rows, columns]) = tile(down, across, x[3]) else {
                     let choice = Choice::new(None, "one thread an element: the taps of a tile exceed 24 KiB");
-                    return vec![Launch { choice, ..plain }];
+                    let sizes = plain.scalars[2..].iter().copied();
+                    return vec![Launch { choice, ..Launch::each("resize", elements(output), plain.tensors, sizes) }];
                 };
                 let sizes = plain.scalars[2..].iter().copied();
                 let own = [rows, columns, down.quads(), across.quads()].map(Scalar::from);

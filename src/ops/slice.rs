@@ -1,4 +1,4 @@
-use super::{Launch, Operand, Operation, Scalar, StorageRule, Tiles, count, elements, require};
+use super::{Launch, MatmulUnit, Operand, Operation, Scalar, StorageRule, Tiles, count, elements, require};
 
 /// Takes `length` entries `start, start + step, ..` of one dimension.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,9 +43,27 @@ impl Operation for Slice {
     }
 
     fn wgsl(&self, inputs: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {
+        vec![self.launch(self.sizes(inputs, output), output)]
+    }
+
+    fn ptx(&self, inputs: &[&[usize]], outputs: &[&[usize]], _: MatmulUnit) -> Vec<Launch> {
+        let [inner, length, outer, first, step] = self.sizes(inputs, outputs[0]);
+        // Entries without a gap between them are one.
+        let [inner, length, step] = if self.step == 1 { [inner * length, 1, 0] } else { [inner, length, step] };
+        let launch = self.launch([inner, length, outer, first, step], outputs[0]);
+        vec![launch.in_vectors("slice_x16", &[inner, outer, first, step])]
+    }
+}
+
+impl Slice {
+    /// As the header of its kernel lists them: inner, length, outer, first, step.
+    fn sizes(&self, inputs: &[&[usize]], output: &[usize]) -> [usize; 5] {
         let inner = elements(&output[self.axis + 1..]);
-        let outer = elements(&inputs[0][self.axis..]);
-        let scalars = [inner, self.length, outer, self.start * inner, self.step * inner].map(Scalar::from);
-        vec![Launch::each("slice", elements(output), vec![Operand::Input(0), Operand::Output(0)], scalars)]
+        [inner, self.length, elements(&inputs[0][self.axis..]), self.start * inner, self.step * inner]
+    }
+
+    fn launch(&self, sizes: [usize; 5], output: &[usize]) -> Launch {
+        let tensors = vec![Operand::Input(0), Operand::Output(0)];
+        Launch::each("slice", elements(output), tensors, sizes.map(Scalar::from))
     }
 }
