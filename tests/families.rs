@@ -7,6 +7,8 @@ mod support;
 mod families {
     mod autoencoders;
     mod kandinsky;
+    #[cfg(feature = "tokenizer")]
+    mod kandinsky_pictures;
 }
 
 use std::path::Path;

@@ -112,6 +112,11 @@ pub(super) trait Family: Send + Sync {
     /// Records the plan of a stage. Both runs and listings take their plans from here.
     fn record(&self, stage: Stage, shapes: &Shapes, source: &dyn WeightSource) -> Result<Plan>;
 
+    /// Beginnings of the names of tensors of a stage's component that the stage does not read and others may.
+    fn of_others(&self, _: Stage) -> &'static [&'static str] {
+        &[]
+    }
+
     /// The stages that a request passes through, with the shapes for all of its pictures or texts together.
     ///
     /// # Errors

@@ -185,6 +185,11 @@ impl Family for Kandinsky {
         }
     }
 
+    fn of_others(&self, stage: Stage) -> &'static [&'static str] {
+        // The encoder is for given pictures, and the original never quantises.
+        if stage == AUTOENCODER { &["encoder.", "quant_conv.", "quantize."] } else { &[] }
+    }
+
     fn route(&self, request: &Request, settings: &Settings) -> Result<Vec<(Stage, Shapes)>> {
         if request.super_res_steps.is_some() {
             return Err(Error::request("super-resolution steps", "this checkpoint has no super-resolution"));

@@ -292,7 +292,7 @@ impl Pipeline {
     pub fn unused_tensors(&self, stage: Stage) -> Result<Vec<String>> {
         let component = self.checkpoint.component(stage.name())?;
         let plan = self.family.record(stage, &Shapes::sampling(1, 1, true, Noise::Given), &component)?;
-        Ok(session::unused(&component, &plan))
+        Ok(session::unused(&component, &plan, self.family.of_others(stage)))
     }
 }
 

@@ -59,7 +59,7 @@ impl Session<'_, '_> {
         let shapes = shapes.of(1);
         let plan = self.record(stage, &shapes, &component)?;
         component.warnings().iter().try_for_each(|warning| self.warn(warning))?;
-        self.warn_of_unused(&component, &plan)?;
+        self.warn_of_unused(stage, &component, &plan)?;
         let needs = Needs { weights: component.total_bytes(), picture: assign(&plan).bytes() };
         self.residents.learn(stage, shapes, needs);
         self.recorded.insert((stage, shapes), plan);
@@ -71,8 +71,8 @@ impl Session<'_, '_> {
         self.family.record(stage, shapes, component)
     }
 
-    fn warn_of_unused(&mut self, component: &Component, plan: &Plan) -> Result<()> {
-        let unused = unused(component, plan);
+    fn warn_of_unused(&mut self, stage: Stage, component: &Component, plan: &Plan) -> Result<()> {
+        let unused = unused(component, plan, self.family.of_others(stage));
         if unused.is_empty() {
             return Ok(());
         }
@@ -233,10 +233,12 @@ fn groups(count: usize, most: usize) -> Vec<Range<usize>> {
     (0..groups).map(|group| end(group)..end(group + 1)).collect()
 }
 
-/// Tensors of the component that the plan does not use. Position numbers that old exports store are known and left out.
-pub(super) fn unused(component: &Component, plan: &Plan) -> Vec<String> {
+/// Tensors of the component that the plan does not use, without those of other stages, by the beginnings of their names.
+/// Position numbers that old exports store are known and left out.
+pub(super) fn unused(component: &Component, plan: &Plan, of_others: &[&str]) -> Vec<String> {
     let used: std::collections::HashSet<&str> = plan.weights().map(|(name, _)| name).collect();
-    let idle = |name: &&str| !used.contains(name) && !name.ends_with("embeddings.position_ids");
+    let is_of_others = |name: &str| of_others.iter().any(|start| name.starts_with(start));
+    let idle = |name: &&str| !used.contains(name) && !is_of_others(name) && !name.ends_with("embeddings.position_ids");
     component.tensors().map(|(name, _)| name).filter(idle).map(str::to_owned).collect()
 }
 

@@ -36,6 +36,11 @@ impl Recording {
         Recording::open("kandinsky")
     }
 
+    /// Of a tiny Kandinsky's pictures; `tests/golden/make_kandinsky_pictures.py` made it.
+    pub fn kandinsky_pictures() -> Recording {
+        Recording::open("kandinsky-2-2/pictures")
+    }
+
     /// A tensor of f16 with its shape.
     pub fn halves(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
         let tensors = self.tensors();
