@@ -3,6 +3,9 @@
 
 #[path = "cli/checkpoints.rs"]
 mod checkpoints;
+#[cfg(all(feature = "default-model", feature = "tokenizer"))]
+#[path = "cli/families.rs"]
+mod families;
 #[path = "cli/formats.rs"]
 mod formats;
 #[path = "cli/noise.rs"]
@@ -32,7 +35,7 @@ const SHORT: [&str; 6] = ["--prior-steps", "2", "--decoder-steps", "2", "--super
 fn command(dir: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
     command.args(arguments).current_dir(dir);
-    for variable in ["MODEL", "DEVICE", "DTYPE", "THREADS"] {
+    for variable in ["MODEL", "PRIOR", "DEVICE", "DTYPE", "THREADS"] {
         command.env_remove(format!("ENGINE_{variable}"));
     }
     command.env_remove("XDG_RUNTIME_DIR").env("HF_HUB_CACHE", dir.join("hub"));

@@ -277,6 +277,10 @@ pub struct InspectArguments {
     /// settings that it carries
     #[arg(value_name = "DIR", env = "ENGINE_MODEL", required = cfg!(not(feature = "default-model")))]
     pub model: Option<PathBuf>,
+    /// The folder of the prior, for checkpoints that have none in theirs (Kandinsky) [default: the one beside the checkpoint
+    /// or in the hub's cache]
+    #[arg(long, value_name = "DIR", env = "ENGINE_PRIOR")]
+    pub prior: Option<PathBuf>,
     /// Which variant of the weight files to look at
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,

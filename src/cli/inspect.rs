@@ -23,7 +23,10 @@ pub fn inspect(arguments: &InspectArguments) -> Result<()> {
         return super::picture::inspect(path, arguments.json);
     }
     let options = LoadOptions { mmap: true, variant: arguments.variant.clone() };
-    let open = || super::open(arguments.model.as_deref(), options.clone());
+    let open = || {
+        let checkpoint = super::open(arguments.model.as_deref(), options.clone())?;
+        super::prior::add(checkpoint, arguments.prior.as_deref(), options.clone())
+    };
     let checkpoint = open()?;
     let known = Known::read(&checkpoint)?;
     let mut reports = pipeline::inspect(&checkpoint)?;
@@ -61,6 +64,12 @@ fn check_models(checkpoint: Checkpoint, reports: &mut [ComponentReport]) -> Mode
     let mut models = Models::default();
     if reports.iter().any(|r| r.problem.is_some()) {
         return models; // a pipeline needs all of them
+    }
+    if pipeline::is_prior(checkpoint.path()) {
+        models
+            .warnings
+            .push("a prior alone: with a decoder's folder it makes pictures, see `engine run --prior`".into());
+        return models;
     }
     let pipeline = match Cpu::new(1).and_then(|cpu| Pipeline::open(checkpoint, Box::new(cpu))) {
         Ok(pipeline) => pipeline,

@@ -38,7 +38,7 @@ pub const KIND: Kind = Kind {
         "KandinskyV22Img2ImgCombinedPipeline",
         OF_PRIOR,
     ],
-    components: |_| [&COMPONENTS, &[]],
+    components,
     open,
 };
 
@@ -57,6 +57,12 @@ const COMPONENTS: [&str; 9] = [
     "scheduler",
     "unet",
 ];
+
+/// The components of a folder of this class.
+fn components(class: &str) -> [&'static [&'static str]; 2] {
+    const ALONE: &[&str] = &["image_encoder", "image_processor", "prior", "scheduler", "text_encoder", "tokenizer"];
+    [if class == OF_PRIOR { ALONE } else { &COMPONENTS }, &[]]
+}
 
 const TEXT_ENCODER: Stage = Stage::new("prior_text_encoder", "text encoder");
 const PRIOR: Stage = Stage::new("prior_prior", "prior");

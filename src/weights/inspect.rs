@@ -51,15 +51,17 @@ fn look(checkpoint: &Checkpoint, report: &mut ComponentReport) -> Result<()> {
     let name = report.name.clone();
     checkpoint.require(&[&name])?;
     // Components without weights need settings in JSON; who uses them checks their content.
-    let settings = match name.as_str() {
-        "tokenizer" if checkpoint.has("tokenizer/tokenizer.json") => &["tokenizer.json"][..],
+    // Names may have a prefix: `prior_tokenizer`.
+    let settings = match name.rsplit_once('_').map_or(name.as_str(), |(_, last)| last) {
+        "tokenizer" if checkpoint.has(&format!("{name}/tokenizer.json")) => &["tokenizer.json"][..],
         "tokenizer" => {
-            checkpoint.read("tokenizer/merges.txt")?;
-            report.files.push("tokenizer/merges.txt".into());
+            let merges = format!("{name}/merges.txt");
+            checkpoint.read(&merges)?;
+            report.files.push(merges);
             &["vocab.json"]
         }
-        "feature_extractor" => &["preprocessor_config.json"],
-        _ if name.ends_with("_scheduler") => &["scheduler_config.json"],
+        "extractor" | "processor" => &["preprocessor_config.json"],
+        "scheduler" => &["scheduler_config.json"],
         _ => &[],
     };
     for file in settings {

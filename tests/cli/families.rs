@@ -1,0 +1,64 @@
+//! Checkpoints of other families than Karlo's on the command line.
+
+use super::{assert_refused, engine, names, text};
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+const STEPS: [&str; 4] = ["--prior-steps", "2", "--decoder-steps", "2"];
+
+/// What a command says that must succeed.
+#[track_caller]
+fn said(dir: &Path, arguments: &[&str]) -> String {
+    let output = engine(dir, arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn kandinsky(part: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/kandinsky-2-2").join(part)
+}
+
+#[test]
+fn kandinskys_prior_is_found_beside_the_decoder_and_a_picture_says_its_size() {
+    let dir = TempDir::new().unwrap();
+    let decoder = kandinsky("decoder");
+    let model = ["run", "--device", "cpu", "-m", decoder.to_str().unwrap()];
+    said(dir.path(), &[&model[..], &STEPS, &["-p", "a fox", "--size", "128x64", "-o", "a.png"]].concat());
+    // The same settings again, from the picture; and with the prior named.
+    said(dir.path(), &[&model[..], &["--from", "a.png", "-o", "b.png"]].concat());
+    let prior = kandinsky("prior");
+    let named = ["--prior", prior.to_str().unwrap(), "--from", "a.png", "-o", "c.png"];
+    said(dir.path(), &[&model[..], &named].concat());
+    let bytes = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
+    assert!(bytes("a.png") == bytes("b.png") && bytes("a.png") == bytes("c.png"));
+    let shown = said(dir.path(), &["inspect", "a.png"]);
+    assert!(shown.contains("width             128") && shown.contains("height            64"), "{shown}");
+    assert!(!shown.contains("super"), "{shown}");
+}
+
+#[test]
+fn inspect_looks_at_decoder_and_prior_together_and_at_a_prior_alone() {
+    let dir = TempDir::new().unwrap();
+    let shown = said(dir.path(), &["inspect", kandinsky("decoder").to_str().unwrap()]);
+    for name in ["movq", "unet", "prior_prior", "prior_text_encoder", "prior_image_encoder"] {
+        assert!(shown.contains(name) && !shown.contains("would not load"), "{shown}");
+    }
+    said(dir.path(), &["inspect", kandinsky("prior").to_str().unwrap()]);
+}
+
+#[test]
+fn a_prior_in_the_wrong_place_is_named_in_one_line() {
+    let dir = TempDir::new().unwrap();
+    let (decoder, prior) = (kandinsky("decoder"), kandinsky("prior"));
+    let [decoder, prior] = [&decoder, &prior].map(|path| path.to_str().unwrap());
+    for (arguments, code, reason) in [
+        (&["-m", prior][..], 3, "this folder is Kandinsky's prior"),
+        (&["-m", decoder, "--prior", decoder], 3, "expected KandinskyV22PriorPipeline"),
+        (&["-m", "built-in", "--prior", prior], 2, "needs no prior of another folder"),
+        (&["-m", decoder, "--super-res-steps", "7"], 2, "no super-resolution"),
+    ] {
+        let all = [&["run", "--device", "cpu", "-p", "a"], arguments].concat();
+        assert_refused(dir.path(), &engine(dir.path(), &all), code, &[reason]);
+    }
+    assert_eq!(names(dir.path()), [""; 0]);
+}
