@@ -261,6 +261,11 @@ impl Gpu {
             // SAFETY: the function belongs to a loaded module.
             let set = unsafe { sys::cuFuncSetAttribute(handle, limit, shared.cast_signed()) };
             self.check(&call.label, set.result())?;
+            // As much of the cache as shared memory as there is, so that as many blocks fit as the kernel is made for.
+            let share = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            // SAFETY: as above.
+            let set = unsafe { sys::cuFuncSetAttribute(handle, share, 100) };
+            self.check(&call.label, set.result())?;
             function.shared_bytes = shared;
         }
         drop(state);
