@@ -34,6 +34,7 @@ pub use trace::Trace;
 
 use crate::backend::Backend;
 use crate::backend::cpu::machine_memory_bytes;
+use crate::dtype::Precision;
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::ops::Noise;
@@ -127,6 +128,21 @@ impl Pipeline {
     pub fn warnings(&self) -> Vec<&str> {
         let own = self.checkpoint.warnings().iter().map(String::as_str);
         own.chain(self.family.warnings()).collect()
+    }
+
+    /// The precision in which most bytes of the networks' weights are stored; f32 for f64. Bytes and not elements decide,
+    /// so that a network in f32 is not rounded for the sake of others unless it is the small part. A component that
+    /// cannot be opened counts for nothing here; a run that needs it says why.
+    pub fn stored_precision(&self) -> Precision {
+        let mut bytes = [(Precision::F32, 0), (Precision::F16, 0), (Precision::Bf16, 0)];
+        for component in self.stages().iter().filter_map(|stage| self.checkpoint.component(stage.name()).ok()) {
+            for (_, info) in component.tensors().filter(|(_, info)| info.dtype.is_float()) {
+                let narrow = bytes.iter().position(|(precision, _)| info.dtype == precision.storage().into());
+                bytes[narrow.unwrap_or(0)].1 += info.size_bytes;
+            }
+        }
+        // The first of equals, which is the widest.
+        bytes.into_iter().rev().max_by_key(|(_, bytes)| *bytes).map_or(Precision::F32, |(precision, _)| precision)
     }
 
     /// The stage of that name.

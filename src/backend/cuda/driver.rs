@@ -20,8 +20,9 @@ use std::ffi::{CStr, CString, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use uploads::{GpuUploads, Lane};
 
-/// Minimum CUDA version of the driver, 11.4: the first with every function that is called here.
-const MIN_DRIVER: i32 = 11_040;
+/// Minimum CUDA version of the driver, 11.8: the first with every function that is called here, launches with attributes
+/// among them. cudarc panics where one is missing.
+const MIN_DRIVER: i32 = 11_080;
 /// Minimum on Hopper, 12.0: the first with tensor maps and PTX 8.0, the version of the Hopper kernels.
 const MIN_DRIVER_HOPPER: i32 = 12_000;
 /// Size of the buffer for the PTX assembler's error log.
