@@ -154,7 +154,7 @@ fn why_not_cuda(error: &Error, name: &str) -> Option<String> {
     match cfg!(feature = "cuda") {
         _ if !there && !name.contains("NVIDIA") => None,
         true => Some(format!("there is an NVIDIA GPU, but {error}")),
-        false => Some("there is an NVIDIA GPU: an engine built with --features cuda is faster on it".to_owned()),
+        false => Some("there is an NVIDIA GPU: an engine built with the feature cuda is faster on it".to_owned()),
     }
 }
 
