@@ -60,6 +60,8 @@ pub struct Pipeline {
     family: Box<dyn Family>,
     residents: Residents,
     memory: u64,
+    /// Whether the limit of what stays is that of the device.
+    limit_is_default: bool,
 }
 
 impl Pipeline {
@@ -70,13 +72,14 @@ impl Pipeline {
     pub fn open(checkpoint: Checkpoint, backend: Box<dyn Backend>) -> Result<Pipeline> {
         let checkpoint = Arc::new(checkpoint);
         let family = family::open(&checkpoint)?;
-        let residents = Residents::new(Keep::default(), kept_by_default());
-        Ok(Pipeline { checkpoint, backend, family, residents, memory: MEMORY })
+        let residents = Residents::new(Keep::default(), kept_by_default(&*backend));
+        Ok(Pipeline { checkpoint, backend, family, residents, memory: MEMORY, limit_is_default: true })
     }
 
     /// The same checkpoint on another device, where nothing is loaded yet.
     pub fn with_backend(self, backend: Box<dyn Backend>) -> Pipeline {
-        let residents = Residents::new(self.residents.keep, self.residents.limit);
+        let limit = if self.limit_is_default { kept_by_default(&*backend) } else { self.residents.limit };
+        let residents = Residents::new(self.residents.keep, limit);
         Pipeline { backend, residents, ..self }
     }
 
@@ -87,10 +90,12 @@ impl Pipeline {
         self
     }
 
-    /// What stays in memory between runs, and how many bytes of it at most: half of the machine's memory if no limit is
-    /// given. What was used longest ago goes first.
+    /// What stays in memory between runs, and how many bytes of it at most: if no limit is given, all that the device has
+    /// free now, or half of the machine's memory where it does not say or has no memory of its own. What was used longest
+    /// ago goes first, also where a stage finds too little memory before the limit is reached.
     pub fn keep(mut self, keep: Keep, limit: Option<u64>) -> Pipeline {
-        self.residents = Residents::new(keep, limit.unwrap_or_else(kept_by_default));
+        self.limit_is_default = limit.is_none();
+        self.residents = Residents::new(keep, limit.unwrap_or_else(|| kept_by_default(&*self.backend)));
         self
     }
 
@@ -312,9 +317,10 @@ impl Pipeline {
     }
 }
 
-/// Half of the machine's memory.
-fn kept_by_default() -> u64 {
-    machine_memory_bytes().map_or(KEPT, |bytes| bytes / 2)
+/// The device's own memory as far as it is free, or half of the machine's.
+fn kept_by_default(backend: &dyn Backend) -> u64 {
+    let half = || machine_memory_bytes().map_or(KEPT, |bytes| bytes / 2);
+    backend.free_memory_bytes().unwrap_or_else(half)
 }
 
 /// Refuses a component's size that is another than that of what it works with.
@@ -329,6 +335,16 @@ fn agree(checkpoint: &Checkpoint, component: &str, key: &str, found: usize, othe
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(feature = "cuda-emulator")]
+    #[test]
+    fn stages_may_stay_in_all_free_memory_of_a_device_and_in_half_of_the_machines() {
+        use crate::backend::cpu::Cpu;
+        use crate::backend::cuda::Cuda;
+        assert_eq!(kept_by_default(&Cuda::emulator_with_memory(1000)), 1000);
+        let machine = machine_memory_bytes().map_or(KEPT, |bytes| bytes / 2);
+        assert_eq!(kept_by_default(&Cpu::new(1).unwrap()), machine);
+    }
 
     #[test]
     fn pipelines_and_requests_can_be_shared_between_threads() {
