@@ -77,6 +77,13 @@ pub enum Error {
         /// What happened.
         reason: String,
     },
+    /// A device lacks the memory.
+    OutOfMemory {
+        /// The back end and adapter.
+        backend: String,
+        /// What was to be allocated, and what was free, as far as that is known.
+        reason: String,
+    },
     /// A file changed while it was in use.
     Changed {
         /// The file.
@@ -129,7 +136,9 @@ impl fmt::Display for Error {
             }
             Error::Shape { at, reason } => write!(f, "{at}: {reason}"),
             Error::Unsupported { what } => write!(f, "not supported: {what}"),
-            Error::Device { backend, reason } => write!(f, "{backend}: {reason}"),
+            Error::Device { backend, reason } | Error::OutOfMemory { backend, reason } => {
+                write!(f, "{backend}: {reason}")
+            }
             Error::Changed { path } => {
                 write!(f, "{}: the file changed while it was being read; nothing was written", path.display())
             }

@@ -3,6 +3,8 @@
 
 #[path = "cli/checkpoints.rs"]
 mod checkpoints;
+#[path = "cli/devices.rs"]
+mod devices;
 #[cfg(all(feature = "default-model", feature = "tokenizer"))]
 #[path = "cli/families.rs"]
 mod families;

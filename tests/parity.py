@@ -21,6 +21,7 @@ here. Exits with 1 if a bar is missed.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -73,7 +74,8 @@ def run_engine(a, folder):
     command += ["--super-res-steps", a.super_res_steps, *a.engine_args.split()]
     if a.prompt:
         command += ["--prior-steps", a.prior_steps, "--prior-guidance", a.prior_guidance]
-    subprocess.run([str(part) for part in command], check=True)
+    # The bars are those of f32, whatever the weights are stored in.
+    subprocess.run([str(part) for part in command], check=True, env={"ENGINE_DTYPE": "f32", **os.environ})
     files = sorted(folder.glob("*.png"))
     return np.stack([np.asarray(Image.open(f)) for f in files]), load_file(folder / "trace.safetensors")
 

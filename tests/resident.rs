@@ -35,10 +35,12 @@ impl Calls {
     }
 }
 
-/// The CPU, counted.
+/// A back end, counted.
 struct Counted {
-    cpu: Cpu,
+    backend: Box<dyn Backend>,
     calls: Arc<Calls>,
+    /// Whether plans are computed; without it their outputs are zeros, for tests of memory alone.
+    computes: bool,
 }
 
 struct CountedSource<'a>(&'a dyn WeightSource, &'a Calls);
@@ -58,7 +60,7 @@ impl WeightSource for CountedSource<'_> {
     }
 }
 
-struct CountedExecutable(Box<dyn Executable>, Arc<Calls>);
+struct CountedExecutable(Box<dyn Executable>, Arc<Calls>, bool);
 
 impl Drop for CountedExecutable {
     fn drop(&mut self) {
@@ -84,11 +86,11 @@ impl Executable for CountedExecutable {
     }
 
     fn run_once(&mut self) -> Result<()> {
-        self.0.run_once()
+        if self.2 { self.0.run_once() } else { Ok(()) }
     }
 
     fn run_step(&mut self, step: u32) -> Result<()> {
-        self.0.run_step(step)
+        if self.2 { self.0.run_step(step) } else { Ok(()) }
     }
 
     fn profile_step(&mut self, step: u32) -> Result<Vec<LaunchTime>> {
@@ -96,13 +98,21 @@ impl Executable for CountedExecutable {
     }
 
     fn read(&mut self, name: &str) -> Result<Vec<f32>> {
-        self.0.read(name)
+        let id = self.0.plan().output(name).filter(|_| !self.2);
+        match id {
+            Some(id) => Ok(vec![0.0; self.0.plan().shape(id).iter().product()]),
+            None => self.0.read(name),
+        }
     }
 }
 
 impl Backend for Counted {
     fn name(&self) -> String {
-        self.cpu.name()
+        self.backend.name()
+    }
+
+    fn free_memory_bytes(&self) -> Option<u64> {
+        self.backend.free_memory_bytes()
     }
 
     fn load(
@@ -112,21 +122,25 @@ impl Backend for Counted {
         held: Option<&Arc<dyn Weights>>,
     ) -> Result<Arc<dyn Weights>> {
         self.calls.loads.fetch_add(1, Ordering::Relaxed);
-        self.cpu.load(plan, &CountedSource(source, &self.calls), held)
+        self.backend.load(plan, &CountedSource(source, &self.calls), held)
     }
 
     fn compile(&self, plan: Plan, weights: &Arc<dyn Weights>) -> Result<Box<dyn Executable>> {
         self.calls.compilations.fetch_add(1, Ordering::Relaxed);
-        let executable = self.cpu.compile(plan, weights)?;
+        let executable = self.backend.compile(plan, weights)?;
         let alive = self.calls.alive.fetch_add(1, Ordering::Relaxed) + 1;
         self.calls.most.fetch_max(alive, Ordering::Relaxed);
-        Ok(Box::new(CountedExecutable(executable, self.calls.clone())))
+        Ok(Box::new(CountedExecutable(executable, self.calls.clone(), self.computes)))
     }
 }
 
 fn open(model: &str) -> (Pipeline, Arc<Calls>) {
+    open_on(Box::new(Cpu::new(2).unwrap()), true, model)
+}
+
+fn open_on(backend: Box<dyn Backend>, computes: bool, model: &str) -> (Pipeline, Arc<Calls>) {
     let calls = Arc::new(Calls::default());
-    let backend = Counted { cpu: Cpu::new(2).unwrap(), calls: calls.clone() };
+    let backend = Counted { backend, calls: calls.clone(), computes };
     let checkpoint = Checkpoint::open(model, LoadOptions::default()).unwrap();
     (Pipeline::open(checkpoint, Box::new(backend)).unwrap(), calls)
 }
@@ -183,6 +197,121 @@ fn a_second_run_of_the_same_shapes_records_compiles_and_loads_nothing() {
         assert_ne!(pipeline.pictures(&other).unwrap(), first);
         assert_eq!(pipeline.pictures(&short(pictures)).unwrap(), first);
         assert_eq!((calls.all(), pipeline.counts()), (before, counted), "{pictures} pictures");
+    }
+}
+
+/// Ends a run at its event of that number, counted from 0; false if it has not so many.
+fn cancelled_at(pipeline: &Pipeline, request: &Request, number: usize) -> bool {
+    let mut events = 0;
+    let run = pipeline.run(request, &mut |_| {
+        events += 1;
+        if events > number { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    assert_eq!(matches!(run, Err(Error::Cancelled)), events > number, "{run:?}");
+    events > number
+}
+
+#[test]
+fn a_run_that_is_cancelled_leaves_nothing_where_nothing_stays_and_sound_stages_elsewhere() {
+    let request = short(2);
+    let (pipeline, calls) = open(MODEL);
+    let pipeline = pipeline.memory_limit(room_for(1)).keep(Keep::Nothing, None);
+    let mut number = 0;
+    while cancelled_at(&pipeline, &request, number) {
+        assert_eq!((pipeline.kept_bytes(), calls.alive.load(Ordering::Relaxed)), (0, 0), "cancelled at event {number}");
+        number += 5;
+    }
+    assert!(number > 30, "{number} events");
+    let (pipeline, _) = open(MODEL);
+    let want = open(MODEL).0.pictures(&request).unwrap();
+    for number in [3, 8, 17] {
+        assert!(cancelled_at(&pipeline, &request, number));
+        assert_eq!(pipeline.pictures(&request).unwrap(), want, "cancelled at event {number}");
+    }
+}
+
+#[cfg(feature = "cuda-emulator")]
+mod on_the_emulator {
+    use super::*;
+    use unclip::backend::cuda::Cuda;
+
+    /// Bytes in which all stages have room.
+    const ENOUGH: u64 = 1 << 30;
+
+    /// As few steps as the networks allow.
+    fn shortest() -> Request {
+        Request { prior_steps: Some(2), decoder_steps: Some(2), super_res_steps: Some(2), ..short(1) }
+    }
+
+    /// Runs, and gives the bytes that stay at the end of each stage.
+    fn kept_by_stage(pipeline: &Pipeline) -> Vec<u64> {
+        let mut kept = Vec::new();
+        let run = pipeline.run(&shortest(), &mut |event| {
+            if let Event::End { .. } = event {
+                kept.push(pipeline.kept_bytes());
+            }
+            ControlFlow::Continue(())
+        });
+        run.unwrap();
+        kept
+    }
+
+    /// A pipeline on a device with so many bytes of memory.
+    fn open(bytes: u64, computes: bool) -> (Pipeline, Arc<Calls>) {
+        open_on(Box::new(Cuda::emulator_with_memory(bytes)), computes, MODEL)
+    }
+
+    #[test]
+    fn a_second_run_of_the_same_shapes_records_compiles_and_uploads_nothing() {
+        let (pipeline, calls) = open(ENOUGH, false);
+        pipeline.pictures(&shortest()).unwrap();
+        let done = || (calls.all(), pipeline.counts(), pipeline.backend().free_memory_bytes());
+        let before = done();
+        pipeline.pictures(&shortest()).unwrap();
+        assert_eq!(done(), before);
+
+        let (pipeline, calls) = open(ENOUGH, true);
+        let embed = || pipeline.embed(&shortest(), &mut |_| ControlFlow::Continue(())).unwrap().remove(0).image;
+        let first = embed();
+        let before = calls.all();
+        assert_eq!((embed(), calls.all()), (first, before));
+    }
+
+    #[test]
+    fn a_stage_that_finds_too_little_memory_takes_the_place_of_those_used_longest_ago() {
+        let (pipeline, _) = open(ENOUGH, false);
+        let all = kept_by_stage(&pipeline);
+        let total = all[all.len() - 1];
+        assert_eq!(pipeline.backend().free_memory_bytes(), Some(ENOUGH - total));
+
+        let (small, calls) = open(total - 1, false);
+        let kept = *kept_by_stage(&small).last().unwrap();
+        // One after the other, and no more than had to leave.
+        let left = all.iter().position(|before| total - before == kept);
+        assert!(left.is_some_and(|stages| stages < all.len() / 2), "{kept} bytes stay, of {all:?}");
+        // Everything is found again or loaded again.
+        let loads = calls.all()[0];
+        small.pictures(&shortest()).unwrap();
+        assert!(calls.all()[0] > loads);
+    }
+
+    #[test]
+    fn a_stage_that_no_room_can_be_made_for_is_an_error_of_its_own_and_leaves_nothing() {
+        let (pipeline, _) = open(ENOUGH, false);
+        let all = kept_by_stage(&pipeline);
+        let largest = all.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+        let memory = largest - 1;
+        for keep in [Keep::Nothing, Keep::Everything] {
+            let (pipeline, calls) = open(memory, false);
+            let pipeline = pipeline.keep(keep, None);
+            let error = pipeline.pictures(&shortest()).unwrap_err();
+            assert!(matches!(error, Error::OutOfMemory { .. }), "{error:?}");
+            assert!(error.to_string().contains("out of memory: "), "{error}");
+            assert_eq!(calls.alive.load(Ordering::Relaxed), 0, "{keep:?}");
+            let held = memory - pipeline.backend().free_memory_bytes().unwrap();
+            assert_eq!(held, pipeline.kept_bytes(), "{keep:?}");
+            assert!(keep == Keep::Everything || held == 0, "{held} bytes are left");
+        }
     }
 }
 

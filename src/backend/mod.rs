@@ -35,18 +35,25 @@ pub trait Backend: Send + Sync {
         None
     }
 
+    /// Bytes of its memory that nothing uses at present, if known. For a device that has memory of its own, stages may
+    /// stay in all of it.
+    fn free_memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Loads the plan's weights. Those that `held` has in the right layout are shared and not read again. The source
     /// may be dropped afterwards.
     ///
     /// # Errors
-    /// A weight cannot be read, or the device lacks the memory or an operation.
+    /// A weight cannot be read, the device lacks an operation, or the memory: [`Error::OutOfMemory`].
     fn load(&self, plan: &Plan, source: &dyn WeightSource, held: Option<&Arc<dyn Weights>>)
     -> Result<Arc<dyn Weights>>;
 
     /// Compiles a plan with its loaded weights.
     ///
     /// # Errors
-    /// The weights belong to another plan or back end, or the device lacks the memory or an operation.
+    /// The weights belong to another plan or back end, or the device lacks an operation, or the memory:
+    /// [`Error::OutOfMemory`].
     fn compile(&self, plan: Plan, weights: &Arc<dyn Weights>) -> Result<Box<dyn Executable>>;
 
     /// Loads and compiles a plan that shares no weights.

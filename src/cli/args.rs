@@ -205,15 +205,22 @@ pub struct DeviceArguments {
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = DeviceParser, env = "ENGINE_DEVICE",
           help_heading = WHERE)]
     pub device: Device,
-    /// What tensors are stored in; sums and the sampler's state are f32 in any case [default: f32]
-    #[arg(long, value_parser = precision(), env = "ENGINE_DTYPE", help_heading = WHERE)]
-    pub dtype: Option<Precision>,
+    /// What tensors are stored in; sums and the sampler's state are f32 in any case [default: auto]
+    #[arg(long, value_parser = dtype(), env = "ENGINE_DTYPE", help_heading = WHERE)]
+    pub dtype: Option<DtypeChoice>,
     /// Use tensor cores through wgpu's cooperative matrices (experimental, f16 only)
     #[arg(long, help_heading = WHERE)]
     pub matrices: bool,
     /// Threads of the CPU; 0 means all that the process may use, and no more than four times as many are started
     #[arg(long, value_name = "N", default_value_t = 0, env = "ENGINE_THREADS", help_heading = WHERE)]
     pub threads: usize,
+}
+
+impl DeviceArguments {
+    /// The precision that is asked for; `None` leaves it to the device.
+    pub fn precision(&self) -> Option<Precision> {
+        self.dtype.and_then(DtypeChoice::precision)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -230,8 +237,8 @@ pub struct PlanArguments {
     #[arg(long)]
     pub unguided: bool,
     /// What tensors are stored in
-    #[arg(long, value_parser = precision(), default_value = "f32")]
-    pub dtype: Precision,
+    #[arg(long, value_parser = dtype(), default_value = "auto")]
+    pub dtype: DtypeChoice,
     /// List the kernels that this device runs for each step, their tiles and grids, and why: cpu, wgpu, cuda (either with :N) or
     /// cuda-emulator. Without it, or for cpu, the steps alone; for cuda no card is needed
     #[arg(long, value_name = "DEVICE")]
@@ -403,8 +410,27 @@ fn architecture(name: &str) -> Result<(u32, u32), String> {
     }
 }
 
-/// A precision by its name.
-fn precision() -> impl clap::builder::TypedValueParser<Value = Precision> {
+/// What `--dtype` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DtypeChoice {
+    /// On CUDA the type in which most bytes of the weights are stored, elsewhere f32.
+    Auto,
+    /// One by its name.
+    Of(Precision),
+}
+
+impl DtypeChoice {
+    /// The precision that is asked for; `None` leaves it to the device.
+    pub fn precision(self) -> Option<Precision> {
+        match self {
+            DtypeChoice::Auto => None,
+            DtypeChoice::Of(precision) => Some(precision),
+        }
+    }
+}
+
+/// A precision by its name, or `auto`.
+fn dtype() -> impl clap::builder::TypedValueParser<Value = DtypeChoice> {
     use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
     let help = |precision| match precision {
         Precision::F32 => "Single precision",
@@ -412,8 +438,10 @@ fn precision() -> impl clap::builder::TypedValueParser<Value = Precision> {
         Precision::F16 => "Half precision; GPUs only",
         Precision::Bf16 => "bfloat16; CUDA, and on the CPU for the weights of matrix products",
     };
-    PossibleValuesParser::new(Precision::ALL.map(|p| PossibleValue::new(p.name()).help(help(p))))
-        .map(|name| Precision::ALL.into_iter().find(|p| p.name() == name).expect("one of the possible values"))
+    let auto = PossibleValue::new("auto").help("On CUDA the type of most of the checkpoint's weights, elsewhere f32");
+    let named = Precision::ALL.map(|p| PossibleValue::new(p.name()).help(help(p)));
+    PossibleValuesParser::new(std::iter::once(auto).chain(named))
+        .map(|name| Precision::ALL.into_iter().find(|p| p.name() == name).map_or(DtypeChoice::Auto, DtypeChoice::Of))
 }
 
 /// A type of draws by its name.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use unclip::backend::Roofline;
 use unclip::cases::{self, Timing, Workload, cost, time, workloads};
 use unclip::plan::Cost;
-use unclip::{Error, Result};
+use unclip::{Error, Precision, Result};
 
 /// How much longer a median must be to count as slower, whatever the samples say.
 const SLOWER: f64 = 1.05;
@@ -116,7 +116,8 @@ pub fn bench(arguments: &BenchArguments) -> Result<(), Failure> {
     let rows: HashMap<&str, &Row> =
         earlier.iter().flat_map(|report| &report.cases).map(|row| (row.name.as_str(), row)).collect();
 
-    let device = devices::open(&arguments.device)?;
+    let made_up = || (Precision::F32, "made-up weights are f32; --dtype names another type".to_owned());
+    let device = devices::open(&arguments.device, &made_up)?;
     let backend = device.backend.as_ref();
     if let Some(remark) = &device.remark {
         eprintln!("{remark}");

@@ -1,6 +1,6 @@
 //! Where to compute: `--device`, and `engine devices`.
 
-use super::args::{DeviceArguments, DevicesArguments};
+use super::args::{DeviceArguments, DevicesArguments, DtypeChoice};
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use serde::Serialize;
 use std::ffi::OsStr;
@@ -9,6 +9,8 @@ use std::path::Path;
 use std::{ffi::OsString, path::PathBuf};
 use unclip::backend::Backend;
 use unclip::backend::cpu::Cpu;
+#[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
+use unclip::backend::cuda::Cuda;
 #[cfg(feature = "wgpu")]
 use unclip::backend::wgpu::{self, Choice, Wgpu};
 use unclip::{Error, Precision, Result};
@@ -16,7 +18,7 @@ use unclip::{Error, Precision, Result};
 /// A device by its name on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
-    /// A GPU if there is a real one, else the processor.
+    /// An NVIDIA GPU, else another real GPU, else the processor.
     Auto,
     /// The processor.
     Cpu,
@@ -67,7 +69,7 @@ impl TypedValueParser for DeviceParser {
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
         let names = [
-            ("auto", "A GPU through wgpu if there is a real one, else the CPU"),
+            ("auto", "An NVIDIA GPU through its driver, else a real GPU through wgpu, else the CPU"),
             ("cpu", "The processor"),
             ("wgpu", "A GPU through Vulkan, Metal or DirectX 12; wgpu:N is the one of that number"),
             ("cuda", "An NVIDIA GPU through its driver; cuda:N is the one of that number"),
@@ -80,49 +82,79 @@ impl TypedValueParser for DeviceParser {
 /// A device that was chosen.
 pub struct Chosen {
     pub backend: Box<dyn Backend>,
-    /// Why it is not a better one.
+    /// Why it is not a better one, or why it computes in its precision.
     pub remark: Option<String>,
 }
+
+/// The precision that `--dtype auto` means on CUDA, and why.
+pub type Stored<'a> = &'a dyn Fn() -> (Precision, String);
+
+/// A card, which becomes a back end once the precision is known.
+type Card = Box<dyn FnOnce(Precision) -> Box<dyn Backend>>;
 
 /// Opens the device that the arguments name.
 ///
 /// # Errors
 /// There is no such device, or it cannot compute in the precision asked for.
-pub fn open(arguments: &DeviceArguments) -> Result<Chosen> {
-    let dtype = arguments.dtype.unwrap_or_default();
+pub fn open(arguments: &DeviceArguments, stored: Stored<'_>) -> Result<Chosen> {
     if arguments.matrices && !matches!(arguments.device, Device::Auto | Device::Wgpu(_)) {
         return Err(Error::request("--matrices", "cooperative matrices are for --device wgpu"));
     }
-    if arguments.matrices && dtype != Precision::F16 {
+    if arguments.matrices && arguments.precision() != Some(Precision::F16) {
         return Err(Error::request("--matrices", "cooperative matrices multiply halves; it needs --dtype f16"));
     }
-    let (backend, remark) = match arguments.device {
-        Device::Auto => match gpu(None, arguments, false) {
-            Ok(backend) => {
-                let remark = cuda_is_better(&backend.name()).map(str::to_owned);
-                (backend, remark)
-            }
-            Err(error) => {
-                let cuda = cuda_is_better("").map_or(String::new(), |remark| format!("; {remark}"));
-                let threads = too_many(arguments.threads).map_or(String::new(), |remark| format!("; {remark}"));
-                (cpu(arguments)?, Some(format!("{error}{cuda}{threads}")))
-            }
-        },
-        Device::Cpu => (cpu(arguments)?, too_many(arguments.threads)),
-        Device::Wgpu(number) => (gpu(number, arguments, true)?, None),
-        Device::Cuda(number) => (cuda(number, dtype)?, None),
-        Device::CudaEmulator => (emulator(dtype)?, None),
-    };
-    Ok(Chosen { backend, remark })
+    let plain = |backend| Chosen { backend, remark: None };
+    match arguments.device {
+        Device::Auto => auto(arguments, stored),
+        Device::Cpu => Ok(Chosen { backend: cpu(arguments)?, remark: too_many(arguments.threads) }),
+        Device::Wgpu(number) => gpu(number, arguments, true).map(plain),
+        Device::Cuda(number) => Ok(on_card(cuda(number)?, arguments.dtype, stored)),
+        Device::CudaEmulator => Ok(on_card(emulator()?, arguments.dtype, stored)),
+    }
 }
 
-/// What to say to someone who has an NVIDIA card, for which `auto` takes wgpu or the CPU. `name` is what it took.
-fn cuda_is_better(name: &str) -> Option<&'static str> {
+/// The best device that there is.
+fn auto(arguments: &DeviceArguments, stored: Stored<'_>) -> Result<Chosen> {
+    // Matrices ask for wgpu.
+    let refused = if arguments.matrices { None } else { Some(any_cuda()) };
+    let refused = match refused {
+        Some(Ok(card)) => return Ok(on_card(card, arguments.dtype, stored)),
+        Some(Err(error)) => Some(error),
+        None => None,
+    };
+    let without_cuda = |name: &str| refused.as_ref().and_then(|error| why_not_cuda(error, name));
+    match gpu(None, arguments, false) {
+        Ok(backend) => {
+            let remark = without_cuda(&backend.name());
+            Ok(Chosen { backend, remark })
+        }
+        Err(error) => {
+            let remarks = [Some(error.to_string()), without_cuda(""), too_many(arguments.threads)];
+            let remark = remarks.into_iter().flatten().collect::<Vec<String>>().join("; ");
+            Ok(Chosen { backend: cpu(arguments)?, remark: Some(remark) })
+        }
+    }
+}
+
+/// A card in the precision that was asked for, or that of the weights.
+fn on_card(card: Card, dtype: Option<DtypeChoice>, stored: Stored<'_>) -> Chosen {
+    match dtype {
+        Some(DtypeChoice::Of(precision)) => Chosen { backend: card(precision), remark: None },
+        None | Some(DtypeChoice::Auto) => {
+            let (precision, why) = stored();
+            Chosen { backend: card(precision), remark: Some(why) }
+        }
+    }
+}
+
+/// What to say to someone who has an NVIDIA GPU, for which `auto` takes wgpu or the CPU: that CUDA refused it. `name` is
+/// what it took. Where there is no such GPU, nothing is to be said.
+fn why_not_cuda(error: &Error, name: &str) -> Option<String> {
     let there = ["/dev/nvidia0", "/usr/lib/wsl/lib/libcuda.so.1"].iter().any(|path| Path::new(path).exists());
     match cfg!(feature = "cuda") {
         _ if !there && !name.contains("NVIDIA") => None,
-        true => Some("there is an NVIDIA GPU: --device cuda is faster"),
-        false => Some("there is an NVIDIA GPU: an engine built with --features cuda is faster on it"),
+        true => Some(format!("there is an NVIDIA GPU, but {error}")),
+        false => Some("there is an NVIDIA GPU: an engine built with the feature cuda is faster on it".to_owned()),
     }
 }
 
@@ -133,7 +165,7 @@ fn too_many(threads: usize) -> Option<String> {
 }
 
 fn cpu(arguments: &DeviceArguments) -> Result<Box<dyn Backend>> {
-    match arguments.dtype.unwrap_or_default() {
+    match arguments.precision().unwrap_or_default() {
         precision @ (Precision::F32 | Precision::Bf16) => {
             Ok(Box::new(Cpu::new(arguments.threads)?.with_precision(precision)?))
         }
@@ -147,7 +179,7 @@ fn cpu(arguments: &DeviceArguments) -> Result<Box<dyn Backend>> {
 /// `software`: accept a CPU rasteriser such as lavapipe.
 #[cfg(feature = "wgpu")]
 fn gpu(number: Option<usize>, arguments: &DeviceArguments, software: bool) -> Result<Box<dyn Backend>> {
-    let dtype = arguments.dtype.unwrap_or_default();
+    let dtype = arguments.precision().unwrap_or_default();
     let adapter = number.map_or(if software { Choice::Best } else { Choice::Gpu }, Choice::Number);
     if matches!(dtype, Precision::Bf16 | Precision::Tf32) {
         return Err(Error::value("--dtype", dtype, "bf16 and tf32 are for --device cuda; wgpu stores f32 or f16"));
@@ -178,22 +210,39 @@ fn gpu(_: Option<usize>, _: &DeviceArguments, _: bool) -> Result<Box<dyn Backend
 }
 
 #[cfg(feature = "cuda")]
-fn cuda(number: usize, precision: Precision) -> Result<Box<dyn Backend>> {
-    Ok(Box::new(unclip::backend::cuda::Cuda::new(number)?.with_precision(precision)))
+fn cuda(number: usize) -> Result<Card> {
+    let card = Cuda::new(number)?;
+    Ok(Box::new(|precision| Box::new(card.with_precision(precision))))
+}
+
+/// The first card that can be used.
+#[cfg(feature = "cuda")]
+fn any_cuda() -> Result<Card> {
+    let mut first = cuda(0);
+    let mut others = 1..Cuda::count()?;
+    while let (Err(_), Some(number)) = (&first, others.next()) {
+        first = cuda(number).or(first);
+    }
+    first
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda(_: usize, _: Precision) -> Result<Box<dyn Backend>> {
+fn cuda(_: usize) -> Result<Card> {
+    Err(left_out("cuda"))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn any_cuda() -> Result<Card> {
     Err(left_out("cuda"))
 }
 
 #[cfg(feature = "cuda-emulator")]
-fn emulator(precision: Precision) -> Result<Box<dyn Backend>> {
-    Ok(Box::new(unclip::backend::cuda::Cuda::emulator().with_precision(precision)))
+fn emulator() -> Result<Card> {
+    Ok(Box::new(|precision| Box::new(Cuda::emulator().with_precision(precision))))
 }
 
 #[cfg(not(feature = "cuda-emulator"))]
-fn emulator(_: Precision) -> Result<Box<dyn Backend>> {
+fn emulator() -> Result<Card> {
     Err(left_out("cuda-emulator"))
 }
 
@@ -267,61 +316,63 @@ impl Entry {
 /// Threads cannot be started, or standard output cannot be written to.
 pub fn list(arguments: &DevicesArguments) -> Result<()> {
     let mut entries = vec![Entry::new("cpu", &Cpu::new(0)?)];
-    entries.extend(adapters());
-    entries.extend(cuda_cards());
-    if let Ok(emulator) = emulator(Precision::F32) {
+    let (adapters, chosen) = adapters();
+    let cards = cuda_cards();
+    // As `auto` chooses: a card that can be used, else an adapter that is a GPU, else the processor.
+    let chosen = chosen.map(|i| 1 + i);
+    let card = cards.iter().position(|card| card.problem.is_none()).map(|i| 1 + adapters.len() + i);
+    entries.extend(adapters);
+    entries.extend(cards);
+    entries[card.or(chosen).unwrap_or(0)].auto = true;
+    if let Ok(emulator) = emulator() {
         let about = "PTX kernels on the CPU, every access checked".to_owned();
-        entries.push(Entry { name: about, ..Entry::new("cuda-emulator", emulator.as_ref()) });
-    }
-    if !entries.iter().any(|entry| entry.auto) {
-        entries[0].auto = true;
+        entries.push(Entry { name: about, ..Entry::new("cuda-emulator", emulator(Precision::F32).as_ref()) });
     }
     if arguments.json {
         return super::print(&format!("{}\n", serde_json::to_string_pretty(&entries).expect("text and integers")));
     }
     let width = entries.iter().map(|entry| entry.device.len()).max().unwrap_or(0);
-    let remark = entries.iter().find(|entry| entry.auto).and_then(|entry| cuda_is_better(&entry.name));
-    let lines: String = entries.iter().map(|entry| entry.line(width)).collect();
-    super::print(&match remark {
-        Some(remark) => format!("{lines}{remark}\n"),
-        None => lines,
-    })
+    super::print(&entries.iter().map(|entry| entry.line(width)).collect::<String>())
 }
 
+/// The adapters of wgpu, and which of them `auto` would take.
 #[cfg(feature = "wgpu")]
-fn adapters() -> Vec<Entry> {
+fn adapters() -> (Vec<Entry>, Option<usize>) {
     let all = wgpu::adapters();
     if all.is_empty() {
         let reason = "no adapter: no Vulkan, Metal or DirectX 12 driver is installed".to_owned();
-        return vec![Entry::missing("wgpu", Error::Device { backend: "wgpu".to_owned(), reason })];
+        return (vec![Entry::missing("wgpu", Error::Device { backend: "wgpu".to_owned(), reason })], None);
     }
-    let auto = Choice::Gpu.of(&all).map(|adapter| adapter.number);
     let entry = |adapter: &wgpu::Adapter| Entry {
         device: format!("wgpu:{}", adapter.number),
         name: adapter.name.clone(),
         memory_bytes: None, // WebGPU does not say
         details: adapter.details(),
         problem: None,
-        auto: auto == Some(adapter.number),
+        auto: false,
     };
-    all.iter().map(entry).collect()
+    let auto = Choice::Gpu.of(&all).and_then(|chosen| all.iter().position(|adapter| adapter.number == chosen.number));
+    (all.iter().map(entry).collect(), auto)
 }
 
 #[cfg(not(feature = "wgpu"))]
-fn adapters() -> Vec<Entry> {
-    vec![Entry::missing("wgpu", left_out("wgpu"))]
+fn adapters() -> (Vec<Entry>, Option<usize>) {
+    (vec![Entry::missing("wgpu", left_out("wgpu"))], None)
 }
 
 #[cfg(feature = "cuda")]
 fn cuda_cards() -> Vec<Entry> {
     let open = |number: usize| {
         let device = format!("cuda:{number}");
-        match cuda(number, Precision::F32) {
-            Ok(card) => Entry::new(device, card.as_ref()),
+        match cuda(number) {
+            Ok(card) => Entry::new(device, card(Precision::F32).as_ref()),
             Err(error) => Entry::missing(&device, error),
         }
     };
-    match unclip::backend::cuda::Cuda::count() {
+    match Cuda::count() {
+        Ok(0) => {
+            vec![Entry::missing("cuda", Error::Device { backend: "cuda".to_owned(), reason: "no GPU".to_owned() })]
+        }
         Ok(count) => (0..count).map(open).collect(),
         Err(error) => vec![Entry::missing("cuda", error)],
     }

@@ -68,7 +68,7 @@ pub fn exit_code(error: &Error) -> u8 {
         | Error::Shape { .. }
         | Error::Changed { .. }
         | Error::Unsupported { .. } => 3,
-        Error::Device { .. } => 4,
+        Error::Device { .. } | Error::OutOfMemory { .. } => 4,
         Error::Io { .. } => 5,
         Error::Cancelled => 130,
         _ => 1,

@@ -1,6 +1,6 @@
 //! `engine plan`: the listing of a stage.
 
-use super::args::PlanArguments;
+use super::args::{DtypeChoice, PlanArguments};
 use super::devices::Device;
 use unclip::backend::cpu::Cpu;
 use unclip::image::Image;
@@ -32,7 +32,7 @@ pub fn plan(arguments: &PlanArguments) -> Result<()> {
         (None, [prompts, _]) => return Err(prompts.err().unwrap_or_else(|| unused(stage))),
     };
     let plan = pipeline.plan(stage, &shapes)?;
-    let (plan, kernels) = on_device(plan, arguments)?;
+    let (plan, kernels) = on_device(plan, arguments, &pipeline)?;
     let listing = Listing { plan: &plan, kernels: &kernels };
     super::print(&match (arguments.summary, arguments.json) {
         (true, _) => plan.totals(),
@@ -42,9 +42,15 @@ pub fn plan(arguments: &PlanArguments) -> Result<()> {
 }
 
 /// The plan as the device runs it, and its kernels by step, where it has any.
-fn on_device(plan: Plan, arguments: &PlanArguments) -> Result<(Plan, Vec<Vec<KernelUse>>)> {
-    let PlanArguments { device, arch, dtype, .. } = *arguments;
-    if arch.is_some() && !matches!(device, Some(Device::Cuda(_) | Device::CudaEmulator)) {
+fn on_device(plan: Plan, arguments: &PlanArguments, pipeline: &Pipeline) -> Result<(Plan, Vec<Vec<KernelUse>>)> {
+    let PlanArguments { device, arch, .. } = *arguments;
+    let is_cuda = matches!(device, Some(Device::Cuda(_) | Device::CudaEmulator));
+    let dtype = match arguments.dtype {
+        DtypeChoice::Of(precision) => precision,
+        DtypeChoice::Auto if is_cuda => pipeline.stored_precision(),
+        DtypeChoice::Auto => Precision::F32,
+    };
+    if arch.is_some() && !is_cuda {
         return Err(Error::request("--arch", "only for --device cuda or cuda-emulator"));
     }
     match device {

@@ -1,6 +1,6 @@
 //! `engine run`: prompts, or files of which to make variations, to picture files.
 
-use super::args::RunArguments;
+use super::args::{DtypeChoice, RunArguments};
 use super::devices::{self, Chosen};
 use super::files::{self, Targets};
 use super::known::Known;
@@ -15,7 +15,7 @@ use unclip::backend::cpu::Cpu;
 use unclip::image::{Alpha, Format, Image};
 use unclip::pipeline::{Event, Keep, Pipeline, Prompt, Recipe, Request, Subject, Task, Trace};
 use unclip::weights::{Checkpoint, LoadOptions};
-use unclip::{Error, Result};
+use unclip::{Error, Precision, Result};
 
 /// Set by the first Ctrl-C; the run ends after the step at hand.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -42,9 +42,7 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     let pipeline = Pipeline::open(checkpoint, Box::new(Cpu::new(1)?))?;
     pipeline.route(&request)?;
     watch_interrupts()?;
-    let mut device = arguments.device.clone();
-    device.dtype = device.dtype.or(recipes.first().map(|recipe| recipe.dtype));
-    let Chosen { backend, remark: why } = devices::open(&device)?;
+    let Chosen { backend, remark: why } = device(arguments, &recipes, &pipeline)?;
     // One run: what stays would only take memory.
     let pipeline = pipeline.keep(Keep::Nothing, None).with_backend(backend);
     let recipes: Vec<Recipe> = (0..request.pictures()).map(|k| recipe(&pipeline, &request, k, &given, alpha)).collect();
@@ -82,6 +80,28 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         super::show::show(&images, protocol, &progress)?;
     }
     finish(progress, &images)
+}
+
+/// The device that is named, in the precision of the recipe unless a flag says otherwise.
+fn device(arguments: &RunArguments, recipes: &[Recipe], pipeline: &Pipeline) -> Result<Chosen> {
+    let mut device = arguments.device.clone();
+    let from = arguments.from.as_deref().zip(recipes.first()).filter(|_| device.dtype.is_none());
+    device.dtype = device.dtype.or(from.map(|(_, recipe)| DtypeChoice::Of(recipe.dtype)));
+    let opened = devices::open(&device, &|| stored(pipeline));
+    opened.map_err(|error| match (error, from) {
+        (Error::Request { what, reason, .. }, Some((path, recipe))) if what == "--dtype" => {
+            let reason = format!("made in {}: {reason}; --dtype auto takes another type", recipe.dtype);
+            Error::value("--from", path.display(), reason)
+        }
+        (error, _) => error,
+    })
+}
+
+/// What `--dtype auto` means on CUDA, and why.
+fn stored(pipeline: &Pipeline) -> (Precision, String) {
+    let precision = pipeline.stored_precision();
+    let faster = if precision == Precision::F32 { ", --dtype f16 would be faster" } else { "" };
+    (precision, format!("{precision} is what most of the weights are stored in{faster}"))
 }
 
 /// The checkpoint that is named, or the one that the recipe names.

@@ -34,6 +34,7 @@ pub use trace::Trace;
 
 use crate::backend::Backend;
 use crate::backend::cpu::machine_memory_bytes;
+use crate::dtype::Precision;
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::ops::Noise;
@@ -59,6 +60,8 @@ pub struct Pipeline {
     family: Box<dyn Family>,
     residents: Residents,
     memory: u64,
+    /// Whether the limit of what stays is that of the device.
+    limit_is_default: bool,
 }
 
 impl Pipeline {
@@ -69,13 +72,14 @@ impl Pipeline {
     pub fn open(checkpoint: Checkpoint, backend: Box<dyn Backend>) -> Result<Pipeline> {
         let checkpoint = Arc::new(checkpoint);
         let family = family::open(&checkpoint)?;
-        let residents = Residents::new(Keep::default(), kept_by_default());
-        Ok(Pipeline { checkpoint, backend, family, residents, memory: MEMORY })
+        let residents = Residents::new(Keep::default(), kept_by_default(&*backend));
+        Ok(Pipeline { checkpoint, backend, family, residents, memory: MEMORY, limit_is_default: true })
     }
 
     /// The same checkpoint on another device, where nothing is loaded yet.
     pub fn with_backend(self, backend: Box<dyn Backend>) -> Pipeline {
-        let residents = Residents::new(self.residents.keep, self.residents.limit);
+        let limit = if self.limit_is_default { kept_by_default(&*backend) } else { self.residents.limit };
+        let residents = Residents::new(self.residents.keep, limit);
         Pipeline { backend, residents, ..self }
     }
 
@@ -86,10 +90,12 @@ impl Pipeline {
         self
     }
 
-    /// What stays in memory between runs, and how many bytes of it at most: half of the machine's memory if no limit is
-    /// given. What was used longest ago goes first.
+    /// What stays in memory between runs, and how many bytes of it at most: if no limit is given, all that the device has
+    /// free now, or half of the machine's memory where it does not say or has no memory of its own. What was used longest
+    /// ago goes first, also where a stage finds too little memory before the limit is reached.
     pub fn keep(mut self, keep: Keep, limit: Option<u64>) -> Pipeline {
-        self.residents = Residents::new(keep, limit.unwrap_or_else(kept_by_default));
+        self.limit_is_default = limit.is_none();
+        self.residents = Residents::new(keep, limit.unwrap_or_else(|| kept_by_default(&*self.backend)));
         self
     }
 
@@ -127,6 +133,21 @@ impl Pipeline {
     pub fn warnings(&self) -> Vec<&str> {
         let own = self.checkpoint.warnings().iter().map(String::as_str);
         own.chain(self.family.warnings()).collect()
+    }
+
+    /// The precision in which most bytes of the networks' weights are stored; f32 for f64. Bytes and not elements decide,
+    /// so that a network in f32 is not rounded for the sake of others unless it is the small part. A component that
+    /// cannot be opened counts for nothing here; a run that needs it says why.
+    pub fn stored_precision(&self) -> Precision {
+        let mut bytes = [(Precision::F32, 0), (Precision::F16, 0), (Precision::Bf16, 0)];
+        for component in self.stages().iter().filter_map(|stage| self.checkpoint.component(stage.name()).ok()) {
+            for (_, info) in component.tensors().filter(|(_, info)| info.dtype.is_float()) {
+                let narrow = bytes.iter().position(|(precision, _)| info.dtype == precision.storage().into());
+                bytes[narrow.unwrap_or(0)].1 += info.size_bytes;
+            }
+        }
+        // The first of equals, which is the widest.
+        bytes.into_iter().rev().max_by_key(|(_, bytes)| *bytes).map_or(Precision::F32, |(precision, _)| precision)
     }
 
     /// The stage of that name.
@@ -296,9 +317,10 @@ impl Pipeline {
     }
 }
 
-/// Half of the machine's memory.
-fn kept_by_default() -> u64 {
-    machine_memory_bytes().map_or(KEPT, |bytes| bytes / 2)
+/// The device's own memory as far as it is free, or half of the machine's.
+fn kept_by_default(backend: &dyn Backend) -> u64 {
+    let half = || machine_memory_bytes().map_or(KEPT, |bytes| bytes / 2);
+    backend.free_memory_bytes().unwrap_or_else(half)
 }
 
 /// Refuses a component's size that is another than that of what it works with.
@@ -313,6 +335,16 @@ fn agree(checkpoint: &Checkpoint, component: &str, key: &str, found: usize, othe
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(feature = "cuda-emulator")]
+    #[test]
+    fn stages_may_stay_in_all_free_memory_of_a_device_and_in_half_of_the_machines() {
+        use crate::backend::cpu::Cpu;
+        use crate::backend::cuda::Cuda;
+        assert_eq!(kept_by_default(&Cuda::emulator_with_memory(1000)), 1000);
+        let machine = machine_memory_bytes().map_or(KEPT, |bytes| bytes / 2);
+        assert_eq!(kept_by_default(&Cpu::new(1).unwrap()), machine);
+    }
 
     #[test]
     fn pipelines_and_requests_can_be_shared_between_threads() {

@@ -74,6 +74,11 @@ struct Resident {
 }
 
 impl Resident {
+    /// Drops everything.
+    fn clear(&mut self) {
+        *self = Resident { last_used: self.last_used, ..Resident::default() };
+    }
+
     fn size_bytes(&self) -> u64 {
         let idle: u64 = self.idle.iter().map(|(_, executable)| executable.size_bytes()).sum();
         idle + self.weights.as_ref().map_or(0, |weights| weights.size_bytes())
@@ -140,7 +145,7 @@ impl Residents {
             let mut resident = lock(&resident);
             resident.last_used = self.clock.fetch_add(1, Ordering::Relaxed);
             if resident.signature.as_ref().is_some_and(|signature| !signature.is_current()) {
-                *resident = Resident { last_used: resident.last_used, ..Resident::default() };
+                resident.clear();
                 changed = true;
             }
         }
@@ -148,10 +153,16 @@ impl Residents {
         (lease, changed)
     }
 
-    /// Drops what was used longest ago until the rest fits the limit.
-    pub fn trim(&self, limit: u64) {
+    /// All stages, those that were used longest ago first.
+    fn by_last_use(&self) -> Vec<Arc<Mutex<Resident>>> {
         let mut stages: Vec<Arc<Mutex<Resident>>> = lock(&self.stages).values().cloned().collect();
         stages.sort_by_key(|stage| lock(stage).last_used);
+        stages
+    }
+
+    /// Drops what was used longest ago until the rest fits the limit.
+    pub fn trim(&self, limit: u64) {
+        let stages = self.by_last_use();
         let mut held: u64 = stages.iter().map(|stage| lock(stage).size_bytes()).sum();
         for stage in &stages {
             if held <= limit {
@@ -159,7 +170,7 @@ impl Residents {
             }
             let mut resident = lock(stage);
             held -= resident.size_bytes();
-            *resident = Resident { last_used: resident.last_used, ..Resident::default() };
+            resident.clear();
         }
     }
 }
@@ -218,16 +229,30 @@ impl Lease<'_> {
         Some(resident.idle.swap_remove(at).1)
     }
 
-    /// Loads what is missing and compiles. A device that refuses is asked once more after everything idle was dropped.
+    /// Loads what is missing and compiles. Where memory lacks, what was used longest ago is dropped and it is tried again,
+    /// until nothing is left to drop.
     fn compile(&mut self, plan: Plan, backend: &dyn Backend) -> Result<Box<dyn Executable>> {
-        match self.try_compile(plan.clone(), backend) {
-            Err(Error::Device { .. }) if self.residents.size_bytes() > 0 => {
-                self.residents.trim(0);
-                self.weights = None;
-                self.try_compile(plan, backend)
+        loop {
+            match self.try_compile(plan.clone(), backend) {
+                Err(Error::OutOfMemory { .. }) if self.make_room() => {}
+                result => return result,
             }
-            result => result,
         }
+    }
+
+    /// Drops the stage that was used longest ago, at last the idle executables of this one, whose weights are needed. False
+    /// if there is nothing.
+    fn make_room(&self) -> bool {
+        let others = self.residents.by_last_use().into_iter().filter(|other| !Arc::ptr_eq(other, &self.resident));
+        for other in others {
+            let mut other = lock(&other);
+            if other.size_bytes() > 0 {
+                other.clear();
+                return true;
+            }
+        }
+        let idle = std::mem::take(&mut lock(&self.resident).idle);
+        !idle.is_empty()
     }
 
     fn try_compile(&mut self, plan: Plan, backend: &dyn Backend) -> Result<Box<dyn Executable>> {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 const DIFFUSERS: &str = "diffusion_pytorch_model.safetensors";
 
 /// Type, shape and bytes of the tensors of a file.
-type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+pub type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
 fn read(path: &Path) -> Tensors {
     let bytes = fs::read(path).unwrap();
@@ -25,7 +25,7 @@ fn write(path: &Path, tensors: &Tensors) {
     fs::write(path, serialize(views, None).unwrap()).unwrap();
 }
 
-fn edit(path: &Path, change: impl FnOnce(&mut Tensors)) {
+pub fn edit(path: &Path, change: impl FnOnce(&mut Tensors)) {
     let mut tensors = read(path);
     change(&mut tensors);
     write(path, &tensors);

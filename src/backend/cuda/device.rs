@@ -5,7 +5,7 @@
 
 use super::device_slice::DeviceSlice;
 use super::tensor_map::TensorMap;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
@@ -106,6 +106,12 @@ impl<T> Slab<T> {
     }
 }
 
+/// The error of an allocation for which the memory is missing.
+pub(super) fn out_of_memory(backend: &str, needed: u64, free: u64) -> Error {
+    let reason = format!("out of memory: {needed} bytes needed, {free} free");
+    Error::OutOfMemory { backend: backend.to_owned(), reason }
+}
+
 /// A device with one in-order stream. Calls may return before the device has executed them; [`Driver::read`] waits.
 pub(super) trait Driver: Send + Sync {
     /// The device's name in messages.
@@ -119,7 +125,12 @@ pub(super) trait Driver: Send + Sync {
         None
     }
 
-    /// Allocates memory aligned to 256 bytes; contents are unspecified.
+    /// Bytes of its memory that nothing uses at present, where that is known.
+    fn free_memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// Allocates memory aligned to 256 bytes; contents are unspecified. [`Error::OutOfMemory`] where there is not enough.
     fn allocate(&self, bytes: u64) -> Result<u64>;
 
     /// Frees memory after the calls so far have been executed.

@@ -9,7 +9,7 @@
 mod events;
 mod uploads;
 
-use super::device::{Call, CaptureLock, CapturedGraph, Driver, LoadedKernel, Slab, Uploads};
+use super::device::{Call, CaptureLock, CapturedGraph, Driver, LoadedKernel, Slab, Uploads, out_of_memory};
 use super::tensor_map::{Swizzle, TensorMap};
 use super::{HOPPER, kernels};
 use crate::dtype::Dtype;
@@ -20,8 +20,9 @@ use std::ffi::{CStr, CString, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use uploads::{GpuUploads, Lane};
 
-/// Minimum CUDA version of the driver, 11.4: the first with every function that is called here.
-const MIN_DRIVER: i32 = 11_040;
+/// Minimum CUDA version of the driver, 11.8: the first with every function that is called here, launches with attributes
+/// among them. cudarc panics where one is missing.
+const MIN_DRIVER: i32 = 11_080;
 /// Minimum on Hopper, 12.0: the first with tensor maps and PTX 8.0, the version of the Hopper kernels.
 const MIN_DRIVER_HOPPER: i32 = 12_000;
 /// Size of the buffer for the PTX assembler's error log.
@@ -67,7 +68,11 @@ unsafe impl Sync for Gpu {}
 
 fn failed(name: &str, doing: &str, error: DriverError) -> Error {
     let said = error.error_string().ok().and_then(|s| s.to_str().ok()).unwrap_or("unknown error");
-    Error::Device { backend: name.to_owned(), reason: format!("{doing}: {said} ({:?})", error.0) }
+    let (backend, reason) = (name.to_owned(), format!("{doing}: {said} ({:?})", error.0));
+    match error.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory { backend, reason },
+        _ => Error::Device { backend, reason },
+    }
 }
 
 /// Initialises the driver; returns the number of GPUs and the CUDA version. Errors name `backend`.
@@ -326,6 +331,11 @@ impl Driver for Gpu {
         self.memory_bytes
     }
 
+    fn free_memory_bytes(&self) -> Option<u64> {
+        let _guard = self.enter().ok()?;
+        cu::mem_get_info().ok().map(|(free, _)| free as u64)
+    }
+
     fn allocate(&self, bytes: u64) -> Result<u64> {
         let _guard = self.enter()?;
         // SAFETY: the contents are uninitialised. No kernel or copy reads them before they are written; the emulator
@@ -333,8 +343,7 @@ impl Driver for Gpu {
         let allocated = unsafe { cu::malloc_sync(bytes as usize) };
         if let Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) = allocated {
             let free = cu::mem_get_info().map_or(0, |(free, _)| free);
-            let reason = format!("out of memory: {bytes} bytes needed, {free} free");
-            return Err(Error::Device { backend: self.name.clone(), reason });
+            return Err(out_of_memory(&self.name, bytes, free as u64));
         }
         self.check("allocating memory", allocated)
     }

@@ -101,9 +101,20 @@ impl Cuda {
         Cuda::emulator_of(HOPPER)
     }
 
+    /// The emulator as a device with so many bytes of memory.
+    #[cfg(feature = "cuda-emulator")]
+    pub fn emulator_with_memory(bytes: u64) -> Cuda {
+        Cuda::emulate(emulator::Emulator::new((8, 0)).with_memory(bytes))
+    }
+
     #[cfg(feature = "cuda-emulator")]
     fn emulator_of(capability: (u32, u32)) -> Cuda {
-        let emulator = Arc::new(emulator::Emulator::new(capability));
+        Cuda::emulate(emulator::Emulator::new(capability))
+    }
+
+    #[cfg(feature = "cuda-emulator")]
+    fn emulate(emulator: emulator::Emulator) -> Cuda {
+        let emulator = Arc::new(emulator);
         Cuda { driver: emulator.clone(), precision: Precision::default(), emulator: Some(emulator) }
     }
 
@@ -161,6 +172,10 @@ impl Backend for Cuda {
 
     fn memory_bytes(&self) -> Option<u64> {
         self.driver.memory_bytes()
+    }
+
+    fn free_memory_bytes(&self) -> Option<u64> {
+        self.driver.free_memory_bytes()
     }
 
     fn load(

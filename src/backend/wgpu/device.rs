@@ -49,6 +49,8 @@ pub(super) struct Pipeline {
 #[derive(Default)]
 struct Failure {
     reason: Option<String>,
+    /// Whether it was the memory.
+    memory: bool,
     /// Whether the device was lost. From then on every call fails, mostly without an error.
     lost: bool,
 }
@@ -113,14 +115,21 @@ impl Device {
         let failure: Arc<Mutex<Failure>> = Arc::default();
         let (uncaptured, lost) = (Arc::clone(&failure), Arc::clone(&failure));
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
-            lock(&uncaptured).reason.get_or_insert(match e {
-                wgpu::Error::OutOfMemory { .. } => "out of memory".to_owned(),
-                wgpu::Error::Validation { description, .. } | wgpu::Error::Internal { description, .. } => description,
-            });
+            let mut failure = lock(&uncaptured);
+            if failure.reason.is_none() {
+                failure.memory = matches!(e, wgpu::Error::OutOfMemory { .. });
+                failure.reason = Some(match e {
+                    wgpu::Error::OutOfMemory { .. } => "out of memory".to_owned(),
+                    wgpu::Error::Validation { description, .. } | wgpu::Error::Internal { description, .. } => {
+                        description
+                    }
+                });
+            }
         }));
         device.set_device_lost_callback(move |_, message| {
             let mut failure = lock(&lost);
             failure.reason = Some(format!("the device was lost: {message}"));
+            failure.memory = false;
             failure.lost = true;
         });
         let limits = device.limits();
@@ -138,7 +147,10 @@ impl Device {
         let mut failure = lock(&self.failure);
         let reason = if failure.lost { failure.reason.clone() } else { failure.reason.take() };
         match reason {
-            Some(reason) => Err(self.error(format!("{}: {reason}", doing()))),
+            Some(reason) => Err(match self.error(format!("{}: {reason}", doing())) {
+                Error::Device { backend, reason } if failure.memory => Error::OutOfMemory { backend, reason },
+                error => error,
+            }),
             None => Ok(()),
         }
     }

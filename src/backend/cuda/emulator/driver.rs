@@ -2,7 +2,9 @@
 
 use super::uploads::EmulatedUploads;
 use super::{Arguments, Counters, Fault, Kernel, Machine, parse};
-use crate::backend::cuda::device::{Call, CaptureLock, CapturedGraph, Driver, LoadedKernel, Slab, Uploads};
+use crate::backend::cuda::device::{
+    Call, CaptureLock, CapturedGraph, Driver, LoadedKernel, Slab, Uploads, out_of_memory,
+};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,6 +33,8 @@ pub(super) struct State {
 /// The emulator as a device.
 pub struct Emulator {
     capability: (u32, u32),
+    /// Bytes that may be allocated; without it as many as the machine has.
+    memory_bytes: Option<u64>,
     capture_lock: CaptureLock,
     state: Mutex<State>,
 }
@@ -88,7 +92,12 @@ impl Emulator {
 
     /// An emulated device that reports this compute capability.
     pub(in crate::backend::cuda) fn new(capability: (u32, u32)) -> Emulator {
-        Emulator { capability, capture_lock: CaptureLock::default(), state: Mutex::default() }
+        Emulator { capability, memory_bytes: None, capture_lock: CaptureLock::default(), state: Mutex::default() }
+    }
+
+    /// The same device with so many bytes of memory.
+    pub(in crate::backend::cuda) fn with_memory(self, bytes: u64) -> Emulator {
+        Emulator { memory_bytes: Some(bytes), ..self }
     }
 
     /// Counts a call that a device may refuse; an error once a test has asked for it.
@@ -131,9 +140,21 @@ impl Driver for Emulator {
         self.capability
     }
 
+    fn memory_bytes(&self) -> Option<u64> {
+        self.memory_bytes
+    }
+
+    fn free_memory_bytes(&self) -> Option<u64> {
+        let allocated = self.state().machine.allocated_bytes();
+        self.memory_bytes.map(|bytes| bytes.saturating_sub(allocated))
+    }
+
     fn allocate(&self, bytes: u64) -> Result<u64> {
         self.count_call()?;
-        Ok(self.state().machine.allocate(bytes))
+        match self.free_memory_bytes() {
+            Some(free) if free < bytes => Err(out_of_memory(NAME, bytes, free)),
+            _ => Ok(self.state().machine.allocate(bytes)),
+        }
     }
 
     fn free(&self, address: u64) {

@@ -54,6 +54,11 @@ impl Memory {
         self.regions.retain(|r| r.base != address);
     }
 
+    /// Bytes of all allocations.
+    pub fn allocated_bytes(&self) -> u64 {
+        self.regions.iter().map(|region| region.end() - region.base).sum()
+    }
+
     /// Number of allocations.
     #[cfg(test)]
     pub fn allocations(&self) -> usize {

@@ -87,6 +87,11 @@ impl Machine {
         self.memory.allocate(bytes)
     }
 
+    /// Bytes of all allocations that are not freed.
+    fn allocated_bytes(&self) -> u64 {
+        self.memory.allocated_bytes()
+    }
+
     /// Frees an allocation.
     pub fn free(&mut self, address: u64) {
         self.memory.free(address);
