@@ -81,7 +81,7 @@ mod tests {
         let prior = write("prior", "KandinskyV22PriorPipeline");
         write("karlo", "UnCLIPPipeline");
         let prior = fs::canonicalize(prior).unwrap();
-        assert_eq!(beside(&decoder).unwrap(), [prior.clone()]);
+        assert_eq!(beside(&decoder).unwrap(), std::slice::from_ref(&prior));
         let cached = write("models--org--prior/snapshots/1", "KandinskyV22PriorPipeline");
         let cached = fs::canonicalize(cached).unwrap();
         assert_eq!(beside(&decoder).unwrap(), [cached.clone(), prior.clone()]);
