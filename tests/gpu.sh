@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
 # Checks and benchmarks on an NVIDIA card, in a few minutes, with binaries that were built elsewhere.
 #
-#   tests/gpu.sh build BINARIES            on a machine with Rust: builds the binaries into that folder   tests/gpu.sh
-# run BINARIES [REPORT]     on a machine with a card: checks and times, prints a report and writes it to REPORT
+#   tests/gpu.sh build BINARIES           on a machine with Rust: builds the binaries into that folder
+#   tests/gpu.sh run BINARIES [REPORT]    on a machine with a card: checks and times, prints a report and writes it to
+#                                         REPORT, and the times as JSON beside it, under its name with the ending .json
+#
+# ONLY="checks timings" runs these sections alone, of checks, sanitizer, timings, profile, wgpu, peers. COMPARE=OLD.json
+# sets the times of an earlier run beside those of this one.
 #
 # `run` needs the repository's files, NVIDIA's driver, and a Python with PyTorch, diffusers and safetensors (variable
 # PYTHON). It uses compute-sanitizer of the CUDA toolkit if present, and checks and times the WGSL kernels if the driver
@@ -15,10 +19,13 @@ for path in "${@:2}"; do
     paths+=("$(realpath -m -- "$path")")
 done
 set -- "${1:-}" "${paths[@]}"
+COMPARE=${COMPARE:+$(realpath -m -- "$COMPARE")}
 cd "$(dirname "$0")/.."
 readonly PYTHON="${PYTHON:-python3}" SECONDS_A_CASE="${SECONDS_A_CASE:-0.2}"
+readonly ONLY="${ONLY:-checks sanitizer timings profile wgpu peers}" COMPARE
 readonly TYPES=(f16 bf16 tf32 f32)
 readonly PEERS=benches/peers/compare_cases.py
+readonly COLLECT=benches/peers/gpu_report.py
 readonly LIMIT=(timeout --kill-after 10 150) # a kernel that never ends must not block the other checks
 
 usage() {
@@ -47,6 +54,11 @@ build() {
     messages=$(cargo build --bin engine "${features[@]}")
     cp "$(built engine <<<"$messages")" "$folder/engine"
     echo "$folder: engine, cuda, cuda_statistics, wgpu"
+}
+
+# Whether a section is to be run.
+wanted() {
+    [[ " $ONLY " == *" $1 "* ]]
 }
 
 # Runs a check, logs its output, and adds a line to the report. A failure does not stop the other checks.
@@ -83,8 +95,35 @@ bench() {
     "${LIMIT[@]}" "$engine" bench --device "$1" --dtype "$2" --seconds "$SECONDS_A_CASE" --json "${filters[@]}" >"$work/$1-$2.json"
 }
 
+# Every kernel of the networks of a picture.
+profile() {
+    local filters=() network
+    for network in prior decoder super_res_first; do
+        filters+=(--filter "$network/karlo")
+    done
+    "${LIMIT[@]}" "$engine" bench --device cuda --dtype f16 --seconds "$SECONDS_A_CASE" --profile --json "${filters[@]}" \
+        >"$work/profile.json"
+}
+
+# The times of all reports in one file, and beside those of an earlier run.
+collect() {
+    local reports=()
+    for name in profile "$@"; do
+        [[ ! -s $work/$name.json ]] || reports+=("$work/$name.json")
+    done
+    ((${#reports[@]})) || return 0
+    "$PYTHON" "$COLLECT" collect "${report%.md}.json" "${reports[@]}"
+    [[ -z $COMPARE ]] || "$PYTHON" "$COLLECT" compare "$COMPARE" "${report%.md}.json" >>"$report"
+}
+
 run() {
-    local binaries=$1 cases statistics shaders adapter type name timed=()
+    local binaries=$1 cases statistics shaders adapter section type name timed=()
+    for section in $ONLY; do
+        case $section in
+        checks | sanitizer | timings | profile | wgpu | peers) ;;
+        *) usage ;;
+        esac
+    done
     report=${2:-gpu-report.md}
     if ! nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
         echo "gpu.sh: no NVIDIA card found by nvidia-smi" >&2
@@ -97,10 +136,14 @@ run() {
         echo "## $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1), $(date +%F)"
         echo
     } >"$report"
-    check "all cases against f64 loops" "$work/cases.log" "${LIMIT[@]}" "$cases" on_a_gpu --test-threads 1
-    check "norms after matmuls against the CPU" "$work/statistics.log" "${LIMIT[@]}" "$statistics" on_a_gpu
-    check "the tiny checkpoint against the CPU" "$work/trace.log" trace
-    if command -v compute-sanitizer >/dev/null; then
+    if wanted checks; then
+        check "all cases against f64 loops" "$work/cases.log" "${LIMIT[@]}" "$cases" on_a_gpu --test-threads 1
+        check "norms after matmuls against the CPU" "$work/statistics.log" "${LIMIT[@]}" "$statistics" on_a_gpu
+        check "the tiny checkpoint against the CPU" "$work/trace.log" trace
+    fi
+    if ! wanted sanitizer; then
+        :
+    elif command -v compute-sanitizer >/dev/null; then
         for tool in memcheck racecheck; do
             check "all cases under compute-sanitizer's $tool" "$work/$tool.log" \
                 "${LIMIT[@]}" compute-sanitizer --tool "$tool" --error-exitcode 9 "$cases" on_a_gpu --test-threads 1
@@ -109,12 +152,18 @@ run() {
         echo "- no compute-sanitizer on this machine" | tee -a "$report"
     fi
     for type in "${TYPES[@]}"; do
+        wanted timings || break
         check "timings in $type" "$work/bench-$type.log" bench cuda "$type"
         timed+=("cuda-$type")
     done
+    if wanted profile; then
+        check "every kernel of the networks" "$work/profile.log" profile
+    fi
     # The tests use the first adapter; a software adapter would not test the card.
     adapter=$("$engine" devices 2>/dev/null | grep '^wgpu:0 ' || true)
-    if [[ $adapter == *"(discrete"* ]]; then
+    if ! wanted wgpu; then
+        :
+    elif [[ $adapter == *"(discrete"* ]]; then
         check "all cases in WGSL against f64 loops" "$work/shaders.log" "${LIMIT[@]}" "$shaders" matches_the_reference
         for type in f16 f32; do
             check "timings in WGSL, $type" "$work/bench-wgpu-$type.log" bench wgpu "$type"
@@ -124,7 +173,9 @@ run() {
         echo "- no Vulkan driver for the card on this machine" | tee -a "$report"
     fi
     echo >>"$report"
+    collect "${timed[@]}" || failed=1
     for name in "${timed[@]}"; do
+        wanted peers || break
         if [[ -s $work/$name.json ]]; then
             "$PYTHON" "$PEERS" --device cuda --compile --seconds "$SECONDS_A_CASE" "$work/$name.json" >>"$report" || failed=1
         fi

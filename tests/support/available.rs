@@ -7,7 +7,7 @@ use std::sync::Mutex;
 
 /// All that tests may do without. The variable `REQUIRE_BACKENDS`, names with commas between, lists what a machine must
 /// have.
-pub const OPTIONAL: [&str; 13] = [
+pub const OPTIONAL: [&str; 14] = [
     // Instructions of the processor, and whether it multiplies bf16 so fast that the CPU back end has it do so.
     "cpu-avx2",
     "cpu-avx512",
@@ -16,6 +16,8 @@ pub const OPTIONAL: [&str; 13] = [
     // A CUDA device, and NVIDIA's assembler.
     "cuda",
     "ptxas",
+    // What the scripts of `benches/peers` are run with.
+    "python3",
     // An adapter that wgpu finds, and what it may be unable to do.
     "wgpu",
     "wgpu-f16",
