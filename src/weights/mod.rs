@@ -4,13 +4,13 @@
 //! one part of it with its weight files open; dropping it closes them. Tensors are read when they are used.
 //!
 //! One layer a file: [`safetensors`] reads a weight file, [`layout`] finds the files of a component (shards, variants),
-//! [`config`] checks configuration files, [`diffusers`] puts them together; `snapshot` finds a checkpoint inside the
-//! hub's cache. [`inspect`] reports on every component, also
-//! past broken ones.
+//! [`config`] checks configuration files, [`diffusers`] puts them together, `component` is one part with its files open;
+//! `snapshot` finds a checkpoint inside the hub's cache. [`inspect`] reports on every component, also past broken ones.
 //!
 //! A file's header is validated completely before any tensor is read; every tensor then lies inside the file. For files
 //! that change *during* use see [`safetensors`].
 
+mod component;
 pub mod config;
 #[cfg(feature = "default-model")]
 mod default_model;
@@ -25,10 +25,11 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use std::fmt;
 
+pub(crate) use component::few;
+pub use component::{Component, Signature};
 #[cfg(feature = "default-model")]
 pub use default_model::default_model;
-pub(crate) use diffusers::few;
-pub use diffusers::{Checkpoint, Component, LoadOptions, Signature};
+pub use diffusers::{Checkpoint, LoadOptions};
 pub use inspect::{ComponentReport, inspect};
 pub use safetensors::WeightFile;
 pub use snapshot::snapshot_in;
