@@ -41,6 +41,12 @@ pub trait Backend: Send + Sync {
         None
     }
 
+    /// Whether loading the weights of one stage while another one runs makes a run shorter: where the device computes by
+    /// itself and the host's threads have nothing to do.
+    fn loads_ahead(&self) -> bool {
+        false
+    }
+
     /// Loads the plan's weights. Those that `held` has in the right layout are shared and not read again. The source
     /// may be dropped afterwards.
     ///

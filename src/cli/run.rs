@@ -43,8 +43,9 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     pipeline.route(&request)?;
     watch_interrupts()?;
     let Chosen { backend, remark: why } = device(arguments, &recipes, &pipeline)?;
-    // One run: what stays would only take memory.
-    let pipeline = pipeline.keep(Keep::Nothing, None).with_backend(backend);
+    // One run: what stays would only take memory, but what is loaded ahead has to stay until its turn.
+    let keep = if backend.loads_ahead() { Keep::Weights } else { Keep::Nothing };
+    let pipeline = pipeline.keep(keep, None).with_backend(backend);
     let recipes: Vec<Recipe> = (0..request.pictures()).map(|k| recipe(&pipeline, &request, k, &given, alpha)).collect();
     formats.check(&recipes)?;
 

@@ -12,6 +12,7 @@
 //! The way can be left and entered between its parts: [`Pipeline::embed`] gives image embeddings, [`Pipeline::paint`]
 //! makes small pictures of such, [`Pipeline::enlarge`] finishes them.
 
+mod ahead;
 mod event;
 mod family;
 mod kandinsky_22;
@@ -204,15 +205,18 @@ impl Pipeline {
         self.warnings().into_iter().try_for_each(|warning| session.warn(warning))?;
         session.check(&route)?;
         let passes = session.passes(&route, request.pictures());
-        let mut drafts = self.family.encode(session, request)?;
-        let mut images = Vec::with_capacity(drafts.len());
-        for group in passes {
-            let drafts = &mut drafts[group];
-            self.family.embed(session, drafts)?;
-            let mut small = self.family.paint(session, drafts)?;
-            images.extend(self.family.enlarge(session, &mut small, images.len())?);
-        }
-        Ok(images)
+        let later = session.later(&route);
+        ahead::loading(&later, &self.residents, &*self.backend, &self.checkpoint, || {
+            let mut drafts = self.family.encode(session, request)?;
+            let mut images = Vec::with_capacity(drafts.len());
+            for group in passes {
+                let drafts = &mut drafts[group];
+                self.family.embed(session, drafts)?;
+                let mut small = self.family.paint(session, drafts)?;
+                images.extend(self.family.enlarge(session, &mut small, images.len())?);
+            }
+            Ok(images)
+        })
     }
 
     /// The image embeddings of a request's pictures, which [`Pipeline::paint`] makes pictures of.

@@ -56,6 +56,8 @@ pub(super) struct Residents {
     /// Bytes that may stay.
     pub limit: u64,
     stages: Mutex<HashMap<Stage, Arc<Mutex<Resident>>>>,
+    /// Held while a stage is loaded, so that another run waits for its weights and does not load them, too.
+    loading: Mutex<HashMap<Stage, Arc<Mutex<()>>>>,
     needs: Mutex<HashMap<(Stage, Shapes), Needs>>,
     clock: AtomicU64,
     recordings: AtomicU64,
@@ -96,6 +98,7 @@ impl Residents {
             keep,
             limit,
             stages: Mutex::default(),
+            loading: Mutex::default(),
             needs: Mutex::default(),
             clock: AtomicU64::new(0),
             recordings: AtomicU64::new(0),
@@ -135,6 +138,34 @@ impl Residents {
 
     fn resident(&self, stage: Stage) -> Arc<Mutex<Resident>> {
         lock(&self.stages).entry(stage).or_default().clone()
+    }
+
+    /// Loads a stage before its turn, unless it is there. Whether it is now: it has to fit beside what stays.
+    pub fn load_ahead(
+        &self,
+        stage: Stage,
+        bytes: u64,
+        load: impl FnOnce() -> Result<(Arc<dyn Weights>, Signature)>,
+    ) -> bool {
+        let turn = self.turn(stage);
+        let _turn = lock(&turn);
+        if self.is_loaded(stage) {
+            return true;
+        }
+        if self.size_bytes().saturating_add(bytes) > self.limit {
+            return false;
+        }
+        let Ok((weights, signature)) = load() else { return false };
+        let resident = self.resident(stage);
+        let mut resident = lock(&resident);
+        resident.last_used = self.clock.fetch_add(1, Ordering::Relaxed);
+        (resident.weights, resident.signature) = (Some(weights), Some(signature));
+        self.loads.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    fn turn(&self, stage: Stage) -> Arc<Mutex<()>> {
+        lock(&self.loading).entry(stage).or_default().clone()
     }
 
     /// A stage for one run. If its files changed since it was loaded, what stayed is dropped; the answer says so.
@@ -258,9 +289,9 @@ impl Lease<'_> {
     fn try_compile(&mut self, plan: Plan, backend: &dyn Backend) -> Result<Box<dyn Executable>> {
         let component = self.component.as_ref().expect("a plan is recorded from the open component");
         {
-            // Locked while loading, so that another run waits for the weights and does not load them, too.
-            let mut resident = lock(&self.resident);
-            let held = self.weights.take().or_else(|| resident.weights.clone());
+            let turn = self.residents.turn(self.stage);
+            let _turn = lock(&turn);
+            let held = self.weights.take().or_else(|| lock(&self.resident).weights.clone());
             let before = held.as_ref().map_or(0, |weights| weights.size_bytes());
             let weights = backend.load(&plan, component, held.as_ref())?;
             component.check_unchanged()?;
@@ -268,6 +299,7 @@ impl Lease<'_> {
                 self.residents.loads.fetch_add(1, Ordering::Relaxed);
             }
             if self.keep != Keep::Nothing {
+                let mut resident = lock(&self.resident);
                 resident.weights = Some(weights.clone());
                 resident.signature = Some(component.signature());
             }

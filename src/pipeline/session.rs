@@ -1,5 +1,6 @@
 //! One run: its stages, each opened, run group by group, and ended.
 
+use super::ahead::Later;
 use super::event::{Event, Latents, Observer, Stage, report};
 use super::family::{Family, Shapes};
 use super::request::Settings;
@@ -97,6 +98,20 @@ impl Session<'_, '_> {
             self.keep = Keep::Everything;
         }
         passes
+    }
+
+    /// The stages after the first whose weights are to be loaded while earlier ones run: none where that does not pay, or
+    /// where nothing may stay.
+    pub fn later(&self, route: &[(Stage, Shapes)]) -> Vec<Later> {
+        if self.keep == Keep::Nothing || !self.backend.loads_ahead() {
+            return Vec::new();
+        }
+        let later = |&(stage, shapes): &(Stage, Shapes)| {
+            // Stages that stay were not recorded.
+            let plan = self.recorded.get(&(stage, shapes.of(1)))?.clone();
+            Some(Later { stage, plan, bytes: self.residents.needs(stage, shapes)?.weights })
+        };
+        route.iter().skip(1).filter_map(later).collect()
     }
 
     /// Pictures that may be computed together if one needs so many bytes.

@@ -42,19 +42,16 @@ pub enum PanelFormat {
 enum Data {
     /// f32, or pairs of bf16 as the bits of an f32.
     F32(AlignedVec),
-    F16(Vec<f16>),
-    Bf16(Vec<bf16>),
+    /// Two elements in each f32.
+    F16(AlignedVec),
+    Bf16(AlignedVec),
 }
 
 impl Panels {
     /// Bytes of memory.
     pub fn size_bytes(&self) -> u64 {
-        let bytes = match &self.data {
-            Data::F32(x) => size_of_val(&x[..]),
-            Data::F16(x) => size_of_val(&x[..]),
-            Data::Bf16(x) => size_of_val(&x[..]),
-        };
-        bytes as u64
+        let (Data::F32(data) | Data::F16(data) | Data::Bf16(data)) = &self.data;
+        size_of_val(&data[..]) as u64
     }
 
     /// Packs a stored weight `[outputs, channels, taps]`.
@@ -62,11 +59,7 @@ impl Panels {
         let shape = (outputs, channels, taps);
         let channels = if format == PanelFormat::Bf16Pairs { channels / 2 } else { channels };
         let data = match (weight, format) {
-            (TensorData::F32(w), PanelFormat::Stored) => {
-                let mut data = AlignedVec::zeros(packed(shape));
-                interleave(w, shape, &mut data, |x| x);
-                Data::F32(data)
-            }
+            (TensorData::F32(w), PanelFormat::Stored) => Data::F32(interleaved(w, shape, |x| x)),
             (TensorData::F16(w), PanelFormat::Stored) => Data::F16(interleaved(w, shape, |x| x)),
             (TensorData::Bf16(w), PanelFormat::Stored | PanelFormat::Bf16) => Data::Bf16(interleaved(w, shape, |x| x)),
             (TensorData::F32(w), PanelFormat::Bf16) => Data::Bf16(interleaved(w, shape, bf16::from_f32)),
@@ -117,11 +110,11 @@ impl Panels {
         match &self.data {
             Data::F32(data) => wide.copy_from_slice(&data[range]),
             Data::F16(data) => {
-                let narrow = &data[range];
+                let narrow = &bytemuck::cast_slice::<f32, f16>(data)[range];
                 // SAFETY: both have the same length, a multiple of sixteen; a back end only has available instructions.
                 unsafe { widen_f16(isa, narrow.as_ptr(), narrow.len(), wide.as_mut_ptr()) };
             }
-            Data::Bf16(data) => simd::widen_bf16(isa, &data[range], wide),
+            Data::Bf16(data) => simd::widen_bf16(isa, &bytemuck::cast_slice(data)[range], wide),
         }
     }
 
@@ -149,57 +142,71 @@ impl Panels {
     }
 }
 
-/// Packs `w [outputs, channels, taps]` into `[outputs / 16][taps][channels][16]`; leaves missing outputs unchanged.
-fn interleave<T: Copy + Sync, U: Send>(
-    w: &[T],
-    (outputs, channels, taps): (usize, usize, usize),
-    packed: &mut [U],
-    convert: impl Fn(T) -> U + Sync,
-) {
-    let per_output = channels * taps;
-    packed.par_chunks_mut(per_output * NR).enumerate().for_each(|(panel, out)| {
-        for j in 0..NR.min(outputs - panel * NR) {
-            let row = &w[(panel * NR + j) * per_output..][..per_output];
-            for tap in 0..taps {
-                for c in 0..channels {
-                    out[(tap * channels + c) * NR + j] = convert(row[c * taps + tap]);
-                }
-            }
-        }
-    });
-}
+/// Elements of an output that are packed at a time, all taps of some channels: what sixteen outputs have of them stays in
+/// the first-level cache, so that every line of the stored weight and of the panel is fetched once.
+const BLOCK_ELEMENTS: usize = 256;
 
-/// [`interleave`] into new memory, with zeros for missing outputs.
-fn interleaved<T: Copy + Sync, U: Default + Clone + Send>(
+/// Packs `w [outputs, channels, taps]` into new memory `[outputs / 16][taps][channels][16]`, with zeros for missing
+/// outputs. Its pages are first touched by the threads that write them.
+fn interleaved<T: Copy + Sync, U: bytemuck::Pod + Send>(
     w: &[T],
     shape: (usize, usize, usize),
     convert: impl Fn(T) -> U + Sync,
-) -> Vec<U> {
-    let mut data = vec![U::default(); packed(shape)];
-    interleave(w, shape, &mut data, convert);
-    data
+) -> AlignedVec {
+    packed_by(w, shape, |[x]| convert(x))
 }
 
 /// [`interleaved`] with two neighbouring channels per element, the first in its lower half.
-fn in_pairs<T: Copy + Sync>(
+fn in_pairs<T: Copy + Sync>(w: &[T], shape: (usize, usize, usize), convert: impl Fn(T) -> bf16 + Sync) -> AlignedVec {
+    let bits = |x: T| u32::from(convert(x).to_bits());
+    packed_by(w, shape, |[low, high]| bits(high) << 16 | bits(low))
+}
+
+/// Packs elements of `N` neighbouring channels each.
+fn packed_by<const N: usize, T: Copy + Sync, U: bytemuck::Pod + Send>(
     w: &[T],
     (outputs, channels, taps): (usize, usize, usize),
-    convert: impl Fn(T) -> bf16 + Sync,
+    join: impl Fn([T; N]) -> U + Sync,
 ) -> AlignedVec {
-    let pairs = channels / 2;
-    let mut data = AlignedVec::zeros(packed((outputs, pairs, taps)));
-    data.par_chunks_mut(pairs * taps * NR).enumerate().for_each(|(panel, out)| {
-        for j in 0..NR.min(outputs - panel * NR) {
-            let row = &w[(panel * NR + j) * channels * taps..][..channels * taps];
-            for tap in 0..taps {
-                for c in 0..pairs {
-                    let [low, high] = [2 * c, 2 * c + 1].map(|c| u32::from(convert(row[c * taps + tap]).to_bits()));
-                    out[(tap * pairs + c) * NR + j] = f32::from_bits(high << 16 | low);
-                }
-            }
+    let elements = channels / N * taps;
+    let mut data = AlignedVec::zeros(packed((outputs, channels / N, taps)) * size_of::<U>() / size_of::<f32>());
+    let all: &mut [U] = bytemuck::cast_slice_mut(&mut data);
+    all.par_chunks_mut(elements * NR).enumerate().for_each(|(panel, out)| {
+        let present = NR.min(outputs - panel * NR);
+        let w = &w[panel * NR * channels * taps..][..present * channels * taps];
+        // The numbers of taps of nearly all weights, as constants.
+        match taps {
+            1 => pack_panel(w, channels, 1, out, &join),
+            9 => pack_panel(w, channels, 9, out, &join),
+            taps => pack_panel(w, channels, taps, out, &join),
         }
     });
     data
+}
+
+/// Packs one panel from the weights of its outputs.
+#[inline(always)]
+fn pack_panel<const N: usize, T: Copy, U>(
+    w: &[T],
+    channels: usize,
+    taps: usize,
+    out: &mut [U],
+    join: &impl Fn([T; N]) -> U,
+) {
+    let (elements, block) = (channels / N, (BLOCK_ELEMENTS / (N * taps)).max(1));
+    for first in (0..elements).step_by(block) {
+        let count = block.min(elements - first);
+        for tap in 0..taps {
+            let (out, _) = out[(tap * elements + first) * NR..][..count * NR].as_chunks_mut::<NR>();
+            for (j, row) in w.chunks_exact(channels * taps).take(NR).enumerate() {
+                let row = &row[first * N * taps..][..count * N * taps];
+                // Elements of a tap are `taps` apart.
+                for (to, from) in out.iter_mut().zip(row.chunks_exact(N * taps)) {
+                    to[j] = join(std::array::from_fn(|i| from[i * taps + tap]));
+                }
+            }
+        }
+    }
 }
 
 /// Number of elements of the panels.
@@ -222,6 +229,52 @@ mod tests {
         let (block, _) = panels.block(1, 1, tap * channels + channel, 1, Isa::detect(), &mut scratch);
         assert_eq!(block[1], w[(output * channels + channel) * taps + tap]);
         assert_eq!(block[2..], [0.0; 14]);
+    }
+
+    #[test]
+    fn every_weight_has_its_place_whatever_the_blocks_of_channels() {
+        // Whole and partial blocks and panels, more taps than a block has elements, one channel.
+        for (outputs, channels, taps) in [(33, 600, 1), (17, 58, 9), (16, 28, 9), (5, 2, 300), (3, 1, 25), (40, 256, 2)]
+        {
+            let w: Vec<f32> = (0..outputs * channels * taps).map(|i| (i % 1999) as f32 - 999.0).collect();
+            let halves: Vec<f16> = w.iter().map(|&x| f16::from_f32(x)).collect();
+            let weight = |output: usize, c: usize, tap: usize| match output < outputs {
+                true => w[(output * channels + c) * taps + tap],
+                false => 0.0,
+            };
+            let check = |weight_data: TensorData<'_>, format: PanelFormat| {
+                let panels = Panels::pack(&weight_data, outputs, channels, taps, format);
+                let mut scratch = AlignedVec::default();
+                for panel in 0..panels.count() {
+                    let rows = taps * panels.channels;
+                    let (block, _) = panels.block(panel, 1, 0, rows, Isa::detect(), &mut scratch);
+                    for (i, &got) in block[..rows * NR].iter().enumerate() {
+                        let (row, output) = (i / NR, panel * NR + i % NR);
+                        let (tap, c) = (row / panels.channels, row % panels.channels);
+                        let rounded = |c: usize| bf16::from_f32(weight(output, c, tap));
+                        let want = match format {
+                            PanelFormat::Stored => weight(output, c, tap),
+                            PanelFormat::Bf16 => rounded(c).to_f32(),
+                            PanelFormat::Bf16Pairs => {
+                                let bits = [2 * c, 2 * c + 1].map(|c| u32::from(rounded(c).to_bits()));
+                                f32::from_bits(bits[1] << 16 | bits[0])
+                            }
+                        };
+                        assert_eq!(
+                            got.to_bits(),
+                            want.to_bits(),
+                            "{outputs} {channels} {taps} {format:?}: {row} {output}"
+                        );
+                    }
+                }
+            };
+            for format in [PanelFormat::Stored, PanelFormat::Bf16, PanelFormat::Bf16Pairs] {
+                if format != PanelFormat::Bf16Pairs || channels % 2 == 0 {
+                    check(TensorData::F32(Cow::Borrowed(&w)), format);
+                    check(TensorData::F16(Cow::Borrowed(&halves)), format);
+                }
+            }
+        }
     }
 
     #[test]

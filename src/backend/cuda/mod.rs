@@ -156,6 +156,12 @@ impl Cuda {
     pub fn counters(&self) -> Vec<(String, u64, emulator::Counters)> {
         self.emulator.as_ref().map(|e| e.counters()).unwrap_or_default()
     }
+
+    /// Allocations on the emulator that are not freed; none for a real device, which keeps no count.
+    #[cfg(feature = "cuda-emulator")]
+    pub fn allocations(&self) -> usize {
+        self.emulator.as_ref().map_or(0, |e| e.allocations())
+    }
 }
 
 impl Backend for Cuda {
@@ -176,6 +182,10 @@ impl Backend for Cuda {
 
     fn free_memory_bytes(&self) -> Option<u64> {
         self.driver.free_memory_bytes()
+    }
+
+    fn loads_ahead(&self) -> bool {
+        true
     }
 
     fn load(

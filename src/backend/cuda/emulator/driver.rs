@@ -119,7 +119,6 @@ impl Emulator {
     }
 
     /// Number of allocations.
-    #[cfg(test)]
     pub(in crate::backend::cuda) fn allocations(&self) -> usize {
         self.state().machine.allocations()
     }

@@ -60,7 +60,6 @@ impl Memory {
     }
 
     /// Number of allocations.
-    #[cfg(test)]
     pub fn allocations(&self) -> usize {
         self.regions.len()
     }

@@ -98,7 +98,6 @@ impl Machine {
     }
 
     /// Number of allocations that are not freed.
-    #[cfg(test)]
     fn allocations(&self) -> usize {
         self.memory.allocations()
     }

@@ -2,10 +2,15 @@
 
 use super::super::emulator::Emulator;
 use super::*;
-use crate::plan::TensorData;
+use crate::backend::Backend;
+use crate::backend::cuda::Cuda;
+use crate::dtype::Precision;
+use crate::plan::{Graph, TensorData};
+use crate::weights::{Checkpoint, Component, LoadOptions};
 use half::{bf16, f16};
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 const TYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
@@ -296,4 +301,83 @@ fn a_capture_of_another_thread_neither_records_uploads_nor_holds_them_up() {
     emulator.discard(place.address, 96).unwrap();
     emulator.replay(graph).unwrap();
     assert!(emulator.read(place.address, 96).is_err(), "the graph has the upload");
+}
+
+/// A component in a file of its own.
+struct InFile {
+    folder: tempfile::TempDir,
+    component: Component,
+}
+
+impl InFile {
+    const TENSORS: [(&'static str, [usize; 2]); 3] = [("a", [64, 24]), ("b", [9, 7]), ("c", [48, 40])];
+
+    fn new(mmap: bool) -> InFile {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut header, mut end) = (Vec::new(), 0);
+        for (name, shape) in InFile::TENSORS {
+            let start = end;
+            end += 2 * elements(&shape);
+            header.push(format!(r#""{name}":{{"dtype":"F16","shape":{shape:?},"data_offsets":[{start},{end}]}}"#));
+        }
+        let header = format!("{{{}}}", header.join(","));
+        let data = (0..end).map(|i| i as u8 & 0x3f);
+        let bytes = (header.len() as u64).to_le_bytes().into_iter().chain(header.bytes()).chain(data);
+        std::fs::write(folder.path().join("model_index.json"), r#"{"_class_name":"X","net":["diffusers","Y"]}"#)
+            .unwrap();
+        std::fs::create_dir(folder.path().join("net")).unwrap();
+        let file = folder.path().join("net/diffusion_pytorch_model.safetensors");
+        std::fs::write(file, bytes.collect::<Vec<u8>>()).unwrap();
+        let options = LoadOptions { mmap, ..LoadOptions::default() };
+        let component = Checkpoint::open(folder.path(), options).unwrap().component("net").unwrap();
+        InFile { folder, component }
+    }
+
+    fn file(&self) -> std::fs::File {
+        let path = self.folder.path().join("net/diffusion_pytorch_model.safetensors");
+        std::fs::File::options().write(true).open(path).unwrap()
+    }
+}
+
+/// Does something to a file before one of its tensors is read.
+struct Meddling<'a>(&'a InFile, &'a str, &'a (dyn Fn(&std::fs::File) + Sync));
+
+impl WeightSource for Meddling<'_> {
+    fn find(&self, tensor: &str) -> Option<(StoredDtype, Vec<usize>)> {
+        self.0.component.find(tensor)
+    }
+
+    fn load(&self, tensor: &str) -> Result<TensorData<'_>> {
+        self.0.component.load(tensor)
+    }
+
+    fn open(&self, tensor: &str) -> Result<StoredTensor<'_>> {
+        if tensor == self.1 {
+            self.2(&self.0.file());
+        }
+        self.0.component.open(tensor)
+    }
+
+    fn path(&self, tensor: &str) -> &Path {
+        WeightSource::path(&self.0.component, tensor)
+    }
+}
+
+#[test]
+fn a_file_that_is_shortened_while_it_is_loaded_is_an_error_and_leaves_nothing_allocated() {
+    for (mmap, at) in [(true, "a"), (true, "b"), (true, "c"), (false, "a"), (false, "c")] {
+        let emulator = Arc::new(Emulator::new((9, 0)));
+        let file = InFile::new(mmap);
+        let graph = Graph::new("net", &file.component);
+        for (name, shape) in InFile::TENSORS {
+            graph.output(name, graph.weights().tensor(name, &shape));
+        }
+        let plan = graph.finish().unwrap();
+        let cuda = Cuda { driver: emulator.clone(), precision: Precision::F16, emulator: Some(emulator.clone()) };
+        let source = Meddling(&file, at, &|file| file.set_len(300).unwrap());
+        let error = cuda.load(&plan, &source, None).map(|_| ()).unwrap_err();
+        let is_named = |path: &Path| path.ends_with("net/diffusion_pytorch_model.safetensors");
+        assert!(matches!(&error, Error::Changed { path } if is_named(path)), "{error}");
+        assert_eq!(emulator.allocations(), 0, "mmap {mmap}, at {at}");
+    }
 }
