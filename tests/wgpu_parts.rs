@@ -34,7 +34,8 @@ fn problem(op: impl Into<Op>, shapes: &[(&[usize], bool)]) -> Problem {
 /// Weights of more than [`LARGEST`] bytes in f16 too, whose last part is narrower than the others.
 fn problems() -> Vec<(&'static str, Problem)> {
     let linear = Linear { bias: true, activation: Some(Activation::Silu), residual: true, also: 0 };
-    let conv2d = Conv2d { stride: 1, padding: [1, 1], bias: true, shift: true, residual: true };
+    let conv2d =
+        Conv2d { stride: 1, padding: [1, 1], bias: true, shift: true, residual: true, behind: false, table: false };
     let product: &[(&[usize], bool)] = &[(&[37, 200], false), (&[421, 200], true), (&[421], true), (&[37, 421], false)];
     let window: &[(&[usize], bool)] = &[
         (&[2, 3, 5, 20], false),

@@ -193,7 +193,8 @@ fn linear() -> Vec<Case> {
     cases
 }
 
-const CONV: Conv2d = Conv2d { stride: 1, padding: [1, 1], bias: true, shift: false, residual: false };
+const CONV: Conv2d =
+    Conv2d { stride: 1, padding: [1, 1], bias: true, shift: false, residual: false, behind: false, table: false };
 
 fn conv2d() -> Vec<Case> {
     let case = |what: &str, from: [usize; 4], to: [usize; 3], op: Conv2d, stored: Dtype| {
@@ -305,7 +306,8 @@ fn norms() -> Vec<Case> {
         let c = shape[shape.len() - 1];
         let mut inputs = vec![spread(shape, mean, 1.5), vector(c, 1.0, F32), vector(c, 0.0, F16)];
         inputs.extend(style.then(|| spread(&[shape[0], 2 * c], 0.0, 0.5)));
-        let op = GroupNorm { groups, eps: 1e-5, style, activation, statistics: Vec::new() };
+        let statistics = Vec::new();
+        let op = GroupNorm { groups, eps: 1e-5, style, activation, statistics, behind: false, table: false };
         Case::new(format!("group_norm/{what}"), op, inputs)
     };
     let layer = |what: &str, shape: &[usize], mean: f64, stored: Dtype| {

@@ -2,13 +2,14 @@ use super::launch::{optional, rows};
 use super::matmul::{Matmul, product};
 use super::{
     Activation, Launch, MatmulUnit, Operand, Operation, Scalar, Statistics, StorageRule, Tiles, WeightSplit, count,
-    elements, require,
+    elements, require, width,
 };
 
 /// Two-dimensional convolution over channels-last images, zeros beyond the border.
 ///
 /// *Shapes* `x [N, H, W, C]`, `weight [O, C, R, S]` as checkpoints store it, then `bias [O]` if `bias`, then
-/// `shift [N, O]` if `shift`, then `residual [N, H', W', O]` if `residual`, gives `y [N, H', W', O]` with
+/// `shift [N, O]` if `shift`, then `residual [N, H', W', O]` if `residual`, then `behind [N, H, W, C']` if `behind`, whose
+/// channels follow those of `x` so that the weight has `C + C'`, gives `y [N, H', W', O]` with
 /// `H' = (H + before + after - R) / stride + 1`, where `[before, after] = padding`.
 ///
 /// *Formula* `y[n,i,j,o] = sum_{r,s,c} x[n, i stride + r - before, j stride + s - before, c] weight[o,c,r,s]`, and
@@ -25,6 +26,11 @@ pub struct Conv2d {
     pub shift: bool,
     /// A tensor of the output's shape is added last.
     pub residual: bool,
+    /// The last input holds the last channels. Only a back end that has kernels for it reads two tensors side by side;
+    /// models record a concatenation.
+    pub behind: bool,
+    /// The shift is a table `[S, N, O]`, of which an input behind all others, `step [1]`, says the row; likewise.
+    pub table: bool,
 }
 
 impl Operation for Conv2d {
@@ -33,9 +39,10 @@ impl Operation for Conv2d {
     }
 
     fn shape(&self, inputs: &[&[usize]]) -> Result<Vec<usize>, String> {
-        count(inputs, 2 + usize::from(self.bias) + usize::from(self.shift) + usize::from(self.residual))?;
+        count(inputs, self.behind_at() + usize::from(self.behind) + usize::from(self.table))?;
         let (x, w) = (inputs[0], inputs[1]);
-        require(x.len() == 4 && w.len() == 4 && x[3] == w[1], || {
+        let behind = if self.behind { width(inputs[self.behind_at()]) } else { 0 };
+        require(x.len() == 4 && w.len() == 4 && x[3] + behind == w[1], || {
             format!("conv2d: x {x:?} [N, H, W, C] does not fit a weight {w:?} [O, C, R, S]")
         })?;
         let side = |length: usize, kernel: usize| {
@@ -47,17 +54,17 @@ impl Operation for Conv2d {
         };
         let y = vec![x[0], side(x[1], w[2])?, side(x[2], w[3])?, w[0]];
         let mut next = 2;
-        let mut optional = |present: bool, wanted: &[usize], what: &str| {
+        let mut optional = |present: bool, first: usize, wanted: &[usize], what: &str| {
             if !present {
                 return Ok(());
             }
-            let found = inputs[next];
+            let found = &inputs[next][first..];
             next += 1;
             require(found == wanted, || format!("conv2d: {what} {found:?} where {wanted:?} is needed"))
         };
-        optional(self.bias, &[w[0]], "bias")?;
-        optional(self.shift, &[x[0], w[0]], "shift")?;
-        optional(self.residual, &y, "residual")?;
+        optional(self.bias, 0, &[w[0]], "bias")?;
+        optional(self.shift, usize::from(self.table), &[x[0], w[0]], "shift")?;
+        optional(self.residual, 0, &y, "residual")?;
         Ok(y)
     }
 
@@ -69,6 +76,7 @@ impl Operation for Conv2d {
         match tensor {
             Operand::Input(2) if self.bias => StorageRule::F32,
             Operand::Input(0 | 1) | Operand::Packed(_) => StorageRule::Storage,
+            Operand::Input(i) if self.behind && i == self.behind_at() => StorageRule::Storage,
             Operand::Input(_) => StorageRule::LikeOutput,
             // A network's last convolution can give the sampler its f32 sums.
             Operand::Output(0) => StorageRule::Any,
@@ -102,12 +110,39 @@ impl Conv2d {
     /// As the headers of its kernels list them.
     fn sizes(&self, inputs: &[&[usize]], output: &[usize]) -> [usize; 11] {
         let (x, w) = (inputs[0], inputs[1]);
-        [rows(output), x[1], x[2], x[3], output[1], output[2], w[0], w[2], w[3], self.stride, self.padding[0]]
+        [rows(output), x[1], x[2], w[1], output[1], output[2], w[0], w[2], w[3], self.stride, self.padding[0]]
     }
 
     pub(super) fn matmul(&self, inputs: &[&[usize]], output: &[usize]) -> Matmul {
         let mut next = 2;
         let added = [self.bias, self.shift, self.residual].map(|present| present.then(|| optional(true, &mut next)));
-        Matmul { sizes: self.sizes(inputs, output), layers: vec![1], added, activation: Activation::code(None) }
+        let mut next = self.behind_at();
+        let behind = self.behind.then(|| (optional(true, &mut next), width(inputs[0])));
+        let step = self.table.then(|| optional(true, &mut next));
+        let sizes = self.sizes(inputs, output);
+        Matmul { sizes, layers: vec![1], added, activation: Activation::code(None), behind, step }
+    }
+
+    /// The same for an `x` in two parts of which `channels` are the first's, if a kernel reads two.
+    pub fn in_parts(&self, inputs: &[&[usize]], output: &[usize], channels: usize, unit: MatmulUnit) -> Option<Conv2d> {
+        let matmul = Matmul { behind: Some((Operand::Input(0), channels)), ..self.matmul(inputs, output) };
+        let can = !self.behind && !self.table && matmul.reads_parts_and_tables(unit);
+        can.then(|| Conv2d { behind: true, ..self.clone() })
+    }
+
+    /// The same with a table of shifts, if a kernel reads one.
+    pub fn with_table(&self, inputs: &[&[usize]], output: &[usize], unit: MatmulUnit) -> Option<Conv2d> {
+        let can = self.shift && !self.table && self.matmul(inputs, output).reads_parts_and_tables(unit);
+        can.then(|| Conv2d { table: true, ..self.clone() })
+    }
+
+    /// The input that is the shift.
+    pub fn shift_at(&self) -> usize {
+        2 + usize::from(self.bias)
+    }
+
+    /// Where `behind` is among the inputs.
+    fn behind_at(&self) -> usize {
+        2 + usize::from(self.bias) + usize::from(self.shift) + usize::from(self.residual)
     }
 }

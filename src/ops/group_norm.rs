@@ -7,7 +7,9 @@ use super::{
 /// Normalises each group of channels of each image over all positions, then scales and shifts.
 ///
 /// *Shapes* `x [N, .., C]`, `gamma [C]`, `beta [C]`, then `style [N, 2C]` if `style`, gives `[N, .., C]`. With
-/// `statistics`, those of `x` follow: one value, or two for the two parts of a concatenation.
+/// `statistics`, those of `x` follow: one value, or two for the two parts of a concatenation. With `behind`, `x` holds only
+/// the first of the channels and `behind [N, .., C']` follows with the others. With `table`, `style` is `[S, N, 2C]` and
+/// the last input, `step [1]`, says which row of it.
 ///
 /// *Formula* `y = (x - mean) / sqrt(var + eps) * gamma + beta`, mean and biased variance over the positions and
 /// the `C / groups` channels of a group; with `style`, whose first half is `scale` and second half `shift`,
@@ -26,6 +28,10 @@ pub struct GroupNorm {
     pub activation: Option<Activation>,
     /// Channels of the parts of `x` whose [`Statistics`] follow as further inputs; empty in a plan as it is recorded.
     pub statistics: Vec<usize>,
+    /// The last channels are a further input; not in a plan as it is recorded.
+    pub behind: bool,
+    /// The style is a row of a table; not in a plan as it is recorded.
+    pub table: bool,
 }
 
 /// A block of the PTX kernel that keeps a group in shared memory while its mean and variance are computed.
@@ -103,10 +109,11 @@ impl Group {
     }
 
     /// The division of `images` with `c` channels among the blocks that normalise them, for elements of `size` bytes.
-    fn share(&self, images: usize, c: usize, size: usize) -> Share {
+    /// The first `split` channels are those of one tensor.
+    fn share(&self, images: usize, c: usize, split: usize, size: usize) -> Share {
         let vector = 16 / size;
-        let (entry, wide) =
-            if c.is_multiple_of(vector) { ("group_norm_apply", vector) } else { ("group_norm_apply_x1", 1) };
+        let whole = c.is_multiple_of(vector) && split.is_multiple_of(vector);
+        let (entry, wide) = if whole { ("group_norm_apply", vector) } else { ("group_norm_apply_x1", 1) };
         // Threads in whole rows of columns. The narrower the span, the fewer statistics a block merges; the first that
         // leaves few threads idle.
         let columns = c / wide;
@@ -139,8 +146,9 @@ impl Operation for GroupNorm {
     }
 
     fn shape(&self, inputs: &[&[usize]]) -> Result<Vec<usize>, String> {
-        count(inputs, self.first_statistics() + self.statistics.len())?;
-        let (x, c) = (inputs[0], width(inputs[0]));
+        count(inputs, self.behind_at() + usize::from(self.behind) + usize::from(self.table))?;
+        let x = inputs[0];
+        let c = width(x) + if self.behind { width(inputs[self.behind_at()]) } else { 0 };
         require(x.len() >= 2 && self.groups > 0 && c.is_multiple_of(self.groups), || {
             format!("group_norm: {c} channels of {x:?} cannot be divided into {} groups", self.groups)
         })?;
@@ -148,9 +156,12 @@ impl Operation for GroupNorm {
             format!("group_norm: gamma {:?} and beta {:?} for {c} channels", inputs[1], inputs[2])
         })?;
         if self.style {
-            require(inputs[3] == [x[0], 2 * c], || format!("group_norm: style {:?} for x {x:?}", inputs[3]))?;
+            let style = &inputs[3][usize::from(self.table)..];
+            require(style == [x[0], 2 * c], || format!("group_norm: style {:?} for x {x:?}", inputs[3]))?;
         }
-        Ok(x.to_vec())
+        let mut y = x.to_vec();
+        y[x.len() - 1] = c;
+        Ok(y)
     }
 
     fn flops(&self, _: &[&[usize]], output: &[usize]) -> u64 {
@@ -160,14 +171,14 @@ impl Operation for GroupNorm {
     fn storage_rule(&self, tensor: Operand) -> StorageRule {
         match tensor {
             Operand::Input(1 | 2) => StorageRule::F32,
-            Operand::Input(i) if i >= self.first_statistics() => StorageRule::F32,
+            Operand::Input(i) if (self.first_statistics()..self.behind_at()).contains(&i) => StorageRule::F32,
             _ => StorageRule::Storage,
         }
     }
 
-    fn wgsl(&self, inputs: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {
+    fn wgsl(&self, _: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {
         let (images, c) = (output[0], width(output));
-        let positions = elements(inputs[0]) / (images * c);
+        let positions = elements(output) / (images * c);
         let mut next = 3;
         let mut tensors: Vec<Operand> = (0..3).map(Operand::Input).collect();
         tensors.extend([optional(self.style, &mut next), Operand::Output(0)]);
@@ -228,7 +239,8 @@ impl Operation for GroupNorm {
             };
             self.statistics.iter().enumerate().map(of).collect()
         };
-        let Share { entry, span, part } = group.share(images, c, unit.size_bytes());
+        let split = if self.behind { width(inputs[0]) } else { c };
+        let Share { entry, span, part } = group.share(images, c, split, unit.size_bytes());
         let entries: usize = found.iter().map(|(_, of)| of.parts * of.channels / of.unit).sum();
         // In f32 the order of sums is that of the kernel for many, whatever their number: pictures keep their bytes.
         if entries * span.min(c) / c > MERGED_IN_PLACE || unit.size_bytes() == 4 {
@@ -245,18 +257,21 @@ impl Operation for GroupNorm {
             });
             found = vec![(to, merged)];
         }
+        let mut next = self.behind_at();
+        let [behind, step] = [self.behind, self.table].map(|present| optional(present, &mut next));
+        let style_row = if self.table { images * 2 * c } else { 0 };
         let ([first, second], sizes) = operands_and_sizes(&found);
         launches.push(Launch {
             stem: "group_norm_apply",
             entry,
             threads: APPLY_THREADS as u32,
             grid: [grid(c.div_ceil(span)), grid(positions.div_ceil(part)), grid(images)],
-            tensors: vec![x, x, gamma, beta, style, first, second, y],
-            scalars: [positions, c, self.groups, c, part, span]
+            tensors: vec![x, behind, gamma, beta, style, step, first, second, y],
+            scalars: [positions, c, self.groups, split, part, span]
                 .map(Scalar::from)
                 .into_iter()
                 .chain(sizes)
-                .chain([self.style.into(), Activation::code(self.activation), self.eps.into()])
+                .chain([self.style.into(), style_row.into(), Activation::code(self.activation), self.eps.into()])
                 .collect(),
             tiling: None,
             choice: Choice::new(Some([part, span]), "statistics are there"),
@@ -279,6 +294,23 @@ impl GroupNorm {
     /// The input at which statistics begin.
     fn first_statistics(&self) -> usize {
         3 + usize::from(self.style)
+    }
+
+    /// Where `behind` is among the inputs; `step` is the last.
+    fn behind_at(&self) -> usize {
+        self.first_statistics() + self.statistics.len()
+    }
+
+    /// The same for an `x` in two parts, if the kernel reads two: the one that normalises with statistics.
+    pub fn in_parts(&self) -> Option<GroupNorm> {
+        let can = !self.statistics.is_empty() && !self.behind && !self.table;
+        can.then(|| GroupNorm { behind: true, ..self.clone() })
+    }
+
+    /// The same with a table of styles, if the kernel reads one.
+    pub fn with_table(&self) -> Option<GroupNorm> {
+        let can = self.style && !self.statistics.is_empty() && !self.table;
+        can.then(|| GroupNorm { table: true, ..self.clone() })
     }
 
     /// The channels of a group, if statistics of the input spare the kernels something. Without them they read an input

@@ -133,7 +133,8 @@ impl Linear {
         let [bias, residual] = [self.bias, self.residual].map(|present| present.then(|| optional(true, &mut next)));
         let sizes = [m, m, 1, k, m, 1, n, 1, 1, 1, 0];
         let layers = (0..=self.also).map(|layer| self.weight(layer)).collect();
-        Matmul { sizes, layers, added: [bias, None, residual], activation: Activation::code(self.activation) }
+        let activation = Activation::code(self.activation);
+        Matmul { sizes, layers, added: [bias, None, residual], activation, behind: None, step: None }
     }
 
     /// Number of inputs of the first layer.

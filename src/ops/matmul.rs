@@ -69,6 +69,10 @@ pub(super) struct Matmul {
     pub added: [Option<Operand>; 3],
     /// The code of the activation.
     pub activation: Scalar,
+    /// What holds the last channels where `x` holds only the first ones, and how many these are; for `matmul_sm90` only.
+    pub behind: Option<(Operand, usize)>,
+    /// The row of the shift, where that is a table; for the same kernel.
+    pub step: Option<Operand>,
 }
 
 /// A tile: what one block owns.
@@ -223,6 +227,11 @@ impl Matmul {
         })
     }
 
+    /// Whether the kernel for it reads `x` in two parts and the shift from a table.
+    pub fn reads_parts_and_tables(&self, matmul: MatmulUnit) -> bool {
+        matmul == MatmulUnit::Warpgroup && self.by_warpgroups().is_ok()
+    }
+
     fn output_tile(&self, output: &[usize], matmul: MatmulUnit) -> Option<OutputTile> {
         let patch = if matmul == MatmulUnit::CudaCores {
             let [columns, positions] = Tiles::Shared.size();
@@ -309,10 +318,17 @@ impl Matmul {
                 self.for_each_layer(self.in_launches(&launch, parts, steps_of_part, statistics))
             }
             Depth::Cluster { bits } => {
-                let ([_, operands @ ..], behind) = self.epilogue(statistics);
-                let maps = [&[Operand::Input(0)], &self.weights()[..]].concat();
+                let ([_, shift, residual, left], [activation, has_bias, has_shift, has_residual, unit]) =
+                    self.epilogue(statistics);
+                let absent = Operand::Input(0);
+                let behind = self.behind.map_or(absent, |(operand, _)| operand);
+                let maps = [&[Operand::Input(0), behind], &self.weights()[..]].concat();
+                let operands = [shift, self.step.unwrap_or(absent), residual, left];
                 let tensors = [&maps, &self.biases()[..], &operands[..], &self.outputs()[..]].concat();
-                let scalars = [&launch.scalars[..], &[Scalar::U32(bits)], &behind].concat();
+                let [rows, _, _, _, height, width, outputs, ..] = self.sizes;
+                let row = if self.step.is_some() { rows / (height * width) * outputs } else { 0 };
+                let flags = [activation, has_bias, has_shift, row.into(), has_residual, unit];
+                let scalars = [&launch.scalars[..], &[Scalar::U32(bits)], &flags].concat();
                 vec![Launch { tensors, scalars, ..launch }]
             }
         }
@@ -409,6 +425,10 @@ impl Matmul {
         if stride > 2 {
             return Err("a row of windows would be wider than a tile may be");
         }
+        let split = self.behind.map_or(channels, |(_, first)| first);
+        if split < channels && !split.is_multiple_of(BOX_CHANNELS) {
+            return Err("the first part of the channels ends within a step");
+        }
         if rows <= FLAT.rows {
             return Err("few rows leave most of a tile empty");
         }
@@ -418,7 +438,7 @@ impl Matmul {
         // To load n elements of a strided dimension the driver wants n steps.
         let extent = |bits: u32| step << bits;
         let taps = window_height * window_width;
-        let x = Walk {
+        let pixels = |channels: usize| Walk {
             dims: vec![channels, width, height, images],
             strides: vec![channels, width * channels, height * width * channels],
             tile: vec![
@@ -435,7 +455,9 @@ impl Matmul {
             tile: vec![BOX_CHANNELS as u32, 1, BOX_COLUMNS as u32],
             steps: vec![1, 1, 1],
         };
-        let sizes = [images, out_height, out_width, channels, outputs, window_height, window_width, stride, padding];
+        let behind = if split < channels { channels - split } else { channels };
+        let sizes =
+            [images, out_height, out_width, channels, split, outputs, window_height, window_width, stride, padding];
         let bits = [boxes.wide, boxes.high].map(Scalar::U32);
         let columns = self.layers.len() * outputs.div_ceil(BOX_COLUMNS);
         let depth = Depth::in_clusters(columns * boxes.count, taps * channels.div_ceil(BOX_CHANNELS));
@@ -451,7 +473,7 @@ impl Matmul {
             tensors: Vec::new(),
             scalars: sizes.map(Scalar::from).into_iter().chain(bits).collect(),
             tiling: Some(Tiling {
-                walks: vec![x, weight.clone(), weight.clone(), weight],
+                walks: vec![pixels(split), pixels(behind), weight.clone(), weight.clone(), weight],
                 shared_bytes: BOX_SHARED_BYTES,
                 cluster: parts as u32,
             }),
@@ -469,7 +491,7 @@ mod tests {
 
     fn launches(rows: usize, depth: usize, outputs: usize) -> Vec<Launch> {
         let sizes = [rows, rows, 1, depth, rows, 1, outputs, 1, 1, 1, 0];
-        Matmul { sizes, layers: vec![1], added: [None; 3], activation: Scalar::U32(0) }
+        Matmul { sizes, layers: vec![1], added: [None; 3], activation: Scalar::U32(0), behind: None, step: None }
             .on_tensor_cores(MatmulUnit::Half, None)
     }
 
@@ -495,7 +517,7 @@ mod tests {
         let out = side.map(|n| n.div_ceil(stride));
         let rows = images * out[0] * out[1];
         let sizes = [rows, side[0], side[1], channels, out[0], out[1], 320, 3, 3, stride, 1];
-        Matmul { sizes, layers: vec![1], added: [None; 3], activation: Scalar::U32(0) }
+        Matmul { sizes, layers: vec![1], added: [None; 3], activation: Scalar::U32(0), behind: None, step: None }
             .on_tensor_cores(MatmulUnit::Warpgroup, None)
     }
 

@@ -349,7 +349,11 @@ impl<'g> Tensor<'g> {
         if bias {
             inputs.push(w.tensor("bias", &[width]));
         }
-        self.graph.record(Conv2d { stride, padding, bias, shift: false, residual: false }, &inputs, w.path)
+        self.graph.record(
+            Conv2d { stride, padding, bias, shift: false, residual: false, behind: false, table: false },
+            &inputs,
+            w.path,
+        )
     }
 
     /// Group normalisation with `weight` and `bias` below `w`.
@@ -357,7 +361,15 @@ impl<'g> Tensor<'g> {
         let c = self.channels();
         let inputs = [self, w.tensor("weight", &[c]), w.tensor("bias", &[c])];
         self.graph.record(
-            GroupNorm { groups, eps, style: false, activation: None, statistics: Vec::new() },
+            GroupNorm {
+                groups,
+                eps,
+                style: false,
+                activation: None,
+                statistics: Vec::new(),
+                behind: false,
+                table: false,
+            },
             &inputs,
             w.path,
         )

@@ -19,6 +19,7 @@ mod graph;
 mod join_layers;
 mod listing;
 mod narrow;
+mod read_through;
 mod slots;
 mod statistics;
 mod stored;
@@ -28,6 +29,7 @@ pub use graph::{Graph, Tensor, Weights};
 pub use join_layers::join_layers;
 pub use listing::{KernelUse, Listing};
 pub use narrow::narrow;
+pub use read_through::read_through;
 pub use slots::{Slots, assign};
 pub use statistics::with_statistics;
 pub use stored::StoredTensor;
@@ -187,10 +189,15 @@ impl Plan {
             cost.flops += step.op.flops(&self.input_shapes(step), output);
             let mut moved: usize = step.outputs.iter().map(|id| self.values[id.0].size_bytes()).sum();
             for (i, input) in step.inputs.iter().enumerate() {
-                // Lookups and slices read only what they give.
-                let chosen = matches!(step.op, Op::Embed(_) | Op::Slice(_)) && i == 0;
                 let input = &self.values[input.0];
-                moved += if chosen { elements(output) * input.dtype.size_bytes() } else { input.size_bytes() };
+                moved += match &step.op {
+                    // Lookups and slices read only what they give.
+                    Op::Embed(_) | Op::Slice(_) if i == 0 => elements(output) * input.dtype.size_bytes(),
+                    // A row of the table.
+                    Op::GroupNorm(op) if op.table && i == 3 => input.size_bytes() / input.shape[0],
+                    Op::Conv2d(op) if op.table && i == op.shift_at() => input.size_bytes() / input.shape[0],
+                    _ => input.size_bytes(),
+                };
             }
             cost.bytes += moved as u64;
         }

@@ -22,7 +22,7 @@ use super::{Backend, Executable, Weights, own};
 use crate::dtype::Precision;
 use crate::error::Result;
 use crate::ops::MatmulUnit;
-use crate::plan::{KernelUse, Plan, WeightSource, join_layers, narrow, with_statistics};
+use crate::plan::{KernelUse, Plan, WeightSource, join_layers, narrow, read_through, with_statistics};
 use compiled::{Compiled, Lowered};
 use device::Driver;
 pub use device_slice::DeviceSlice;
@@ -44,7 +44,7 @@ fn matmul_unit(precision: Precision, capability: (u32, u32)) -> MatmulUnit {
 }
 
 fn device_plan(plan: Plan, precision: Precision, unit: MatmulUnit) -> Plan {
-    let plan = with_statistics(narrow(plan, precision.storage()), unit);
+    let plan = read_through(with_statistics(narrow(plan, precision.storage()), unit), unit);
     if matches!(unit, MatmulUnit::Half | MatmulUnit::Warpgroup) { join_layers(plan) } else { plan }
 }
 
