@@ -19,15 +19,14 @@ pub fn read_through(mut plan: Plan, unit: MatmulUnit) -> Plan {
     }
     let ends = plan.outputs.iter().map(|(_, id)| id).chain(plan.feeds.iter().map(|(from, _)| from));
     let kept: HashSet<ValueId> = ends.map(|&id| plan.root(id)).collect();
-    let mut dropped = vec![false; plan.steps.len()];
+    let mut dropped = Vec::with_capacity(plan.steps.len());
     for i in 0..plan.steps.len() {
         let output = plan.steps[i].output();
-        let Some(readers) = readers.get(&output).filter(|_| !kept.contains(&output)) else { continue };
+        let readers = readers.get(&output).filter(|_| !kept.contains(&output));
         let without = |&reader: &usize| Some((reader, without(&plan, &plan.steps[i], &plan.steps[reader], unit)?));
-        if let Some(changed) = readers.iter().map(without).collect::<Option<Vec<(usize, Step)>>>() {
-            changed.into_iter().for_each(|(reader, step)| plan.steps[reader] = step);
-            dropped[i] = true;
-        }
+        let changed: Option<Vec<(usize, Step)>> = readers.and_then(|readers| readers.iter().map(without).collect());
+        dropped.push(changed.is_some());
+        changed.into_iter().flatten().for_each(|(reader, step)| plan.steps[reader] = step);
     }
     plan.once -= dropped[..plan.once].iter().filter(|&&is| is).count();
     let mut dropped = dropped.into_iter();
