@@ -275,7 +275,7 @@ fn a_folder_that_is_no_checkpoint_is_refused() {
     for (text, expected) in [
         ("{", "model_index.json: EOF"),
         ("[]", "expected a map"),
-        ("{}", "_class_name: expected UnCLIPPipeline or UnCLIPImageVariationPipeline, found none"),
+        ("{}", "_class_name: expected one of UnCLIPPipeline, UnCLIPImageVariationPipeline, KandinskyV22Pipeline"),
         (r#"{"_class_name":"StableDiffusionPipeline"}"#, "found \"StableDiffusionPipeline\""),
     ] {
         fs::write(dir.path().join("model_index.json"), text).unwrap();

@@ -51,7 +51,7 @@ fn kind(checkpoint: &Checkpoint) -> Result<&'static Kind> {
         let known: Vec<&str> = FAMILIES.iter().flat_map(|kind| kind.classes).copied().collect();
         let found = if class.is_empty() { "none".to_owned() } else { format!("{class:?}") };
         let path = checkpoint.path().join("model_index.json");
-        Error::config(path, format!("_class_name: expected {}, found {found}", known.join(" or ")))
+        Error::config(path, format!("_class_name: expected one of {}, found {found}", known.join(", ")))
     })
 }
 
