@@ -23,10 +23,7 @@ pub fn inspect(arguments: &InspectArguments) -> Result<()> {
         return super::picture::inspect(path, arguments.json);
     }
     let options = LoadOptions { mmap: true, variant: arguments.variant.clone() };
-    let open = || {
-        let checkpoint = super::open(arguments.model.as_deref(), options.clone())?;
-        super::prior::add(checkpoint, arguments.prior.as_deref(), options.clone())
-    };
+    let open = || super::open_with_prior(arguments.model.as_deref(), arguments.prior.as_deref(), options.clone());
     let checkpoint = open()?;
     let known = Known::read(&checkpoint)?;
     let mut reports = pipeline::inspect(&checkpoint)?;

@@ -86,8 +86,12 @@ pub fn print(text: &str) -> Result<()> {
 /// Opens the checkpoint that the arguments name.
 pub fn checkpoint(arguments: &ModelArguments) -> Result<Checkpoint> {
     let options = LoadOptions { mmap: !arguments.no_mmap, variant: arguments.variant.clone() };
-    let checkpoint = open(arguments.model.as_deref(), options.clone())?;
-    prior::add(checkpoint, arguments.prior.as_deref(), options)
+    open_with_prior(arguments.model.as_deref(), arguments.prior.as_deref(), options)
+}
+
+/// Opens a checkpoint, and with it the prior that it has in another folder; see [`open`] and [`prior::add`].
+pub fn open_with_prior(model: Option<&Path>, prior: Option<&Path>, options: LoadOptions) -> Result<Checkpoint> {
+    prior::add(open(model, options.clone())?, prior, options)
 }
 
 /// Opens a folder, a model of the hub's cache by its name, or the built-in model where none is named.

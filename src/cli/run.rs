@@ -117,7 +117,7 @@ fn checkpoint(arguments: &RunArguments, recipes: &[Recipe]) -> Result<Checkpoint
     }
     let options = LoadOptions { mmap: !arguments.model.no_mmap, variant: arguments.model.variant.clone() };
     let name = Some(&model).filter(|model| super::hub::is_name(model)).map(PathBuf::as_path);
-    super::prior::add(super::open(name, options.clone())?, arguments.model.prior.as_deref(), options)
+    super::open_with_prior(name, arguments.model.prior.as_deref(), options)
 }
 
 /// The subjects with the settings of `--from`, where it is given, and of the flags, which come before them.

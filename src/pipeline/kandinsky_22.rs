@@ -141,11 +141,6 @@ fn open(checkpoint: &Arc<Checkpoint>) -> Result<Box<dyn Family>> {
     Ok(Box::new(family))
 }
 
-/// Height and width of the latents of a picture of so many pixels in width and height.
-fn latents([width, height]: [usize; 2], factor: usize) -> [usize; 2] {
-    [height, width].map(|side| side.next_multiple_of(UNIT) / factor)
-}
-
 impl Family for Kandinsky {
     fn stages(&self) -> Vec<Stage> {
         vec![TEXT_ENCODER, PRIOR, IMAGE_ENCODER, DECODER, AUTOENCODER]
@@ -319,8 +314,9 @@ impl Family for Kandinsky {
 }
 
 impl Kandinsky {
-    fn latents(&self, size: [usize; 2]) -> [usize; 2] {
-        latents(size, self.autoencoder.factor())
+    /// Height and width of the latents of a picture of so many pixels in width and height.
+    fn latents(&self, [width, height]: [usize; 2]) -> [usize; 2] {
+        [height, width].map(|side| side.next_multiple_of(UNIT) / self.autoencoder.factor())
     }
 
     /// Embeddings to latents `[B, h, w, C]`.
@@ -329,12 +325,11 @@ impl Kandinsky {
         let is_guided = session.settings.decoder_guidance > 1.0;
         let unconditional = |draft: &Embedding| draft.unconditional_image.as_deref().cloned();
         for draft in drafts.iter() {
-            let found = [Some(draft.image.len()), unconditional(draft).map(|image| image.len()).or(Some(0))];
-            if found[0] != Some(dim) || is_guided && found[1] != Some(dim) {
+            let image = draft.image.len();
+            let other = draft.unconditional_image.as_ref().map_or(0, |image| image.len());
+            if image != dim || is_guided && other != dim {
                 let reason = format!(
-                    "{} and {} elements of the image and the unconditional one; expected {dim} of each",
-                    draft.image.len(),
-                    found[1].unwrap_or(0)
+                    "{image} and {other} elements of the image and the unconditional one; expected {dim} of each"
                 );
                 return Err(Error::request("embedding", reason));
             }
