@@ -7,15 +7,13 @@
 //! memory than a square one.
 
 use crate::error::{Error, Result};
-use crate::image::Image;
-use crate::ops::cubic_window;
+use crate::image::{Axis, Image, Span, resize_both};
+use crate::ops::CUBIC;
 use crate::weights::Checkpoint;
 use crate::weights::config::Literal::{Bool, Null, Number, Numbers};
 use crate::weights::config::{Class, Configured, Key, Schema};
 use serde::Deserialize;
 use serde_json::Value;
-use std::iter::repeat_n;
-use std::ops::Range;
 
 /// The size that transformers takes where the file has none.
 const DEFAULT: usize = 224;
@@ -211,94 +209,10 @@ impl Preprocessor {
             let reason = format!("{width}x{height} pixels; its short side would be resized to nothing");
             return Err(Error::request("image", reason));
         }
-        let across = Axis::new(width, wide, self.crop);
-        let down = Axis::new(height, high, self.crop);
-        let columns = across.reach.len();
+        let across = Axis::new(Span::whole(width), wide, self.crop, &CUBIC);
+        let down = Axis::new(Span::whole(height), high, self.crop, &CUBIC);
         let rows = image.pixels.chunks_exact(3 * width).skip(down.reach.start).take(down.reach.len());
         let part: Vec<u8> = rows.flat_map(|row| &row[3 * across.reach.start..3 * across.reach.end]).copied().collect();
-        // Pillow 13 resizes the height first if it loses more than twice as many pixels as the width.
-        Ok(if high < height && height - high > 2 * width.saturating_sub(wide) {
-            across.rows(&down.columns(&part, columns), columns)
-        } else {
-            down.columns(&across.rows(&part, columns), self.crop)
-        })
-    }
-}
-
-/// Fraction bits of a fixed-point weight.
-const FRACTION: u32 = 22;
-
-/// One direction of the resize: a window of input pixels and weights for each output position inside the crop.
-struct Axis {
-    /// Input pixels that some window reads.
-    reach: Range<usize>,
-    windows: Vec<Window>,
-    /// Output positions before and after the windows, where the crop lies outside of the resized picture: black.
-    outside: [usize; 2],
-}
-
-struct Window {
-    /// Counted from the start of the reach.
-    first: usize,
-    weights: Vec<i32>,
-}
-
-impl Axis {
-    /// From `length` pixels to `resized`, of which the middle `kept` are computed.
-    ///
-    /// *Source* Pillow's `Resample.c`, with its integer weights. A side that keeps its length has weights of 1.
-    fn new(length: usize, resized: usize, kept: usize) -> Axis {
-        let window = |i: usize| {
-            let (first, weights) = cubic_window(length, resized, i);
-            let fixed = |w: f64| {
-                let w = w * f64::from(1 << FRACTION);
-                (w + 0.5f64.copysign(w)) as i32
-            };
-            Window { first, weights: weights.into_iter().map(fixed).collect() }
-        };
-        let before = kept.saturating_sub(resized).div_ceil(2);
-        let start = resized.saturating_sub(kept) / 2;
-        let mut windows: Vec<Window> = (start..start + kept.min(resized)).map(window).collect();
-        let first = windows[0].first;
-        windows.iter_mut().for_each(|window| window.first -= first);
-        let last = &windows[windows.len() - 1];
-        let outside = [before, kept - windows.len() - before];
-        Axis { reach: first..first + last.first + last.weights.len(), windows, outside }
-    }
-
-    /// Resizes each row of `pixels [.., width, 3]`, where width is that of the reach: `[.., kept, 3]`.
-    fn rows(&self, pixels: &[u8], width: usize) -> Vec<u8> {
-        let mut out = Vec::with_capacity(pixels.len() / width * self.windows.len());
-        let [before, after] = self.outside.map(|positions| repeat_n(0, 3 * positions));
-        for row in pixels.chunks_exact(3 * width) {
-            out.extend(before.clone());
-            for window in &self.windows {
-                out.extend((0..3).map(|c| window.sum(row[3 * window.first + c..].iter().step_by(3))));
-            }
-            out.extend(after.clone());
-        }
-        out
-    }
-
-    /// Resizes each column of `pixels [.., width, 3]`, where the height is that of the reach: `[kept, width, 3]`.
-    fn columns(&self, pixels: &[u8], width: usize) -> Vec<u8> {
-        let mut out = Vec::with_capacity(3 * width * self.windows.len());
-        let [before, after] = self.outside.map(|positions| repeat_n(0, 3 * width * positions));
-        out.extend(before);
-        for window in &self.windows {
-            let seen = &pixels[3 * width * window.first..];
-            out.extend((0..3 * width).map(|at| window.sum(seen[at..].iter().step_by(3 * width))));
-        }
-        out.extend(after);
-        out
-    }
-}
-
-impl Window {
-    /// The weighted sum, rounded to a byte.
-    fn sum<'a>(&self, pixels: impl Iterator<Item = &'a u8>) -> u8 {
-        let terms = self.weights.iter().zip(pixels).map(|(&weight, &byte)| weight * i32::from(byte));
-        let sum = terms.fold(1 << (FRACTION - 1), i32::wrapping_add);
-        (sum >> FRACTION).clamp(0, 255) as u8
+        Ok(resize_both::<3>(&part, [&across, &down], [width, height], [wide, high]))
     }
 }

@@ -77,12 +77,12 @@ fn check_models(checkpoint: Checkpoint, reports: &mut [ComponentReport]) -> Mode
     };
     models.defaults = Some(*pipeline.defaults());
     // Prior and image encoder may be missing, one of them.
-    for stage in pipeline.stages().into_iter().filter(|stage| pipeline.checkpoint().has(stage.name())) {
+    for stage in pipeline.stages().into_iter().filter(|stage| pipeline.checkpoint().has(stage.component())) {
         let found = pipeline.unused_tensors(stage);
-        let report = reports.iter_mut().find(|r| r.name == stage.name());
+        let report = reports.iter_mut().find(|r| r.name == stage.component());
         match (found, report) {
             (Ok(unused), _) if unused.is_empty() => {}
-            (Ok(unused), _) => _ = models.unused.insert(stage.name(), unused),
+            (Ok(unused), _) => models.unused.entry(stage.component()).or_default().extend(unused),
             (Err(error), Some(report)) => report.problem = Some(error.to_string()),
             (Err(error), None) => models.problem = Some(error.to_string()),
         }

@@ -6,4 +6,4 @@
 pub mod sampler;
 pub mod schedule;
 
-pub use schedule::{Schedule, SchedulerConfig};
+pub use schedule::{Jump, Schedule, SchedulerConfig};

@@ -13,16 +13,20 @@
 //! | `samples.rs` | decoded samples to colours: grey, transparency |
 //! | `orientation.rs` | which way is up |
 //! | `metadata.rs`, `exif.rs`, `xmp.rs` | what a file says beside its pixels: orientation and settings |
+//! | `mask.rs`, `canvas.rs` | which part of a picture is made anew, and how it comes back |
+//! | `resize.rs` | other sizes, as Pillow makes them |
 //! | `parameters.rs` | settings as the text that image tools show |
 
 #[cfg(feature = "formats")]
 mod bmp;
+mod canvas;
 #[cfg(feature = "png")]
 mod exif;
 #[cfg(feature = "formats")]
 mod formats;
 #[cfg(feature = "formats")]
 mod jpeg;
+mod mask;
 #[cfg(feature = "png")]
 mod metadata;
 #[cfg(feature = "png")]
@@ -32,6 +36,7 @@ mod parameters;
 mod png;
 #[cfg(feature = "png")]
 mod read;
+mod resize;
 #[cfg(feature = "png")]
 mod samples;
 #[cfg(feature = "png")]
@@ -40,11 +45,14 @@ mod write;
 mod xmp;
 
 use crate::error::{Error, Result};
+pub use canvas::{Canvas, Window};
+pub use mask::Mask;
 #[cfg(feature = "png")]
 pub use metadata::Texts;
 pub use parameters::Parameters;
 #[cfg(feature = "png")]
 pub use read::{ReadOptions, is_picture, read_texts};
+pub(crate) use resize::{Axis, Span, resize_both};
 use serde::{Deserialize, Serialize};
 #[cfg(feature = "png")]
 pub use write::Format;
@@ -86,6 +94,17 @@ impl Image {
         }
         let byte = |x: &f32| ((x * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
         Ok(Image { width, height, pixels: x.iter().map(byte).collect() })
+    }
+
+    /// The colours of a pixel.
+    fn pixel(&self, x: usize, y: usize) -> [u8; 3] {
+        let at = (y * self.width + x) * 3;
+        [self.pixels[at], self.pixels[at + 1], self.pixels[at + 2]]
+    }
+
+    /// Model values `[height, width, 3]` in [-1, 1]: the inverse of [`Image::from_unit_range`].
+    pub(crate) fn unit_range(&self) -> Vec<f32> {
+        self.pixels.iter().map(|&byte| f32::from(byte) / 127.5 - 1.0).collect()
     }
 
     /// Whether there are as many bytes as the sides say.

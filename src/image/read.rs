@@ -6,7 +6,7 @@
 
 use super::metadata::{Metadata, Texts};
 use super::samples::Samples;
-use super::{Alpha, Image, png};
+use super::{Alpha, Image, Mask, png};
 use crate::error::{Error, Result};
 use crate::sniff::{self, Kind};
 use std::fs::File;
@@ -143,17 +143,35 @@ fn open(path: &Path, limit: Limit) -> Result<Box<dyn Source>> {
     Ok(Box::new(Cursor::new(bytes)))
 }
 
+impl Mask {
+    /// What is transparent in a picture file is made anew; `None` if the picture has no transparency.
+    ///
+    /// # Errors
+    /// As for [`Image::read`].
+    pub fn read_transparency(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Option<Mask>> {
+        let path = path.as_ref();
+        let mut source = open(path, Limit(options.most_pixels))?;
+        let decoded = decode_samples(&mut *source, options).map_err(|e| Error::io(path, "read", e))?;
+        let orientation = decoded.metadata.orientation();
+        Ok(decoded.samples.transparency().map(|image| Mask::from_image(&orientation.upright(image))))
+    }
+}
+
 fn decode(source: &mut dyn Source, options: &ReadOptions) -> io::Result<Image> {
+    let decoded = decode_samples(source, options)?;
+    let orientation = decoded.metadata.orientation();
+    Ok(orientation.upright(decoded.samples.into_image(options.alpha)?))
+}
+
+fn decode_samples(source: &mut dyn Source, options: &ReadOptions) -> io::Result<Decoded> {
     let limit = Limit(options.most_pixels);
     let first = beginning(source)?;
-    let decoded = match Kind::of(&first) {
+    match Kind::of(&first) {
         Some(Kind::Png) => png::decode(source, limit),
         #[cfg(feature = "formats")]
         Some(kind) if super::formats::reads(kind) => super::formats::decode(kind, source, limit),
         _ => Err(not_a_picture(&first)),
-    }?;
-    let orientation = decoded.metadata.orientation();
-    Ok(orientation.upright(decoded.samples.into_image(options.alpha)?))
+    }
 }
 
 /// The first bytes; the source is then at its beginning again.

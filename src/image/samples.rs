@@ -32,6 +32,18 @@ pub(super) struct Samples {
 }
 
 impl Samples {
+    /// Transparency as a grey picture, white where nothing is seen; `None` if all is opaque.
+    pub(super) fn transparency(&self) -> Option<Image> {
+        let samples = match self.layout {
+            Layout::Grey | Layout::Rgb => return None,
+            Layout::GreyAlpha | Layout::Rgba => self.layout.samples(),
+        };
+        let clear: Vec<u8> = self.bytes.chunks_exact(samples).map(|pixel| 255 - pixel[samples - 1]).collect();
+        let has_clear = clear.iter().any(|clear| *clear > 0);
+        let pixels = clear.into_iter().flat_map(|clear| [clear; 3]).collect();
+        has_clear.then_some(Image { width: self.width as usize, height: self.height as usize, pixels })
+    }
+
     /// The colours. What had three samples or more is changed in its place, so that nothing is held twice.
     pub(super) fn into_image(self, alpha: Alpha) -> io::Result<Image> {
         let (width, height) = (self.width as usize, self.height as usize);

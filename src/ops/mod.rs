@@ -40,7 +40,7 @@ pub(crate) use matmul::MOST_LAYERS;
 pub use matmul::{MatmulUnit, output_tile};
 pub use modulate::Modulate;
 pub use pointwise::{Activation, Pointwise};
-pub(crate) use resize::cubic_window;
+pub(crate) use resize::{CUBIC, LANCZOS, Resampling, resampling_window};
 pub use resize::{Resize, cubic_taps};
 pub use sampler_step::{COEFFICIENTS, Noise, Prediction, SamplerStep, StepResult, Variance, element};
 pub use slice::Slice;

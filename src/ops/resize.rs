@@ -139,18 +139,38 @@ fn tile(down: Side, across: Side, channels: usize) -> Option<[usize; 2]> {
     })
 }
 
-/// What output `index` of a bicubic resize along one side is made of: the first input's index and the weights of the inputs
-/// from there on, which sum to one.
+/// A filter that pictures are resized with.
+pub(crate) struct Resampling {
+    /// The filter is 0 beyond this many pixels.
+    support: f64,
+    kernel: fn(f64) -> f64,
+}
+
+/// Keys' cubic.
+pub(crate) const CUBIC: Resampling = Resampling { support: 2.0, kernel: keys_cubic };
+/// A sinc with three lobes, under the main lobe of a wider one.
+pub(crate) const LANCZOS: Resampling = Resampling { support: 3.0, kernel: lanczos };
+
+/// The input positions that an output position sees, by the first of them and their weights, which add up to 1. The side
+/// has `pixels`, of which the first `length` become the output. Where it shrinks, the filter is stretched, so that
+/// every input counts.
 ///
-/// *Source* Pillow's `Resample.c`, which torch's antialiased resize follows to the order of its operations.
-pub(crate) fn cubic_window(input: usize, output: usize, index: usize) -> (usize, Vec<f64>) {
-    let scale = input as f64 / output as f64;
+/// *Source* Pillow's `Resample.c`.
+pub(crate) fn resampling_window(
+    filter: &Resampling,
+    pixels: usize,
+    length: f64,
+    output: usize,
+    index: usize,
+) -> (usize, Vec<f64>) {
+    let scale = length / output as f64;
     let stretch = scale.max(1.0);
-    let support = 2.0 * stretch;
+    let support = filter.support * stretch;
     let center = (index as f64 + 0.5) * scale;
     let low = (center - support + 0.5).max(0.0) as usize;
-    let high = ((center + support + 0.5) as usize).min(input);
-    let mut weights: Vec<f64> = (low..high).map(|j| keys_cubic((j as f64 - center + 0.5) * (1.0 / stretch))).collect();
+    let high = ((center + support + 0.5) as usize).min(pixels);
+    let weight = |j: usize| (filter.kernel)((j as f64 - center + 0.5) * (1.0 / stretch));
+    let mut weights: Vec<f64> = (low..high).map(weight).collect();
     let sum: f64 = weights.iter().sum();
     weights.iter_mut().for_each(|w| *w /= sum);
     (low, weights)
@@ -159,7 +179,7 @@ pub(crate) fn cubic_window(input: usize, output: usize, index: usize) -> (usize,
 /// All windows of a side, by output index, in f32.
 pub fn cubic_taps(input: usize, output: usize) -> Vec<(usize, Vec<f32>)> {
     let window = |index| {
-        let (low, weights) = cubic_window(input, output, index);
+        let (low, weights) = resampling_window(&CUBIC, input, input as f64, output, index);
         (low, weights.into_iter().map(|w| w as f32).collect())
     };
     (0..output).map(window).collect()
@@ -175,6 +195,12 @@ fn keys_cubic(x: f64) -> f64 {
     } else {
         0.0
     }
+}
+
+/// The sinc of x under that of a third of it.
+fn lanczos(x: f64) -> f64 {
+    let sinc = |x: f64| if x == 0.0 { 1.0 } else { (x * std::f64::consts::PI).sin() / (x * std::f64::consts::PI) };
+    if (-3.0..3.0).contains(&x) { sinc(x) * sinc(x / 3.0) } else { 0.0 }
 }
 
 #[cfg(test)]

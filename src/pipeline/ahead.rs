@@ -42,7 +42,7 @@ pub(super) fn loading<T>(
         let load = || {
             for Later { stage, plan, bytes } in later {
                 let load = || {
-                    let component = checkpoint.component(stage.name())?;
+                    let component = checkpoint.component(stage.component())?;
                     let source = UntilStopped { component: &component, stopped: &stopped };
                     let weights = backend.load(plan, &source, None)?;
                     component.check_unchanged()?;

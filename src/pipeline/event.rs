@@ -13,17 +13,28 @@ use std::time::Duration;
 pub struct Stage {
     name: &'static str,
     title: &'static str,
+    component: &'static str,
 }
 
 impl Stage {
     /// A stage that runs the checkpoint folder `name`; `title` is what people call it.
     pub const fn new(name: &'static str, title: &'static str) -> Stage {
-        Stage { name, title }
+        Stage { name, title, component: name }
+    }
+
+    /// The same for another checkpoint folder, of which another stage may run another part.
+    pub const fn of(self, component: &'static str) -> Stage {
+        Stage { component, ..self }
+    }
+
+    /// Its name, which most stages share with their checkpoint folder.
+    pub fn name(self) -> &'static str {
+        self.name
     }
 
     /// The checkpoint folder that the stage runs.
-    pub fn name(self) -> &'static str {
-        self.name
+    pub fn component(self) -> &'static str {
+        self.component
     }
 
     /// What people call it: `super-resolution`.

@@ -4,6 +4,7 @@
 //! through them. Families live in files of their own; [`FAMILIES`] is the only list of them. Everything else of the
 //! pipeline, loading, grouping, sampling, keeping stages, is the same for all.
 
+use super::edit::Prepared;
 use super::event::Stage;
 use super::request::{Request, Settings};
 use super::session::Session;
@@ -162,6 +163,10 @@ pub struct Embedding {
     pub(super) negative: Option<Arc<EncodedText>>,
     /// Width and height of the picture in pixels.
     pub(super) size: [usize; 2],
+    /// A picture that this one is made from.
+    pub(super) edit: Option<Arc<Prepared>>,
+    /// A picture of what is where, for decoders that see one: `[H, W, 3]` in 0..1.
+    pub(super) hint: Option<Arc<Vec<f32>>>,
     pub(super) noise: NoiseSource,
 }
 
@@ -174,6 +179,8 @@ pub struct Painting {
     pub height: usize,
     /// `[height, width, 3]` in -1..1.
     pub pixels: Vec<f32>,
+    /// A picture that this one was made from.
+    pub(super) edit: Option<Arc<Prepared>>,
     pub(super) noise: NoiseSource,
 }
 
@@ -184,7 +191,6 @@ impl Painting {
     /// [`Error::Request`] if the number of its pixels does not fit its sides.
     pub fn new(image: &Image, noise: NoiseSource) -> Result<Painting> {
         image.check()?;
-        let pixels = image.pixels.iter().map(|&p| f32::from(p) / 127.5 - 1.0).collect();
-        Ok(Painting { width: image.width, height: image.height, pixels, noise })
+        Ok(Painting { width: image.width, height: image.height, pixels: image.unit_range(), edit: None, noise })
     }
 }

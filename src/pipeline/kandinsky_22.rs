@@ -5,13 +5,17 @@
 //! | text encoder | an embedding and a state per token of each text |
 //! | prior, or image encoder | an image embedding of the text, or of a picture |
 //! | image encoder | the unconditional image embedding: that of CLIP's mean colour |
+//! | autoencoder's encoder | latents of a picture that is edited |
 //! | decoder | latents, from the image embedding alone: the decoder sees no text |
 //! | autoencoder | the finished picture, of any size in steps of 64 pixels |
+//!
+//! Some decoders see more than noisy latents: what stays of an edited picture, or a hint of what is where.
 //!
 //! Prior and decoder are two checkpoint folders; the prior's components have names with `prior_` here, as diffusers'
 //! combined pipelines save them.
 
 use super::agree;
+use super::edit::{self, Edit, Given, KnownNoise, Prepared};
 use super::event::{Event, Stage, report};
 use super::family::{Embedding, Family, Kind, Painting, Shapes};
 use super::parts::{Prior, Texts, Vision, recording, time_table};
@@ -20,7 +24,7 @@ use super::sampling::{Loop, drawn_by};
 use super::session::Session;
 use crate::diffusion::{Schedule, SchedulerConfig};
 use crate::error::{Error, Result};
-use crate::image::Image;
+use crate::image::{Image, Mask};
 use crate::model::{Sizes, autoencoder, kandinsky, unet};
 use crate::ops::{Noise, elements};
 use crate::plan::{Plan, WeightSource};
@@ -34,8 +38,12 @@ pub const KIND: Kind = Kind {
     classes: &[
         "KandinskyV22Pipeline",
         "KandinskyV22Img2ImgPipeline",
+        "KandinskyV22InpaintPipeline",
+        "KandinskyV22ControlnetPipeline",
+        "KandinskyV22ControlnetImg2ImgPipeline",
         "KandinskyV22CombinedPipeline",
         "KandinskyV22Img2ImgCombinedPipeline",
+        "KandinskyV22InpaintCombinedPipeline",
         OF_PRIOR,
     ],
     components,
@@ -67,6 +75,7 @@ fn components(class: &str) -> [&'static [&'static str]; 2] {
 const TEXT_ENCODER: Stage = Stage::new("prior_text_encoder", "text encoder");
 const PRIOR: Stage = Stage::new("prior_prior", "prior");
 const IMAGE_ENCODER: Stage = Stage::new("prior_image_encoder", "image encoder");
+const ENCODER: Stage = Stage::new("movq_encoder", "autoencoder's encoder").of("movq");
 const DECODER: Stage = Stage::new("unet", "decoder");
 const AUTOENCODER: Stage = Stage::new("movq", "autoencoder");
 
@@ -100,6 +109,8 @@ const UNIT: usize = 64;
 const SIDE: usize = 512;
 /// Longest side.
 const MOST: usize = 8192;
+/// Share of the steps in which a picture without a mask is redrawn, where a request does not say.
+const STRENGTH: f32 = 0.3;
 
 /// A checkpoint of the family: its configurations, read and checked before any weight is touched.
 struct Kandinsky {
@@ -143,7 +154,7 @@ fn open(checkpoint: &Arc<Checkpoint>) -> Result<Box<dyn Family>> {
 
 impl Family for Kandinsky {
     fn stages(&self) -> Vec<Stage> {
-        vec![TEXT_ENCODER, PRIOR, IMAGE_ENCODER, DECODER, AUTOENCODER]
+        vec![TEXT_ENCODER, PRIOR, IMAGE_ENCODER, ENCODER, DECODER, AUTOENCODER]
     }
 
     fn defaults(&self) -> &Settings {
@@ -176,6 +187,7 @@ impl Family for Kandinsky {
             TEXT_ENCODER => self.texts.record(source, shapes.batch),
             PRIOR => self.prior.record(source, shapes),
             IMAGE_ENCODER => self.vision.record(source, shapes.batch),
+            ENCODER => autoencoder::encoder(&self.autoencoder, source, shapes.batch, size),
             DECODER => {
                 let rule = self.scheduler.step(shapes.guided, shapes.noise);
                 let sizes = Sizes { pictures: shapes.batch, steps: shapes.steps, rule };
@@ -187,8 +199,12 @@ impl Family for Kandinsky {
     }
 
     fn of_others(&self, stage: Stage) -> &'static [&'static str] {
-        // The encoder is for given pictures, and the original never quantises.
-        if stage == AUTOENCODER { &["encoder.", "quant_conv.", "quantize."] } else { &[] }
+        // The original never quantises.
+        match stage {
+            ENCODER => &["decoder.", "post_quant_conv.", "quantize."],
+            AUTOENCODER => &["encoder.", "quant_conv.", "quantize."],
+            _ => &[],
+        }
     }
 
     fn route(&self, request: &Request, settings: &Settings) -> Result<Vec<(Stage, Shapes)>> {
@@ -201,6 +217,7 @@ impl Family for Kandinsky {
             return Err(Error::value("size", side, format!("a side must be 1 to {MOST} pixels")));
         }
         Schedule::new(&self.scheduler).timesteps("decoder steps", settings.decoder_steps)?;
+        self.check_given(request)?;
         let noise = Noise::from(&request.noise_of(0));
         let (subjects, pictures) = (request.subjects(), request.pictures());
         let guided = settings.decoder_guidance > 1.0;
@@ -222,6 +239,11 @@ impl Family for Kandinsky {
             route.push((IMAGE_ENCODER, Shapes::batch(given, false)));
         }
         let size = self.latents(request.size.unwrap_or([SIDE; 2]));
+        if let Some(edit) = &request.edit {
+            Edit::first(strength(edit), settings.decoder_steps)?;
+            let pixels = size.map(|side| side * self.autoencoder.factor());
+            route.push((ENCODER, Shapes::batch(1, false).at(pixels)));
+        }
         route.push((DECODER, Shapes::sampling(pictures, settings.decoder_steps, guided, noise).at(size)));
         route.push((AUTOENCODER, Shapes::batch(pictures, false).at(size)));
         Ok(route)
@@ -251,6 +273,12 @@ impl Family for Kandinsky {
         // A negative prompt gets its embedding from the prior.
         let has_mean_colour = session.settings.decoder_guidance > 1.0 && request.negative.is_none();
         let mean_colour = has_mean_colour.then(|| self.vision.encode_mean_colour(session).map(Arc::new)).transpose()?;
+        let edit = request.edit.as_ref().map(|edit| self.prepare(session, edit, [width, height]).map(Arc::new));
+        let edit = edit.transpose()?;
+        let hint = request.hint.as_ref().map(|hint| {
+            let pixels = hint.resized(width, height).pixels;
+            Arc::new(pixels.into_iter().map(|byte| f32::from(byte) / 255.0).collect())
+        });
         let draft = |k: usize| {
             let of = k / request.pictures_per_prompt;
             Embedding {
@@ -260,6 +288,8 @@ impl Family for Kandinsky {
                 unconditional: unconditional.cloned(),
                 unconditional_image: mean_colour.clone(),
                 size: [width, height],
+                edit: edit.clone(),
+                hint: hint.clone(),
                 noise: request.noise_of(k),
             }
         };
@@ -313,10 +343,80 @@ impl Family for Kandinsky {
     }
 }
 
+/// The strength of an edit: with a mask all steps, unless it says otherwise.
+fn strength(edit: &Edit) -> Option<f32> {
+    edit.strength.or(edit.mask.is_none().then_some(STRENGTH))
+}
+
+/// What stays of the latents of this height and width, 1 or 0: the mask at each of their positions, where what is new
+/// spreads to its neighbours but those above to the right and below to the left.
+///
+/// *Source* diffusers' `prepare_mask`.
+fn stays(mask: &Mask, [height, width]: [usize; 2]) -> Vec<f32> {
+    let is_new = |y: usize, x: usize| mask.is_new(x * mask.width / width, y * mask.height / height);
+    let mut stays = vec![1.0; height * width];
+    for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))).filter(|&(y, x)| is_new(y, x)) {
+        for [down, right] in [[0, 0], [-1, 0], [0, -1], [-1, -1], [1, 0], [0, 1], [1, 1]] {
+            let at = y.checked_add_signed(down).zip(x.checked_add_signed(right));
+            if let Some((y, x)) = at.filter(|&(y, x)| y < height && x < width) {
+                stays[y * width + x] = 0.0;
+            }
+        }
+    }
+    stays
+}
+
+/// What an inpainting network sees beside noisy latents `[h, w, C + 1]`: those that stay, and where they are.
+fn known(given: &Given) -> Vec<f32> {
+    let stays = given.stays.as_deref().unwrap_or_default();
+    let channels = given.sample.len() / stays.len().max(1);
+    let positions = stays.iter().zip(given.sample.chunks_exact(channels));
+    positions.flat_map(|(&m, sample)| sample.iter().map(move |x| x * m).chain([m])).collect()
+}
+
 impl Kandinsky {
     /// Height and width of the latents of a picture of so many pixels in width and height.
     fn latents(&self, [width, height]: [usize; 2]) -> [usize; 2] {
         [height, width].map(|side| side.next_multiple_of(UNIT) / self.autoencoder.factor())
+    }
+
+    /// Refuses given pictures that the decoder cannot see, and requests without those that it must see.
+    fn check_given(&self, request: &Request) -> Result<()> {
+        let beside = kandinsky::Beside::of(&self.decoder)?;
+        let mask = request.edit.as_ref().and_then(|edit| edit.mask.as_ref());
+        match (beside, mask, &request.hint) {
+            (kandinsky::Beside::Known, None, _) => {
+                let reason = "none is given, but this decoder makes parts of given pictures anew: engine edit";
+                Err(Error::request("mask", reason))
+            }
+            (kandinsky::Beside::Hint, _, None) => {
+                Err(Error::request("hint", "none is given, but this decoder sees a picture of what is where"))
+            }
+            (kandinsky::Beside::Nothing | kandinsky::Beside::Known, _, Some(_)) => {
+                Err(Error::request("hint", "the decoder of this checkpoint sees none"))
+            }
+            _ => match &request.edit {
+                Some(Edit { resample, .. }) if *resample > 1 => {
+                    Err(Error::value("resample", resample, "decoders of latents take each step once"))
+                }
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// The latents of a picture that is edited, and what of them stays.
+    fn prepare(&self, session: &mut Session<'_, '_>, edit: &Edit, [width, height]: [usize; 2]) -> Result<Prepared> {
+        let mut sample = Vec::new();
+        let shapes = Shapes::batch(1, false).at([height, width]);
+        session.stage(ENCODER, shapes, 1, 0, |session, executable, _| {
+            executable.write("picture", &edit.image.resized(width, height).unit_range())?;
+            executable.run_once()?;
+            sample = session.read(ENCODER, executable, "latents")?;
+            Ok(())
+        })?;
+        let stays = edit.mask.as_ref().map(|mask| stays(&mask.resized(width, height), self.latents([width, height])));
+        let small = Given { sample, stays };
+        Ok(Prepared { small, large: None, strength: strength(edit), resample: 1 })
     }
 
     /// Embeddings to latents `[B, h, w, C]`.
@@ -335,13 +435,19 @@ impl Kandinsky {
             }
         }
         let [height, width] = self.latents(drafts[0].size);
-        let shape = vec![height, width, self.decoder.in_channels];
+        let shape = vec![height, width, self.autoencoder.latent_channels];
         let noise = drawn_by(drafts.iter().map(|draft| &draft.noise));
         let (steps, scale) = (session.settings.decoder_steps, session.settings.decoder_guidance);
         let guidance = is_guided.then_some(scale);
         let sampling = Loop::new("decoder", &self.scheduler, ("decoder steps", steps), shape, guidance, noise)?;
+        let edit = edit::shared(drafts.iter().map(|draft| &draft.edit))?;
+        let hint = drafts[0].hint.clone();
+        let sampling = edit.iter().try_fold(sampling, |sampling, edit| edit.sampling(sampling))?;
+        let beside = kandinsky::Beside::of(&self.decoder)?;
         let time = time_table(&sampling, &self.decoder);
+        // As many as the whole loop has, so that edits of any strength share a plan.
         let shapes = Shapes::sampling(1, steps, is_guided, noise).at([height, width]);
+        let steps = sampling.steps();
         let mut all = Vec::new();
         session.stage(DECODER, shapes, drafts.len(), steps, |session, executable, group| {
             let drafts = &mut drafts[group];
@@ -351,8 +457,19 @@ impl Kandinsky {
             executable.write("image_embeds", &rows)?;
             session.trace.put(|| "image_embeds".to_owned(), &[drafts.len(), dim], &images);
             let mut draws = sampling.draw(drafts.iter_mut().map(|draft| &mut draft.noise));
+            let noise = KnownNoise::OfStart(draws.latents.clone());
+            if let Some(edit) = &edit {
+                edit.begin(&sampling, &mut draws);
+            }
+            if let (kandinsky::Beside::Known, Some(edit)) = (beside, &edit) {
+                executable.write("known", &known(&edit.small).repeat(drafts.len()))?;
+            }
+            if let (kandinsky::Beside::Hint, Some(hint)) = (beside, &hint) {
+                executable.write("hint", &hint.repeat(drafts.len()))?;
+            }
             sampling.trace_start(&draws, session.trace);
-            session.sample(DECODER, &sampling, executable, 0..steps, &time, &mut draws)?;
+            let mut known = edit.as_ref().and_then(|edit| edit.small.known(noise));
+            session.sample(DECODER, &sampling, executable, 0..steps, &time, &mut draws, known.as_mut())?;
             all.extend(draws.latents);
             Ok(())
         })?;
@@ -368,7 +485,10 @@ impl Kandinsky {
     ) -> Result<Vec<Painting>> {
         let [width, height] = drafts[0].size;
         let size = latents.len() / drafts.len();
-        let shapes = Shapes::batch(1, false).at(self.latents(drafts[0].size));
+        let [rows, columns] = self.latents(drafts[0].size);
+        let shapes = Shapes::batch(1, false).at([rows, columns]);
+        let shape = [drafts.len(), rows, columns, self.autoencoder.latent_channels];
+        session.trace.put_pictures(|| "decoder/latents".to_owned(), &shape, latents);
         let mut pictures = Vec::with_capacity(drafts.len());
         session.stage(AUTOENCODER, shapes, drafts.len(), 0, |session, executable, group| {
             executable.write("latents", &latents[group.start * size..group.end * size])?;
@@ -379,6 +499,7 @@ impl Kandinsky {
                 width,
                 height,
                 pixels: pixels.to_vec(),
+                edit: draft.edit.clone(),
                 noise: draft.noise.clone(),
             }));
             Ok(())
@@ -397,7 +518,7 @@ impl Kandinsky {
         agree("prior_text_encoder", "projection_dim", self.texts.config.projection_dim, of_dim, dim)?;
         agree("unet", "encoder_hid_dim", self.decoder.encoder_hid_dim.unwrap_or(dim), of_dim, dim)?;
         let channels = self.autoencoder.latent_channels;
-        agree("unet", "in_channels", self.decoder.in_channels, "the number of the latents' channels", channels)?;
+        kandinsky::Beside::of(&self.decoder)?;
         agree("unet", "out_channels", self.decoder.out_channels, "twice the latents' channels", 2 * channels)?;
         agree("movq", "out_channels", self.autoencoder.out_channels, "the number of colours", 3)?;
         let factor = self.autoencoder.factor();

@@ -13,6 +13,7 @@
 //! makes small pictures of such, [`Pipeline::enlarge`] finishes them.
 
 mod ahead;
+mod edit;
 mod event;
 mod family;
 mod kandinsky_22;
@@ -25,6 +26,7 @@ mod session;
 mod trace;
 mod unclip;
 
+pub use edit::Edit;
 pub use event::{Event, Latents, Observer, Stage};
 pub use family::{Embedding, EncodedText, Painting, Shapes, inspect};
 pub use kandinsky_22::{is_prior, lacks_prior, with_prior};
@@ -141,7 +143,10 @@ impl Pipeline {
     /// cannot be opened counts for nothing here; a run that needs it says why.
     pub fn stored_precision(&self) -> Precision {
         let mut bytes = [(Precision::F32, 0), (Precision::F16, 0), (Precision::Bf16, 0)];
-        for component in self.stages().iter().filter_map(|stage| self.checkpoint.component(stage.name()).ok()) {
+        let stages = self.stages();
+        let mut names: Vec<&str> = stages.iter().map(|stage| stage.component()).collect();
+        names.dedup();
+        for component in names.into_iter().filter_map(|name| self.checkpoint.component(name).ok()) {
             for (_, info) in component.tensors().filter(|(_, info)| info.dtype.is_float()) {
                 let narrow = bytes.iter().position(|(precision, _)| info.dtype == precision.storage().into());
                 bytes[narrow.unwrap_or(0)].1 += info.size_bytes;
@@ -306,7 +311,7 @@ impl Pipeline {
     /// # Errors
     /// The family has no such stage, or the component lacks a tensor or has it in another shape.
     pub fn plan(&self, stage: Stage, shapes: &Shapes) -> Result<Plan> {
-        self.family.record(stage, shapes, &self.checkpoint.component(stage.name())?)
+        self.family.record(stage, shapes, &self.checkpoint.component(stage.component())?)
     }
 
     /// The component's tensors that the stage's plan does not ask for, by name. Position numbers that old exports store
@@ -315,7 +320,7 @@ impl Pipeline {
     /// # Errors
     /// As for [`Pipeline::plan`].
     pub fn unused_tensors(&self, stage: Stage) -> Result<Vec<String>> {
-        let component = self.checkpoint.component(stage.name())?;
+        let component = self.checkpoint.component(stage.component())?;
         let plan = self.family.record(stage, &Shapes::sampling(1, 1, true, Noise::Given), &component)?;
         Ok(session::unused(&component, &plan, self.family.of_others(stage)))
     }

@@ -1,5 +1,6 @@
 //! What is asked of a pipeline.
 
+use super::edit::Edit;
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::model::text_encoder::Tokens;
@@ -68,6 +69,10 @@ pub struct Request {
     pub decoder_guidance: Option<f32>,
     /// Width and height of the pictures in pixels, for checkpoints that leave the choice.
     pub size: Option<[usize; 2]>,
+    /// A picture that the pictures are made from.
+    pub edit: Option<Edit>,
+    /// A picture of what is where, such as a map of depths, for checkpoints that see one.
+    pub hint: Option<Image>,
 }
 
 impl Request {
@@ -97,6 +102,8 @@ impl Request {
             prior_guidance: None,
             decoder_guidance: None,
             size: None,
+            edit: None,
+            hint: None,
         }
     }
 
@@ -168,6 +175,8 @@ impl Request {
                 return Err(Error::request(what, "variations of a picture have no prior"));
             }
         }
+        self.edit.iter().try_for_each(Edit::check)?;
+        self.hint.iter().try_for_each(Image::check)?;
         if self.pictures_per_prompt == 0 {
             return Err(Error::value("pictures per prompt", 0, "must be at least 1"));
         }

@@ -222,7 +222,7 @@ impl Lease<'_> {
     /// The component, opened where it is not.
     pub fn component(&mut self, checkpoint: &Checkpoint) -> Result<&Component> {
         if self.component.is_none() {
-            self.component = Some(checkpoint.component(self.stage.name())?);
+            self.component = Some(checkpoint.component(self.stage.component())?);
         }
         Ok(self.component.as_ref().expect("opened above"))
     }

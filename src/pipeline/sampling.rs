@@ -3,10 +3,11 @@
 use super::trace::{Trace, channels_last};
 use crate::backend::Executable;
 use crate::diffusion::sampler::coefficients;
-use crate::diffusion::{Schedule, SchedulerConfig};
+use crate::diffusion::{Jump, Schedule, SchedulerConfig};
 use crate::error::Result;
 use crate::noise::{NoiseSource, Seeds};
 use crate::ops::{COEFFICIENTS, Noise, SamplerStep, Variance, element, elements};
+use std::iter::repeat_n;
 
 /// One stage's schedule and the shape of what it samples.
 pub struct Loop {
@@ -16,6 +17,8 @@ pub struct Loop {
     pub timesteps: Vec<u32>,
     /// One row per step.
     coefficients: Vec<[f32; COEFFICIENTS]>,
+    /// Where each step leads from and to.
+    jumps: Vec<Jump>,
     /// Of one sample: `[H, W, C]` or `[D]`.
     pub shape: Vec<usize>,
     /// Formula of a step.
@@ -47,6 +50,11 @@ impl Draws {
     }
 }
 
+/// Factors of a sample and of noise at this share of the sample's variance.
+fn shares(alpha_bar: f32) -> [f32; 2] {
+    [alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt()]
+}
+
 /// Who draws the steps' noise of these pictures: kernels, where all of them have it from generators of one kind.
 pub fn drawn_by<'s>(mut sources: impl Iterator<Item = &'s NoiseSource>) -> Noise {
     let first = sources.next().map_or(Noise::Given, Noise::from);
@@ -70,7 +78,43 @@ impl Loop {
         let timesteps = schedule.timesteps(setting, steps)?;
         let coefficients = coefficients(&schedule, &timesteps, guidance.unwrap_or(1.0));
         let rule = config.step(guidance.is_some(), noise);
-        Ok(Loop { name, coefficients, timesteps, shape, rule })
+        let jumps = schedule.jumps(&timesteps);
+        Ok(Loop { name, coefficients, timesteps, jumps, shape, rule })
+    }
+
+    /// The same from step `first` on.
+    pub fn starting_at(self, first: usize) -> Loop {
+        self.of_steps(|steps| (first..steps).collect())
+    }
+
+    /// The same with every step but the last taken so many times.
+    pub fn resampled(self, times: usize) -> Loop {
+        self.of_steps(|steps| {
+            (0..steps).flat_map(|step| repeat_n(step, if step + 1 < steps { times } else { 1 })).collect()
+        })
+    }
+
+    /// The same with these of its steps.
+    fn of_steps(self, which: impl FnOnce(usize) -> Vec<usize>) -> Loop {
+        let which = which(self.steps());
+        Loop {
+            timesteps: which.iter().map(|&step| self.timesteps[step]).collect(),
+            coefficients: which.iter().map(|&step| self.coefficients[step]).collect(),
+            jumps: which.iter().map(|&step| self.jumps[step]).collect(),
+            ..self
+        }
+    }
+
+    /// What a given sample and noise are multiplied with to stand where a step leads; no noise is left after the last.
+    pub fn shares_after(&self, step: usize) -> [f32; 2] {
+        if step + 1 == self.steps() { [1.0, 0.0] } else { shares(self.jumps[step].alpha_bar[1]) }
+    }
+
+    /// What the result of a step and noise are multiplied with to stand where it began; `None` unless it is taken again.
+    pub fn shares_back(&self, step: usize) -> Option<[f32; 2]> {
+        let again = self.timesteps.get(step + 1) == Some(&self.timesteps[step]);
+        let [beta, alpha] = self.jumps[step].beta;
+        again.then_some([alpha.sqrt(), beta.sqrt()])
     }
 
     /// Number of steps.
@@ -85,7 +129,7 @@ impl Loop {
 
     /// The coefficients `[S, B, 9]` of all steps for so many pictures.
     pub fn table(&self, pictures: usize) -> Vec<f32> {
-        self.coefficients.iter().flat_map(|row| std::iter::repeat_n(row, pictures)).flatten().copied().collect()
+        self.coefficients.iter().flat_map(|row| repeat_n(row, pictures)).flatten().copied().collect()
     }
 
     /// Draws latents, then the noise of every step but that at timestep 0, each picture from its own source in the order in
@@ -116,6 +160,14 @@ impl Loop {
             }
         }
         Draws { latents, noise: StepNoise::Given(noise) }
+    }
+
+    /// Lets the loop begin from a given sample of one picture, `[.., C]`, with the noise that was drawn for the beginning.
+    pub fn begin_from(&self, given: &[f32], draws: &mut Draws) {
+        let [share, rest] = shares(self.jumps[0].alpha_bar[0]);
+        for latents in draws.latents.chunks_exact_mut(given.len()) {
+            latents.iter_mut().zip(given).for_each(|(x, given)| *x = share * given + rest * *x);
+        }
     }
 
     /// The noise of one step, `[B, ..]`, channels last, whoever draws it in the end.

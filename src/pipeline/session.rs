@@ -1,6 +1,7 @@
 //! One run: its stages, each opened, run group by group, and ended.
 
 use super::ahead::Later;
+use super::edit::Known;
 use super::event::{Event, Latents, Observer, Stage, report};
 use super::family::{Family, Shapes};
 use super::request::Settings;
@@ -56,7 +57,7 @@ impl Session<'_, '_> {
     }
 
     fn check_stage(&mut self, stage: Stage, shapes: Shapes) -> Result<Needs> {
-        let component = self.checkpoint.component(stage.name())?;
+        let component = self.checkpoint.component(stage.component())?;
         let shapes = shapes.of(1);
         let plan = self.record(stage, &shapes, &component)?;
         component.warnings().iter().try_for_each(|warning| self.warn(warning))?;
@@ -168,7 +169,7 @@ impl Session<'_, '_> {
     }
 
     /// Writes a loop's tables, runs the part that does not vary, and then the steps `range`, from the latents to the
-    /// latents.
+    /// latents. After every step what is `known` is put back.
     pub fn sample(
         &mut self,
         stage: Stage,
@@ -177,6 +178,7 @@ impl Session<'_, '_> {
         range: Range<usize>,
         time: &[f32],
         draws: &mut Draws,
+        mut known: Option<&mut Known<'_>>,
     ) -> Result<()> {
         let room = executable.plan().input("time").map_or(0, |time| executable.plan().shape(time)[0]);
         // Tables have room for more steps than the loop may have; the rest is never read.
@@ -217,13 +219,21 @@ impl Session<'_, '_> {
             if self.trace.is_on() {
                 sampling.record(*executable.borrow_mut(), step, draws, self.trace)?;
             }
+            if let Some(known) = &mut known {
+                let executable = &mut **executable.borrow_mut();
+                draws.latents = self.read(stage, executable, "x")?;
+                known.replace(sampling, step, &mut draws.latents);
+                executable.write("x_t", &draws.latents)?;
+            }
             self.progress.done += 1;
             let Progress { done, steps, .. } = self.progress;
             let read = || executable.borrow_mut().read("x");
             let latents = Latents::new(&read, &sampling.shape);
             report(self.observer, Event::Step { stage, done, steps, latents })?;
         }
-        draws.latents = self.read(stage, executable.into_inner(), "x")?;
+        if known.is_none() {
+            draws.latents = self.read(stage, executable.into_inner(), "x")?;
+        }
         self.progress.sampling += began.elapsed();
         Ok(())
     }

@@ -3,17 +3,16 @@
 use crate::support::golden::Recording;
 use unclip::backend::Backend;
 use unclip::backend::cpu::Cpu;
-use unclip::image::Image;
 use unclip::noise::Generators;
 use unclip::pipeline::{Keep, Pipeline, Prompt, Request, Task, lacks_prior, with_prior};
 use unclip::weights::{Checkpoint, LoadOptions};
 use unclip::{Error, Result};
 
-const FOLDER: &str = "tests/golden/kandinsky-2-2";
+pub(super) const FOLDER: &str = "tests/golden/kandinsky-2-2";
 /// Pictures are rounded to bytes, in which latents that differ in their last bits may fall to either side.
 const TOLERANCE: u8 = 2;
 
-fn open(part: &str) -> Checkpoint {
+pub(super) fn open(part: &str) -> Checkpoint {
     Checkpoint::open(format!("{FOLDER}/{part}"), LoadOptions::default()).unwrap()
 }
 
@@ -25,22 +24,14 @@ fn request(task: Task, seed: u64, size: [usize; 2]) -> Request {
     Request { seed, size: Some(size), prior_steps: None, decoder_steps: Some(3), ..Request::of(task) }
 }
 
-fn prompts(texts: &[&str], seed: u64, size: [usize; 2]) -> Request {
+pub(super) fn prompts(texts: &[&str], seed: u64, size: [usize; 2]) -> Request {
     let prompts = texts.iter().map(|&text| Prompt::from(text)).collect();
     Request { prior_steps: Some(4), ..request(Task::Prompts(prompts), seed, size) }
 }
 
-/// Pictures of a recorded case.
-fn recorded(recording: &Recording, name: &str) -> Vec<Image> {
-    let file = recording.tensors();
-    let tensor = file.tensor(&format!("{name}/pictures")).unwrap();
-    let &[_, height, width, _] = tensor.shape() else { panic!("{name}: {:?}", tensor.shape()) };
-    tensor.data().chunks_exact(height * width * 3).map(|p| Image { width, height, pixels: p.to_vec() }).collect()
-}
-
 #[track_caller]
-fn assert_recorded(pipeline: &Pipeline, request: &Request, recording: &Recording, name: &str) {
-    let (got, want) = (pipeline.pictures(request).unwrap(), recorded(recording, name));
+pub(super) fn assert_recorded(pipeline: &Pipeline, request: &Request, recording: &Recording, name: &str) {
+    let (got, want) = (pipeline.pictures(request).unwrap(), recording.images(&format!("{name}/pictures")));
     assert_eq!(got.len(), want.len(), "{name}");
     for (got, want) in got.iter().zip(&want) {
         assert_eq!((got.width, got.height), (want.width, want.height), "{name}");
@@ -104,7 +95,7 @@ fn pictures_on_the_emulator_are_those_of_the_original() {
     assert_recorded(&pipeline, &request, &Recording::kandinsky_pictures(), "negative");
 }
 
-fn refused<T>(result: Result<T>) -> String {
+pub(super) fn refused<T>(result: Result<T>) -> String {
     match result {
         Ok(_) => panic!("nothing was refused"),
         Err(Error::Config { path, reason }) => format!("{}: {reason}", path.display()),

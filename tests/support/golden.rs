@@ -1,7 +1,7 @@
 //! The recordings of the original pipelines on the tiny checkpoint; `tests/golden/make.py` made all.
 
 use safetensors::{Dtype, SafeTensors};
-use unclip::image::Image;
+use unclip::image::{Image, Mask};
 use unclip::pipeline::Trace;
 
 /// The checkpoint.
@@ -39,6 +39,33 @@ impl Recording {
     /// Of a tiny Kandinsky's pictures; `tests/golden/make_kandinsky_pictures.py` made it.
     pub fn kandinsky_pictures() -> Recording {
         Recording::open("kandinsky-2-2/pictures")
+    }
+
+    /// Of edits; `tests/golden/make_edits.py` made it.
+    pub fn edits() -> Recording {
+        Recording::open("edits")
+    }
+
+    /// A grey picture as a mask.
+    pub fn mask_image(&self, name: &str) -> Mask {
+        let tensors = self.tensors();
+        let view = tensors.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(view.dtype(), Dtype::U8, "{name}");
+        Mask { width: view.shape()[1], height: view.shape()[0], pixels: view.data().to_vec() }
+    }
+
+    /// Pictures `[N, H, W, 3]`.
+    pub fn images(&self, name: &str) -> Vec<Image> {
+        let tensors = self.tensors();
+        let view = tensors.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let &[_, height, width, 3] = view.shape() else { panic!("{name}: {:?}", view.shape()) };
+        let image = |pixels: &[u8]| Image { width, height, pixels: pixels.to_vec() };
+        view.data().chunks_exact(height * width * 3).map(image).collect()
+    }
+
+    /// Of edits with a tiny Kandinsky; `tests/golden/make_kandinsky_edits.py` made it.
+    pub fn kandinsky_edits() -> Recording {
+        Recording::open("kandinsky-2-2/edits")
     }
 
     /// A tensor of f16 with its shape.

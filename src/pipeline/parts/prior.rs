@@ -57,7 +57,7 @@ impl Prior {
             executable.write("mask", &of_texts(drafts, |text| &text.mask))?;
             sampling.trace_start(&draws, session.trace);
             recording::prior_inputs(session.trace, executable)?;
-            session.sample(self.stage, &sampling, executable, 0..steps, &time, &mut draws)?;
+            session.sample(self.stage, &sampling, executable, 0..steps, &time, &mut draws, None)?;
             let found = session.read(self.stage, executable, "image_embeds")?;
             for (draft, image) in drafts.iter_mut().zip(found.chunks_exact(dim)) {
                 draft.image = image.to_vec();

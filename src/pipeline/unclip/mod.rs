@@ -11,6 +11,7 @@
 mod stages;
 
 use super::agree;
+use super::edit::Edit;
 use super::event::Stage;
 use super::family::{Embedding, Family, Kind, Painting, Shapes};
 use super::parts::{Prior, Texts, Vision};
@@ -175,6 +176,15 @@ impl Family for UnClip {
             let reason = format!("this checkpoint makes pictures of {}x{} pixels only", own[0], own[1]);
             return Err(Error::value("size", format!("{width}x{height}"), reason));
         }
+        if request.hint.is_some() {
+            return Err(Error::request("hint", "the decoder of this checkpoint sees none"));
+        }
+        let mut taken = [settings.decoder_steps, settings.super_res_steps];
+        if let Some(edit) = &request.edit {
+            let times = |steps: usize| 1 + (steps - 1) * edit.resample;
+            let decoder = settings.decoder_steps - Edit::first(stages::strength(edit), settings.decoder_steps)?;
+            taken = [times(decoder), if edit.mask.is_some() { times(taken[1]) } else { taken[1] }];
+        }
         let (guided, noise) = (request.guided(settings), Noise::from(&request.noise_of(0)));
         let (subjects, pictures) = (request.subjects(), request.pictures());
         let texts = subjects + usize::from(guided);
@@ -195,8 +205,8 @@ impl Family for UnClip {
             (TEXT_ENCODER, Shapes::batch(texts, false)),
             of_image,
             (TEXT_PROJ, Shapes::batch(pictures, guided)),
-            (DECODER, Shapes::sampling(pictures, decoder_steps, guided, noise)),
-            (SUPER_RES_FIRST, Shapes::sampling(pictures, super_res_steps - 1, false, noise)),
+            (DECODER, Shapes::sampling(pictures, taken[0], guided, noise)),
+            (SUPER_RES_FIRST, Shapes::sampling(pictures, taken[1] - 1, false, noise)),
             (SUPER_RES_LAST, Shapes::sampling(pictures, 1, false, noise)),
         ])
     }

@@ -4,6 +4,7 @@ use super::{DECODER, SUPER_RES_FIRST, SUPER_RES_LAST, TEXT_PROJ, UnClip};
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::ops::elements;
+use crate::pipeline::edit::{self, Edit, Given, KnownNoise, Prepared};
 use crate::pipeline::event::{Event, report};
 use crate::pipeline::family::{Embedding, Family, Painting, Shapes};
 use crate::pipeline::parts::{guided, of_texts, recording, row, time_table};
@@ -11,6 +12,15 @@ use crate::pipeline::request::{Request, Task};
 use crate::pipeline::sampling::{Draws, Loop, StepNoise, drawn_by};
 use crate::pipeline::session::Session;
 use std::ops::Range;
+use std::sync::Arc;
+
+/// Share of the decoder's steps in which a picture without a mask is redrawn, where a request does not say.
+const STRENGTH: f32 = 0.5;
+
+/// The strength of an edit: with a mask all steps, unless it says otherwise.
+pub fn strength(edit: &Edit) -> Option<f32> {
+    edit.strength.or(edit.mask.is_none().then_some(STRENGTH))
+}
 
 /// What the decoder is given for a row of a picture.
 pub struct Condition {
@@ -45,6 +55,7 @@ impl UnClip {
             Task::Prompts(prompts) => vec![Vec::new(); prompts.len()],
             Task::Variations(images) => self.vision()?.encode(session, images)?,
         };
+        let edit = request.edit.as_ref().map(|edit| Arc::new(self.prepare(edit)));
         let draft = |k: usize| {
             let of = k / request.pictures_per_prompt;
             let (image, text) = (images[of].clone(), texts[of].clone());
@@ -55,10 +66,30 @@ impl UnClip {
                 unconditional_image: None,
                 negative: None,
                 size: self.picture_size(request),
+                edit: edit.clone(),
+                hint: None,
                 noise: request.noise_of(k),
             }
         };
         Ok((0..request.pictures()).map(draft).collect())
+    }
+
+    /// A picture that is edited, in the sizes of decoder and super-resolution, and what of it stays in each.
+    fn prepare(&self, edit: &Edit) -> Prepared {
+        let given = |size: Option<usize>| {
+            let size = size.unwrap_or(0);
+            let stays = edit.mask.as_ref().map(|mask| {
+                let mask = mask.covering(size, size);
+                (0..size * size).map(|at| if mask.is_new(at % size, at / size) { 0.0 } else { 1.0 }).collect()
+            });
+            Given { sample: edit.image.resized(size, size).unit_range(), stays }
+        };
+        Prepared {
+            small: given(self.decoder.sample_size),
+            large: edit.mask.is_some().then(|| given(self.super_res_first.sample_size)),
+            strength: strength(edit),
+            resample: edit.resample,
+        }
     }
 
     /// Embeddings to what the decoder is given: for each picture its rows, the unconditional one first.
@@ -110,7 +141,10 @@ impl UnClip {
         let (steps, scale) = (session.settings.decoder_steps, session.settings.decoder_guidance);
         let setting = ("decoder steps", steps);
         let sampling = Loop::new("decoder", &self.decoder_scheduler, setting, shape, guided.then_some(scale), noise)?;
+        let edit = edit::shared(drafts.iter().map(|draft| &draft.edit))?;
+        let sampling = edit.iter().try_fold(sampling, |sampling, edit| edit.sampling(sampling))?;
         let time = time_table(&sampling, &self.decoder);
+        let steps = sampling.steps();
         let shapes = Shapes::sampling(1, steps, guided, noise);
         let mut small = Vec::new();
         session.stage(DECODER, shapes, drafts.len(), steps, |session, executable, group| {
@@ -122,11 +156,17 @@ impl UnClip {
             executable.write("added", &rows().flat_map(|row| &row.added).copied().collect::<Vec<f32>>())?;
             executable.write("mask", &rows().flat_map(|row| &row.mask).copied().collect::<Vec<f32>>())?;
             recording::mask(session.trace, executable, "decoder/attention_mask")?;
+            if let Some(edit) = &edit {
+                edit.begin(&sampling, &mut draws);
+            }
             sampling.trace_start(&draws, session.trace);
-            session.sample(DECODER, &sampling, executable, 0..steps, &time, &mut draws)?;
+            let sources = KnownNoise::Drawn(drafts.iter_mut().map(|draft| &mut draft.noise).collect());
+            let mut known = edit.as_ref().and_then(|edit| edit.small.known(sources));
+            session.sample(DECODER, &sampling, executable, 0..steps, &time, &mut draws, known.as_mut())?;
             for (draft, latents) in drafts.iter().zip(draws.latents.chunks_exact(elements(&sampling.shape))) {
                 let pixels = latents.iter().map(|x| x.clamp(-1.0, 1.0)).collect();
-                small.push(Painting { width: size, height: size, pixels, noise: draft.noise.clone() });
+                let (edit, noise) = (draft.edit.clone(), draft.noise.clone());
+                small.push(Painting { width: size, height: size, pixels, edit, noise });
             }
             Ok(())
         })?;
@@ -151,6 +191,9 @@ impl UnClip {
         let steps = session.settings.super_res_steps;
         let setting = ("super-resolution steps", steps);
         let sampling = Loop::new("super_res", &self.super_res_scheduler, setting, shape, None, noise)?;
+        let edit = edit::shared(small.iter().map(|painting| &painting.edit))?.filter(|edit| edit.large.is_some());
+        let sampling = sampling.resampled(edit.as_ref().map_or(1, |edit| edit.resample));
+        let steps = sampling.steps();
         let of_group = |small: &[Painting], group: Range<usize>| -> Vec<f32> {
             small[group].iter().flat_map(|painting| &painting.pixels).copied().collect()
         };
@@ -162,7 +205,10 @@ impl UnClip {
             let mut draws = sampling.draw(small[group.clone()].iter_mut().map(|painting| &mut painting.noise));
             sampling.trace_start(&draws, session.trace);
             executable.write("small", &of_group(small, group.clone()))?;
-            session.sample(SUPER_RES_FIRST, &sampling, executable, 0..steps - 1, &time, &mut draws)?;
+            let sources = KnownNoise::Drawn(small[group].iter_mut().map(|painting| &mut painting.noise).collect());
+            let large = edit.as_ref().and_then(|edit| edit.large.as_ref());
+            let mut known = large.and_then(|large| large.known(sources));
+            session.sample(SUPER_RES_FIRST, &sampling, executable, 0..steps - 1, &time, &mut draws, known.as_mut())?;
             recording::upscaled(session.trace, executable)?;
             latents.extend(draws.latents);
             Ok(())
@@ -177,7 +223,10 @@ impl UnClip {
             let own = group.start * elements(&sampling.shape)..group.end * elements(&sampling.shape);
             let mut draws = Draws { latents: latents[own].to_vec(), noise: StepNoise::None };
             executable.write("small", &of_group(small, group))?;
-            session.sample(SUPER_RES_LAST, &sampling, executable, steps - 1..steps, &time, &mut draws)?;
+            let large = edit.as_ref().and_then(|edit| edit.large.as_ref());
+            let mut known = large.and_then(|large| large.known(KnownNoise::Drawn(Vec::new())));
+            let last = steps - 1..steps;
+            session.sample(SUPER_RES_LAST, &sampling, executable, last, &time, &mut draws, known.as_mut())?;
             for latents in draws.latents.chunks_exact(elements(&sampling.shape)) {
                 let image = Image::from_unit_range(size, size, latents)?;
                 report(session.observer, Event::Picture { index: first + images.len(), image: &image })?;
