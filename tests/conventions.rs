@@ -315,7 +315,8 @@ mod shaders {
                         spread(launch, elements / columns, &case);
                         None
                     }
-                    "concat" | "convert" | "embed" | "modulate" | "pointwise" | "resize" | "sampler_step" | "slice" => {
+                    "concat" | "convert" | "embed" | "geglu" | "modulate" | "pointwise" | "resize" | "sampler_step"
+                    | "slice" => {
                         counted += scalar("count");
                         spread(launch, scalar("count").div_ceil(256), &case);
                         None

@@ -73,6 +73,8 @@ fn vectors_are_chosen_where_every_run_of_neighbours_is_whole_vectors() {
         ("pointwise/add-vector", "pointwise"),
         ("pointwise/add-channels", "pointwise_x16"),
         ("pointwise/scale-shift-odd", "pointwise"),
+        ("geglu/unclip", "geglu_x16"),
+        ("geglu/odd", "geglu"),
         ("modulate/movq-4", "modulate_x16"),
         ("modulate/movq-8-odd-width", "modulate"),
         ("concat/skip", "concat_x16"),

@@ -110,7 +110,7 @@ fn layer_norm_matches_the_reference_with_any_number_of_threads() {
 
 #[test]
 fn pointwise_operations_match_the_reference_with_any_number_of_threads() {
-    ["modulate", "pointwise"].into_iter().for_each(check);
+    ["geglu", "modulate", "pointwise"].into_iter().for_each(check);
 }
 
 #[test]

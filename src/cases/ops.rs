@@ -6,7 +6,7 @@ use crate::dtype::Dtype::{self, Bf16, F16, F32};
 use crate::noise::{Card, NoiseDtype};
 use crate::ops::Activation::{Gelu, QuickGelu, Silu};
 use crate::ops::{
-    Attention, COEFFICIENTS, Concat, Conv2d, Convert, Embed, GroupNorm, LayerNorm, Linear, Modulate, Noise, Op,
+    Attention, COEFFICIENTS, Concat, Conv2d, Convert, Embed, Geglu, GroupNorm, LayerNorm, Linear, Modulate, Noise, Op,
     Pointwise, Prediction, Resize, SamplerStep, Slice, Variance,
 };
 use crate::plan::Plan;
@@ -115,6 +115,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(norms());
     cases.extend(pointwise());
     cases.extend(modulate());
+    cases.extend(geglu());
     cases.extend(moves());
     cases.extend(resize());
     cases.extend(sampler_step());
@@ -398,6 +399,18 @@ fn modulate() -> Vec<Case> {
         case("movq-8-odd-width", Some(Silu), [1, 24, 40, 19], 8),
         case("odd-factor", Some(Gelu), [3, 9, 15, 5], 3),
         case("movq-256px", Some(Silu), [1, 256, 256, 128], 8).heavy(),
+    ]
+}
+
+/// Values and gates.
+fn geglu() -> Vec<Case> {
+    let case = |what: &str, shape: &[usize]| Case::new(format!("geglu/{what}"), Geglu, vec![x(shape)]);
+    vec![
+        case("tiny", &[2, 5, 48]),
+        case("odd", &[3, 4, 74]),
+        case("unclip", &[2, 9, 2560]),
+        case("one-row", &[16]),
+        case("unclip-768px", &[2, 9216, 2560]).heavy(),
     ]
 }
 

@@ -13,6 +13,7 @@ mod concat;
 mod conv2d;
 mod convert;
 mod embed;
+mod geglu;
 mod group_norm;
 mod launch;
 mod layer_norm;
@@ -30,6 +31,7 @@ pub use concat::Concat;
 pub use conv2d::Conv2d;
 pub use convert::Convert;
 pub use embed::Embed;
+pub use geglu::Geglu;
 pub use group_norm::GroupNorm;
 #[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
 pub(crate) use launch::spread;
@@ -126,6 +128,7 @@ operations!(
     Conv2d,
     Convert,
     Embed,
+    Geglu,
     GroupNorm,
     LayerNorm,
     Linear,

@@ -8,8 +8,8 @@
 use super::{Dtype, Origin, Plan, Step, Value, ValueId, WeightSource};
 use crate::error::{Error, Result};
 use crate::ops::{
-    Activation, Attention, Concat, Conv2d, Embed, GroupNorm, LayerNorm, Linear, Modulate, Op, Operation, Pointwise,
-    Resize, SamplerStep, Slice,
+    Activation, Attention, Concat, Conv2d, Embed, Geglu, GroupNorm, LayerNorm, Linear, Modulate, Op, Operation,
+    Pointwise, Resize, SamplerStep, Slice,
 };
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -440,6 +440,12 @@ impl<'g> Tensor<'g> {
     #[track_caller]
     pub fn modulate(self, scale: Tensor<'g>, shift: Tensor<'g>) -> Tensor<'g> {
         self.graph.record(Modulate { activation: None }, &[self, scale, shift], line())
+    }
+
+    /// The first half of every row, scaled by the GELU of the second.
+    #[track_caller]
+    pub fn geglu(self) -> Tensor<'g> {
+        self.graph.record(Geglu, &[self], line())
     }
 
     /// Limits every element.

@@ -63,6 +63,7 @@ pub fn nan_reaches_what_depends_on_it(backend: &dyn Backend) {
         ("pointwise/gelu", 0),
         ("pointwise/quick-gelu", 0),
         ("pointwise/clamp", 0),
+        ("geglu/tiny", 0),
         ("group_norm/small-48", 0),
         ("group_norm/several-chunks", 0),
         ("layer_norm/tiny-24", 0),
@@ -110,7 +111,7 @@ macro_rules! every_operation_matches_the_reference {
 
         #[test]
         fn pointwise_operations_match_the_reference() {
-            ["modulate", "pointwise"].into_iter().for_each($check);
+            ["geglu", "modulate", "pointwise"].into_iter().for_each($check);
         }
 
         #[test]

@@ -99,7 +99,7 @@ fn sums(op: &Op) -> bool {
     match op {
         Op::Attention(_) | Op::Conv2d(_) | Op::GroupNorm(_) | Op::LayerNorm(_) | Op::Linear(_) => true,
         Op::Resize(op) => *op != Resize::NearestDouble,
-        Op::Concat(_) | Op::Convert(_) | Op::Embed(_) | Op::Modulate(_) => false,
+        Op::Concat(_) | Op::Convert(_) | Op::Embed(_) | Op::Geglu(_) | Op::Modulate(_) => false,
         Op::Pointwise(_) | Op::SamplerStep(_) | Op::Slice(_) => false,
     }
 }

@@ -54,6 +54,7 @@ pub fn run_lacking(problem: &Problem, lack: Lack) -> Vec<f64> {
         Op::Conv2d(op) => conv2d(op, &inputs, &shape, lack.terms),
         Op::Convert(_) => inputs[0].x.clone(),
         Op::Embed(op) => embed(op, &inputs),
+        Op::Geglu(_) => geglu(&inputs[0]),
         Op::GroupNorm(op) => group_norm(op, &inputs, lack.terms),
         Op::LayerNorm(op) => layer_norm(f64::from(op.eps), &inputs, lack.terms),
         Op::Linear(op) => linear(op, &inputs, lack.terms),
@@ -77,7 +78,7 @@ pub fn reduction(problem: &Problem) -> usize {
         Op::GroupNorm(op) => shapes[0][1..].iter().product::<usize>() / op.groups,
         Op::LayerNorm(_) | Op::Linear(_) => shapes[0][shapes[0].len() - 1],
         Op::Resize(_) => 16,
-        Op::Concat(_) | Op::Convert(_) | Op::Embed(_) | Op::Modulate(_) => 1,
+        Op::Concat(_) | Op::Convert(_) | Op::Embed(_) | Op::Geglu(_) | Op::Modulate(_) => 1,
         Op::Pointwise(_) | Op::SamplerStep(_) | Op::Slice(_) => 1,
     }
 }
@@ -275,6 +276,13 @@ fn pointwise(op: &Pointwise, inputs: &[Wide]) -> Vec<f64> {
         Pointwise::Clamp { low, high } => v.clamp(f64::from(*low), f64::from(*high)),
     };
     x.x.iter().enumerate().map(of).collect()
+}
+
+fn geglu(x: &Wide) -> Vec<f64> {
+    let halves = x.x.chunks_exact(x.width()).map(|row| row.split_at(row.len() / 2));
+    halves
+        .flat_map(|(values, gates)| values.iter().zip(gates).map(|(v, g)| v * activate(Activation::Gelu, *g)))
+        .collect()
 }
 
 fn modulate(op: &Modulate, inputs: &[Wide]) -> Vec<f64> {

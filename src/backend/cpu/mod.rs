@@ -12,6 +12,7 @@ mod concat;
 mod conv2d;
 mod convert;
 mod embed;
+mod geglu;
 mod group_norm;
 mod lanes;
 mod layer_norm;
@@ -351,6 +352,7 @@ impl Compiled {
             Op::Conv2d(op) => conv2d::run(machine, op, &inputs, &shapes, panels(1), shape, out),
             Op::Convert(_) => convert::run(inputs[0], out),
             Op::Embed(op) => embed::run(op, inputs[0], shapes[0], bytemuck::cast_slice(inputs[1]), out),
+            Op::Geglu(_) => geglu::run(machine, inputs[0], shape[shape.len() - 1], out),
             Op::GroupNorm(op) => group_norm::run(machine, op, &inputs, shape, out),
             Op::LayerNorm(op) => layer_norm::run(op, inputs[0], inputs[1], inputs[2], out),
             Op::Linear(op) => linear::run(machine, op, &inputs, panels(1), out),

@@ -27,6 +27,7 @@ kernels![
     "conv2d_matrices",
     "convert",
     "embed",
+    "geglu",
     "group_norm",
     "layer_norm",
     "linear",
