@@ -11,6 +11,7 @@ mod families {
     mod kandinsky_edits;
     #[cfg(feature = "tokenizer")]
     mod kandinsky_pictures;
+    mod stable_unclip;
 }
 
 use std::path::Path;

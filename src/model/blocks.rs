@@ -105,6 +105,40 @@ impl<'g> Context<'g> {
     }
 }
 
+/// Added to the variance by the normalisations of a transformer block: that of the picture, and those of its rows.
+const TRANSFORMER_EPS: [f32; 2] = [1e-6, 1e-5];
+
+impl<'g> Context<'g> {
+    /// The transformer block of latent diffusion: positions attend to one another, then to the tokens, and pass a gated
+    /// layer (Rombach et al. 2022, appendix E.2.2). `by_rows` if its ends are stored as matrices, else as convolutions.
+    pub fn transform(&self, w: &Weights<'g>, x: Tensor<'g>, heads: usize, by_rows: bool) -> Tensor<'g> {
+        let [n, height, width, c] = std::array::from_fn(|axis| x.dim(axis));
+        let project = |x: Tensor<'g>, name| if by_rows { x.linear(w.at(name), c) } else { x.conv1x1(w.at(name), c) };
+        let norm = Norm { eps: TRANSFORMER_EPS[0], ..self.norm };
+        let s = project(norm.apply(&w.at("norm"), x), "proj_in").reshape(&[n, height * width, c]);
+
+        let w = w.at("transformer_blocks.0");
+        let normal = |s: Tensor<'g>, name| s.layer_norm(w.at(name), TRANSFORMER_EPS[1]);
+        let attend = |s: Tensor<'g>, name, seen: Tensor<'g>, mask| {
+            let w = w.at(name);
+            let [k, v] = ["to_k", "to_v"].map(|name| seen.project(w.at(name), c));
+            s.project(w.at("to_q"), c).attend((k, v), None, mask, heads, false).linear(w.at("to_out.0"), c)
+        };
+        let h = normal(s, "norm1");
+        let s = s + attend(h, "attn1", h, None);
+        let s = s + attend(normal(s, "norm2"), "attn2", self.tokens, self.mask);
+        let gated = normal(s, "norm3").linear(w.at("ff.net.0.proj"), 8 * c).geglu();
+        let s = s + gated.linear(w.at("ff.net.2"), c);
+        x + project(s.reshape(&[n, height, width, c]), "proj_out")
+    }
+}
+
+/// The first rows and columns of `x [N, H, W, C]`.
+pub fn cropped<'g>(x: Tensor<'g>, size: [usize; 2]) -> Tensor<'g> {
+    let cut = |x: Tensor<'g>, axis, length| if x.dim(axis) > length { x.slice(axis, 0, length) } else { x };
+    cut(cut(x, 1, size[0]), 2, size[1])
+}
+
 /// Adds to `x [N, H, W, C]` what its positions give each other: `attended` makes it from their queries, keys and values
 /// `[N, H W, C]`, which are projections of `normal`, the normalised `x`. The names of diffusers' first attention blocks are known as well.
 pub fn among_positions<'g>(

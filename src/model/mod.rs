@@ -15,6 +15,7 @@ pub mod decoder;
 pub mod image_encoder;
 pub mod kandinsky;
 pub mod prior;
+pub mod stable_unclip;
 pub mod super_res;
 pub mod text_encoder;
 pub mod text_proj;

@@ -18,7 +18,8 @@ pub struct Config {
     pub layers_per_block: PerLevel<usize>,
     pub down_block_types: Vec<String>,
     pub up_block_types: Vec<String>,
-    /// Width of one head. A `UNet2DModel` does not use this key and the next.
+    pub mid_block_type: String,
+    /// Width of one head, of transformer blocks the number of heads. A `UNet2DModel` does not use this key and the next.
     pub attention_head_dim: Option<PerLevel<usize>>,
     pub cross_attention_dim: Option<usize>,
     pub norm_num_groups: usize,
@@ -34,6 +35,11 @@ pub struct Config {
     /// Which of the network's own layers make the tokens of the context, and from what width.
     pub encoder_hid_dim_type: Option<String>,
     pub encoder_hid_dim: Option<usize>,
+    /// Width of what becomes a vector for the time embedding with `class_embed_type` `projection`.
+    pub projection_class_embeddings_input_dim: Option<usize>,
+    /// Whether transformer blocks begin and end with a matrix product; else with a convolution of the same effect.
+    #[serde(default)]
+    pub use_linear_projection: bool,
 }
 
 /// What a conditional U-Net is called.
@@ -56,15 +62,26 @@ const SHARED: &[Key] = &[
     Key::only("center_input_sample", &[Bool(false)]),
     Key::only("mid_block_scale_factor", &[Number(1.0)]),
     Key::only("num_class_embeds", &[Null]),
-    // The known blocks resample without a convolution, so there is nothing to pad.
-    Key::no_effect("dropout downsample_padding"),
+    Key::only("downsample_padding", &[Number(1.0)]),
+    Key::no_effect("dropout"),
 ];
 
 const CONDITIONAL_KEYS: &[Key] = &[
-    Key::each("down_block_types", &["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"]),
-    Key::each("up_block_types", &["ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"]),
-    Key::only("mid_block_type", &[Text("UNetMidBlock2DSimpleCrossAttn")]).or(Text("UNetMidBlock2DCrossAttn")),
-    Key::only("class_embed_type", &[Null, Text("identity")]),
+    Key::each(
+        "down_block_types",
+        &["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"],
+    ),
+    Key::each(
+        "up_block_types",
+        &["ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"],
+    ),
+    Key::only("mid_block_type", &[Text("UNetMidBlock2DCrossAttn"), Text("UNetMidBlock2DSimpleCrossAttn")]),
+    Key::only("class_embed_type", &[Null, Text("identity"), Text("projection")]),
+    Key::size("projection_class_embeddings_input_dim").nullable(),
+    Key::flag("use_linear_projection").or(Bool(false)),
+    Key::only_per_level("transformer_layers_per_block", &[Number(1.0)]),
+    Key::only("dual_cross_attention", &[Bool(false)]),
+    Key::only("attention_type", &[Text("default")]),
     Key::size_per_level("layers_per_block").or(Number(2.0)),
     Key::size_per_level("attention_head_dim").or(Number(8.0)),
     Key::same_size("cross_attention_dim").or(Number(1280.0)),
@@ -79,9 +96,10 @@ const CONDITIONAL_KEYS: &[Key] = &[
     Key::only("encoder_hid_dim_type", &[Null, Text("image_proj")]),
     Key::only("addition_embed_type", &[Null, Text("image"), Text("image_hint")]),
     // These belong to values that are refused above, to blocks that are unknown, or to an input that is not given.
-    Key::no_effect("addition_time_embed_dim addition_embed_type_num_heads projection_class_embeddings_input_dim"),
-    Key::no_effect("transformer_layers_per_block reverse_transformer_layers_per_block attention_type"),
-    Key::no_effect("dual_cross_attention use_linear_projection upcast_attention time_cond_proj_dim"),
+    Key::no_effect("addition_time_embed_dim addition_embed_type_num_heads time_cond_proj_dim"),
+    Key::no_effect("reverse_transformer_layers_per_block"),
+    // Scores are f32 in any case.
+    Key::no_effect("upcast_attention"),
 ];
 
 const UNCONDITIONAL_KEYS: &[Key] = &[
@@ -131,7 +149,7 @@ impl Config {
         self.time_embedding_dim.unwrap_or(4 * self.time_features())
     }
 
-    /// Width of one head at an entry of `attention_head_dim`.
+    /// An entry of `attention_head_dim`.
     pub(super) fn head(&self, entry: usize) -> usize {
         self.attention_head_dim.as_ref().map_or(1, |heads| heads.at(entry))
     }

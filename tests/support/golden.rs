@@ -68,6 +68,11 @@ impl Recording {
         Recording::open("kandinsky-2-2/edits")
     }
 
+    /// Of Stable unCLIP's U-Net; `tests/golden/make_stable_unclip.py` made it.
+    pub fn stable_unclip() -> Recording {
+        Recording::open("stable_unclip")
+    }
+
     /// A tensor of f16 with its shape.
     pub fn halves(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
         let tensors = self.tensors();
