@@ -49,6 +49,8 @@ fn silence_vulkan_layer() {
 fn dispatch(command: Command) -> Result<(), cli::Failure> {
     match command {
         Command::Run(arguments) => cli::run::run(&arguments).map_err(cli::args::by_flag)?,
+        Command::Edit(arguments) => cli::edit::edit(&arguments).map_err(cli::args::by_flag)?,
+        Command::Blend(arguments) => cli::blend::blend(&arguments).map_err(cli::args::by_flag)?,
         Command::Plan(arguments) => cli::plan::plan(&arguments)?,
         Command::Inspect(arguments) => cli::inspect::inspect(&arguments)?,
         Command::Bench(arguments) => cli::bench::bench(&arguments)?,

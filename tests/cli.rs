@@ -5,6 +5,8 @@
 mod checkpoints;
 #[path = "cli/devices.rs"]
 mod devices;
+#[path = "cli/edits.rs"]
+mod edits;
 #[cfg(all(feature = "default-model", feature = "tokenizer"))]
 #[path = "cli/families.rs"]
 mod families;

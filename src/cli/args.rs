@@ -1,6 +1,8 @@
 //! What can be asked for on the command line.
 
+use super::blend::{BLEND_EXAMPLES, BlendArguments};
 use super::devices::{Device, DeviceParser};
+use super::edit::{EDIT_EXAMPLES, EditArguments};
 use super::show::Protocol;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -52,16 +54,22 @@ Columns:
 A convolution that needs fewer multiplications than its definition may exceed the peak. `cached` stands where the bytes fit the processor's cache or come faster than memory delivers them: such a case says nothing about memory. With --compare a case counts as slower if its shortest sample is longer than the longest of the earlier run, and its median by more than 5 %.";
 
 /// Groups of flags in the help.
-const WHAT: &str = "What";
-const HOW: &str = "How";
+pub const WHAT: &str = "What";
+pub const HOW: &str = "How";
 const WHERE: &str = "Where";
-const OUTPUT: &str = "Output";
+pub const OUTPUT: &str = "Output";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make pictures from prompts, or variations of pictures
     #[command(after_help = RUN_EXAMPLES)]
     Run(Box<RunArguments>),
+    /// Change a picture: a part of it, more around it, or all of it a little
+    #[command(after_help = EDIT_EXAMPLES)]
+    Edit(Box<EditArguments>),
+    /// Make pictures between pictures and texts, or move one along the difference of two texts
+    #[command(after_help = BLEND_EXAMPLES)]
+    Blend(Box<BlendArguments>),
     /// Print what a stage computes: steps, shapes, parameters, FLOPs, bytes moved, memory
     Plan(PlanArguments),
     /// List a checkpoint's components, its defaults, and what would not load and why; or a picture's settings
@@ -126,6 +134,22 @@ pub struct RunArguments {
     /// Take everything from the settings that a picture of this program carries; other flags change single settings
     #[arg(long, value_name = "FILE", help_heading = WHAT)]
     pub from: Option<PathBuf>,
+    /// Picture of what is where, such as a map of depths, for checkpoints that see one (Kandinsky's controlnet)
+    #[arg(long, value_name = "FILE", help_heading = WHAT)]
+    pub hint: Option<PathBuf>,
+    #[command(flatten)]
+    pub how: HowArguments,
+    #[command(flatten)]
+    pub model: ModelArguments,
+    #[command(flatten)]
+    pub device: DeviceArguments,
+    #[command(flatten)]
+    pub output: OutputArguments,
+}
+
+/// How pictures are made, whatever they show.
+#[derive(Debug, Args)]
+pub struct HowArguments {
     /// Seed of the first picture: a number, or random
     #[arg(short, long, value_name = "SEED", allow_negative_numbers = true, help_heading = HOW, value_parser = seed)]
     pub seed: Option<Seed>,
@@ -164,10 +188,11 @@ pub struct RunArguments {
     /// one:3/8 makes the third picture of a run of eight, and with --batch those after it [default: each]
     #[arg(long, value_name = "WHICH", help_heading = HOW)]
     pub generator: Option<Generators>,
-    #[command(flatten)]
-    pub model: ModelArguments,
-    #[command(flatten)]
-    pub device: DeviceArguments,
+}
+
+/// Where pictures go, and what is said meanwhile.
+#[derive(Debug, Args)]
+pub struct OutputArguments {
     /// Picture file (.png, .jpg, .webp), - for standard output; several pictures need a name with a number (%d, %03d), which
     /// counts from 0 [default: out.png or out-%03d.png, or the next number that is free]
     #[arg(short, long, value_name = "FILE", help_heading = OUTPUT)]
@@ -306,15 +331,29 @@ pub struct DevicesArguments {
 impl Arguments {
     /// Whether errors are to be reported as an event as well.
     pub fn wants_json(&self) -> bool {
-        matches!(&self.command, Command::Run(arguments) if arguments.json)
+        match &self.command {
+            Command::Run(arguments) => arguments.output.json,
+            Command::Edit(arguments) => arguments.output.json,
+            Command::Blend(arguments) => arguments.output.json,
+            _ => false,
+        }
     }
 }
 
 /// What the library calls a setting, and the flag that sets it.
-const FLAGS: [(&str, &str); 14] = [
+const FLAGS: [(&str, &str); 23] = [
     ("prompt", "--prompt"),
     ("tokens", "--prompt"),
     ("image", "--image"),
+    ("weights", "--weights"),
+    ("amount", "--amount"),
+    ("noise blend", "--noise-blend"),
+    ("hint", "--hint"),
+    ("mask", "--mask"),
+    ("extend", "--extend"),
+    ("strength", "--strength"),
+    ("resample", "--resample"),
+    ("size", "--size"),
     ("negative", "--negative"),
     ("pictures per prompt", "--batch"),
     ("prior steps", "--prior-steps"),
@@ -336,16 +375,16 @@ const FORMATS: &[Named<Format>] = &[
 ];
 
 /// Values of `--alpha`.
-const ALPHAS: &[Named<Alpha>] = &[
+pub const ALPHAS: &[Named<Alpha>] = &[
     (Alpha::White, "white", &[], "The picture is laid over white, as transformers does it from version 5"),
     (Alpha::Drop, "drop", &[], "Colours are taken as they are stored, as earlier versions do it"),
 ];
 
 /// A value, its name, other names, and its help.
-type Named<T> = (T, &'static str, &'static [&'static str], &'static str);
+pub type Named<T> = (T, &'static str, &'static [&'static str], &'static str);
 
 /// A value by its name.
-fn named<T: Copy + Send + Sync + 'static>(
+pub fn named<T: Copy + Send + Sync + 'static>(
     values: &'static [Named<T>],
 ) -> impl clap::builder::TypedValueParser<Value = T> {
     use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -474,12 +513,14 @@ mod tests {
     }
 
     #[test]
-    fn every_setting_leads_to_a_flag_of_run() {
+    fn every_setting_leads_to_a_flag() {
         let command = Arguments::command();
-        let run = command.find_subcommand("run").unwrap();
+        let all: Vec<_> =
+            ["run", "edit", "blend"].map(|name| command.find_subcommand(name).unwrap()).into_iter().collect();
         for (setting, flag) in FLAGS {
             let long = flag.strip_prefix("--");
-            assert!(run.get_arguments().any(|argument| argument.get_long() == long), "{setting}: {flag}");
+            let mut flags = all.iter().flat_map(|command| command.get_arguments());
+            assert!(flags.any(|argument| argument.get_long() == long), "{setting}: {flag}");
         }
         let error = by_flag(Error::value("prior steps", 1, "must be 2 to 1000"));
         assert_eq!(error.to_string(), "--prior-steps 1: must be 2 to 1000");
@@ -510,7 +551,7 @@ mod tests {
 
     #[test]
     fn help_texts_leave_the_wrapping_to_clap() {
-        for text in [RUN_EXAMPLES, BENCH_EXAMPLES, EXIT_CODES] {
+        for text in [RUN_EXAMPLES, EDIT_EXAMPLES, BLEND_EXAMPLES, BENCH_EXAMPLES, EXIT_CODES] {
             let lines: Vec<&str> = text.lines().collect();
             for pair in lines.windows(2) {
                 // A line that goes on in the next one would be wrapped twice.

@@ -3,11 +3,14 @@
 pub mod args;
 pub mod bar;
 pub mod bench;
+pub mod blend;
 pub mod devices;
+pub mod edit;
 pub mod files;
 pub mod hub;
 pub mod inspect;
 pub mod known;
+pub mod make;
 pub mod picture;
 pub mod plan;
 mod prior;

@@ -40,6 +40,10 @@ impl Subjects {
             return Ok(Subjects { task, files: Vec::new(), alpha: Alpha::default(), each: 1 });
         }
         let (Some(from), Some(first)) = (&arguments.from, recipes.first()) else { return Err(nothing(examples)) };
+        if let Some(edited) = &first.edited {
+            let reason = format!("an edit of {}; engine edit makes such", edited.image);
+            return Err(Error::value("--from", from.display(), reason));
+        }
         // A sheet has several pictures of each subject.
         if let Subject::Image(_) = first.subject {
             no_prior(arguments, false)?;
@@ -65,8 +69,8 @@ fn nothing(examples: &[String]) -> Error {
 fn no_prior(arguments: &RunArguments, prompts: bool) -> Result<()> {
     let idle = [
         ("--prompt", prompts, "a variation starts from the picture's embedding"),
-        ("--prior-steps", arguments.prior_steps.is_some(), "a variation has no prior"),
-        ("--prior-guidance", arguments.prior_guidance.is_some(), "a variation has no prior"),
+        ("--prior-steps", arguments.how.prior_steps.is_some(), "a variation has no prior"),
+        ("--prior-guidance", arguments.how.prior_guidance.is_some(), "a variation has no prior"),
     ];
     match idle.into_iter().find(|(_, given, _)| *given) {
         Some((flag, _, why)) => Err(Error::request(format!("{flag} cannot be combined with --image"), why)),
@@ -76,17 +80,23 @@ fn no_prior(arguments: &RunArguments, prompts: bool) -> Result<()> {
 
 /// All prompts as text: PROMPT, then those of `--prompt`, then the lines of `--prompts`.
 fn prompts(arguments: &RunArguments) -> Result<Vec<String>> {
-    if let [first, second, ..] = &arguments.words[..] {
+    let mut prompts = given_prompts(&arguments.words, &arguments.prompt, arguments.negative.as_deref())?;
+    if let Some(path) = &arguments.prompts {
+        prompts.extend(lines(path)?);
+    }
+    Ok(prompts)
+}
+
+/// PROMPT, then the texts of `--prompt`; those and the text of `--negative` are no flags and no files.
+pub fn given_prompts(words: &[String], more: &[String], negative: Option<&str>) -> Result<Vec<String>> {
+    if let [first, second, ..] = words {
         let reason =
             format!("unexpected after {first:?}; put a prompt in quotes, and several behind -p or in --prompts");
         return Err(Error::value("PROMPT", format!("{second:?}"), reason));
     }
-    let mut prompts: Vec<String> = arguments.words.iter().chain(&arguments.prompt).cloned().collect();
+    let prompts: Vec<String> = words.iter().chain(more).cloned().collect();
     prompts.iter().try_for_each(|prompt| meant_as_text("--prompt", prompt))?;
-    arguments.negative.iter().try_for_each(|text| not_a_flag("--negative", text))?;
-    if let Some(path) = &arguments.prompts {
-        prompts.extend(lines(path)?);
-    }
+    negative.iter().try_for_each(|text| not_a_flag("--negative", text))?;
     Ok(prompts)
 }
 
@@ -144,25 +154,27 @@ fn lines(path: &Path) -> Result<Vec<String>> {
 }
 
 /// How given images are read.
-fn options(arguments: &RunArguments, recipe: Option<&Recipe>) -> ReadOptions {
+pub fn options(arguments: &RunArguments, recipe: Option<&Recipe>) -> ReadOptions {
     let mut options = ReadOptions::default();
     options.alpha = arguments.alpha.or(recipe.map(|recipe| recipe.alpha)).unwrap_or_default();
     options.most_pixels = u64::from(arguments.max_megapixels) * 1_000_000;
     options
 }
 
+/// Reads a given picture.
+pub fn read(path: &Path, options: &ReadOptions) -> Result<Image> {
+    Image::read(path, options).map_err(|error| match error {
+        // A flag of this program is no business of the library's.
+        Error::Io { path, action, source } if source.to_string().contains("megapixels") => {
+            let source = std::io::Error::new(source.kind(), format!("{source}; --max-megapixels allows more"));
+            Error::Io { path, action, source }
+        }
+        error => error,
+    })
+}
+
 fn images(paths: &[PathBuf], each: usize, options: &ReadOptions) -> Result<Subjects> {
-    let read = |path: &PathBuf| {
-        Image::read(path, options).map_err(|error| match error {
-            // A flag of this program is no business of the library's.
-            Error::Io { path, action, source } if source.to_string().contains("megapixels") => {
-                let source = std::io::Error::new(source.kind(), format!("{source}; --max-megapixels allows more"));
-                Error::Io { path, action, source }
-            }
-            error => error,
-        })
-    };
-    let images = paths.iter().map(read).collect::<Result<_>>()?;
+    let images = paths.iter().map(|path| read(path, options)).collect::<Result<_>>()?;
     Ok(Subjects { task: Task::Variations(images), files: paths.to_vec(), alpha: options.alpha, each })
 }
 

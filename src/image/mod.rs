@@ -10,6 +10,7 @@
 //! | `png.rs` | PNG in both directions, with text chunks |
 //! | `formats.rs`, `bmp.rs` | JPEG, WebP, GIF, TIFF, QOI, and BMP to samples (feature `formats`) |
 //! | `jpeg.rs` | JPEG files with settings (feature `formats`) |
+//! | `animation.rs` | several pictures as one GIF (feature `formats`) |
 //! | `samples.rs` | decoded samples to colours: grey, transparency |
 //! | `orientation.rs` | which way is up |
 //! | `metadata.rs`, `exif.rs`, `xmp.rs` | what a file says beside its pixels: orientation and settings |
@@ -17,6 +18,8 @@
 //! | `resize.rs` | other sizes, as Pillow makes them |
 //! | `parameters.rs` | settings as the text that image tools show |
 
+#[cfg(feature = "formats")]
+mod animation;
 #[cfg(feature = "formats")]
 mod bmp;
 mod canvas;
@@ -122,6 +125,18 @@ impl Image {
             "image",
             format!("{width}x{height} with {found} bytes; it needs 3 for each pixel, and a pixel"),
         ))
+    }
+
+    /// A part of the picture, by its left and upper side, and its width and height.
+    ///
+    /// # Panics
+    /// The picture has no such part.
+    #[must_use]
+    pub fn cropped(&self, [x, y]: [usize; 2], [width, height]: [usize; 2]) -> Image {
+        let rows = self.pixels.chunks_exact(3 * self.width).skip(y).take(height);
+        let pixels: Vec<u8> = rows.flat_map(|row| &row[3 * x..3 * (x + width)]).copied().collect();
+        assert_eq!(pixels.len(), 3 * width * height, "{width}x{height} at {x},{y} of {}x{}", self.width, self.height);
+        Image { width, height, pixels }
     }
 
     /// Width and height of the sheet of `count` pictures of this width and height.

@@ -26,6 +26,6 @@ pub use card::Card;
 pub use kind::{Generators, NoiseDtype, NoiseKind};
 pub use parse::Refused;
 pub use philox::{Philox, philox4x32_10};
-pub use source::{NoiseSource, Seeds};
+pub use source::{NoiseSource, Seeds, slerp};
 pub use torch::{TorchGenerator, TorchRelease};
 pub use torch_cuda::TorchCudaGenerator;

@@ -22,7 +22,12 @@ pub struct NoiseSource {
 enum Generator {
     Torch(Box<TorchGenerator>),
     TorchCuda(TorchCudaGenerator),
-    Philox { generator: Philox, draw: u64 },
+    Philox {
+        generator: Philox,
+        draw: u64,
+    },
+    /// Every draw lies between those of two sources.
+    Between(Box<[NoiseSource; 2]>, f32),
 }
 
 impl NoiseSource {
@@ -64,6 +69,18 @@ impl NoiseSource {
         self.share(place, of)
     }
 
+    /// Draws between those of two sources, see [`slerp`]: at 0 the first one's, at 1 the second one's.
+    pub fn between(sources: [NoiseSource; 2], share: f32) -> Self {
+        let first = &sources[0];
+        NoiseSource {
+            kind: first.kind,
+            dtype: first.dtype,
+            place: 0,
+            of: 1,
+            generator: Generator::Between(Box::new(sources), share),
+        }
+    }
+
     /// Which generator it is.
     pub fn kind(&self) -> NoiseKind {
         self.kind
@@ -78,6 +95,7 @@ impl NoiseSource {
     /// each picture alone.
     pub fn is_for_kernels(&self) -> bool {
         match self.kind {
+            _ if matches!(self.generator, Generator::Between(..)) => false,
             NoiseKind::Torch | NoiseKind::Torch211 => false,
             NoiseKind::TorchCuda(_) => true,
             NoiseKind::Philox => self.dtype == NoiseDtype::F32 && self.of == 1,
@@ -99,6 +117,13 @@ impl NoiseSource {
                 self.dtype.round_all(out);
                 *draw += 1;
             }
+            Generator::Between(sources, share) => {
+                let [first, second] = &mut **sources;
+                let mut other = vec![0.0; out.len()];
+                first.fill_normal(out);
+                second.fill_normal(&mut other);
+                out.copy_from_slice(&slerp(out, &other, *share));
+            }
         }
     }
 
@@ -110,7 +135,7 @@ impl NoiseSource {
         }
         let share = elements as u64;
         match &mut self.generator {
-            Generator::Torch(_) => None,
+            Generator::Torch(_) | Generator::Between(..) => None,
             Generator::TorchCuda(generator) => {
                 let draws = generator.leave(draws, self.of * share, self.place * share);
                 Some(Seeds(Draws::TorchCuda(draws, self.dtype)))
@@ -122,6 +147,28 @@ impl NoiseSource {
             }
         }
     }
+}
+
+/// The vector at `share` of the way from one to another along the arc between them; between vectors of nearly one direction,
+/// or of opposite ones, along the line. At 0 and at 1 it is the one or the other to the bit.
+///
+/// # Formula
+/// `sin((1 - t) theta) / sin(theta) a + sin(t theta) / sin(theta) b`, where `theta` is the angle between `a` and `b`
+///
+/// # Source
+/// Shoemake 1985, section 3.3.
+pub fn slerp(a: &[f32], b: &[f32], share: f32) -> Vec<f32> {
+    let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+    let lengths = (dot(a, a) * dot(b, b)).sqrt();
+    let cosine = if lengths > 0.0 { (dot(a, b) / lengths).clamp(-1.0, 1.0) } else { 1.0 };
+    let (theta, t) = (cosine.acos(), f64::from(share));
+    let [of_a, of_b] = match share {
+        0.0 => return a.to_vec(),
+        1.0 => return b.to_vec(),
+        _ if theta.sin() < 1e-6 => [1.0 - t, t],
+        _ => [((1.0 - t) * theta).sin() / theta.sin(), (t * theta).sin() / theta.sin()],
+    };
+    a.iter().zip(b).map(|(a, b)| (of_a * f64::from(*a) + of_b * f64::from(*b)) as f32).collect()
 }
 
 /// What a kernel needs to make a picture's draws: a row of the sampler step's `seeds`.
@@ -199,6 +246,23 @@ fn wide(low: u32, high: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn noise_between_two_seeds_begins_at_one_ends_at_the_other_and_stays_as_long() {
+        let draw = |mut source: NoiseSource| {
+            let mut out = vec![0.0; 4096];
+            source.fill_normal(&mut out); // and the second draw
+            source.fill_normal(&mut out);
+            out
+        };
+        let [a, b] = [1, 2].map(|seed| NoiseSource::new(NoiseKind::Torch, seed));
+        let between = |share| draw(NoiseSource::between([a.clone(), b.clone()], share));
+        assert_eq!((between(0.0), between(1.0)), (draw(a.clone()), draw(b.clone())));
+        let variance = between(0.5).iter().map(|x| x * x).sum::<f32>() / 4096.0;
+        // A line between them would have half of it.
+        assert!((variance - 1.0).abs() < 0.1, "{variance}");
+        assert!(!NoiseSource::between([a.clone(), b.clone()], 0.5).is_for_kernels());
+    }
 
     fn kinds() -> [NoiseKind; 5] {
         ["torch", "torch-2.11", "torch-cuda", "torch-cuda:1x256", "philox"].map(|kind| kind.parse().unwrap())

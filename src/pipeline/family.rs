@@ -4,6 +4,7 @@
 //! through them. Families live in files of their own; [`FAMILIES`] is the only list of them. Everything else of the
 //! pipeline, loading, grouping, sampling, keeping stages, is the same for all.
 
+use super::blend::Mixture;
 use super::edit::Prepared;
 use super::event::Stage;
 use super::request::{Request, Settings};
@@ -107,6 +108,11 @@ pub(super) trait Family: Send + Sync {
     /// Width and height in pixels of a request's pictures.
     fn picture_size(&self, request: &Request) -> [usize; 2];
 
+    /// What sides of pictures are multiples of, where requests choose them.
+    fn size_unit(&self) -> Option<usize> {
+        None
+    }
+
     /// Whether pictures are enlarged by steps of their own.
     fn has_super_resolution(&self) -> bool;
 
@@ -163,6 +169,10 @@ pub struct Embedding {
     pub(super) negative: Option<Arc<EncodedText>>,
     /// Width and height of the picture in pixels.
     pub(super) size: [usize; 2],
+    /// What the image embedding is mixed of, until it is.
+    pub(super) mixture: Option<Mixture>,
+    /// The seed of its noise.
+    pub(super) seed: u64,
     /// A picture that this one is made from.
     pub(super) edit: Option<Arc<Prepared>>,
     /// A picture of what is where, for decoders that see one: `[H, W, 3]` in 0..1.

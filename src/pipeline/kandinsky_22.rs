@@ -15,9 +15,10 @@
 //! combined pipelines save them.
 
 use super::agree;
+use super::blend::{self, Blend, Mix};
 use super::edit::{self, Edit, Given, KnownNoise, Prepared};
 use super::event::{Event, Stage, report};
-use super::family::{Embedding, Family, Kind, Painting, Shapes};
+use super::family::{Embedding, EncodedText, Family, Kind, Painting, Shapes};
 use super::parts::{Prior, Texts, Vision, recording, time_table};
 use super::request::{Request, Settings, Task};
 use super::sampling::{Loop, drawn_by};
@@ -177,6 +178,10 @@ impl Family for Kandinsky {
         request.size.unwrap_or([SIDE; 2]).map(|side| side.next_multiple_of(UNIT))
     }
 
+    fn size_unit(&self) -> Option<usize> {
+        Some(UNIT)
+    }
+
     fn has_super_resolution(&self) -> bool {
         false
     }
@@ -223,17 +228,22 @@ impl Family for Kandinsky {
         let guided = settings.decoder_guidance > 1.0;
         let mut route = Vec::new();
         let mut given = usize::from(guided && request.negative.is_none());
-        match request.task {
-            Task::Prompts(_) => {
-                Schedule::new(&self.prior.scheduler).timesteps("prior steps", settings.prior_steps)?;
-                let prior_guided = settings.prior_guidance > 1.0;
-                route.push((TEXT_ENCODER, Shapes::batch(subjects + 1, false)));
-                route.push((PRIOR, Shapes::sampling(pictures, settings.prior_steps, prior_guided, noise)));
-            }
+        match &request.task {
+            Task::Prompts(_) => {}
             Task::Variations(_) if request.negative.is_some() => {
                 return Err(Error::request("negative", "variations of a picture see no text with this checkpoint"));
             }
             Task::Variations(_) => given += subjects,
+            Task::Blend(blend) => {
+                blend.mix(Mix::Sum)?;
+                given += blend.images().len();
+            }
+        }
+        if !matches!(request.task, Task::Variations(_)) {
+            Schedule::new(&self.prior.scheduler).timesteps("prior steps", settings.prior_steps)?;
+            let prior_guided = settings.prior_guidance > 1.0;
+            route.push((TEXT_ENCODER, Shapes::batch(subjects + 1, false)));
+            route.push((PRIOR, Shapes::sampling(pictures, settings.prior_steps, prior_guided, noise)));
         }
         if given > 0 {
             route.push((IMAGE_ENCODER, Shapes::batch(given, false)));
@@ -268,7 +278,23 @@ impl Family for Kandinsky {
                 (texts, vec![Vec::new(); prompts.len()])
             }
             Task::Variations(images) => (Vec::new(), self.vision.encode(session, images)?),
+            Task::Blend(blend) => {
+                let texts = self.texts_of(session, request, blend)?;
+                let images = match blend.images() {
+                    images if images.is_empty() => Vec::new(),
+                    images => self.vision.encode(session, &images)?,
+                };
+                (texts, images)
+            }
         };
+        let mixtures = match &request.task {
+            Task::Blend(blend) => {
+                let ends = blend.shift.as_ref().map(|_| [&*texts[texts.len() - 4], &*texts[texts.len() - 3]]);
+                blend.mixtures(blend.mix(Mix::Sum)?, &texts, images.clone(), ends)
+            }
+            _ => Vec::new(),
+        };
+        // Of a blend the negative prompt, or the empty one again, comes before it.
         let unconditional = texts.last().filter(|_| session.settings.prior_guidance > 1.0);
         // A negative prompt gets its embedding from the prior.
         let has_mean_colour = session.settings.decoder_guidance > 1.0 && request.negative.is_none();
@@ -282,9 +308,15 @@ impl Family for Kandinsky {
         let draft = |k: usize| {
             let of = k / request.pictures_per_prompt;
             Embedding {
-                image: images[of].clone(),
+                image: if mixtures.is_empty() { images[of].clone() } else { Vec::new() },
                 text: texts.get(of).cloned().unwrap_or_default(),
-                negative: texts.last().cloned().filter(|_| request.negative.is_some()),
+                negative: if mixtures.is_empty() {
+                    texts.last().cloned().filter(|_| request.negative.is_some())
+                } else {
+                    texts.get(texts.len() - 2).cloned()
+                },
+                mixture: mixtures.get(of).cloned(),
+                seed: request.seed_of(k),
                 unconditional: unconditional.cloned(),
                 unconditional_image: mean_colour.clone(),
                 size: [width, height],
@@ -298,6 +330,18 @@ impl Family for Kandinsky {
 
     fn embed(&self, session: &mut Session<'_, '_>, drafts: &mut [Embedding]) -> Result<()> {
         if drafts.iter().all(|draft| !draft.image.is_empty()) {
+            return Ok(());
+        }
+        if drafts.iter().all(|draft| draft.mixture.is_some()) {
+            // As the original does it: the prior runs once more for the negative prompt, also for the empty one, of which
+            // nothing but the draws is used.
+            let negative = drafts.first().and_then(|draft| draft.negative.clone());
+            let negatives = blend::resolve(Some(&self.prior), session, drafts, negative.as_ref())?;
+            for (draft, negative) in
+                drafts.iter_mut().zip(negatives).filter(|(draft, _)| draft.unconditional_image.is_none())
+            {
+                draft.unconditional_image = Some(Arc::new(negative));
+            }
             return Ok(());
         }
         if !drafts.iter().all(|draft| draft.negative.is_some()) {
@@ -402,6 +446,24 @@ impl Kandinsky {
                 _ => Ok(()),
             },
         }
+    }
+
+    /// A blend's prompts, the texts of its shift, its negative prompt, and the empty text, encoded.
+    fn texts_of(
+        &self,
+        session: &mut Session<'_, '_>,
+        request: &Request,
+        blend: &Blend,
+    ) -> Result<Vec<Arc<EncodedText>>> {
+        let empty = self.texts.empty(session, request)?;
+        let mut tokens = Vec::new();
+        let shift = blend.shift.iter().flat_map(|shift| [&shift.from, &shift.to]);
+        for prompt in blend.prompts().chain(shift) {
+            tokens.push(self.texts.tokens(session, prompt)?);
+        }
+        tokens.push(request.negative.as_ref().map_or(Ok(empty.clone()), |text| self.texts.tokens(session, text))?);
+        tokens.push(empty);
+        self.texts.encode(session, &tokens)
     }
 
     /// The latents of a picture that is edited, and what of them stays.

@@ -13,6 +13,7 @@
 //! makes small pictures of such, [`Pipeline::enlarge`] finishes them.
 
 mod ahead;
+mod blend;
 mod edit;
 mod event;
 mod family;
@@ -26,11 +27,12 @@ mod session;
 mod trace;
 mod unclip;
 
+pub use blend::{Blend, Ingredient, Mix, Shift};
 pub use edit::Edit;
 pub use event::{Event, Latents, Observer, Stage};
 pub use family::{Embedding, EncodedText, Painting, Shapes, inspect};
 pub use kandinsky_22::{is_prior, lacks_prior, with_prior};
-pub use recipe::{Recipe, Subject};
+pub use recipe::{Blended, Edited, Recipe, Subject};
 pub use request::{Prompt, Request, Settings, Task};
 pub use resident::{Counts, Keep};
 pub use trace::Trace;
@@ -166,6 +168,11 @@ impl Pipeline {
             let names: Vec<&str> = stages.iter().map(|stage| stage.name()).collect();
             Error::request("stage", format!("{name}: expected one of {}", names.join(", ")))
         })
+    }
+
+    /// Requests may choose the size of pictures, in multiples of this; `None` if the checkpoint has one size.
+    pub fn size_unit(&self) -> Option<usize> {
+        self.family.size_unit()
     }
 
     /// Width and height in pixels of a request's pictures.

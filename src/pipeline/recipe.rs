@@ -4,7 +4,7 @@
 //! in the picture's file and in the command line's events; [`Recipe::read`] and [`Recipe::request`] lead back to a
 //! [`Request`].
 
-use super::{Pipeline, Prompt, Request, Task};
+use super::{Edit, Pipeline, Prompt, Request, Task};
 use crate::dtype::Precision;
 use crate::error::{Error, Result};
 use crate::image::Alpha;
@@ -29,6 +29,9 @@ pub struct Recipe {
     /// What became of the transparency of the picture that this is a variation of.
     #[serde(default, skip_serializing_if = "is_default")]
     pub alpha: Alpha,
+    /// The picture that it was made from, with what of it was to stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edited: Option<Edited>,
     /// What it should not be.
     pub negative: Option<Prompt>,
     /// Seed of this picture's generator.
@@ -64,6 +67,35 @@ pub struct Recipe {
     pub height: usize,
 }
 
+/// What an edit was made of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct Edited {
+    /// The name of the picture's file; empty where it had none.
+    pub image: String,
+    /// Whether a mask said what was made anew.
+    pub masked: bool,
+    /// Share of the decoder's steps, if it was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strength: Option<f32>,
+    /// How often each step was taken.
+    pub resample: usize,
+}
+
+impl Default for Edited {
+    fn default() -> Edited {
+        Edited { image: String::new(), masked: false, strength: None, resample: 1 }
+    }
+}
+
+impl From<&Edit> for Edited {
+    fn from(edit: &Edit) -> Edited {
+        let Edit { mask, strength, resample, .. } = edit;
+        Edited { image: String::new(), masked: mask.is_some(), strength: *strength, resample: *resample }
+    }
+}
+
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
@@ -77,6 +109,24 @@ pub enum Subject {
     Prompt(Prompt),
     /// A picture of which this is a variation, by the name of its file; empty where it had none.
     Image(String),
+    /// Texts and pictures of which this is a mixture.
+    Blend(Blended),
+}
+
+/// A mixture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Blended {
+    /// Texts, and names of pictures' files, empty where they had none; joined by plus signs.
+    pub of: String,
+    /// The weight of each.
+    pub weights: Vec<f32>,
+    /// The two texts along whose difference it was moved, and how far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shift: Option<(Prompt, Prompt, f32)>,
+    /// Where its noise lies between that of the seed and that of the next one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise: Option<f32>,
 }
 
 impl Subject {
@@ -87,6 +137,7 @@ impl Subject {
             Subject::Prompt(Prompt::Text(text)) => text,
             Subject::Prompt(Prompt::Tokens(_)) => "",
             Subject::Image(name) => name,
+            Subject::Blend(blend) => &blend.of,
         }
     }
 }
@@ -100,15 +151,23 @@ impl Pipeline {
     pub fn recipe(&self, request: &Request, k: usize) -> Recipe {
         let settings = request.settings(self.defaults());
         let at = k / request.pictures_per_prompt.max(1);
-        let (subject, with_prior) = match &request.task {
-            Task::Prompts(prompts) => (Subject::Prompt(prompts[at].clone()), true),
-            Task::Variations(_) => (Subject::Image(String::new()), false),
+        let with_prior = request.has_prior();
+        let subject = match &request.task {
+            Task::Prompts(prompts) => Subject::Prompt(prompts[at].clone()),
+            Task::Variations(_) => Subject::Image(String::new()),
+            Task::Blend(blend) => Subject::Blend(Blended {
+                of: String::new(),
+                weights: blend.weights[at].clone(),
+                shift: blend.shift.as_ref().map(|s| (s.from.clone(), s.to.clone(), s.amounts[at])),
+                noise: blend.noise.as_ref().map(|shares| shares[at]),
+            }),
         };
         Recipe {
             version: format!("unclip {}", env!("CARGO_PKG_VERSION")),
             model: self.checkpoint.name(),
             subject,
             alpha: Alpha::default(),
+            edited: request.edit.as_ref().map(Edited::from),
             negative: request.negative.clone(),
             seed: request.seed_of(k),
             noise: request.noise,
@@ -131,18 +190,25 @@ impl Recipe {
     /// The request that makes this picture again.
     ///
     /// # Errors
-    /// [`Error::Request`] for a variation: the recipe has its picture's name only. Read that picture and call
+    /// [`Error::Request`] for an edit, and for a variation: the recipe has its picture's name only. Read that picture and call
     /// [`Recipe::apply`] on [`Request::variation`].
     pub fn request(&self) -> Result<Request> {
+        if let Some(edited) = &self.edited {
+            let reason = "the recipe has the name of the edited picture only, not its pixels";
+            return Err(Error::value("image", &edited.image, reason));
+        }
         match &self.subject {
             Subject::Prompt(prompt) => Ok(self.apply(Request::new(prompt.clone()))),
             Subject::Image(name) => Err(Error::value("image", name, "the recipe has its name only, not its pixels")),
+            Subject::Blend(blend) => {
+                Err(Error::value("image", &blend.of, "a blend; the recipe has names only, not pixels"))
+            }
         }
     }
 
     /// The request with all settings of this recipe except what it is made from, and how many.
     pub fn apply(&self, request: Request) -> Request {
-        let with_prior = matches!(request.task, Task::Prompts(_));
+        let with_prior = request.has_prior();
         Request {
             negative: self.negative.clone(),
             seed: self.seed,
@@ -231,12 +297,24 @@ impl Recipe {
         if let Some(scale) = self.prior_guidance {
             fields.push(("Prior guidance", scale.to_string()));
         }
+        if let Some(edited) = &self.edited {
+            fields.push(("Edit of", edited.image.clone()));
+            fields.extend(edited.strength.map(|strength| ("Denoising strength", strength.to_string())));
+            if edited.resample > 1 {
+                fields.push(("Resample", edited.resample.to_string()));
+            }
+        }
         let mut subjects: Vec<&str> = sheet.iter().map(|recipe| recipe.subject.text()).collect();
         subjects.dedup();
         let prompt = match &self.subject {
             Subject::Prompt(_) => subjects.join("\n"),
             Subject::Image(_) => {
                 fields.push(("Variation of", subjects.join(" ")));
+                String::new()
+            }
+            Subject::Blend(blend) => {
+                let weights: Vec<String> = blend.weights.iter().map(f32::to_string).collect();
+                fields.extend([("Blend of", subjects.join(" ")), ("Weights", weights.join(" "))]);
                 String::new()
             }
         };
@@ -269,6 +347,7 @@ mod tests {
             model: "karlo, \"best\"".into(),
             subject: Subject::Prompt("a red apple, ripe".into()),
             alpha: Alpha::Drop,
+            edited: None,
             negative: Some("worm".into()),
             seed: u64::MAX,
             noise: NoiseKind::Philox,
@@ -307,7 +386,10 @@ mod tests {
         let tokens = crate::model::text_encoder::Tokens { ids: vec![7, 8], mask: vec![true, false], cut: None };
         let tokens = Recipe { subject: Subject::Prompt(Prompt::Tokens(tokens)), ..recipe() };
         let several = vec![recipe(), tokens.clone()];
-        for recipes in [vec![recipe()], vec![variation()], vec![tokens], vec![of_a_card()], several] {
+        let edited = Some(Edited { image: "photo.png".into(), masked: true, strength: Some(0.5), resample: 3 });
+        let edited = Recipe { edited, ..recipe() };
+        assert!(Recipe::texts(&[edited.clone()]).parameters.unwrap().contains("Edit of: photo.png"));
+        for recipes in [vec![recipe()], vec![edited], vec![variation()], vec![tokens], vec![of_a_card()], several] {
             for format in Format::ALL {
                 Recipe::write(&recipes, &image(), &path, format).unwrap();
                 assert_eq!(Recipe::read(&path).unwrap(), recipes);

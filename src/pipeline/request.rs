@@ -1,5 +1,6 @@
 //! What is asked of a pipeline.
 
+use super::blend::Blend;
 use super::edit::Edit;
 use crate::error::{Error, Result};
 use crate::image::Image;
@@ -37,6 +38,8 @@ pub enum Task {
     Prompts(Vec<Prompt>),
     /// Variations of pictures: the image encoder takes the place of the prior, and the text is empty.
     Variations(Vec<Image>),
+    /// Pictures of mixtures of texts and pictures.
+    Blend(Box<Blend>),
 }
 
 /// Pictures to be made.
@@ -112,6 +115,16 @@ impl Request {
         match &self.task {
             Task::Prompts(prompts) => prompts.len(),
             Task::Variations(images) => images.len(),
+            Task::Blend(blend) => blend.weights.len(),
+        }
+    }
+
+    /// Whether the prior makes image embeddings of texts.
+    pub(super) fn has_prior(&self) -> bool {
+        match &self.task {
+            Task::Prompts(_) => true,
+            Task::Variations(_) => false,
+            Task::Blend(blend) => blend.prompts().next().is_some(),
         }
     }
 
@@ -122,7 +135,16 @@ impl Request {
 
     /// The noise of picture `k` of a request that was [checked](Request::check), before its first draw.
     pub fn noise_of(&self, k: usize) -> NoiseSource {
-        let source = NoiseSource::new(self.noise, self.seed_of(k)).in_type(self.noise_dtype);
+        let of_seed = |seed| NoiseSource::new(self.noise, seed).in_type(self.noise_dtype);
+        let source = of_seed(self.seed_of(k));
+        let shares = match &self.task {
+            Task::Blend(blend) => blend.noise.as_ref(),
+            _ => None,
+        };
+        if let Some(shares) = shares {
+            let other = of_seed(self.seed_of(k).wrapping_add(self.pictures_per_prompt as u64));
+            return NoiseSource::between([source, other], shares[k / self.pictures_per_prompt]);
+        }
         match self.generator_of(k) {
             Generators::Part { first, of } => source.share(first as u64, of as u64),
             Generators::Each | Generators::One => source,
@@ -131,7 +153,12 @@ impl Request {
 
     /// The seed of the generator of picture `k`.
     pub(super) fn seed_of(&self, k: usize) -> u64 {
-        if self.generator == Generators::Each { self.seed.wrapping_add(k as u64) } else { self.seed }
+        match (&self.task, self.generator) {
+            // The mixtures of a blend differ in nothing but what is mixed.
+            (Task::Blend(_), _) => self.seed.wrapping_add((k % self.pictures_per_prompt) as u64),
+            (_, Generators::Each) => self.seed.wrapping_add(k as u64),
+            _ => self.seed,
+        }
     }
 
     /// What makes picture `k` again in a request of its own.
@@ -145,7 +172,7 @@ impl Request {
 
     /// Whether the networks see an unconditional half: as in diffusers, for prior and decoder if either asks for it.
     pub fn guided(&self, settings: &Settings) -> bool {
-        settings.decoder_guidance > 1.0 || matches!(self.task, Task::Prompts(_)) && settings.prior_guidance > 1.0
+        settings.decoder_guidance > 1.0 || self.has_prior() && settings.prior_guidance > 1.0
     }
 
     /// The request's settings, with the defaults where it leaves them open.
@@ -167,12 +194,16 @@ impl Request {
         if self.subjects() == 0 {
             return Err(Error::request("prompt", "there is none; at least one, or an image, is needed"));
         }
-        if let Task::Variations(images) = &self.task {
-            images.iter().try_for_each(Image::check)?;
+        match &self.task {
+            Task::Prompts(_) => {}
+            Task::Variations(images) => images.iter().try_for_each(Image::check)?,
+            Task::Blend(blend) => blend.check()?,
+        }
+        if !self.has_prior() {
             let of_prior =
                 [("prior steps", self.prior_steps.is_some()), ("prior guidance", self.prior_guidance.is_some())];
             if let Some((what, _)) = of_prior.into_iter().find(|(_, given)| *given) {
-                return Err(Error::request(what, "variations of a picture have no prior"));
+                return Err(Error::request(what, "nothing here has a prior: there is no prompt"));
             }
         }
         self.edit.iter().try_for_each(Edit::check)?;
@@ -184,6 +215,9 @@ impl Request {
         if pictures.is_none_or(|n| n > MOST_PICTURES) {
             let most = format!("must not make more than {MOST_PICTURES} pictures in all");
             return Err(Error::value("pictures per prompt", self.pictures_per_prompt, most));
+        }
+        if matches!(self.task, Task::Blend(_)) && self.generator != Generators::Each {
+            return Err(Error::value("generator", self.generator, "the pictures of a blend have a generator each"));
         }
         self.check_noise()
     }

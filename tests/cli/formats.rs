@@ -14,7 +14,7 @@ fn read(path: &Path) -> Image {
 }
 
 /// Writes a recorded file under a name of its own.
-fn given(dir: &Path, recorded: &str, name: &str) {
+pub(super) fn given(dir: &Path, recorded: &str, name: &str) {
     let recording = Recording::pictures();
     fs::write(dir.join(name), recording.tensors().tensor(&format!("{recorded}/file")).unwrap().data()).unwrap();
 }

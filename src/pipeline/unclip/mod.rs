@@ -11,6 +11,7 @@
 mod stages;
 
 use super::agree;
+use super::blend::{self, Mix};
 use super::edit::Edit;
 use super::event::Stage;
 use super::family::{Embedding, Family, Kind, Painting, Shapes};
@@ -189,26 +190,33 @@ impl Family for UnClip {
         let (subjects, pictures) = (request.subjects(), request.pictures());
         let texts = subjects + usize::from(guided);
         let Settings { prior_steps, decoder_steps, super_res_steps, .. } = *settings;
-        let of_image = match request.task {
-            Task::Prompts(_) => {
-                Schedule::new(&self.prior()?.scheduler).timesteps("prior steps", prior_steps)?;
-                (PRIOR, Shapes::sampling(pictures, prior_steps, guided, noise))
-            }
-            Task::Variations(_) => {
-                self.vision()?;
-                (IMAGE_ENCODER, Shapes::batch(subjects, false))
+        let mut route = Vec::new();
+        let images = match &request.task {
+            Task::Prompts(_) => 0,
+            Task::Variations(images) => images.len(),
+            Task::Blend(blend) => {
+                blend.mix(Mix::Sphere)?;
+                blend.images().len()
             }
         };
+        if request.has_prior() {
+            Schedule::new(&self.prior()?.scheduler).timesteps("prior steps", prior_steps)?;
+            route.push((PRIOR, Shapes::sampling(pictures, prior_steps, guided, noise)));
+        }
+        if images > 0 {
+            self.vision()?;
+            route.push((IMAGE_ENCODER, Shapes::batch(images, false)));
+        }
         Schedule::new(&self.decoder_scheduler).timesteps("decoder steps", decoder_steps)?;
         Schedule::new(&self.super_res_scheduler).timesteps("super-resolution steps", super_res_steps)?;
-        Ok(vec![
-            (TEXT_ENCODER, Shapes::batch(texts, false)),
-            of_image,
+        route.insert(0, (TEXT_ENCODER, Shapes::batch(texts, false)));
+        route.extend([
             (TEXT_PROJ, Shapes::batch(pictures, guided)),
             (DECODER, Shapes::sampling(pictures, taken[0], guided, noise)),
             (SUPER_RES_FIRST, Shapes::sampling(pictures, taken[1] - 1, false, noise)),
             (SUPER_RES_LAST, Shapes::sampling(pictures, 1, false, noise)),
-        ])
+        ]);
+        Ok(route)
     }
 
     fn encode(&self, session: &mut Session<'_, '_>, request: &Request) -> Result<Vec<Embedding>> {
@@ -216,6 +224,9 @@ impl Family for UnClip {
     }
 
     fn embed(&self, session: &mut Session<'_, '_>, drafts: &mut [Embedding]) -> Result<()> {
+        if drafts.iter().all(|draft| draft.mixture.is_some()) {
+            return blend::resolve(self.prior.as_ref(), session, drafts, None).map(drop);
+        }
         // Variations have their pictures' embeddings already.
         if drafts.iter().all(|draft| !draft.image.is_empty()) { Ok(()) } else { self.prior()?.sample(session, drafts) }
     }

@@ -3,7 +3,9 @@
 use super::{DECODER, SUPER_RES_FIRST, SUPER_RES_LAST, TEXT_PROJ, UnClip};
 use crate::error::{Error, Result};
 use crate::image::Image;
+use crate::model::text_encoder::Tokens;
 use crate::ops::elements;
+use crate::pipeline::blend::{Blend, Mix};
 use crate::pipeline::edit::{self, Edit, Given, KnownNoise, Prepared};
 use crate::pipeline::event::{Event, report};
 use crate::pipeline::family::{Embedding, Family, Painting, Shapes};
@@ -40,6 +42,7 @@ impl UnClip {
                 prompts.iter().map(|p| self.texts.tokens(session, p)).collect::<Result<Vec<_>>>()?
             }
             Task::Variations(images) => vec![self.texts.empty(session, request)?; images.len()],
+            Task::Blend(blend) => self.tokens_of(session, request, blend)?,
         };
         let guided = request.guided(&session.settings);
         if guided {
@@ -54,14 +57,33 @@ impl UnClip {
         let images = match &request.task {
             Task::Prompts(prompts) => vec![Vec::new(); prompts.len()],
             Task::Variations(images) => self.vision()?.encode(session, images)?,
+            Task::Blend(blend) => match blend.images() {
+                images if images.is_empty() => Vec::new(),
+                images => self.vision()?.encode(session, &images)?,
+            },
+        };
+        // A blend's pictures see no text, as variations; those of its own come behind that.
+        let mixtures = match &request.task {
+            Task::Blend(blend) => {
+                let mix = blend.mix(Mix::Sphere)?;
+                blend.remark(mix).iter().try_for_each(|remark| session.warn(remark))?;
+                let ends = blend.shift.as_ref().map(|_| [&*texts[texts.len() - 2], &*texts[texts.len() - 1]]);
+                blend.mixtures(mix, &texts[1..], images.clone(), ends)
+            }
+            _ => Vec::new(),
         };
         let edit = request.edit.as_ref().map(|edit| Arc::new(self.prepare(edit)));
         let draft = |k: usize| {
             let of = k / request.pictures_per_prompt;
-            let (image, text) = (images[of].clone(), texts[of].clone());
+            let (image, text) = match mixtures.is_empty() {
+                true => (images[of].clone(), texts[of].clone()),
+                false => (Vec::new(), texts[0].clone()),
+            };
             Embedding {
                 image,
                 text,
+                mixture: mixtures.get(of).cloned(),
+                seed: request.seed_of(k),
                 unconditional: unconditional.clone(),
                 unconditional_image: None,
                 negative: None,
@@ -72,6 +94,16 @@ impl UnClip {
             }
         };
         Ok((0..request.pictures()).map(draft).collect())
+    }
+
+    /// The empty text, a blend's prompts, and the texts of its shift.
+    fn tokens_of(&self, session: &mut Session<'_, '_>, request: &Request, blend: &Blend) -> Result<Vec<Tokens>> {
+        let mut tokens = vec![self.texts.empty(session, request)?];
+        let shift = blend.shift.iter().flat_map(|shift| [&shift.from, &shift.to]);
+        for prompt in blend.prompts().chain(shift) {
+            tokens.push(self.texts.tokens(session, prompt)?);
+        }
+        Ok(tokens)
     }
 
     /// A picture that is edited, in the sizes of decoder and super-resolution, and what of it stays in each.

@@ -1,0 +1,261 @@
+//! What all commands that make pictures have in common: where the pictures go, the run, and what is said of it.
+
+use super::args::{HowArguments, OutputArguments};
+use super::devices::Chosen;
+use super::files::{self, Targets};
+use super::progress::{Progress, round};
+use serde_json::json;
+use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use unclip::image::{Format, Image};
+use unclip::pipeline::{Event, Keep, Pipeline, Recipe, Request, Subject, Trace};
+use unclip::{Error, Precision, Result};
+
+/// Set by the first Ctrl-C; the run ends after the step at hand.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Pictures to be made.
+pub struct Job<'a> {
+    /// On any device.
+    pub pipeline: Pipeline,
+    /// The device that computes.
+    pub chosen: Chosen,
+    pub request: &'a Request,
+    /// The recipe of a picture of the request.
+    pub recipe: &'a dyn Fn(&Pipeline, usize) -> Recipe,
+    /// What becomes of a picture before it is written.
+    pub finish: &'a (dyn Fn(&Image) -> Image + Sync),
+    /// What there is to say before the run.
+    pub remarks: Vec<String>,
+    pub outputs: Outputs,
+}
+
+/// Makes the pictures and writes each when it is finished.
+///
+/// # Errors
+/// What the library reports, and files that cannot be written; no file is then half-written.
+pub fn make(job: Job<'_>, output: &OutputArguments, mut progress: Progress) -> Result<()> {
+    let Job { pipeline, chosen: Chosen { backend, remark: why }, request, outputs, .. } = job;
+    let Outputs { targets, formats, remark, removed, animation } = outputs;
+    let model = pipeline.checkpoint().name();
+    // One run: what stays would only take memory, but what is loaded ahead has to stay until its turn.
+    let keep = if backend.loads_ahead() { Keep::Weights } else { Keep::Nothing };
+    let pipeline = pipeline.keep(keep, None).with_backend(backend);
+    let recipes: Vec<Recipe> = (0..request.pictures()).map(|k| (job.recipe)(&pipeline, k)).collect();
+    formats.check(&recipes)?;
+
+    let why = why.map_or(String::new(), |why| format!("; {why}"));
+    progress.note(&format!("{model} on {}{why}", recipes[0].device));
+    progress.json(json!({ "event": "start", "pictures": recipes.len(), "recipe": recipes[0] }));
+    let removed = (removed > 0).then(|| format!("removed what killed runs left unfinished: {removed} *.tmp"));
+    for line in remark.into_iter().chain(removed).chain(job.remarks) {
+        progress.note(&line);
+    }
+
+    let mut trace = if output.trace.is_some() { Trace::on() } else { Trace::off() };
+    let (mut failed, mut finished) = (None, Vec::with_capacity(recipes.len()));
+    let observer = &mut |event: Event<'_>| {
+        if let Event::Picture { index, image } = event {
+            let image = (job.finish)(image);
+            failed = write(&image, &recipes[index], &targets, formats.pictures, index, &mut progress).err();
+            finished.push(image);
+        }
+        progress.event(&event);
+        let stop = failed.is_some() || INTERRUPTED.load(Ordering::Relaxed);
+        if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let made = pipeline.run_traced(request, observer, &mut trace);
+    failed.map_or(made, Err)?;
+    if let Some(path) = &output.grid {
+        Recipe::write(&recipes, &Image::grid(&finished)?, path, formats.grid)?;
+        progress.note(&format!("all pictures on {}", path.display()));
+    }
+    if let Some(path) = &animation {
+        Image::write_animation(&finished, path)?;
+        progress.note(&format!("all pictures in {}", path.display()));
+    }
+    if let Some(path) = &output.trace {
+        trace.write(path)?;
+        progress.note(&format!("{} tensors in {}", trace.names().count(), path.display()));
+    }
+    if let Some(protocol) = output.show {
+        super::show::show(&finished, protocol, &progress)?;
+    }
+    finish(progress, &finished)
+}
+
+/// What `--dtype auto` means on CUDA, and why.
+pub fn stored(pipeline: &Pipeline) -> (Precision, String) {
+    let precision = pipeline.stored_precision();
+    let faster = if precision == Precision::F32 { ", --dtype f16 would be faster" } else { "" };
+    (precision, format!("{precision} is what most of the weights are stored in{faster}"))
+}
+
+/// How pictures are written, and the sheet.
+struct Formats {
+    pictures: Format,
+    grid: Format,
+}
+
+impl Formats {
+    fn of(arguments: &OutputArguments) -> Result<Formats> {
+        let (asked, quality) = (arguments.format, arguments.quality);
+        let nameless = Path::new("");
+        let pictures = files::format("--output", arguments.output.as_deref().unwrap_or(nameless), asked, quality)?;
+        let grid = match &arguments.grid {
+            Some(path) => files::format("--grid", path, asked, quality)?,
+            None => pictures,
+        };
+        let is_jpeg = |format| matches!(format, Format::Jpeg { .. });
+        match quality {
+            Some(quality) if !is_jpeg(pictures) && !is_jpeg(grid) => {
+                Err(Error::value("--quality", quality, "no picture is written as a JPEG"))
+            }
+            _ => Ok(Formats { pictures, grid }),
+        }
+    }
+
+    /// Long work is not begun for pictures that have no room in their files.
+    fn check(&self, recipes: &[Recipe]) -> Result<()> {
+        let Some(first) = recipes.first() else { return Ok(()) };
+        if self.pictures != Format::Png {
+            for recipe in recipes {
+                self.pictures.check(recipe.width, recipe.height, &Recipe::texts(std::slice::from_ref(recipe)))?;
+            }
+        }
+        let [width, height] = Image::grid_size(recipes.len(), [first.width, first.height]);
+        match self.grid {
+            Format::Png => Ok(()),
+            format => format.check(width, height, &Recipe::texts(recipes)),
+        }
+    }
+}
+
+/// Where the pictures of a run go, and how.
+pub struct Outputs {
+    targets: Targets,
+    formats: Formats,
+    /// About files of earlier runs.
+    remark: Option<String>,
+    /// How many files of killed runs were removed.
+    removed: usize,
+    /// All pictures as an animation.
+    animation: Option<PathBuf>,
+}
+
+impl Outputs {
+    /// Looks at what `count` pictures are to be written to: long work is not begun for files that cannot be written after it,
+    /// or that would take each other's place, or that of the `inputs`, which come with their flags.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for names and formats that do not fit, [`Error::Io`] for what cannot be written.
+    pub fn prepare(
+        arguments: &OutputArguments,
+        count: usize,
+        inputs: &[(&str, &Path)],
+        animation: Option<&Path>,
+    ) -> Result<Outputs> {
+        let formats = Formats::of(arguments)?;
+        let (targets, remark) = Targets::new(arguments.output.as_deref(), count, formats.pictures)?;
+        let removed = check_outputs(arguments, &targets, inputs, animation)?;
+        Ok(Outputs { targets, formats, remark, removed, animation: animation.map(Path::to_path_buf) })
+    }
+}
+
+/// Refuses outputs that cannot be written to; gives how many files of killed runs were removed.
+fn check_outputs(
+    arguments: &OutputArguments,
+    targets: &Targets,
+    inputs: &[(&str, &Path)],
+    animation: Option<&Path>,
+) -> Result<usize> {
+    if *targets == Targets::Stdout {
+        let refused = |reason: &str| Err(Error::value("--output", "-", reason));
+        if arguments.json {
+            return refused("cannot be combined with --json, which writes to standard output too");
+        }
+        if arguments.show.is_some() {
+            return refused("cannot be combined with --show, which writes to standard output too");
+        }
+        if std::io::stdout().is_terminal() {
+            return refused("standard output is a terminal; redirect it to a file or a program");
+        }
+    }
+    let beside = [("--grid", arguments.grid.as_deref()), ("--trace", arguments.trace.as_deref()), ("--gif", animation)];
+    let beside = beside.into_iter().filter_map(|(flag, path)| path.map(|path| (flag, path)));
+    if let Some((flag, path)) = beside.clone().find(|(_, path)| files::is_stdout(path)) {
+        return Err(Error::value(flag, path.display(), "standard output, to which --output alone can write"));
+    }
+    let pictures = targets.files().iter().map(|path| ("--output", path.as_path()));
+    let outputs: Vec<(&str, &Path)> = pictures.chain(beside).collect();
+    files::prepare(&outputs, inputs)
+}
+
+/// The seed, where the user has not chosen it.
+pub fn drawn_seed(arguments: &HowArguments) -> Option<String> {
+    arguments.seed.filter(|seed| seed.is_drawn).map(|seed| format!("seed {}", seed.value))
+}
+
+/// Writes picture `k` as soon as it is finished.
+fn write(
+    image: &Image,
+    recipe: &Recipe,
+    targets: &Targets,
+    format: Format,
+    k: usize,
+    progress: &mut Progress,
+) -> Result<()> {
+    match targets {
+        Targets::Stdout => write_stdout(image, recipe, format),
+        Targets::Files(files) => write_file(image, recipe, &files[k], format, progress),
+    }
+}
+
+fn write_file(image: &Image, recipe: &Recipe, path: &Path, format: Format, progress: &mut Progress) -> Result<()> {
+    Recipe::write(std::slice::from_ref(recipe), image, path, format)?;
+    let mut event = json!({ "event": "picture", "path": path.display().to_string(), "seed": recipe.seed });
+    let key = if matches!(recipe.subject, Subject::Image(_)) { "image" } else { "prompt" };
+    event[key] = recipe.subject.text().into();
+    progress.json(event);
+    progress.wrote(path);
+    Ok(())
+}
+
+fn write_stdout(image: &Image, recipe: &Recipe, format: Format) -> Result<()> {
+    let failed = |e| Error::io("standard output", "write", e);
+    let mut bytes = Vec::new();
+    image.encode(&mut bytes, format, &Recipe::texts(std::slice::from_ref(recipe))).map_err(failed)?;
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(&bytes).and_then(|()| stdout.flush()).map_err(failed)
+}
+
+fn finish(mut progress: Progress, images: &[Image]) -> Result<()> {
+    let memory = peak_memory_bytes();
+    progress.json(json!({ "event": "done", "pictures": images.len(), "peak_memory_bytes": memory }));
+    let (count, size) = (images.len(), images.first().map_or([0, 0], |i| [i.width, i.height]));
+    let pictures = if count == 1 { "picture" } else { "pictures" };
+    progress.note(&format!("{count} {pictures} of {}x{} in {:.2} s", size[0], size[1], round(progress.elapsed())));
+    if let Some(bytes) = memory {
+        progress.detail(&format!("peak memory {:.0} MiB", bytes as f64 / f64::from(1 << 20)));
+    }
+    progress.finish()
+}
+
+/// The first Ctrl-C ends the run in good order, the second at once.
+pub fn watch_interrupts() -> Result<()> {
+    let handler = || {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            std::process::exit(i32::from(super::exit_code(&Error::Cancelled)));
+        }
+    };
+    ctrlc::set_handler(handler).map_err(|e| Error::Device { backend: "signals".to_owned(), reason: e.to_string() })
+}
+
+/// The most memory that this process has held, where the system tells.
+fn peak_memory_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
