@@ -75,6 +75,17 @@ impl Place {
     }
 }
 
+/// Writes a whole file in its target's place.
+///
+/// # Errors
+/// [`Error::Io`] when it cannot be written; the target is then as it was.
+pub fn write(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
+    let path = path.as_ref();
+    let mut output = Output::create(path)?;
+    output.write_all(bytes).map_err(|e| Error::io(path, "write", e))?;
+    output.finish()
+}
+
 /// A file that is being written: under a name of its own until it is [finished](Output::finish), or a stream.
 pub(crate) struct Output {
     path: PathBuf,
@@ -224,12 +235,6 @@ mod tests {
         names
     }
 
-    fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-        let mut output = Output::create(path)?;
-        output.write_all(bytes).unwrap();
-        output.finish()
-    }
-
     #[test]
     fn a_file_that_is_given_up_leaves_no_trace() {
         let dir = tempfile::tempdir().unwrap();
@@ -254,7 +259,7 @@ mod tests {
         for (link, file) in
             [("link", "real"), ("second", "real"), ("dangling", "folder/new"), ("dangling", "folder/new")]
         {
-            write(&at(link), link.as_bytes()).unwrap();
+            write(at(link), link.as_bytes()).unwrap();
             assert!(at(link).is_symlink() && fs::read(at(file)).unwrap() == link.as_bytes(), "{link}");
             assert!(fs::symlink_metadata(at(file)).unwrap().is_file());
         }
@@ -292,7 +297,7 @@ mod tests {
         got.clear();
         unnamed.read_to_end(&mut got).unwrap();
         assert_eq!(got, b"picture");
-        write(Path::new("/dev/null"), b"picture").unwrap();
+        write("/dev/null", b"picture").unwrap();
         assert!(!fs::metadata("/dev/null").unwrap().is_file());
         check_writable("/dev/full").unwrap();
     }

@@ -76,6 +76,7 @@ const KEYS: &[Key] = &[
 
 impl Schema for Preprocessor {
     const CLASSES: &'static [Class] = &[Class { name: "CLIPImageProcessor", keys: &[KEYS] }];
+    const NESTED: Option<&'static str> = Some("image_processor");
 }
 
 impl TryFrom<File> for Preprocessor {

@@ -3,6 +3,9 @@
 
 #[path = "cli/checkpoints.rs"]
 mod checkpoints;
+#[cfg(feature = "tokenizer")]
+#[path = "cli/clip.rs"]
+mod clip;
 #[path = "cli/devices.rs"]
 mod devices;
 #[path = "cli/edits.rs"]

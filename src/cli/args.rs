@@ -1,8 +1,11 @@
 //! What can be asked for on the command line.
 
 use super::blend::{BLEND_EXAMPLES, BlendArguments};
+use super::classify::ClassifyArguments;
 use super::devices::{Device, DeviceParser};
 use super::edit::{EDIT_EXAMPLES, EditArguments};
+use super::embed::EmbedArguments;
+use super::search::SearchArguments;
 use super::show::Protocol;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -56,7 +59,7 @@ A convolution that needs fewer multiplications than its definition may exceed th
 /// Groups of flags in the help.
 pub const WHAT: &str = "What";
 pub const HOW: &str = "How";
-const WHERE: &str = "Where";
+pub const WHERE: &str = "Where";
 pub const OUTPUT: &str = "Output";
 
 #[derive(Debug, Subcommand)]
@@ -70,6 +73,15 @@ pub enum Command {
     /// Make pictures between pictures and texts, or move one along the difference of two texts
     #[command(after_help = BLEND_EXAMPLES)]
     Blend(Box<BlendArguments>),
+    /// Say which of some labels fits a picture best
+    #[command(after_help = super::classify::EXAMPLES)]
+    Classify(Box<ClassifyArguments>),
+    /// Write embeddings of texts and pictures
+    #[command(after_help = super::embed::EXAMPLES)]
+    Embed(Box<EmbedArguments>),
+    /// Rank the pictures of a folder by how well they fit a text or a picture
+    #[command(after_help = super::search::EXAMPLES)]
+    Search(Box<SearchArguments>),
     /// Print what a stage computes: steps, shapes, parameters, FLOPs, bytes moved, memory
     Plan(PlanArguments),
     /// List a checkpoint's components, its defaults, and what would not load and why; or a picture's settings
@@ -551,7 +563,10 @@ mod tests {
 
     #[test]
     fn help_texts_leave_the_wrapping_to_clap() {
-        for text in [RUN_EXAMPLES, EDIT_EXAMPLES, BLEND_EXAMPLES, BENCH_EXAMPLES, EXIT_CODES] {
+        let of_files =
+            [super::super::classify::EXAMPLES, super::super::embed::EXAMPLES, super::super::search::EXAMPLES];
+        let own = [RUN_EXAMPLES, EDIT_EXAMPLES, BLEND_EXAMPLES, BENCH_EXAMPLES, EXIT_CODES];
+        for text in own.into_iter().chain(of_files) {
             let lines: Vec<&str> = text.lines().collect();
             for pair in lines.windows(2) {
                 // A line that goes on in the next one would be wrapped twice.

@@ -1,16 +1,17 @@
 //! `engine blend`: pictures between pictures and texts.
 
-use super::args::{ALPHAS, DeviceArguments, HOW, HowArguments, ModelArguments, OUTPUT, OutputArguments, WHAT, named};
+use super::args::{DeviceArguments, HOW, HowArguments, ModelArguments, OUTPUT, OutputArguments, WHAT, named};
 use super::devices;
+use super::given::{self, ReadArguments};
 use super::make::{self, Job, Outputs};
 use super::progress::Progress;
-use super::subject::{self, given_prompts};
+use super::subject::given_prompts;
 use clap::Args;
 use std::path::{Path, PathBuf};
-use unclip::backend::cpu::Cpu;
-use unclip::image::{Alpha, ReadOptions};
-use unclip::pipeline::{Blend, Ingredient, Mix, Pipeline, Prompt, Request, Shift, Subject, Task};
 use unclip::Result;
+use unclip::backend::cpu::Cpu;
+use unclip::image::Image;
+use unclip::pipeline::{Blend, Ingredient, Mix, Pipeline, Prompt, Request, Shift, Subject, Task};
 
 pub const BLEND_EXAMPLES: &str = "\
 Examples:
@@ -54,12 +55,8 @@ pub struct BlendArguments {
     /// What the pictures should not be
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = WHAT)]
     pub negative: Option<String>,
-    /// What becomes of the transparency of --image [default: white]
-    #[arg(long, value_name = "HOW", value_parser = named(ALPHAS), help_heading = WHAT)]
-    pub alpha: Option<Alpha>,
-    /// Most pixels that --image may have, in millions
-    #[arg(long, value_name = "N", default_value_t = 100, help_heading = WHAT)]
-    pub max_megapixels: u32,
+    #[command(flatten)]
+    pub read: ReadArguments,
     /// Write the frames as one animation, forth and back, too
     #[arg(long, value_name = "FILE", requires = "frames", help_heading = OUTPUT)]
     pub gif: Option<PathBuf>,
@@ -89,10 +86,8 @@ const AMOUNT: f32 = 0.4;
 pub fn blend(arguments: &BlendArguments) -> Result<()> {
     let progress = Progress::new(arguments.output.json, arguments.output.quiet, arguments.output.verbose);
     let prompts = given_prompts(&[], &arguments.prompt, arguments.negative.as_deref())?;
-    let mut options = ReadOptions::default();
-    options.alpha = arguments.alpha.unwrap_or_default();
-    options.most_pixels = u64::from(arguments.max_megapixels) * 1_000_000;
-    let images = arguments.image.iter().map(|path| subject::read(path, &options)).collect::<Result<Vec<_>>>()?;
+    let options = arguments.read.options();
+    let images = arguments.image.iter().map(|path| given::read(path, &options)).collect::<Result<Vec<_>>>()?;
     let names: Vec<String> = names(&arguments.image).chain(prompts.iter().cloned()).collect();
     let prompts = prompts.into_iter().map(|prompt| Ingredient::Prompt(Prompt::Text(prompt)));
     let blend = mixtures(arguments, images.into_iter().map(Ingredient::Image).chain(prompts).collect());
@@ -117,7 +112,7 @@ pub fn blend(arguments: &BlendArguments) -> Result<()> {
         recipe
     };
     let remarks = make::drawn_seed(&arguments.how).into_iter().collect();
-    let finish = |image: &unclip::image::Image| image.clone();
+    let finish = |image: &Image| image.clone();
     let job = Job { pipeline, chosen, request: &request, recipe: &recipe, finish: &finish, remarks, outputs };
     make::make(job, &arguments.output, progress)
 }

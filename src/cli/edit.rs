@@ -1,16 +1,17 @@
 //! `engine edit`: a part of a picture made anew, more around it, or all of it redrawn.
 
-use super::args::{ALPHAS, DeviceArguments, HowArguments, ModelArguments, OutputArguments, WHAT, named};
+use super::args::{DeviceArguments, HOW, HowArguments, ModelArguments, OutputArguments, WHAT};
 use super::devices;
+use super::given::{self, ReadArguments};
 use super::known::Known;
 use super::make::{self, Job, Outputs};
 use super::progress::Progress;
 use super::run::strange;
-use super::subject::{self, given_prompts};
+use super::subject::given_prompts;
 use clap::Args;
 use std::path::{Path, PathBuf};
 use unclip::backend::cpu::Cpu;
-use unclip::image::{Alpha, Canvas, Image, Mask, ReadOptions, Window};
+use unclip::image::{Canvas, Image, Mask, ReadOptions, Window};
 use unclip::pipeline::{Edit, Pipeline, Prompt, Request, Subject, Task};
 use unclip::{Error, Result};
 
@@ -52,21 +53,17 @@ pub struct EditArguments {
     /// Picture of what is where, such as a map of depths, for checkpoints that see one (Kandinsky's controlnet)
     #[arg(long, value_name = "FILE", help_heading = WHAT)]
     pub hint: Option<PathBuf>,
-    /// What becomes of the transparency of --image [default: white]
-    #[arg(long, value_name = "HOW", value_parser = named(ALPHAS), help_heading = WHAT)]
-    pub alpha: Option<Alpha>,
-    /// Most pixels that a given picture may have, in millions
-    #[arg(long, value_name = "N", default_value_t = 100, help_heading = WHAT)]
-    pub max_megapixels: u32,
+    #[command(flatten)]
+    pub read: ReadArguments,
     /// How much of the picture is redrawn: the share of the decoder's steps that begin from it, up to 1 [default: all steps
     /// with a mask, without one 0.5; Kandinsky 0.3]
-    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = super::args::HOW)]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = HOW)]
     pub strength: Option<f32>,
     /// Take each step so often, with new noise each time, so that what is new fits what stays (RePaint)
-    #[arg(long, value_name = "TIMES", default_value_t = 1, help_heading = super::args::HOW)]
+    #[arg(long, value_name = "TIMES", default_value_t = 1, help_heading = HOW)]
     pub resample: usize,
     /// Pixels beside what is new in which it is mixed with the picture [default: a 32nd of the window's width]
-    #[arg(long, value_name = "N", help_heading = super::args::HOW)]
+    #[arg(long, value_name = "N", help_heading = HOW)]
     pub seam: Option<usize>,
     #[command(flatten)]
     pub how: HowArguments,
@@ -117,12 +114,10 @@ fn rectangle(text: &str) -> Result<[usize; 4], String> {
 pub fn edit(arguments: &EditArguments) -> Result<()> {
     let progress = Progress::new(arguments.output.json, arguments.output.quiet, arguments.output.verbose);
     let prompts = given_prompts(&arguments.words, &arguments.prompt, arguments.negative.as_deref())?;
-    let mut options = ReadOptions::default();
-    options.alpha = arguments.alpha.unwrap_or_default();
-    options.most_pixels = u64::from(arguments.max_megapixels) * 1_000_000;
-    let image = subject::read(&arguments.image, &options)?;
+    let options = arguments.read.options();
+    let image = given::read(&arguments.image, &options)?;
     let canvas = canvas(arguments, &image, &options)?;
-    let hint = arguments.hint.as_deref().map(|path| subject::read(path, &options)).transpose()?;
+    let hint = arguments.hint.as_deref().map(|path| given::read(path, &options)).transpose()?;
 
     let checkpoint = super::checkpoint(&arguments.model)?;
     let known = Known::read(&checkpoint)?;
@@ -177,7 +172,7 @@ fn canvas(arguments: &EditArguments, image: &Image, options: &ReadOptions) -> Re
     let path = &arguments.image;
     let drawn = match (&arguments.mask, mask_file(arguments)) {
         (None, _) => None,
-        (Some(_), Some(file)) => Some(Mask::from_image(&subject::read(file, options)?)),
+        (Some(_), Some(file)) => Some(Mask::from_image(&given::read(file, options)?)),
         (Some(_), None) => {
             let clear = Mask::read_transparency(path, options)?;
             Some(clear.ok_or_else(|| {

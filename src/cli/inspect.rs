@@ -75,7 +75,7 @@ fn check_models(checkpoint: Checkpoint, reports: &mut [ComponentReport]) -> Mode
             return models;
         }
     };
-    models.defaults = Some(*pipeline.defaults());
+    models.defaults = pipeline.makes_pictures().then(|| *pipeline.defaults());
     // Prior and image encoder may be missing, one of them.
     for stage in pipeline.stages().into_iter().filter(|stage| pipeline.checkpoint().has(stage.component())) {
         let found = pipeline.unused_tensors(stage);

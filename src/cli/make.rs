@@ -14,7 +14,7 @@ use unclip::pipeline::{Event, Keep, Pipeline, Recipe, Request, Subject, Trace};
 use unclip::{Error, Precision, Result};
 
 /// Set by the first Ctrl-C; the run ends after the step at hand.
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+pub static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Pictures to be made.
 pub struct Job<'a> {

@@ -67,6 +67,11 @@ impl Progress {
         }
     }
 
+    /// A picture of a folder that could not be read.
+    pub fn passed_over(&self, error: &Error) {
+        self.note(&format!("engine: warning: passed over: {error}"));
+    }
+
     /// An event beyond those of the pipeline, for programs only.
     pub fn json(&mut self, mut event: Value) {
         if self.style == Style::Json {

@@ -2,6 +2,7 @@
 
 use super::args::{DtypeChoice, HowArguments, RunArguments};
 use super::devices::{self, Chosen};
+use super::given;
 use super::known::Known;
 use super::make::{self, Job, Outputs};
 use super::progress::Progress;
@@ -23,7 +24,7 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     let checkpoint = checkpoint(arguments, &recipes)?;
     let known = Known::read(&checkpoint)?;
     let subjects = Subjects::read(arguments, &recipes, &known.examples())?;
-    let hint = arguments.hint.as_deref().map(|path| subject::read(path, &subject::options(arguments, None)));
+    let hint = arguments.hint.as_deref().map(|path| given::read(path, &subject::options(arguments, None)));
     let (given, alpha) = (subjects.files.clone(), subjects.alpha);
     let request = Request { hint: hint.transpose()?, ..request(arguments, &recipes, subjects) };
     request.check()?;

@@ -1,10 +1,11 @@
 //! What a run makes pictures of: prompts from the command line, a file or a picture's settings, or images.
 
 use super::args::{Arguments, RunArguments};
+use super::given;
 use clap::CommandFactory;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use unclip::image::{self, Alpha, Image, ReadOptions};
+use unclip::image::{self, Alpha, ReadOptions};
 use unclip::pipeline::{Prompt, Recipe, Subject, Task};
 use unclip::{Error, Result};
 
@@ -82,7 +83,7 @@ fn no_prior(arguments: &RunArguments, prompts: bool) -> Result<()> {
 fn prompts(arguments: &RunArguments) -> Result<Vec<String>> {
     let mut prompts = given_prompts(&arguments.words, &arguments.prompt, arguments.negative.as_deref())?;
     if let Some(path) = &arguments.prompts {
-        prompts.extend(lines(path)?);
+        prompts.extend(lines("--prompts", path)?);
     }
     Ok(prompts)
 }
@@ -134,8 +135,8 @@ fn meant_as_text(of: &str, prompt: &str) -> Result<()> {
     Err(Error::value(of, prompt, reason))
 }
 
-/// The lines of a file of prompts, without blank ones.
-fn lines(path: &Path) -> Result<Vec<String>> {
+/// The lines of a file of texts that a flag names, without blank ones.
+pub fn lines(flag: &str, path: &Path) -> Result<Vec<String>> {
     let bytes = if path == Path::new("-") {
         let mut bytes = Vec::new();
         let read = std::io::stdin().lock().read_to_end(&mut bytes);
@@ -143,14 +144,14 @@ fn lines(path: &Path) -> Result<Vec<String>> {
     } else {
         std::fs::read(path).map_err(|e| Error::io(path, "read", e))?
     };
-    let refused = |reason: String| Error::value("--prompts", path.display(), reason);
+    let refused = |reason: String| Error::value(flag, path.display(), reason);
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes); // a byte-order mark
     let text = std::str::from_utf8(text).map_err(|e| {
         let line = 1 + text[..e.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
         refused(format!("line {line} is not UTF-8"))
     })?;
     let prompts: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
-    if prompts.is_empty() { Err(refused("no prompt in it, expected one a line".to_owned())) } else { Ok(prompts) }
+    if prompts.is_empty() { Err(refused("no text in it, expected one a line".to_owned())) } else { Ok(prompts) }
 }
 
 /// How given images are read.
@@ -161,20 +162,8 @@ pub fn options(arguments: &RunArguments, recipe: Option<&Recipe>) -> ReadOptions
     options
 }
 
-/// Reads a given picture.
-pub fn read(path: &Path, options: &ReadOptions) -> Result<Image> {
-    Image::read(path, options).map_err(|error| match error {
-        // A flag of this program is no business of the library's.
-        Error::Io { path, action, source } if source.to_string().contains("megapixels") => {
-            let source = std::io::Error::new(source.kind(), format!("{source}; --max-megapixels allows more"));
-            Error::Io { path, action, source }
-        }
-        error => error,
-    })
-}
-
 fn images(paths: &[PathBuf], each: usize, options: &ReadOptions) -> Result<Subjects> {
-    let images = paths.iter().map(|path| read(path, options)).collect::<Result<_>>()?;
+    let images = paths.iter().map(|path| given::read(path, options)).collect::<Result<_>>()?;
     Ok(Subjects { task: Task::Variations(images), files: paths.to_vec(), alpha: options.alpha, each })
 }
 
@@ -211,13 +200,13 @@ mod tests {
         let path = dir.path().join("list.txt");
         let read = |text: &[u8]| {
             std::fs::write(&path, text).unwrap();
-            lines(&path)
+            lines("--prompts", &path)
         };
         assert_eq!(read(b"\xef\xbb\xbfa lion\r\n\n  \n a frog \nlast").unwrap(), ["a lion", "a frog", "last"]);
-        assert!(read(b"\n \n").unwrap_err().to_string().contains("no prompt in it"));
+        assert!(read(b"\n \n").unwrap_err().to_string().contains("no text in it"));
         let error = read(b"a\nb\n\xff\xfe").unwrap_err().to_string();
         assert!(error.starts_with("--prompts ") && error.contains("line 3 is not UTF-8"), "{error}");
-        let error = lines(&dir.path().join("none")).unwrap_err();
+        let error = lines("--prompts", &dir.path().join("none")).unwrap_err();
         assert_eq!(crate::cli::exit_code(&error), 5);
     }
 

@@ -29,6 +29,7 @@ pub struct Config {
 impl Schema for Config {
     const CLASSES: &'static [Class] = &[Class { name: "CLIPVisionConfig", keys: &[KEYS, clip::KEYS] }];
     const NESTED: Option<&'static str> = Some("vision_config");
+    const ENCLOSING: &'static [&'static str] = &["projection_dim"];
 }
 
 const KEYS: &[Key] = &[

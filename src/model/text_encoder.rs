@@ -41,6 +41,7 @@ pub struct Config {
 impl Schema for Config {
     const CLASSES: &'static [Class] = &[Class { name: "CLIPTextConfig", keys: &[KEYS, clip::KEYS] }];
     const NESTED: Option<&'static str> = Some("text_config");
+    const ENCLOSING: &'static [&'static str] = &["projection_dim"];
 }
 
 const KEYS: &[Key] = &[

@@ -7,6 +7,7 @@
 use super::blend::Mixture;
 use super::edit::Prepared;
 use super::event::Stage;
+use super::parts::{Texts, Vision};
 use super::request::{Request, Settings};
 use super::session::Session;
 use crate::error::{Error, Result};
@@ -18,7 +19,7 @@ use crate::weights::{Checkpoint, ComponentReport};
 use std::sync::Arc;
 
 /// All families.
-const FAMILIES: &[&Kind] = &[&super::unclip::KIND, &super::kandinsky_22::KIND];
+const FAMILIES: &[&Kind] = &[&super::unclip::KIND, &super::kandinsky_22::KIND, &super::clip::KIND];
 
 /// How checkpoints of a family are recognised and opened.
 pub(super) struct Kind {
@@ -113,8 +114,31 @@ pub(super) trait Family: Send + Sync {
         None
     }
 
+    /// Whether the family makes pictures at all.
+    fn makes_pictures(&self) -> bool {
+        true
+    }
+
     /// Whether pictures are enlarged by steps of their own.
     fn has_super_resolution(&self) -> bool;
+
+    /// What encodes texts into the space of pictures' embeddings.
+    ///
+    /// # Errors
+    /// The checkpoint has none such.
+    fn text_tower(&self) -> Result<&Texts> {
+        Err(Error::Unsupported {
+            what: "texts beside pictures: this checkpoint's text encoder has no projection".into(),
+        })
+    }
+
+    /// What encodes pictures.
+    ///
+    /// # Errors
+    /// The checkpoint has none such.
+    fn image_tower(&self) -> Result<&Vision> {
+        Err(Error::Unsupported { what: "embeddings of pictures: this checkpoint has no image encoder".into() })
+    }
 
     /// Records the plan of a stage. Both runs and listings take their plans from here.
     fn record(&self, stage: Stage, shapes: &Shapes, source: &dyn WeightSource) -> Result<Plan>;

@@ -10,11 +10,16 @@
 //! alone. So a group is as large as memory allows, and its size shows in nothing but time.
 //!
 //! The way can be left and entered between its parts: [`Pipeline::embed`] gives image embeddings, [`Pipeline::paint`]
-//! makes small pictures of such, [`Pipeline::enlarge`] finishes them.
+//! makes small pictures of such, [`Pipeline::enlarge`] finishes them. The encoders serve by themselves, too:
+//! [`Pipeline::classify`] tells which label fits a picture, [`Pipeline::embed_texts`] and [`Pipeline::embed_pictures`] give
+//! embeddings to compare.
 
 mod ahead;
 mod blend;
+mod classify;
+mod clip;
 mod edit;
+mod embeddings;
 mod event;
 mod family;
 mod kandinsky_22;
@@ -28,7 +33,9 @@ mod trace;
 mod unclip;
 
 pub use blend::{Blend, Ingredient, Mix, Shift};
+pub use classify::{CLIP_SCALE, Classifier, Classify, Label, Score, TEMPLATE};
 pub use edit::Edit;
+pub use embeddings::{cosine, mean_direction, unit};
 pub use event::{Event, Latents, Observer, Stage};
 pub use family::{Embedding, EncodedText, Painting, Shapes, inspect};
 pub use kandinsky_22::{is_prior, lacks_prior, with_prior};
@@ -156,6 +163,11 @@ impl Pipeline {
         }
         // The first of equals, which is the widest.
         bytes.into_iter().rev().max_by_key(|(_, bytes)| *bytes).map_or(Precision::F32, |(precision, _)| precision)
+    }
+
+    /// Whether it makes pictures: a CLIP alone does not.
+    pub fn makes_pictures(&self) -> bool {
+        self.family.makes_pictures()
     }
 
     /// The stage of that name.
@@ -286,7 +298,16 @@ impl Pipeline {
         request.check()?;
         let settings = request.settings(self.defaults());
         settings.check()?;
-        Ok(Session {
+        Ok(self.session_with(settings, observer, trace))
+    }
+
+    fn session_with<'a, 'o>(
+        &'a self,
+        settings: Settings,
+        observer: &'a mut Observer<'o>,
+        trace: &'a mut Trace,
+    ) -> Session<'a, 'o> {
+        Session {
             checkpoint: &self.checkpoint,
             backend: &*self.backend,
             family: &*self.family,
@@ -298,7 +319,7 @@ impl Pipeline {
             trace,
             recorded: HashMap::new(),
             progress: Progress::default(),
-        })
+        }
     }
 
     /// The stages of a request, with the shapes for all of its pictures or texts together. Nothing is loaded for it.

@@ -388,7 +388,7 @@ mod tests {
         let several = vec![recipe(), tokens.clone()];
         let edited = Some(Edited { image: "photo.png".into(), masked: true, strength: Some(0.5), resample: 3 });
         let edited = Recipe { edited, ..recipe() };
-        assert!(Recipe::texts(&[edited.clone()]).parameters.unwrap().contains("Edit of: photo.png"));
+        assert!(Recipe::texts(std::slice::from_ref(&edited)).parameters.unwrap().contains("Edit of: photo.png"));
         for recipes in [vec![recipe()], vec![edited], vec![variation()], vec![tokens], vec![of_a_card()], several] {
             for format in Format::ALL {
                 Recipe::write(&recipes, &image(), &path, format).unwrap();

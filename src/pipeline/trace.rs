@@ -4,10 +4,9 @@
 //! `tests/golden/make.py`): `decoder/step_03/latents` and the like, pictures with channels first.
 
 use crate::error::{Error, Result};
-use crate::output::Output;
+use crate::output;
 use safetensors::{Dtype, tensor::TensorView};
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
 
 /// Collects tensors by name, or nothing at all.
@@ -103,10 +102,7 @@ impl Trace {
             let view = TensorView::new(r.dtype, r.shape.clone(), &r.bytes).expect("shape and bytes were put together");
             (name.as_str(), view)
         });
-        let mut output = Output::create(path)?;
-        let bytes = safetensors::serialize(views, None).map_err(failed)?;
-        output.write_all(&bytes).map_err(|e| Error::io(path, "write", e))?;
-        output.finish()
+        output::write(path, &safetensors::serialize(views, None).map_err(failed)?)
     }
 }
 

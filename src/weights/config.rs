@@ -33,6 +33,8 @@ pub trait Schema: DeserializeOwned {
     const UNNAMED: Option<&'static str> = None;
     /// Key under which files of an enclosing class hold this one, such as `text_config` of a whole CLIP.
     const NESTED: Option<&'static str> = None;
+    /// Keys that the enclosing class has, too, and decides: a whole CLIP makes both projections by its own size.
+    const ENCLOSING: &'static [&'static str] = &[];
 
     /// Conditions on several keys together.
     ///
@@ -349,7 +351,8 @@ pub fn read<T: Schema>(path: &Path, text: &[u8]) -> Result<Configured<T>> {
 
 fn apply<T: Schema>(mut values: BTreeMap<String, Value>) -> Result<(T, Option<String>), String> {
     if let Some(Value::Object(nested)) = T::NESTED.and_then(|key| values.remove(key)) {
-        values = nested.into_iter().collect();
+        let own = T::ENCLOSING.iter().filter_map(|key| values.remove_entry(*key)).collect::<Vec<_>>();
+        values = nested.into_iter().chain(own).collect();
     }
     let class = class_of(T::CLASSES, values.get("_class_name"), T::UNNAMED)?;
     let (mut known, mut read) = (Vec::new(), Vec::new());

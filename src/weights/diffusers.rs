@@ -8,7 +8,8 @@
 //! tokenizer/vocab.json ...
 //! ```
 //!
-//! [`Checkpoint::embedded`] takes a table of paths and bytes instead of a folder.
+//! [`Checkpoint::embedded`] takes a table of paths and bytes instead of a folder. A CLIP alone, as transformers saves it, has
+//! no `model_index.json`; its folder is taken for all of its components.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +25,7 @@ use super::config::{self, Configured, Schema, Unique, parse_json};
 use super::layout::{self, Files, Refusal};
 use super::safetensors::WeightFile;
 use super::snapshot::snapshot_in;
+use super::whole;
 use crate::error::{Error, Result};
 use crate::sniff::{self, Kind};
 
@@ -60,12 +62,14 @@ pub struct Checkpoint {
 #[derive(Debug)]
 enum Root {
     Folder(PathBuf),
+    /// A whole CLIP of transformers.
+    Whole(PathBuf),
     Embedded(&'static str, &'static [(&'static str, &'static [u8])]),
 }
 
 impl Checkpoint {
     /// Opens the folder `dir` and reads its `model_index.json`; no component is touched yet. Of a model's folder in the hub's
-    /// cache a snapshot is opened, see [`snapshot_in`].
+    /// cache a snapshot is opened, see [`snapshot_in`]. A folder without that file may be a CLIP of transformers.
     ///
     /// # Errors
     /// [`Error::Config`] when the folder is missing, `model_index.json` is missing or damaged, or no component has the variant
@@ -80,8 +84,12 @@ impl Checkpoint {
             }
             Err(e) => return Err(Error::io(dir, "open", e)),
         }
-        let snapshot = if dir.join(MODEL_INDEX).exists() { None } else { snapshot_in(dir)? };
-        let mut checkpoint = Self::with_root(Root::Folder(snapshot.as_deref().unwrap_or(dir).to_path_buf()), options)?;
+        let is_checkpoint = dir.join(MODEL_INDEX).exists() || whole::is_whole(dir);
+        let snapshot = if is_checkpoint { None } else { snapshot_in(dir)? };
+        let folder = snapshot.as_deref().unwrap_or(dir).to_path_buf();
+        let is_whole = !folder.join(MODEL_INDEX).exists() && whole::is_whole(&folder);
+        let root = if is_whole { Root::Whole(folder) } else { Root::Folder(folder) };
+        let mut checkpoint = Self::with_root(root, options)?;
         checkpoint.warnings.extend(snapshot.map(|snapshot| {
             format!("{} is a folder of the hub's cache; took its snapshot {}", dir.display(), snapshot.display())
         }));
@@ -162,7 +170,7 @@ impl Checkpoint {
     /// Where the checkpoint is, for messages.
     pub fn path(&self) -> &Path {
         match &self.root {
-            Root::Folder(dir) => dir,
+            Root::Folder(dir) | Root::Whole(dir) => dir,
             Root::Embedded(name, _) => Path::new(name),
         }
     }
@@ -172,7 +180,7 @@ impl Checkpoint {
     pub fn name(&self) -> String {
         let path = self.path();
         let real = match &self.root {
-            Root::Folder(dir) => fs::canonicalize(dir).unwrap_or_else(|_| path.to_path_buf()),
+            Root::Folder(dir) | Root::Whole(dir) => fs::canonicalize(dir).unwrap_or_else(|_| path.to_path_buf()),
             Root::Embedded(..) => path.to_path_buf(),
         };
         let parts: Vec<_> = real.iter().rev().map(|part| part.to_string_lossy()).collect();
@@ -209,6 +217,7 @@ impl Checkpoint {
     fn has_own(&self, name: &str) -> bool {
         match &self.root {
             Root::Folder(dir) => is_inside(name) && dir.join(name).exists(),
+            Root::Whole(dir) => is_inside(name) && dir.join(whole::inside(dir, name)).exists(),
             Root::Embedded(_, table) => table
                 .iter()
                 .any(|(path, _)| path.strip_prefix(name).is_some_and(|r| r.is_empty() || r.starts_with('/'))),
@@ -249,11 +258,12 @@ impl Checkpoint {
     /// cannot be read.
     pub fn read(&self, relative: &str) -> Result<Cow<'static, [u8]>> {
         let (owner, relative) = self.owner(relative);
-        let path = owner.path().join(relative);
+        let path = owner.path_of(relative);
         let missing = || Error::config(&path, "no such file; the checkpoint is incomplete");
         let bytes = match &owner.root {
             _ if !is_inside(relative) => return Err(Error::config(&path, "expected a path inside the checkpoint")),
-            Root::Folder(_) => match fs::read(&path) {
+            Root::Whole(_) if relative == MODEL_INDEX => Cow::Borrowed(whole::INDEX),
+            Root::Folder(_) | Root::Whole(_) => match fs::read(&path) {
                 Ok(bytes) => Cow::Owned(bytes),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(missing()),
                 Err(e) => return Err(Error::io(&path, "read", e)),
@@ -300,7 +310,7 @@ impl Checkpoint {
         if !std::ptr::eq(owner, self) {
             return Ok(Component { name: name.to_owned(), ..owner.component(own)? });
         }
-        let path = self.path_of(name);
+        let path = self.folder_of(name);
         let choice =
             layout::choose(&self.list(name)?, self.options.variant.as_deref()).map_err(|refusal| match refusal {
                 Refusal::Unsupported(what) => Error::Unsupported { what: format!("{}: {what}", path.display()) },
@@ -359,7 +369,7 @@ impl Checkpoint {
         let relative = format!("{component}/{file}");
         let path = self.path_of(&relative);
         match &self.root {
-            Root::Folder(_) => WeightFile::open(&path, self.options.mmap),
+            Root::Folder(_) | Root::Whole(_) => WeightFile::open(&path, self.options.mmap),
             Root::Embedded(..) => match self.read(&relative)? {
                 Cow::Borrowed(bytes) => WeightFile::from_memory(&path, bytes),
                 Cow::Owned(_) => unreachable!("embedded files are borrowed"),
@@ -371,8 +381,8 @@ impl Checkpoint {
     fn list(&self, folder: &str) -> Result<Vec<String>> {
         let mut names = Vec::new();
         match &self.root {
-            Root::Folder(_) => {
-                let path = self.path_of(folder);
+            Root::Folder(_) | Root::Whole(_) => {
+                let path = self.folder_of(folder);
                 let failed = |e| Error::io(&path, "list", e);
                 for entry in fs::read_dir(&path).map_err(failed)? {
                     // Names that are not Unicode belong to no checkpoint.
@@ -391,7 +401,18 @@ impl Checkpoint {
     /// The path of a file or folder, for messages.
     pub fn path_of(&self, relative: &str) -> PathBuf {
         let (owner, relative) = self.owner(relative);
-        owner.path().join(relative)
+        match &owner.root {
+            Root::Whole(dir) => dir.join(whole::inside(dir, relative)),
+            Root::Folder(_) | Root::Embedded(..) => owner.path().join(relative),
+        }
+    }
+
+    /// The folder of a component of this checkpoint's own.
+    fn folder_of(&self, component: &str) -> PathBuf {
+        match &self.root {
+            Root::Whole(dir) => dir.clone(),
+            Root::Folder(_) | Root::Embedded(..) => self.path().join(component),
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 //!
 //! One layer a file: [`safetensors`] reads a weight file, [`layout`] finds the files of a component (shards, variants),
 //! [`config`] checks configuration files, [`diffusers`] puts them together, `component` is one part with its files open;
-//! `snapshot` finds a checkpoint inside the hub's cache. [`inspect`] reports on every component, also past broken ones.
+//! `snapshot` finds a checkpoint inside the hub's cache, `whole` takes a CLIP of transformers for one. [`inspect`] reports on every component, also past broken ones.
 //!
 //! A file's header is validated completely before any tensor is read; every tensor then lies inside the file. For files
 //! that change *during* use see [`safetensors`].
@@ -19,6 +19,7 @@ mod inspect;
 pub mod layout;
 pub mod safetensors;
 mod snapshot;
+mod whole;
 
 use crate::dtype::{Dtype, StoredDtype};
 use half::slice::HalfFloatSliceExt;

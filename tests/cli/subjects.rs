@@ -53,7 +53,7 @@ fn what_other_programs_read_as_files_gets_a_hint() {
     refused(&["-p", "-"], &["engine: --prompt -: --prompts - reads"]);
     refused(&["a", "red", "apple"], &["engine: PROMPT \"red\": ", "in quotes"]);
     fs::write(dir.path().join("empty.txt"), "\n").unwrap();
-    refused(&["--prompts", "empty.txt"], &["engine: --prompts empty.txt: no prompt in it"]);
+    refused(&["--prompts", "empty.txt"], &["engine: --prompts empty.txt: no text in it"]);
     assert_refused(dir.path(), &run(dir.path(), &["--prompts", "none.txt"]), 5, &["cannot read none.txt"]);
     let text_of_a_file = tempfile::tempdir().unwrap();
     photo(text_of_a_file.path());

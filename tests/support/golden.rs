@@ -73,6 +73,11 @@ impl Recording {
         Recording::open("stable_unclip")
     }
 
+    /// Of classification; `tests/golden/make_clip.py` made it.
+    pub fn clip() -> Recording {
+        Recording::open("clip")
+    }
+
     /// A tensor of f16 with its shape.
     pub fn halves(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
         let tensors = self.tensors();

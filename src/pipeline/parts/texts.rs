@@ -1,6 +1,7 @@
 //! Texts: tokenizer and text encoder.
 
 use super::row;
+use crate::backend::Executable;
 use crate::error::{Error, Result};
 use crate::model::text_encoder::{self, Tokens};
 use crate::pipeline::event::Stage;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 
 /// What turns texts into embeddings.
 pub struct Texts {
-    stage: Stage,
+    pub stage: Stage,
     pub config: Configured<text_encoder::Config>,
     #[cfg(feature = "tokenizer")]
     tokenizer: Tokenizer,
@@ -95,13 +96,7 @@ impl Texts {
     /// Runs the text encoder.
     pub fn encode(&self, session: &mut Session<'_, '_>, tokens: &[Tokens]) -> Result<Vec<Arc<EncodedText>>> {
         let mut texts = Vec::new();
-        session.stage(self.stage, Shapes::batch(1, false), tokens.len(), 0, |session, executable, group| {
-            let tokens = &tokens[group];
-            let ids: Vec<u32> = tokens.iter().flat_map(|t| &t.ids).copied().collect();
-            let pooled: Vec<u32> = tokens.iter().map(|t| self.config.pooled_position(&t.ids)).collect();
-            executable.write_u32("ids", &ids)?;
-            executable.write_u32("pooled", &pooled)?;
-            executable.run_once()?;
+        self.run(session, tokens, |session, executable, tokens| {
             let mut read = |output| session.read(self.stage, executable, output);
             let (embeds, hidden) = (read("text_embeds")?, read("hidden")?);
             texts.extend(tokens.iter().enumerate().map(|(i, t)| {
@@ -112,5 +107,34 @@ impl Texts {
             Ok(())
         })?;
         Ok(texts)
+    }
+
+    /// Texts to embeddings `[D]` alone; states of tokens stay on the device.
+    pub fn embed(&self, session: &mut Session<'_, '_>, tokens: &[Tokens]) -> Result<Vec<Vec<f32>>> {
+        let mut embeds = Vec::new();
+        self.run(session, tokens, |session, executable, tokens| {
+            let found = session.read(self.stage, executable, "text_embeds")?;
+            embeds.extend((0..tokens.len()).map(|i| row(&found, i, tokens.len()).to_vec()));
+            Ok(())
+        })?;
+        Ok(embeds)
+    }
+
+    /// Runs the text encoder over groups of texts; `take` reads what it made of each.
+    fn run(
+        &self,
+        session: &mut Session<'_, '_>,
+        tokens: &[Tokens],
+        mut take: impl FnMut(&mut Session<'_, '_>, &mut dyn Executable, &[Tokens]) -> Result<()>,
+    ) -> Result<()> {
+        session.stage(self.stage, Shapes::batch(1, false), tokens.len(), 0, |session, executable, group| {
+            let tokens = &tokens[group];
+            let ids: Vec<u32> = tokens.iter().flat_map(|t| &t.ids).copied().collect();
+            let pooled: Vec<u32> = tokens.iter().map(|t| self.config.pooled_position(&t.ids)).collect();
+            executable.write_u32("ids", &ids)?;
+            executable.write_u32("pooled", &pooled)?;
+            executable.run_once()?;
+            take(session, executable, tokens)
+        })
     }
 }

@@ -15,7 +15,7 @@ use crate::weights::config::Configured;
 
 /// What turns pictures into image embeddings.
 pub struct Vision {
-    stage: Stage,
+    pub stage: Stage,
     pub config: Configured<image_encoder::Config>,
     pub preprocessor: Configured<Preprocessor>,
 }

@@ -145,6 +145,15 @@ impl Family for UnClip {
         true
     }
 
+    fn text_tower(&self) -> Result<&Texts> {
+        Ok(&self.texts)
+    }
+
+    fn image_tower(&self) -> Result<&Vision> {
+        self.checkpoint.require_for("embeddings of pictures", &OF_VISION)?;
+        self.vision()
+    }
+
     fn record(&self, stage: Stage, shapes: &Shapes, source: &dyn WeightSource) -> Result<Plan> {
         let &Shapes { batch, steps, guided, noise, .. } = shapes;
         let sizes = |scheduler: &SchedulerConfig, guided| -> Sizes {

@@ -14,9 +14,11 @@
 //! Prior and decoder are two checkpoint folders; the prior's components have names with `prior_` here, as diffusers'
 //! combined pipelines save them.
 
+mod edits;
+
 use super::agree;
 use super::blend::{self, Blend, Mix};
-use super::edit::{self, Edit, Given, KnownNoise, Prepared};
+use super::edit::{self, Edit, KnownNoise};
 use super::event::{Event, Stage, report};
 use super::family::{Embedding, EncodedText, Family, Kind, Painting, Shapes};
 use super::parts::{Prior, Texts, Vision, recording, time_table};
@@ -25,7 +27,7 @@ use super::sampling::{Loop, drawn_by};
 use super::session::Session;
 use crate::diffusion::{Schedule, SchedulerConfig};
 use crate::error::{Error, Result};
-use crate::image::{Image, Mask};
+use crate::image::Image;
 use crate::model::{Sizes, autoencoder, kandinsky, unet};
 use crate::ops::{Noise, elements};
 use crate::plan::{Plan, WeightSource};
@@ -110,8 +112,6 @@ const UNIT: usize = 64;
 const SIDE: usize = 512;
 /// Longest side.
 const MOST: usize = 8192;
-/// Share of the steps in which a picture without a mask is redrawn, where a request does not say.
-const STRENGTH: f32 = 0.3;
 
 /// A checkpoint of the family: its configurations, read and checked before any weight is touched.
 struct Kandinsky {
@@ -186,6 +186,14 @@ impl Family for Kandinsky {
         false
     }
 
+    fn text_tower(&self) -> Result<&Texts> {
+        Ok(&self.texts)
+    }
+
+    fn image_tower(&self) -> Result<&Vision> {
+        Ok(&self.vision)
+    }
+
     fn record(&self, stage: Stage, shapes: &Shapes, source: &dyn WeightSource) -> Result<Plan> {
         let size = if shapes.size == [0; 2] { self.latents([SIDE; 2]) } else { shapes.size };
         match stage {
@@ -250,7 +258,7 @@ impl Family for Kandinsky {
         }
         let size = self.latents(request.size.unwrap_or([SIDE; 2]));
         if let Some(edit) = &request.edit {
-            Edit::first(strength(edit), settings.decoder_steps)?;
+            Edit::first(edits::strength(edit), settings.decoder_steps)?;
             let pixels = size.map(|side| side * self.autoencoder.factor());
             route.push((ENCODER, Shapes::batch(1, false).at(pixels)));
         }
@@ -387,65 +395,10 @@ impl Family for Kandinsky {
     }
 }
 
-/// The strength of an edit: with a mask all steps, unless it says otherwise.
-fn strength(edit: &Edit) -> Option<f32> {
-    edit.strength.or(edit.mask.is_none().then_some(STRENGTH))
-}
-
-/// What stays of the latents of this height and width, 1 or 0: the mask at each of their positions, where what is new
-/// spreads to its neighbours but those above to the right and below to the left.
-///
-/// *Source* diffusers' `prepare_mask`.
-fn stays(mask: &Mask, [height, width]: [usize; 2]) -> Vec<f32> {
-    let is_new = |y: usize, x: usize| mask.is_new(x * mask.width / width, y * mask.height / height);
-    let mut stays = vec![1.0; height * width];
-    for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))).filter(|&(y, x)| is_new(y, x)) {
-        for [down, right] in [[0, 0], [-1, 0], [0, -1], [-1, -1], [1, 0], [0, 1], [1, 1]] {
-            let at = y.checked_add_signed(down).zip(x.checked_add_signed(right));
-            if let Some((y, x)) = at.filter(|&(y, x)| y < height && x < width) {
-                stays[y * width + x] = 0.0;
-            }
-        }
-    }
-    stays
-}
-
-/// What an inpainting network sees beside noisy latents `[h, w, C + 1]`: those that stay, and where they are.
-fn known(given: &Given) -> Vec<f32> {
-    let stays = given.stays.as_deref().unwrap_or_default();
-    let channels = given.sample.len() / stays.len().max(1);
-    let positions = stays.iter().zip(given.sample.chunks_exact(channels));
-    positions.flat_map(|(&m, sample)| sample.iter().map(move |x| x * m).chain([m])).collect()
-}
-
 impl Kandinsky {
     /// Height and width of the latents of a picture of so many pixels in width and height.
     fn latents(&self, [width, height]: [usize; 2]) -> [usize; 2] {
         [height, width].map(|side| side.next_multiple_of(UNIT) / self.autoencoder.factor())
-    }
-
-    /// Refuses given pictures that the decoder cannot see, and requests without those that it must see.
-    fn check_given(&self, request: &Request) -> Result<()> {
-        let beside = kandinsky::Beside::of(&self.decoder)?;
-        let mask = request.edit.as_ref().and_then(|edit| edit.mask.as_ref());
-        match (beside, mask, &request.hint) {
-            (kandinsky::Beside::Known, None, _) => {
-                let reason = "none is given, but this decoder makes parts of given pictures anew: engine edit";
-                Err(Error::request("mask", reason))
-            }
-            (kandinsky::Beside::Hint, _, None) => {
-                Err(Error::request("hint", "none is given, but this decoder sees a picture of what is where"))
-            }
-            (kandinsky::Beside::Nothing | kandinsky::Beside::Known, _, Some(_)) => {
-                Err(Error::request("hint", "the decoder of this checkpoint sees none"))
-            }
-            _ => match &request.edit {
-                Some(Edit { resample, .. }) if *resample > 1 => {
-                    Err(Error::value("resample", resample, "decoders of latents take each step once"))
-                }
-                _ => Ok(()),
-            },
-        }
     }
 
     /// A blend's prompts, the texts of its shift, its negative prompt, and the empty text, encoded.
@@ -464,21 +417,6 @@ impl Kandinsky {
         tokens.push(request.negative.as_ref().map_or(Ok(empty.clone()), |text| self.texts.tokens(session, text))?);
         tokens.push(empty);
         self.texts.encode(session, &tokens)
-    }
-
-    /// The latents of a picture that is edited, and what of them stays.
-    fn prepare(&self, session: &mut Session<'_, '_>, edit: &Edit, [width, height]: [usize; 2]) -> Result<Prepared> {
-        let mut sample = Vec::new();
-        let shapes = Shapes::batch(1, false).at([height, width]);
-        session.stage(ENCODER, shapes, 1, 0, |session, executable, _| {
-            executable.write("picture", &edit.image.resized(width, height).unit_range())?;
-            executable.run_once()?;
-            sample = session.read(ENCODER, executable, "latents")?;
-            Ok(())
-        })?;
-        let stays = edit.mask.as_ref().map(|mask| stays(&mask.resized(width, height), self.latents([width, height])));
-        let small = Given { sample, stays };
-        Ok(Prepared { small, large: None, strength: strength(edit), resample: 1 })
     }
 
     /// Embeddings to latents `[B, h, w, C]`.
@@ -524,7 +462,7 @@ impl Kandinsky {
                 edit.begin(&sampling, &mut draws);
             }
             if let (kandinsky::Beside::Known, Some(edit)) = (beside, &edit) {
-                executable.write("known", &known(&edit.small).repeat(drafts.len()))?;
+                executable.write("known", &edits::known(&edit.small).repeat(drafts.len()))?;
             }
             if let (kandinsky::Beside::Hint, Some(hint)) = (beside, &hint) {
                 executable.write("hint", &hint.repeat(drafts.len()))?;
