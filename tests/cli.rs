@@ -1,6 +1,8 @@
 //! The command line as a person or a program meets it: files, exit codes, one clear line for every mistake.
 #![cfg(feature = "cli")]
 
+#[path = "cli/blends.rs"]
+mod blends;
 #[path = "cli/checkpoints.rs"]
 mod checkpoints;
 #[cfg(feature = "tokenizer")]

@@ -5,13 +5,16 @@ use super::classify::ClassifyArguments;
 use super::devices::{Device, DeviceParser};
 use super::edit::{EDIT_EXAMPLES, EditArguments};
 use super::embed::EmbedArguments;
+use super::invert::InvertArguments;
 use super::search::SearchArguments;
 use super::show::Protocol;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use std::path::PathBuf;
+use std::sync::Arc;
 use unclip::image::{Alpha, Format};
 use unclip::noise::{Generators, NoiseDtype, NoiseKind};
+use unclip::pipeline::Inversion;
 use unclip::{Error, Precision, Result};
 
 /// Text to image, and image to variations, with the unCLIP (DALL-E 2) architecture.
@@ -70,6 +73,9 @@ pub enum Command {
     /// Change a picture: a part of it, more around it, or all of it a little
     #[command(after_help = EDIT_EXAMPLES)]
     Edit(Box<EditArguments>),
+    /// Find the noise of which the decoder makes a picture, for --noise-from of other commands
+    #[command(after_help = super::invert::EXAMPLES)]
+    Invert(Box<InvertArguments>),
     /// Make pictures between pictures and texts, or move one along the difference of two texts
     #[command(after_help = BLEND_EXAMPLES)]
     Blend(Box<BlendArguments>),
@@ -200,6 +206,20 @@ pub struct HowArguments {
     /// one:3/8 makes the third picture of a run of eight, and with --batch those after it [default: each]
     #[arg(long, value_name = "WHICH", help_heading = HOW)]
     pub generator: Option<Generators>,
+    /// Let the decoder begin from what `engine invert` found of a picture, and go its way without noise: what is made keeps
+    /// what the picture shows
+    #[arg(long, value_name = "FILE", help_heading = HOW)]
+    pub noise_from: Option<PathBuf>,
+}
+
+impl HowArguments {
+    /// What the decoder is to begin from instead of noise.
+    ///
+    /// # Errors
+    /// The file cannot be read or is something else.
+    pub fn inversion(&self) -> Result<Option<Arc<Inversion>>> {
+        self.noise_from.as_deref().map(|path| Inversion::read(path).map(Arc::new)).transpose()
+    }
 }
 
 /// Where pictures go, and what is said meanwhile.
@@ -353,7 +373,7 @@ impl Arguments {
 }
 
 /// What the library calls a setting, and the flag that sets it.
-const FLAGS: [(&str, &str); 23] = [
+const FLAGS: [(&str, &str); 25] = [
     ("prompt", "--prompt"),
     ("tokens", "--prompt"),
     ("image", "--image"),
@@ -366,6 +386,8 @@ const FLAGS: [(&str, &str); 23] = [
     ("strength", "--strength"),
     ("resample", "--resample"),
     ("size", "--size"),
+    ("inversion", "--noise-from"),
+    ("edit", "--noise-from"),
     ("negative", "--negative"),
     ("pictures per prompt", "--batch"),
     ("prior steps", "--prior-steps"),
@@ -565,7 +587,8 @@ mod tests {
     fn help_texts_leave_the_wrapping_to_clap() {
         let of_files =
             [super::super::classify::EXAMPLES, super::super::embed::EXAMPLES, super::super::search::EXAMPLES];
-        let own = [RUN_EXAMPLES, EDIT_EXAMPLES, BLEND_EXAMPLES, BENCH_EXAMPLES, EXIT_CODES];
+        let own =
+            [super::super::invert::EXAMPLES, RUN_EXAMPLES, EDIT_EXAMPLES, BLEND_EXAMPLES, BENCH_EXAMPLES, EXIT_CODES];
         for text in own.into_iter().chain(of_files) {
             let lines: Vec<&str> = text.lines().collect();
             for pair in lines.windows(2) {

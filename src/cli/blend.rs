@@ -91,8 +91,11 @@ pub fn blend(arguments: &BlendArguments) -> Result<()> {
     let names: Vec<String> = names(&arguments.image).chain(prompts.iter().cloned()).collect();
     let prompts = prompts.into_iter().map(|prompt| Ingredient::Prompt(Prompt::Text(prompt)));
     let blend = mixtures(arguments, images.into_iter().map(Ingredient::Image).chain(prompts).collect());
-    let base =
-        Request { negative: arguments.negative.clone().map(Prompt::Text), ..Request::of(Task::Blend(Box::new(blend))) };
+    let base = Request {
+        inversion: arguments.how.inversion()?,
+        negative: arguments.negative.clone().map(Prompt::Text),
+        ..Request::of(Task::Blend(Box::new(blend)))
+    };
     let request = arguments.how.apply(base);
     request.check()?;
     let inputs: Vec<(&str, &Path)> = arguments.image.iter().map(|path| ("--image", path.as_path())).collect();

@@ -126,7 +126,12 @@ pub fn edit(arguments: &EditArguments) -> Result<()> {
         true => Task::Variations(vec![image.clone()]),
         false => Task::Prompts(prompts.into_iter().map(Prompt::Text).collect()),
     };
-    let base = Request { negative: arguments.negative.clone().map(Prompt::Text), hint, ..Request::of(task) };
+    let base = Request {
+        inversion: arguments.how.inversion()?,
+        negative: arguments.negative.clone().map(Prompt::Text),
+        hint,
+        ..Request::of(task)
+    };
     let Part { given, size, window } = part(arguments, &pipeline, &image, canvas.as_ref());
     let request = Request { edit: Some(given), size: arguments.how.size.or(size), ..arguments.how.apply(base) };
     request.check()?;

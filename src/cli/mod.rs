@@ -13,6 +13,7 @@ pub mod files;
 pub mod given;
 pub mod hub;
 pub mod inspect;
+pub mod invert;
 pub mod known;
 pub mod make;
 mod opened;

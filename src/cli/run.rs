@@ -26,10 +26,12 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     let subjects = Subjects::read(arguments, &recipes, &known.examples())?;
     let hint = arguments.hint.as_deref().map(|path| given::read(path, &subject::options(arguments, None)));
     let (given, alpha) = (subjects.files.clone(), subjects.alpha);
-    let request = Request { hint: hint.transpose()?, ..request(arguments, &recipes, subjects) };
+    let inversion = arguments.how.inversion()?;
+    let request = Request { hint: hint.transpose()?, inversion, ..request(arguments, &recipes, subjects) };
     request.check()?;
     let read = [("--from", &arguments.from), ("--prompts", &arguments.prompts), ("--hint", &arguments.hint)];
-    let read = read.into_iter().filter_map(|(flag, path)| path.as_deref().map(|path| (flag, path)));
+    let read = read.into_iter().chain([("--noise-from", &arguments.how.noise_from)]);
+    let read = read.filter_map(|(flag, path)| path.as_deref().map(|path| (flag, path)));
     let inputs: Vec<(&str, &Path)> = given.iter().map(|path| ("--image", path.as_path())).chain(read).collect();
     let outputs = Outputs::prepare(&arguments.output, request.pictures(), &inputs, None)?;
 

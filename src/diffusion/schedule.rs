@@ -279,6 +279,15 @@ impl Schedule {
         Ok((0..steps).rev().map(timestep).collect())
     }
 
+    /// The timestep at which noise stands to the sample as nearly as this: `sqrt((1 - alpha_bar) / alpha_bar)`, the standard
+    /// deviation of the noise in a picture in -1..1 that is not scaled.
+    pub fn timestep_of(&self, level: f32) -> u32 {
+        let distance = |alpha_bar: f32| (((1.0 - alpha_bar) / alpha_bar).sqrt() - level).abs();
+        let nearest =
+            self.alpha_bar.iter().map(|&share| distance(share)).enumerate().min_by(|a, b| a.1.total_cmp(&b.1));
+        nearest.map_or(0, |(t, _)| t as u32)
+    }
+
     /// The steps of a run over these timesteps.
     ///
     /// # Panics

@@ -15,6 +15,7 @@
 //! | `orientation.rs` | which way is up |
 //! | `metadata.rs`, `exif.rs`, `xmp.rs` | what a file says beside its pixels: orientation and settings |
 //! | `mask.rs`, `canvas.rs` | which part of a picture is made anew, and how it comes back |
+//! | `noise_level.rs` | how much noise a picture has |
 //! | `resize.rs` | other sizes, as Pillow makes them |
 //! | `parameters.rs` | settings as the text that image tools show |
 
@@ -32,6 +33,7 @@ mod jpeg;
 mod mask;
 #[cfg(feature = "png")]
 mod metadata;
+mod noise_level;
 #[cfg(feature = "png")]
 mod orientation;
 mod parameters;

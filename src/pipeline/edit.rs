@@ -4,8 +4,9 @@
 //! the loop redraws it (Meng et al. 2022). And where a mask says so it stays: after every step that part is replaced by the
 //! given picture with the noise of the timestep reached, so that the rest grows to fit it (Lugmayr et al. 2022, RePaint).
 
-use super::sampling::{Draws, Loop};
+use super::sampling::{AfterStep, Draws, Loop};
 use super::trace::channels_last;
+use crate::backend::Executable;
 use crate::error::{Error, Result};
 use crate::image::{Image, Mask};
 use crate::noise::NoiseSource;
@@ -160,6 +161,14 @@ pub(super) enum KnownNoise<'k> {
     Drawn(Vec<&'k mut NoiseSource>),
 }
 
+impl AfterStep for Known<'_> {
+    fn after(&mut self, sampling: &Loop, step: usize, executable: &mut dyn Executable) -> Result<Vec<f32>> {
+        let mut x = executable.read("x")?;
+        self.replace(sampling, step, &mut x);
+        Ok(x)
+    }
+}
+
 impl Known<'_> {
     /// Replaces what stays in `x [B, .., C]`, to which a step has come. Where the step is taken again, noise leads back to
     /// where it began.
@@ -170,7 +179,7 @@ impl Known<'_> {
     ///
     /// # Source
     /// Lugmayr et al. 2022, algorithm 1; diffusers' `KandinskyV22InpaintPipeline`.
-    pub fn replace(&mut self, sampling: &Loop, step: usize, x: &mut [f32]) {
+    fn replace(&mut self, sampling: &Loop, step: usize, x: &mut [f32]) {
         let [share, rest] = sampling.shares_after(step);
         let c = self.given.len() / self.stays.len();
         for (k, x) in x.chunks_exact_mut(self.given.len()).enumerate() {

@@ -7,6 +7,7 @@
 use super::blend::Mixture;
 use super::edit::Prepared;
 use super::event::Stage;
+use super::invert::Inversion;
 use super::parts::{Texts, Vision};
 use super::request::{Request, Settings};
 use super::session::Session;
@@ -163,6 +164,25 @@ pub(super) trait Family: Send + Sync {
     /// Samples small pictures from their embeddings.
     fn paint(&self, session: &mut Session<'_, '_>, embeddings: &mut [Embedding]) -> Result<Vec<Painting>>;
 
+    /// The noise of which the decoder makes a picture.
+    ///
+    /// # Errors
+    /// The family's decoder makes no pixels.
+    fn invert(&self, _: &mut Session<'_, '_>, _: Embedding, _: &Image) -> Result<Inversion> {
+        Err(Error::request(
+            "image",
+            "the decoder of this checkpoint makes no pixels, so none can be inverted; Karlo's does",
+        ))
+    }
+
+    /// A picture of the family's size with less noise, whose standard deviation is `sigma`, 1 from black to white.
+    ///
+    /// # Errors
+    /// The family has no networks that work on pixels.
+    fn clean(&self, _: &mut Session<'_, '_>, _: Embedding, _: &Image, _: f32) -> Result<Image> {
+        Err(Error::request("image", "the networks of this checkpoint do not work on pixels; Karlo's do"))
+    }
+
     /// Enlarges small pictures; each is reported when it is finished, numbered from `first` on.
     fn enlarge(&self, session: &mut Session<'_, '_>, small: &mut [Painting], first: usize) -> Result<Vec<Image>>;
 }
@@ -199,6 +219,8 @@ pub struct Embedding {
     pub(super) seed: u64,
     /// A picture that this one is made from.
     pub(super) edit: Option<Arc<Prepared>>,
+    /// The latents that the decoder begins from, and the way that leads down from them.
+    pub(super) inversion: Option<Arc<Inversion>>,
     /// A picture of what is where, for decoders that see one: `[H, W, 3]` in 0..1.
     pub(super) hint: Option<Arc<Vec<f32>>>,
     pub(super) noise: NoiseSource,

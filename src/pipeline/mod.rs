@@ -22,6 +22,7 @@ mod edit;
 mod embeddings;
 mod event;
 mod family;
+mod invert;
 mod kandinsky_22;
 mod parts;
 mod recipe;
@@ -38,6 +39,7 @@ pub use edit::Edit;
 pub use embeddings::{cosine, mean_direction, unit};
 pub use event::{Event, Latents, Observer, Stage};
 pub use family::{Embedding, EncodedText, Painting, Shapes, inspect};
+pub use invert::Inversion;
 pub use kandinsky_22::{is_prior, lacks_prior, with_prior};
 pub use recipe::{Blended, Edited, Recipe, Subject};
 pub use request::{Prompt, Request, Settings, Task};
@@ -61,6 +63,8 @@ use std::sync::Arc;
 
 /// Bytes of intermediate values that a group of pictures may need, unless the caller says otherwise.
 const MEMORY: u64 = 2 << 30;
+/// Steps of an inversion, unless the caller says otherwise.
+const INVERSION_STEPS: usize = 50;
 /// Bytes of stages that stay, unless the caller says otherwise and where the machine does not say what it has.
 const KEPT: u64 = 4 << 30;
 
@@ -287,6 +291,38 @@ impl Pipeline {
         }
         let mut trace = Trace::off();
         self.family.enlarge(&mut self.session(request, observer, &mut trace)?, &mut small, 0)
+    }
+
+    /// The noise of which the decoder makes a picture, in as many steps as the request says, 50 unless it does. The request
+    /// says what the decoder sees beside it, by the picture itself or a prompt; guidance is off.
+    ///
+    /// # Errors
+    /// As for [`Pipeline::run`], and a family whose decoder makes no pixels.
+    pub fn invert(&self, image: &Image, request: &Request, observer: &mut Observer<'_>) -> Result<Inversion> {
+        image.check()?;
+        let steps = Some(request.decoder_steps.unwrap_or(INVERSION_STEPS));
+        let request = Request { decoder_steps: steps, decoder_guidance: Some(1.0), ..request.clone() };
+        let mut trace = Trace::off();
+        let mut session = self.session(&request, observer, &mut trace)?;
+        let mut drafts = self.family.encode(&mut session, &request)?;
+        self.family.embed(&mut session, &mut drafts)?;
+        self.family.invert(&mut session, drafts.swap_remove(0), image)
+    }
+
+    /// A picture with less noise, in the size that the checkpoint makes; its sides must be that size or any, and it is then
+    /// resized. `sigma` is the standard deviation of the noise, 1 from black to white. The request says what is to be seen, by a
+    /// prompt or by the picture itself; guidance is off.
+    ///
+    /// # Errors
+    /// As for [`Pipeline::run`], and a family without networks that work on pixels.
+    pub fn clean(&self, image: &Image, sigma: f32, request: &Request, observer: &mut Observer<'_>) -> Result<Image> {
+        image.check()?;
+        let request = Request { prior_guidance: None, decoder_guidance: Some(1.0), ..request.clone() };
+        let mut trace = Trace::off();
+        let mut session = self.session(&request, observer, &mut trace)?;
+        let mut drafts = self.family.encode(&mut session, &request)?;
+        self.family.embed(&mut session, &mut drafts)?;
+        self.family.clean(&mut session, drafts.swap_remove(0), image, sigma)
     }
 
     fn session<'a, 'o>(

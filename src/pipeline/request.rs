@@ -2,12 +2,14 @@
 
 use super::blend::Blend;
 use super::edit::Edit;
+use super::invert::Inversion;
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::model::text_encoder::Tokens;
 use crate::noise::{Generators, NoiseDtype, NoiseKind, NoiseSource};
 use crate::weights::Checkpoint;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// Most pictures of one request.
 const MOST_PICTURES: usize = 65_536;
@@ -76,6 +78,8 @@ pub struct Request {
     pub edit: Option<Edit>,
     /// A picture of what is where, such as a map of depths, for checkpoints that see one.
     pub hint: Option<Image>,
+    /// What the decoder begins from instead of noise: it then goes down the way on which this was found, without noise.
+    pub inversion: Option<Arc<Inversion>>,
 }
 
 impl Request {
@@ -107,6 +111,7 @@ impl Request {
             size: None,
             edit: None,
             hint: None,
+            inversion: None,
         }
     }
 
@@ -208,6 +213,15 @@ impl Request {
         }
         self.edit.iter().try_for_each(Edit::check)?;
         self.hint.iter().try_for_each(Image::check)?;
+        if self.inversion.is_some() {
+            let steps = self.decoder_steps.map(|_| "decoder steps").or(self.edit.as_ref().map(|_| "edit"));
+            if let Some(what) = steps {
+                return Err(Error::request(
+                    what,
+                    "an inversion says itself how the decoder begins and which steps it takes",
+                ));
+            }
+        }
         if self.pictures_per_prompt == 0 {
             return Err(Error::value("pictures per prompt", 0, "must be at least 1"));
         }

@@ -25,6 +25,15 @@ pub struct Loop {
     rule: SamplerStep,
 }
 
+/// What is done to the latents after every step of a loop.
+pub trait AfterStep {
+    /// The latents `[B, ..]` with which the next step begins.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn after(&mut self, sampling: &Loop, step: usize, executable: &mut dyn Executable) -> Result<Vec<f32>>;
+}
+
 /// Latents and noise of some pictures, channels last.
 pub struct Draws {
     /// `[B, ..]`: what the loop starts from, and after each step what it has come to.
@@ -80,6 +89,36 @@ impl Loop {
         let rule = config.step(guidance.is_some(), noise);
         let jumps = schedule.jumps(&timesteps);
         Ok(Loop { name, coefficients, timesteps, jumps, shape, rule })
+    }
+
+    /// One step from the timestep whose noise is of this [level](Schedule::timestep_of) to the network's estimate of the clean
+    /// sample, with its factor at that timestep.
+    pub fn estimating(name: &'static str, config: &SchedulerConfig, level: f32, shape: Vec<usize>) -> (Loop, f32) {
+        let schedule = Schedule::new(config);
+        let t = schedule.timestep_of(level);
+        let alpha_bar = schedule.alpha_bar[t as usize];
+        let mut row = [0.0; COEFFICIENTS];
+        // Nothing of x_t and no noise beside the estimate.
+        row[..3].copy_from_slice(&[(1.0 - alpha_bar).sqrt(), alpha_bar.sqrt(), 1.0]);
+        let jumps = vec![Jump { alpha_bar: [alpha_bar, 1.0], beta: [1.0 - alpha_bar, alpha_bar] }];
+        let rule = config.step(false, Noise::Given);
+        (Loop { name, coefficients: vec![row], timesteps: vec![t], jumps, shape, rule }, alpha_bar.sqrt())
+    }
+
+    /// Steps at these timesteps whose results are [made after them](AfterStep), in the order given.
+    pub fn through(
+        name: &'static str,
+        config: &SchedulerConfig,
+        timesteps: Vec<u32>,
+        shape: Vec<usize>,
+        guided: bool,
+    ) -> Loop {
+        let clean = Jump { alpha_bar: [1.0; 2], beta: [0.0, 1.0] };
+        // What the device makes of a step is not used; it must be finite.
+        let mut row = [0.0; COEFFICIENTS];
+        row[1] = 1.0;
+        let (coefficients, jumps) = (vec![row; timesteps.len()], vec![clean; timesteps.len()]);
+        Loop { name, coefficients, timesteps, jumps, shape, rule: config.step(guided, Noise::Given) }
     }
 
     /// The same from step `first` on.

@@ -1,12 +1,11 @@
 //! One run: its stages, each opened, run group by group, and ended.
 
 use super::ahead::Later;
-use super::edit::Known;
 use super::event::{Event, Latents, Observer, Stage, report};
 use super::family::{Family, Shapes};
 use super::request::Settings;
 use super::resident::{Keep, Needs, Residents};
-use super::sampling::{Draws, Loop, StepNoise};
+use super::sampling::{AfterStep, Draws, Loop, StepNoise};
 use super::trace::Trace;
 use crate::backend::{Backend, Executable};
 use crate::error::{Error, Result};
@@ -169,7 +168,7 @@ impl Session<'_, '_> {
     }
 
     /// Writes a loop's tables, runs the part that does not vary, and then the steps `range`, from the latents to the
-    /// latents. After every step what is `known` is put back.
+    /// latents. `after` may change them after every step.
     pub fn sample(
         &mut self,
         stage: Stage,
@@ -178,7 +177,7 @@ impl Session<'_, '_> {
         range: Range<usize>,
         time: &[f32],
         draws: &mut Draws,
-        mut known: Option<&mut Known<'_>>,
+        mut after: Option<&mut dyn AfterStep>,
     ) -> Result<()> {
         let room = executable.plan().input("time").map_or(0, |time| executable.plan().shape(time)[0]);
         // Tables have room for more steps than the loop may have; the rest is never read.
@@ -219,10 +218,9 @@ impl Session<'_, '_> {
             if self.trace.is_on() {
                 sampling.record(*executable.borrow_mut(), step, draws, self.trace)?;
             }
-            if let Some(known) = &mut known {
+            if let Some(after) = &mut after {
                 let executable = &mut **executable.borrow_mut();
-                draws.latents = self.read(stage, executable, "x")?;
-                known.replace(sampling, step, &mut draws.latents);
+                draws.latents = self.finite(stage, after.after(sampling, step, executable)?)?;
                 executable.write("x_t", &draws.latents)?;
             }
             self.progress.done += 1;
@@ -231,7 +229,7 @@ impl Session<'_, '_> {
             let latents = Latents::new(&read, &sampling.shape);
             report(self.observer, Event::Step { stage, done, steps, latents })?;
         }
-        if known.is_none() {
+        if after.is_none() {
             draws.latents = self.read(stage, executable.into_inner(), "x")?;
         }
         self.progress.sampling += began.elapsed();
@@ -241,7 +239,10 @@ impl Session<'_, '_> {
     /// Reads what a stage gives to the next ones. NaN and infinity end here, where it is known which component they
     /// arose in.
     pub fn read(&self, stage: Stage, executable: &mut dyn Executable, output: &str) -> Result<Vec<f32>> {
-        let values = executable.read(output)?;
+        self.finite(stage, executable.read(output)?)
+    }
+
+    fn finite(&self, stage: Stage, values: Vec<f32>) -> Result<Vec<f32>> {
         if values.iter().all(|x| x.is_finite()) {
             return Ok(values);
         }

@@ -7,7 +7,7 @@ use std::path::Path;
 use unclip::backend::Backend;
 use unclip::backend::cpu::Cpu;
 use unclip::image::Mask;
-use unclip::pipeline::{Edit, Event, Pipeline, Request, Trace, with_prior};
+use unclip::pipeline::{Blend, Edit, Event, Ingredient, Pipeline, Request, Task, Trace, with_prior};
 use unclip::weights::{Checkpoint, LoadOptions};
 
 /// A pipeline, and the folder from which it reads.
@@ -67,6 +67,20 @@ fn edits_are_those_of_the_original() {
     assert_recorded(&control, &hint, &recording, "hint");
     let edit = Some(Edit::redraw(recording.image("given/photo"), Some(0.8)));
     assert_recorded(&control, &Request { edit, seed: 6, ..hint }, &recording, "hint-redraw");
+}
+
+/// As the original's `interpolate`: the prior's draws for each text in turn, and for the negative prompt behind them.
+#[test]
+fn blends_are_those_of_the_original() {
+    let recording = Recording::kandinsky_edits();
+    let pipeline = pipeline("decoder", Cpu::new(2).unwrap());
+    let [fox, dogs] = ["a red fox", "two dogs"].map(|text| Ingredient::Prompt(text.into()));
+    let things = vec![fox, Ingredient::Image(recording.image("given/photo")), dogs];
+    let task = Task::Blend(Box::new(Blend::new(things, vec![vec![0.5, 0.4, 0.3]])));
+    let plain = Request { task, ..request("", 7, [64; 2]) };
+    assert_recorded(&pipeline, &plain, &recording, "blend");
+    let negative = Request { negative: Some("blurry".into()), seed: 8, ..plain };
+    assert_recorded(&pipeline, &negative, &recording, "blend-negative");
 }
 
 #[test]

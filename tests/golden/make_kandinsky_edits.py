@@ -19,6 +19,7 @@ from diffusers import (
     KandinskyV22ControlnetPipeline,
     KandinskyV22Img2ImgPipeline,
     KandinskyV22InpaintPipeline,
+    KandinskyV22Pipeline,
     KandinskyV22PriorPipeline,
     DDPMScheduler,
     UNet2DConditionModel,
@@ -98,6 +99,17 @@ def main():
     tensors["hint-redraw/pictures"] = pictures(both(
         **embeddings(["a dog"], noise), hint=hint, image=Image.fromarray(photo), strength=0.8, **settings(noise, 64, 64),
     ))
+    # Two texts and a picture; with a negative prompt the last run of the prior counts.
+    plain = pipeline(KandinskyV22Pipeline, "decoder")
+    things = ["a red fox", Image.fromarray(photo), "two dogs"]
+    for name, seed, negative in [("blend", 7, ""), ("blend-negative", 8, "blurry")]:
+        noise = generator(seed)
+        made = prior.interpolate(
+            things, [0.5, 0.4, 0.3], negative_prompt=negative, num_inference_steps=STEPS["prior"], generator=noise,
+        )
+        tensors[f"{name}/pictures"] = pictures(plain(
+            image_embeds=made.image_embeds, negative_image_embeds=made.negative_image_embeds, **settings(noise, 64, 64),
+        ))
     for name, values in tensors.items():
         print(name, tuple(values.shape), float(values.float().std()))
     save_file(tensors, HERE / "edits.safetensors")

@@ -46,6 +46,9 @@ pub fn known(given: &Given) -> Vec<f32> {
 impl Kandinsky {
     /// Refuses given pictures that the decoder cannot see, and requests without those that it must see.
     pub fn check_given(&self, request: &Request) -> Result<()> {
+        if request.inversion.is_some() {
+            return Err(Error::request("inversion", "the decoder of this checkpoint makes no pixels; Karlo's does"));
+        }
         let beside = kandinsky::Beside::of(&self.decoder)?;
         let mask = request.edit.as_ref().and_then(|edit| edit.mask.as_ref());
         match (beside, mask, &request.hint) {

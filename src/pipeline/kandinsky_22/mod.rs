@@ -329,6 +329,7 @@ impl Family for Kandinsky {
                 unconditional_image: mean_colour.clone(),
                 size: [width, height],
                 edit: edit.clone(),
+                inversion: None,
                 hint: hint.clone(),
                 noise: request.noise_of(k),
             }
@@ -469,7 +470,15 @@ impl Kandinsky {
             }
             sampling.trace_start(&draws, session.trace);
             let mut known = edit.as_ref().and_then(|edit| edit.small.known(noise));
-            session.sample(DECODER, &sampling, executable, 0..steps, &time, &mut draws, known.as_mut())?;
+            session.sample(
+                DECODER,
+                &sampling,
+                executable,
+                0..steps,
+                &time,
+                &mut draws,
+                known.as_mut().map(|known| known as _),
+            )?;
             all.extend(draws.latents);
             Ok(())
         })?;

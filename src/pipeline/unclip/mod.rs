@@ -8,6 +8,7 @@
 //! | decoder | a small picture |
 //! | super-resolution | the finished picture: one network for all steps but the last, another for the last |
 
+mod single;
 mod stages;
 
 use super::agree;
@@ -15,6 +16,7 @@ use super::blend::{self, Mix};
 use super::edit::Edit;
 use super::event::Stage;
 use super::family::{Embedding, Family, Kind, Painting, Shapes};
+use super::invert::Inversion;
 use super::parts::{Prior, Texts, Vision};
 use super::request::{Request, Settings, Task};
 use super::session::Session;
@@ -189,11 +191,19 @@ impl Family for UnClip {
         if request.hint.is_some() {
             return Err(Error::request("hint", "the decoder of this checkpoint sees none"));
         }
+        let own =
+            [self.decoder.sample_size.unwrap_or(0), self.decoder.sample_size.unwrap_or(0), self.decoder.in_channels];
+        if let Some(Inversion { shape, .. }) = request.inversion.as_deref().filter(|inversion| inversion.shape != own) {
+            return Err(Error::value("inversion", format!("{shape:?}"), format!("the decoder's latents are {own:?}")));
+        }
         let mut taken = [settings.decoder_steps, settings.super_res_steps];
         if let Some(edit) = &request.edit {
             let times = |steps: usize| 1 + (steps - 1) * edit.resample;
             let decoder = settings.decoder_steps - Edit::first(stages::strength(edit), settings.decoder_steps)?;
             taken = [times(decoder), if edit.mask.is_some() { times(taken[1]) } else { taken[1] }];
+        }
+        if let Some(inversion) = &request.inversion {
+            taken[0] = inversion.timesteps.len();
         }
         let (guided, noise) = (request.guided(settings), Noise::from(&request.noise_of(0)));
         let (subjects, pictures) = (request.subjects(), request.pictures());
@@ -243,6 +253,14 @@ impl Family for UnClip {
     fn paint(&self, session: &mut Session<'_, '_>, embeddings: &mut [Embedding]) -> Result<Vec<Painting>> {
         let conditions = self.project(session, embeddings)?;
         self.decode(session, embeddings, &conditions)
+    }
+
+    fn invert(&self, session: &mut Session<'_, '_>, draft: Embedding, image: &Image) -> Result<Inversion> {
+        self.invert_picture(session, draft, image)
+    }
+
+    fn clean(&self, session: &mut Session<'_, '_>, draft: Embedding, image: &Image, sigma: f32) -> Result<Image> {
+        self.clean_picture(session, draft, image, sigma)
     }
 
     fn enlarge(&self, session: &mut Session<'_, '_>, small: &mut [Painting], first: usize) -> Result<Vec<Image>> {

@@ -1,14 +1,16 @@
 //! The stages, one after the other: what each is given, and what it hands on.
 
 use super::{DECODER, SUPER_RES_FIRST, SUPER_RES_LAST, TEXT_PROJ, UnClip};
+use crate::backend::Executable;
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::model::text_encoder::Tokens;
-use crate::ops::elements;
+use crate::ops::{Noise, elements};
 use crate::pipeline::blend::{Blend, Mix};
 use crate::pipeline::edit::{self, Edit, Given, KnownNoise, Prepared};
 use crate::pipeline::event::{Event, report};
 use crate::pipeline::family::{Embedding, Family, Painting, Shapes};
+use crate::pipeline::invert::Deterministic;
 use crate::pipeline::parts::{guided, of_texts, recording, row, time_table};
 use crate::pipeline::request::{Request, Task};
 use crate::pipeline::sampling::{Draws, Loop, StepNoise, drawn_by};
@@ -32,6 +34,18 @@ pub struct Condition {
     added: Vec<f32>,
     /// `[T']`, 1 for tokens that may be seen.
     mask: Vec<f32>,
+}
+
+impl Condition {
+    /// Writes rows as the decoder's inputs.
+    pub fn write<'c>(rows: impl Iterator<Item = &'c Condition>, executable: &mut dyn Executable) -> Result<()> {
+        let rows: Vec<&Condition> = rows.collect();
+        let of =
+            |part: fn(&Condition) -> &Vec<f32>| rows.iter().flat_map(|row| part(row)).copied().collect::<Vec<f32>>();
+        executable.write("context", &of(|row| &row.context))?;
+        executable.write("added", &of(|row| &row.added))?;
+        executable.write("mask", &of(|row| &row.mask))
+    }
 }
 
 impl UnClip {
@@ -89,6 +103,7 @@ impl UnClip {
                 negative: None,
                 size: self.picture_size(request),
                 edit: edit.clone(),
+                inversion: request.inversion.clone(),
                 hint: None,
                 noise: request.noise_of(k),
             }
@@ -174,19 +189,28 @@ impl UnClip {
         let setting = ("decoder steps", steps);
         let sampling = Loop::new("decoder", &self.decoder_scheduler, setting, shape, guided.then_some(scale), noise)?;
         let edit = edit::shared(drafts.iter().map(|draft| &draft.edit))?;
-        let sampling = edit.iter().try_fold(sampling, |sampling, edit| edit.sampling(sampling))?;
+        let inversion = drafts[0].inversion.clone();
+        let down: Option<Vec<u32>> = inversion.as_ref().map(|found| found.timesteps.iter().rev().copied().collect());
+        let sampling = match &down {
+            Some(levels) => {
+                Loop::through("decoder", &self.decoder_scheduler, levels.clone(), sampling.shape.clone(), guided)
+            }
+            None => edit.iter().try_fold(sampling, |sampling, edit| edit.sampling(sampling))?,
+        };
+        let noise = if down.is_some() { Noise::Given } else { noise };
         let time = time_table(&sampling, &self.decoder);
         let steps = sampling.steps();
         let shapes = Shapes::sampling(1, steps, guided, noise);
         let mut small = Vec::new();
         session.stage(DECODER, shapes, drafts.len(), steps, |session, executable, group| {
             let (drafts, conditions) = (&mut drafts[group.clone()], &conditions[group]);
-            let mut draws = sampling.draw(drafts.iter_mut().map(|draft| &mut draft.noise));
+            let mut draws = match &inversion {
+                Some(found) => Draws { latents: found.latents.repeat(drafts.len()), noise: StepNoise::None },
+                None => sampling.draw(drafts.iter_mut().map(|draft| &mut draft.noise)),
+            };
             // All unconditional rows, then all conditional ones.
-            let rows = || (0..conditions[0].len()).flat_map(|half| conditions.iter().map(move |rows| &rows[half]));
-            executable.write("context", &rows().flat_map(|row| &row.context).copied().collect::<Vec<f32>>())?;
-            executable.write("added", &rows().flat_map(|row| &row.added).copied().collect::<Vec<f32>>())?;
-            executable.write("mask", &rows().flat_map(|row| &row.mask).copied().collect::<Vec<f32>>())?;
+            let rows = (0..conditions[0].len()).flat_map(|half| conditions.iter().map(move |rows| &rows[half]));
+            Condition::write(rows, executable)?;
             recording::mask(session.trace, executable, "decoder/attention_mask")?;
             if let Some(edit) = &edit {
                 edit.begin(&sampling, &mut draws);
@@ -194,7 +218,13 @@ impl UnClip {
             sampling.trace_start(&draws, session.trace);
             let sources = KnownNoise::Drawn(drafts.iter_mut().map(|draft| &mut draft.noise).collect());
             let mut known = edit.as_ref().and_then(|edit| edit.small.known(sources));
-            session.sample(DECODER, &sampling, executable, 0..steps, &time, &mut draws, known.as_mut())?;
+            let c = self.decoder.in_channels;
+            let mut down = down.as_ref().map(|levels| {
+                let (x, scheduler) = (draws.latents.clone(), &self.decoder_scheduler);
+                Deterministic::new(scheduler, levels, guided.then_some(scale), x, c)
+            });
+            let after = down.as_mut().map(|down| down as _).or(known.as_mut().map(|known| known as _));
+            session.sample(DECODER, &sampling, executable, 0..steps, &time, &mut draws, after)?;
             for (draft, latents) in drafts.iter().zip(draws.latents.chunks_exact(elements(&sampling.shape))) {
                 let pixels = latents.iter().map(|x| x.clamp(-1.0, 1.0)).collect();
                 let (edit, noise) = (draft.edit.clone(), draft.noise.clone());
@@ -240,7 +270,15 @@ impl UnClip {
             let sources = KnownNoise::Drawn(small[group].iter_mut().map(|painting| &mut painting.noise).collect());
             let large = edit.as_ref().and_then(|edit| edit.large.as_ref());
             let mut known = large.and_then(|large| large.known(sources));
-            session.sample(SUPER_RES_FIRST, &sampling, executable, 0..steps - 1, &time, &mut draws, known.as_mut())?;
+            session.sample(
+                SUPER_RES_FIRST,
+                &sampling,
+                executable,
+                0..steps - 1,
+                &time,
+                &mut draws,
+                known.as_mut().map(|known| known as _),
+            )?;
             recording::upscaled(session.trace, executable)?;
             latents.extend(draws.latents);
             Ok(())
@@ -258,7 +296,15 @@ impl UnClip {
             let large = edit.as_ref().and_then(|edit| edit.large.as_ref());
             let mut known = large.and_then(|large| large.known(KnownNoise::Drawn(Vec::new())));
             let last = steps - 1..steps;
-            session.sample(SUPER_RES_LAST, &sampling, executable, last, &time, &mut draws, known.as_mut())?;
+            session.sample(
+                SUPER_RES_LAST,
+                &sampling,
+                executable,
+                last,
+                &time,
+                &mut draws,
+                known.as_mut().map(|known| known as _),
+            )?;
             for latents in draws.latents.chunks_exact(elements(&sampling.shape)) {
                 let image = Image::from_unit_range(size, size, latents)?;
                 report(session.observer, Event::Picture { index: first + images.len(), image: &image })?;
