@@ -53,6 +53,7 @@ fn dispatch(command: Command) -> Result<(), cli::Failure> {
         Command::Invert(arguments) => cli::invert::invert(&arguments).map_err(cli::args::by_flag)?,
         Command::Blend(arguments) => cli::blend::blend(&arguments).map_err(cli::args::by_flag)?,
         Command::Classify(arguments) => cli::classify::classify(&arguments)?,
+        Command::Enlarge(arguments) => cli::enlarge::enlarge(&arguments)?,
         Command::Embed(arguments) => cli::embed::embed(&arguments)?,
         Command::Search(arguments) => cli::search::search(&arguments)?,
         Command::Plan(arguments) => cli::plan::plan(&arguments)?,

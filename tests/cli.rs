@@ -12,6 +12,8 @@ mod clip;
 mod devices;
 #[path = "cli/edits.rs"]
 mod edits;
+#[path = "cli/enlarge.rs"]
+mod enlarge;
 #[cfg(all(feature = "default-model", feature = "tokenizer"))]
 #[path = "cli/families.rs"]
 mod families;
@@ -23,6 +25,8 @@ mod noise;
 mod outputs;
 #[path = "cli/plans.rs"]
 mod plans;
+#[path = "cli/previews.rs"]
+mod previews;
 #[path = "cli/subjects.rs"]
 mod subjects;
 mod support;

@@ -106,7 +106,7 @@ impl ModelCase {
             Network::SuperRes => {
                 let small = unet("decoder")?.sample_size.unwrap_or(0);
                 let config = unet("super_res_first")?;
-                super_res::plan("super_res_first", &config, weights, &run, small, config.sample_size)
+                super_res::plan("super_res_first", &config, weights, &run, [small; 2], [config.sample_size; 2])
             }
         }
     }

@@ -5,6 +5,7 @@ use super::classify::ClassifyArguments;
 use super::devices::{Device, DeviceParser};
 use super::edit::{EDIT_EXAMPLES, EditArguments};
 use super::embed::EmbedArguments;
+use super::enlarge::EnlargeArguments;
 use super::invert::InvertArguments;
 use super::search::SearchArguments;
 use super::show::Protocol;
@@ -82,6 +83,9 @@ pub enum Command {
     /// Say which of some labels fits a picture best
     #[command(after_help = super::classify::EXAMPLES)]
     Classify(Box<ClassifyArguments>),
+    /// Make a picture larger by super-resolution alone
+    #[command(after_help = super::enlarge::EXAMPLES)]
+    Enlarge(Box<EnlargeArguments>),
     /// Write embeddings of texts and pictures
     #[command(after_help = super::embed::EXAMPLES)]
     Embed(Box<EmbedArguments>),
@@ -242,6 +246,13 @@ pub struct OutputArguments {
     #[arg(long, value_name = "HOW", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "auto",
           conflicts_with = "json", help_heading = OUTPUT)]
     pub show: Option<Protocol>,
+    /// Write the picture as the steps so far would have it to this file, again and again while sampling; with --show the
+    /// terminal has it, too
+    #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
+    pub preview: Option<PathBuf>,
+    /// Steps from one preview to the next [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = OUTPUT)]
+    pub every: Option<u32>,
     /// Keep the intermediate tensors in a safetensors file, under the names of the reference recordings
     #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
     pub trace: Option<PathBuf>,
@@ -367,6 +378,7 @@ impl Arguments {
             Command::Run(arguments) => arguments.output.json,
             Command::Edit(arguments) => arguments.output.json,
             Command::Blend(arguments) => arguments.output.json,
+            Command::Enlarge(arguments) => arguments.json,
             _ => false,
         }
     }
@@ -402,7 +414,7 @@ const FLAGS: [(&str, &str); 25] = [
 ];
 
 /// Values of `--format`, other names for them, and what they are.
-const FORMATS: &[Named<Format>] = &[
+pub const FORMATS: &[Named<Format>] = &[
     (Format::Png, "png", &[], "Without loss"),
     (Format::Jpeg { quality: Format::QUALITY }, "jpeg", &["jpg"], "With loss: see --quality"),
     (Format::WebP, "webp", &[], "Without loss, as PNG"),
@@ -430,11 +442,16 @@ pub fn named<T: Copy + Send + Sync + 'static>(
     })
 }
 
-/// The error as someone at the command line knows it: settings by their flags.
+/// The error as someone at the command line knows it: settings of `engine run` by their flags.
 pub fn by_flag(error: Error) -> Error {
+    flagged(error, &FLAGS)
+}
+
+/// The error with a setting's flag in place of its name.
+pub fn flagged(error: Error, flags: &[(&str, &str)]) -> Error {
     match error {
         Error::Request { what, found, reason } => {
-            let flag = FLAGS.iter().find(|(setting, _)| *setting == what);
+            let flag = flags.iter().find(|(setting, _)| *setting == what);
             Error::Request { what: flag.map_or(what, |(_, flag)| (*flag).to_owned()), found, reason }
         }
         other => other,
@@ -459,7 +476,7 @@ fn size(text: &str) -> Result<[usize; 2], String> {
 }
 
 /// A seed, drawn now if it is to be random.
-fn seed(text: &str) -> Result<Seed, String> {
+pub fn seed(text: &str) -> Result<Seed, String> {
     use std::hash::{BuildHasher, RandomState};
     if text == "random" {
         // Of 32 bits, because torch's generator uses no more, and because people type it again.
@@ -585,10 +602,14 @@ mod tests {
 
     #[test]
     fn help_texts_leave_the_wrapping_to_clap() {
-        let of_files =
-            [super::super::classify::EXAMPLES, super::super::embed::EXAMPLES, super::super::search::EXAMPLES];
-        let own =
-            [super::super::invert::EXAMPLES, RUN_EXAMPLES, EDIT_EXAMPLES, BLEND_EXAMPLES, BENCH_EXAMPLES, EXIT_CODES];
+        let of_files = [
+            super::super::classify::EXAMPLES,
+            super::super::embed::EXAMPLES,
+            super::super::enlarge::EXAMPLES,
+            super::super::invert::EXAMPLES,
+            super::super::search::EXAMPLES,
+        ];
+        let own = [RUN_EXAMPLES, EDIT_EXAMPLES, BLEND_EXAMPLES, BENCH_EXAMPLES, EXIT_CODES];
         for text in own.into_iter().chain(of_files) {
             let lines: Vec<&str> = text.lines().collect();
             for pair in lines.windows(2) {

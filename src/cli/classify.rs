@@ -1,6 +1,6 @@
 //! `engine classify`: which of some labels fits a picture best.
 
-use super::args::{DeviceArguments, HOW, ModelArguments, OUTPUT, WHAT};
+use super::args::{DeviceArguments, HOW, ModelArguments, OUTPUT, WHAT, flagged};
 use super::given::{self, Given, ReadArguments};
 use super::known::Known;
 use super::progress::Progress;
@@ -70,7 +70,8 @@ pub fn classify(arguments: &ClassifyArguments) -> Result<()> {
     let files = given::find("--image", &arguments.image)?;
     let check = |pipeline: &unclip::pipeline::Pipeline| pipeline.check_towers(true, true);
     let pipeline = opened::open(checkpoint, &arguments.device, &progress, check)?;
-    let classifier = pipeline.classifier(&labels, &mut opened::observer(&mut progress)).map_err(by_flag)?;
+    let classifier =
+        pipeline.classifier(&labels, &mut opened::observer(&mut progress)).map_err(|error| flagged(error, &FLAGS))?;
     if !classifier.has_own_scale() {
         progress.note(&format!("logit scale {}, that of CLIP: the checkpoint has none", classifier.scale()));
     }
@@ -115,24 +116,12 @@ fn labels(arguments: &ClassifyArguments, known: &Known) -> Result<Classify> {
         classify = classify.templates(&arguments.template);
     }
     classify.scale = arguments.scale;
-    classify.check().map_err(by_flag)?;
+    classify.check().map_err(|error| flagged(error, &FLAGS))?;
     Ok(classify)
 }
 
-/// The error as someone at the command line knows it: settings by their flags.
-fn by_flag(error: Error) -> Error {
-    match error {
-        Error::Request { what, found, reason } => {
-            let what = match what.as_str() {
-                "labels" => "--labels".to_owned(),
-                "logit scale" => "--scale".to_owned(),
-                _ => what,
-            };
-            Error::Request { what, found, reason }
-        }
-        error => error,
-    }
-}
+/// What the library calls a setting, and the flag that sets it.
+const FLAGS: [(&str, &str); 2] = [("labels", "--labels"), ("logit scale", "--scale")];
 
 /// How results are printed.
 struct Report<'a> {

@@ -3,13 +3,14 @@
 use super::args::{HowArguments, OutputArguments};
 use super::devices::Chosen;
 use super::files::{self, Targets};
+use super::preview::Preview;
 use super::progress::{Progress, round};
 use serde_json::json;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use unclip::image::{Format, Image};
+use unclip::image::{Format, Image, Texts};
 use unclip::pipeline::{Event, Keep, Pipeline, Recipe, Request, Subject, Trace};
 use unclip::{Error, Precision, Result};
 
@@ -38,11 +39,13 @@ pub struct Job<'a> {
 /// What the library reports, and files that cannot be written; no file is then half-written.
 pub fn make(job: Job<'_>, output: &OutputArguments, mut progress: Progress) -> Result<()> {
     let Job { pipeline, chosen: Chosen { backend, remark: why }, request, outputs, .. } = job;
-    let Outputs { targets, formats, remark, removed, animation } = outputs;
+    let Outputs { targets, formats, remark, removed, animation, preview } = outputs;
     let model = pipeline.checkpoint().name();
     // One run: what stays would only take memory, but what is loaded ahead has to stay until its turn.
     let keep = if backend.loads_ahead() { Keep::Weights } else { Keep::Nothing };
     let pipeline = pipeline.keep(keep, None).with_backend(backend);
+    let pipeline = preview.every().into_iter().fold(pipeline, Pipeline::previews);
+    let mut preview = preview.sized(pipeline.picture_size(request));
     let recipes: Vec<Recipe> = (0..request.pictures()).map(|k| (job.recipe)(&pipeline, k)).collect();
     formats.check(&recipes)?;
 
@@ -62,6 +65,7 @@ pub fn make(job: Job<'_>, output: &OutputArguments, mut progress: Progress) -> R
             failed = write(&image, &recipes[index], &targets, formats.pictures, index, &mut progress).err();
             finished.push(image);
         }
+        preview.event(&event, &progress);
         progress.event(&event);
         let stop = failed.is_some() || INTERRUPTED.load(Ordering::Relaxed);
         if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -143,6 +147,8 @@ pub struct Outputs {
     removed: usize,
     /// All pictures as an animation.
     animation: Option<PathBuf>,
+    /// What the steps so far would make.
+    preview: Preview,
 }
 
 impl Outputs {
@@ -158,9 +164,10 @@ impl Outputs {
         animation: Option<&Path>,
     ) -> Result<Outputs> {
         let formats = Formats::of(arguments)?;
+        let preview = Preview::of(arguments)?;
         let (targets, remark) = Targets::new(arguments.output.as_deref(), count, formats.pictures)?;
         let removed = check_outputs(arguments, &targets, inputs, animation)?;
-        Ok(Outputs { targets, formats, remark, removed, animation: animation.map(Path::to_path_buf) })
+        Ok(Outputs { targets, formats, remark, removed, animation: animation.map(Path::to_path_buf), preview })
     }
 }
 
@@ -183,7 +190,12 @@ fn check_outputs(
             return refused("standard output is a terminal; redirect it to a file or a program");
         }
     }
-    let beside = [("--grid", arguments.grid.as_deref()), ("--trace", arguments.trace.as_deref()), ("--gif", animation)];
+    let beside = [
+        ("--grid", arguments.grid.as_deref()),
+        ("--preview", arguments.preview.as_deref()),
+        ("--trace", arguments.trace.as_deref()),
+        ("--gif", animation),
+    ];
     let beside = beside.into_iter().filter_map(|(flag, path)| path.map(|path| (flag, path)));
     if let Some((flag, path)) = beside.clone().find(|(_, path)| files::is_stdout(path)) {
         return Err(Error::value(flag, path.display(), "standard output, to which --output alone can write"));
@@ -208,7 +220,7 @@ fn write(
     progress: &mut Progress,
 ) -> Result<()> {
     match targets {
-        Targets::Stdout => write_stdout(image, recipe, format),
+        Targets::Stdout => write_stdout(image, &Recipe::texts(std::slice::from_ref(recipe)), format),
         Targets::Files(files) => write_file(image, recipe, &files[k], format, progress),
     }
 }
@@ -223,15 +235,17 @@ fn write_file(image: &Image, recipe: &Recipe, path: &Path, format: Format, progr
     Ok(())
 }
 
-fn write_stdout(image: &Image, recipe: &Recipe, format: Format) -> Result<()> {
+/// Writes a picture to standard output.
+pub fn write_stdout(image: &Image, texts: &Texts, format: Format) -> Result<()> {
     let failed = |e| Error::io("standard output", "write", e);
     let mut bytes = Vec::new();
-    image.encode(&mut bytes, format, &Recipe::texts(std::slice::from_ref(recipe))).map_err(failed)?;
+    image.encode(&mut bytes, format, texts).map_err(failed)?;
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(&bytes).and_then(|()| stdout.flush()).map_err(failed)
 }
 
-fn finish(mut progress: Progress, images: &[Image]) -> Result<()> {
+/// The end of a run that made pictures.
+pub fn finish(mut progress: Progress, images: &[Image]) -> Result<()> {
     let memory = peak_memory_bytes();
     progress.json(json!({ "event": "done", "pictures": images.len(), "peak_memory_bytes": memory }));
     let (count, size) = (images.len(), images.first().map_or([0, 0], |i| [i.width, i.height]));

@@ -6,7 +6,7 @@
 use super::progress::Progress;
 use clap::ValueEnum;
 use std::fmt::Write;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use unclip::image::{Format, Image, Texts};
 use unclip::{Error, Result};
 
@@ -40,12 +40,64 @@ pub fn show(images: &[Image], protocol: Protocol, progress: &Progress) -> Result
     };
     let sheet = Image::grid(images)?;
     let text = match protocol {
-        Protocol::Kitty => kitty(&base64(&encoded(&sheet)?)),
+        Protocol::Kitty => kitty(&base64(&encoded(&sheet)?), "a=T,f=100,q=2,"),
         Protocol::Iterm => iterm(&encoded(&sheet)?),
         Protocol::Sixel => sixel(&sheet),
         Protocol::Auto | Protocol::Blocks => blocks(&fit(&sheet, terminal_pixels())),
     };
     super::print(&text)
+}
+
+/// A picture that is drawn again in its place.
+pub struct Live {
+    protocol: Protocol,
+    is_drawn: bool,
+}
+
+impl Protocol {
+    /// To draw in one place, where standard output is a terminal that can.
+    pub fn live(self) -> Option<Live> {
+        let protocol = if self == Protocol::Auto { of_terminal(|name| std::env::var(name).ok()) } else { self };
+        let can = matches!(protocol, Protocol::Blocks | Protocol::Kitty) && std::io::stdout().is_terminal();
+        can.then_some(Live { protocol, is_drawn: false })
+    }
+}
+
+impl Live {
+    /// Draws a picture below the present line, where the cursor stays: a bar has its place there.
+    ///
+    /// # Errors
+    /// The terminal cannot be written to.
+    pub fn draw(&mut self, image: &Image) -> Result<()> {
+        self.is_drawn = true;
+        print_now(&self.text(image, terminal_pixels())?)
+    }
+
+    fn text(&self, image: &Image, room: [usize; 2]) -> Result<String> {
+        if self.protocol == Protocol::Kitty {
+            // One number for all: each takes the place of the last.
+            let picture = kitty(&base64(&encoded(image)?), "a=T,f=100,q=2,i=1,p=1,C=1,");
+            return Ok(format!("\r\n{}\x1b[A", picture.trim_end()));
+        }
+        let text = blocks(&fit(image, room));
+        Ok(format!("\r\n{text}\x1b[{}A", text.lines().count() + 1))
+    }
+
+    /// Takes the picture away, for text or the finished picture.
+    pub fn clear(&mut self) {
+        if std::mem::take(&mut self.is_drawn) {
+            let gone =
+                if self.protocol == Protocol::Kitty { "\x1b_Ga=d,d=i,i=1,q=2\x1b\\" } else { "\r\n\x1b[J\x1b[A" };
+            // Whoever left the terminal needs nothing cleared.
+            _ = print_now(gone);
+        }
+    }
+}
+
+/// Text that does not end with its line is shown, too.
+fn print_now(text: &str) -> Result<()> {
+    super::print(text)?;
+    std::io::stdout().flush().map_err(|e| Error::io("standard output", "write", e))
 }
 
 /// The protocol of the terminal that these variables describe.
@@ -132,12 +184,12 @@ fn encoded(image: &Image) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// In parts of 4096 characters; `q=2` keeps the terminal from answering.
-fn kitty(png: &str) -> String {
+/// In parts of 4096 characters, the first with these keys; `q=2` keeps the terminal from answering.
+fn kitty(png: &str, keys: &str) -> String {
     let parts: Vec<&[u8]> = png.as_bytes().chunks(4096).collect();
     let mut text = String::new();
     for (k, part) in parts.iter().enumerate() {
-        let head = if k == 0 { "a=T,f=100,q=2," } else { "" };
+        let head = if k == 0 { keys } else { "" };
         let more = u8::from(k + 1 < parts.len());
         let part = std::str::from_utf8(part).expect("base64 is ASCII");
         _ = write!(text, "\x1b_G{head}m={more};{part}\x1b\\");
@@ -287,10 +339,20 @@ mod tests {
 
     #[test]
     fn kitty_is_sent_in_parts_and_asks_for_no_answer() {
-        let text = kitty(&"A".repeat(5000));
+        let text = kitty(&"A".repeat(5000), "a=T,f=100,q=2,");
         assert!(text.starts_with("\x1b_Ga=T,f=100,q=2,m=1;AAAA"), "{}", &text[..40]);
         assert_eq!(text.matches("\x1b_G").count(), 2);
         assert!(text.contains(&format!("\x1b\\\x1b_Gm=0;{}\x1b\\\n", "A".repeat(904))));
+    }
+
+    #[test]
+    fn a_live_picture_leaves_the_cursor_above_it_and_keeps_one_number() {
+        let text = |protocol, image: &Image| Live { protocol, is_drawn: false }.text(image, [10, 20]).unwrap();
+        let drawn = text(Protocol::Blocks, &plain(4, 6, [1, 2, 3]));
+        assert!(drawn.starts_with("\r\n\x1b[38;") && drawn.ends_with("\n\x1b[4A"), "{drawn:?}");
+        let drawn = text(Protocol::Kitty, &plain(4, 6, [1, 2, 3]));
+        assert!(drawn.starts_with("\r\n\x1b_Ga=T,f=100,q=2,i=1,p=1,C=1,m=0;"), "{drawn:?}");
+        assert!(drawn.ends_with("\x1b\\\x1b[A"), "{drawn:?}");
     }
 
     #[test]

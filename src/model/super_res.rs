@@ -9,8 +9,8 @@ use crate::error::Result;
 use crate::plan::{Graph, Plan, Tensor, WeightSource};
 use crate::weights::config::Configured;
 
-/// Records one of the two networks with its sampling step. `small` is the side of the decoder's picture, `size` that of
-/// the result, which the second network's own configuration lacks.
+/// Records one of the two networks with its sampling step. `small` is the height and width of the given picture, `size` of
+/// the result; `None`, which is refused, where a configuration should have said it.
 ///
 /// Inputs: `small [B, h, w, C]`, `time [S, W]`, `coefficients [S, B, 9]`, `noise [S, B, H, W, C]` or `seeds [B, 4 | 8]`, and per
 /// step `x_t [B, H, W, C]`, fed back. Outputs: `upscaled [B, H, W, C]`, `model_output [B, H, W, C]`, `x [B, H, W, C]`.
@@ -22,23 +22,23 @@ pub fn plan(
     config: &Configured<Config>,
     source: &dyn WeightSource,
     sizes: &Sizes,
-    small: usize,
-    size: Option<usize>,
+    small: [usize; 2],
+    size: [Option<usize>; 2],
 ) -> Result<Plan> {
     config.require_class(UNCONDITIONAL)?;
-    let size = config.picture_size(size)?;
+    let [height, width] = [config.picture_size(size[0])?, config.picture_size(size[1])?];
     let (pictures, c) = (sizes.pictures, config.out_channels);
     if config.in_channels != 2 * c {
         let reason = format!("in_channels is {}; expected {}, noisy and enlarged picture", config.in_channels, 2 * c);
         return Err(config.refused(reason));
     }
     let graph = Graph::new(name, source);
-    let small = graph.input("small", &[pictures, small, small, c]);
+    let small = graph.input("small", &[pictures, small[0], small[1], c]);
     let time = graph.input("time", &[sizes.steps, config.time_features()]);
-    let x_t = graph.step_input("x_t", &[pictures, size, size, c]);
+    let x_t = graph.step_input("x_t", &[pictures, height, width, c]);
     let step = graph.step_number();
 
-    let upscaled = small.bicubic(size, size);
+    let upscaled = small.bicubic(height, width);
     let conditions = Conditions { time, step, added: None, context: None };
     let predicted = forward(&graph.weights(), config, Tensor::concat(&[x_t, upscaled], 3), &conditions);
     graph.output("upscaled", upscaled);

@@ -104,16 +104,24 @@ pub enum Event<'a> {
     },
 }
 
-/// The samples of a step, for previews. They stay on the device unless they are asked for.
+/// The samples of a step. They stay on the device unless they are asked for.
 #[derive(Clone, Copy)]
 pub struct Latents<'a> {
-    read: &'a dyn Fn() -> Result<Vec<f32>>,
+    read: Read<'a>,
+    guess: Option<Read<'a>>,
     shape: &'a [usize],
 }
 
+/// Reads samples back.
+type Read<'a> = &'a dyn Fn() -> Result<Vec<f32>>;
+
 impl<'a> Latents<'a> {
-    pub(super) fn new(read: &'a dyn Fn() -> Result<Vec<f32>>, shape: &'a [usize]) -> Latents<'a> {
-        Latents { read, shape }
+    pub(super) fn new(read: Read<'a>, shape: &'a [usize]) -> Latents<'a> {
+        Latents { read, guess: None, shape }
+    }
+
+    pub(super) fn with_guess(self, guess: Option<Read<'a>>) -> Latents<'a> {
+        Latents { guess, ..self }
     }
 
     /// Of one sample: `[H, W, C]`, or `[D]` for an embedding.
@@ -128,7 +136,35 @@ impl<'a> Latents<'a> {
     pub fn read(&self) -> Result<Vec<f32>> {
         (self.read)()
     }
+
+    /// What the step takes the finished samples for: x0 of its formula, `[B, ..]`. `None` after steps of which the pipeline
+    /// keeps no [previews](super::Pipeline::previews).
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn guess(&self) -> Result<Option<Vec<f32>>> {
+        self.guess.map(|guess| guess()).transpose()
+    }
+
+    /// The guess as pictures of the samples' size: colours of what is sampled in colours, and of latents the first three
+    /// channels, which show shapes in wrong colours. `None` where there is no guess, and for embeddings.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn previews(&self) -> Result<Option<Vec<Image>>> {
+        let &[height, width, channels] = self.shape else { return Ok(None) };
+        let Some(guess) = self.guess().map(|guess| guess.filter(|_| channels >= 3))? else { return Ok(None) };
+        let scale = if channels == 3 { 1.0 } else { 1.0 / LATENTS };
+        let image = |sample: &[f32]| {
+            let colours = sample.chunks_exact(channels).flat_map(|pixel| &pixel[..3]).map(|x| x * scale);
+            Image::from_unit_range(width, height, &colours.collect::<Vec<f32>>())
+        };
+        guess.chunks_exact(height * width * channels).map(image).collect::<Result<_>>().map(Some)
+    }
 }
+
+/// Magnitude that few elements of latents exceed.
+const LATENTS: f32 = 3.0;
 
 impl fmt::Debug for Latents<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -6,6 +6,7 @@
 
 use super::blend::Mixture;
 use super::edit::Prepared;
+use super::enlarge::Enlarge;
 use super::event::Stage;
 use super::invert::Inversion;
 use super::parts::{Texts, Vision};
@@ -181,6 +182,23 @@ pub(super) trait Family: Send + Sync {
     /// The family has no networks that work on pixels.
     fn clean(&self, _: &mut Session<'_, '_>, _: Embedding, _: &Image, _: f32) -> Result<Image> {
         Err(Error::request("image", "the networks of this checkpoint do not work on pixels; Karlo's do"))
+    }
+
+    /// Width and height of a picture that super-resolution alone enlarges.
+    ///
+    /// # Errors
+    /// The family has none, or a setting is out of range.
+    fn enlarged_size(&self, _: &Enlarge, _: &Settings) -> Result<[usize; 2]> {
+        Err(Error::Unsupported { what: "enlarging pictures: this checkpoint has no super-resolution".into() })
+    }
+
+    /// Enlarges a picture whose [size](Family::enlarged_size) was checked.
+    ///
+    /// # Errors
+    /// As for [`Family::enlarged_size`], and what is wrong with weights or device.
+    fn enlarge_alone(&self, session: &mut Session<'_, '_>, enlarge: &Enlarge) -> Result<Image> {
+        self.enlarged_size(enlarge, &session.settings)?;
+        unreachable!("a family that enlarges says how")
     }
 
     /// Enlarges small pictures; each is reported when it is finished, numbered from `first` on.

@@ -20,6 +20,7 @@ mod classify;
 mod clip;
 mod edit;
 mod embeddings;
+mod enlarge;
 mod event;
 mod family;
 mod invert;
@@ -30,6 +31,7 @@ mod request;
 mod resident;
 mod sampling;
 mod session;
+mod tiles;
 mod trace;
 mod unclip;
 
@@ -37,6 +39,7 @@ pub use blend::{Blend, Ingredient, Mix, Shift};
 pub use classify::{CLIP_SCALE, Classifier, Classify, Label, Score, TEMPLATE};
 pub use edit::Edit;
 pub use embeddings::{cosine, mean_direction, unit};
+pub use enlarge::Enlarge;
 pub use event::{Event, Latents, Observer, Stage};
 pub use family::{Embedding, EncodedText, Painting, Shapes, inspect};
 pub use invert::Inversion;
@@ -76,6 +79,7 @@ pub struct Pipeline {
     family: Box<dyn Family>,
     residents: Residents,
     memory: u64,
+    previews: Option<usize>,
     /// Whether the limit of what stays is that of the device.
     limit_is_default: bool,
 }
@@ -89,7 +93,7 @@ impl Pipeline {
         let checkpoint = Arc::new(checkpoint);
         let family = family::open(&checkpoint)?;
         let residents = Residents::new(Keep::default(), kept_by_default(&*backend));
-        Ok(Pipeline { checkpoint, backend, family, residents, memory: MEMORY, limit_is_default: true })
+        Ok(Pipeline { checkpoint, backend, family, residents, memory: MEMORY, previews: None, limit_is_default: true })
     }
 
     /// The same checkpoint on another device, where nothing is loaded yet.
@@ -103,6 +107,13 @@ impl Pipeline {
     /// possible.
     pub fn memory_limit(mut self, bytes: u64) -> Pipeline {
         self.memory = bytes;
+        self
+    }
+
+    /// Keeps what [`Latents::guess`] needs after every so many steps of each stage; without it no step has a guess. That is a copy
+    /// of the samples, for which the device is waited for.
+    pub fn previews(mut self, every: usize) -> Pipeline {
+        self.previews = Some(every.max(1));
         self
     }
 
@@ -353,6 +364,7 @@ impl Pipeline {
             settings,
             observer,
             trace,
+            previews: self.previews,
             recorded: HashMap::new(),
             progress: Progress::default(),
         }

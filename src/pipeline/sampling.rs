@@ -225,6 +225,36 @@ impl Loop {
         }
     }
 
+    /// The finished samples x0 `[B, ..]` as the network's answer in a step from `x_t` would have them.
+    pub fn guess(&self, executable: &mut dyn Executable, step: usize, x_t: &[f32]) -> Result<Vec<f32>> {
+        let output = executable.read("model_output")?;
+        Ok(self.guided_and_original(&output, step, x_t, &vec![0.0; x_t.len()]).1)
+    }
+
+    /// The network's output after guidance, with the conditional half's variance channels behind it as the scheduler receives
+    /// them, and x0.
+    fn guided_and_original(&self, output: &[f32], step: usize, x_t: &[f32], noise: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let c = self.shape[self.shape.len() - 1];
+        let (rule, row) = (&self.rule, &self.coefficients[step]);
+        let rows = x_t.len() / elements(&self.shape) * if rule.guided { 2 } else { 1 };
+        let wide = output.len() / (rows * elements(&self.shape)) * c;
+        let half = if rule.guided { output.len() / 2 } else { 0 };
+        let (mut guided, mut original) = (Vec::new(), Vec::with_capacity(x_t.len()));
+        for (position, x_t) in x_t.chunks_exact(c).enumerate() {
+            let unconditional = &output[position * wide..][..wide];
+            let conditional = &output[half + position * wide..][..wide];
+            for k in 0..c {
+                let variance = if rule.variance == Variance::LearnedRange { conditional[c + k] } else { 0.0 };
+                let noise = noise[position * c + k];
+                let e = element(rule, row, unconditional[k], conditional[k], variance, x_t[k], noise);
+                guided.push(e.guided);
+                original.push(e.x0);
+            }
+            guided.extend_from_slice(&conditional[c..]);
+        }
+        (guided, original)
+    }
+
     /// Puts what the loop starts from into the trace.
     pub fn trace_start(&self, draws: &Draws, trace: &mut Trace) {
         let name = self.name;
@@ -257,22 +287,7 @@ impl Loop {
         let wide = output.len() / (rows * elements(&self.shape)) * c;
 
         let noise = self.noise_of(draws, step);
-        let half = output.len() / rows * (rows - pictures);
-        let (mut guided, mut original) = (Vec::new(), Vec::new());
-        for (position, x_t) in draws.latents.chunks_exact(c).enumerate() {
-            let unconditional = &output[position * wide..][..wide];
-            let conditional = &output[half + position * wide..][..wide];
-            for k in 0..c {
-                let variance = if rule.variance == Variance::LearnedRange { conditional[c + k] } else { 0.0 };
-                let row = &self.coefficients[step];
-                let at = position * c + k;
-                let e = element(rule, row, unconditional[k], conditional[k], variance, x_t[k], noise[at]);
-                guided.push(e.guided);
-                original.push(e.x0);
-            }
-            // What the scheduler receives has the conditional half's variance channels behind the guided ones.
-            guided.extend_from_slice(&conditional[c..]);
-        }
+        let (guided, original) = self.guided_and_original(&output, step, &draws.latents, &noise);
         // The network sees the pictures once for each half; super-resolution sees the enlarged one beside them.
         let mut input = draws.latents.repeat(rows / pictures);
         let mut seen = c;

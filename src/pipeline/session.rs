@@ -30,6 +30,8 @@ pub(super) struct Session<'a, 'o> {
     pub settings: Settings,
     pub observer: &'a mut Observer<'o>,
     pub trace: &'a mut Trace,
+    /// After every so many steps of a stage its guess is kept.
+    pub previews: Option<usize>,
     /// Plans that were recorded to check the route, for the stages that begin with them.
     pub recorded: HashMap<(Stage, Shapes), Plan>,
     pub progress: Progress,
@@ -213,6 +215,10 @@ impl Session<'_, '_> {
         let began = Instant::now();
         executable.write("x_t", &draws.latents)?;
         let executable = RefCell::new(executable);
+        let previews = self.previews;
+        let is_due = |done: usize| previews.is_some_and(|every| done.is_multiple_of(every));
+        // What a step that is previewed begins from.
+        let mut x_t = if is_due(self.progress.done + 1) { draws.latents.clone() } else { Vec::new() };
         for (i, step) in range.enumerate() {
             executable.borrow_mut().run_step(i as u32)?;
             if self.trace.is_on() {
@@ -223,17 +229,28 @@ impl Session<'_, '_> {
                 draws.latents = self.finite(stage, after.after(sampling, step, executable)?)?;
                 executable.write("x_t", &draws.latents)?;
             }
-            self.progress.done += 1;
-            let Progress { done, steps, .. } = self.progress;
             let read = || executable.borrow_mut().read("x");
+            let guess = || sampling.guess(&mut **executable.borrow_mut(), step, &x_t);
             let latents = Latents::new(&read, &sampling.shape);
-            report(self.observer, Event::Step { stage, done, steps, latents })?;
+            self.step_done(stage, if x_t.is_empty() { latents } else { latents.with_guess(Some(&guess)) })?;
+            x_t = match is_due(self.progress.done + 1) {
+                true if known.is_some() => draws.latents.clone(),
+                true => read()?,
+                false => Vec::new(),
+            };
         }
         if after.is_none() {
             draws.latents = self.read(stage, executable.into_inner(), "x")?;
         }
         self.progress.sampling += began.elapsed();
         Ok(())
+    }
+
+    /// Reports a step of the present stage.
+    pub fn step_done(&mut self, stage: Stage, latents: Latents<'_>) -> Result<()> {
+        self.progress.done += 1;
+        let Progress { done, steps, .. } = self.progress;
+        report(self.observer, Event::Step { stage, done, steps, latents })
     }
 
     /// Reads what a stage gives to the next ones. NaN and infinity end here, where it is known which component they

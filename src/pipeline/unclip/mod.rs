@@ -10,10 +10,12 @@
 
 mod single;
 mod stages;
+mod tiles;
 
 use super::agree;
 use super::blend::{self, Mix};
 use super::edit::Edit;
+use super::enlarge::Enlarge;
 use super::event::Stage;
 use super::family::{Embedding, Family, Kind, Painting, Shapes};
 use super::invert::Inversion;
@@ -163,9 +165,14 @@ impl Family for UnClip {
             Sizes { pictures: batch, steps, rule }
         };
         let super_res = |config| {
-            let small = self.decoder.sample_size.unwrap_or(0);
             let sizes = sizes(&self.super_res_scheduler, false);
-            super_res::plan(stage.name(), config, source, &sizes, small, self.super_res_first.sample_size)
+            let own = [self.decoder.sample_size.unwrap_or(0); 2];
+            // Tiles of a picture that is enlarged alone have sizes of their own.
+            let (small, size) = match shapes.size {
+                [0, 0] => (own, [self.super_res_first.sample_size; 2]),
+                tile => (tile, tile.map(|side| Some(side * self.times()))),
+            };
+            super_res::plan(stage.name(), config, source, &sizes, small, size)
         };
         match stage {
             TEXT_ENCODER => self.texts.record(source, batch),
@@ -261,6 +268,16 @@ impl Family for UnClip {
 
     fn clean(&self, session: &mut Session<'_, '_>, draft: Embedding, image: &Image, sigma: f32) -> Result<Image> {
         self.clean_picture(session, draft, image, sigma)
+    }
+
+    fn enlarged_size(&self, enlarge: &Enlarge, settings: &Settings) -> Result<[usize; 2]> {
+        Schedule::new(&self.super_res_scheduler).timesteps("super-resolution steps", settings.super_res_steps)?;
+        self.checked_tile(enlarge)?;
+        enlarge.size(self.times().pow(enlarge.passes(self.times())?))
+    }
+
+    fn enlarge_alone(&self, session: &mut Session<'_, '_>, enlarge: &Enlarge) -> Result<Image> {
+        self.enlarge_tiles(session, enlarge)
     }
 
     fn enlarge(&self, session: &mut Session<'_, '_>, small: &mut [Painting], first: usize) -> Result<Vec<Image>> {
