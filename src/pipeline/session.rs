@@ -234,7 +234,7 @@ impl Session<'_, '_> {
             let latents = Latents::new(&read, &sampling.shape);
             self.step_done(stage, if x_t.is_empty() { latents } else { latents.with_guess(Some(&guess)) })?;
             x_t = match is_due(self.progress.done + 1) {
-                true if known.is_some() => draws.latents.clone(),
+                true if after.is_some() => draws.latents.clone(),
                 true => read()?,
                 false => Vec::new(),
             };
