@@ -1,13 +1,14 @@
 // sampler_step - one reverse step of the diffusion: guidance, x0, clipping, posterior mean and noise.
 //
-// Math      row = rows[b]; out = u + row[8] (c - u); x0 = (x_t - row[0] out) / row[1] or out, within +-range
+// Math      row = rows[b]; out = u + row[8] (c - u); x0 = out, (x_t - row[0] out) / row[1] or
+//           row[1] x_t - row[0] out, within +-range
 //           sigma = exp((f row[5] + (1 - f) row[6]) / 2), f = (v + 1) / 2, or row[4]
 //           x_{t-1} = (row[2] x0 + row[3] x_t) + row[7] (sigma z)
 //           z = noise, or element c P + p of the step's draw, of the generator that `drawn` numbers
 // Source    ops/sampler_step.rs, with the same order of operations; noise/philox.rs and noise/torch_cuda.rs for z
 // Tensors   output [2B | B, P, C | 2C] f32, x_t [B, P, C] f32, rows [B, 9] f32, noise [B, P, C] f32,
 //           seeds [B, 4 | 8] u32, step_number [1] u32 -> y [B, P, C] f32
-// Scalars   count, channels, positions, wide, conditional, guided, epsilon, learned, clipped, drawn,
+// Scalars   count, channels, positions, wide, conditional, guided, prediction, learned, clipped, drawn,
 //           lost u32; range f32
 // Launch    grid spread over count, 256 threads: an invocation owns an element
 // Memory    none shared
@@ -26,7 +27,8 @@ struct Scalars {
     // Where the conditional half of the output begins.
     conditional: u32,
     guided: u32,
-    epsilon: u32,
+    // What the model predicts: x0, the noise, or the velocity.
+    prediction: u32,
     learned: u32,
     clipped: u32,
     // What draws z: nothing, because it is given, Philox, or torch's generator for CUDA.
@@ -190,8 +192,10 @@ fn sampler_step(
         out = unconditional + rows[row + 8u] * (conditional - unconditional);
     }
     var x0 = out;
-    if scalars.epsilon != 0u {
+    if scalars.prediction == 1u {
         x0 = (x_t[i] - rows[row] * out) / rows[row + 1u];
+    } else if scalars.prediction == 2u {
+        x0 = rows[row + 1u] * x_t[i] - rows[row] * out;
     }
     if scalars.clipped != 0u {
         // Comparisons, not clamp(), keep a NaN.

@@ -321,6 +321,12 @@ mod shaders {
                         spread(launch, scalar("count").div_ceil(256), &case);
                         None
                     }
+                    // Of the state, of which each invocation writes its element of all planes.
+                    "multistep" => {
+                        counted += output[0] * scalar("count");
+                        spread(launch, scalar("count").div_ceil(256), &case);
+                        None
+                    }
                     other => panic!("{other}: what does it own?"),
                 };
                 if let Some(exact) = exact {

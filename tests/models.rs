@@ -197,7 +197,7 @@ fn attention_is_found_under_the_names_of_old_files() {
         clip: Some(1.0),
         noise: Noise::Given,
     };
-    let sizes = Sizes { pictures: 1, steps: 1, rule };
+    let sizes = Sizes { pictures: 1, steps: 1, rule: rule.into() };
     let plan = |source: &dyn WeightSource| decoder::plan(&config, source, &sizes, 81);
     let old = |name: &str| NAMES.iter().fold(name.to_owned(), |name, [new, old]| name.replace(new, old));
     assert_same_tensors("decoder", plan, old);

@@ -125,7 +125,7 @@ fn resize_matches_the_reference_with_any_number_of_threads() {
 
 #[test]
 fn sampler_step_matches_the_reference_with_any_number_of_threads() {
-    check("sampler_step");
+    ["multistep", "sampler_step"].into_iter().for_each(check);
 }
 
 /// The same step with noise that the host made.

@@ -91,7 +91,7 @@ fn wrong_outputs_of_norms_are_refused() {
 
 #[test]
 fn wrong_outputs_of_the_other_operations_are_refused() {
-    ["concat", "convert", "embed", "geglu", "modulate", "pointwise", "resize", "sampler_step", "slice"]
+    ["concat", "convert", "embed", "geglu", "modulate", "multistep", "pointwise", "resize", "sampler_step", "slice"]
         .into_iter()
         .for_each(check);
 }

@@ -31,7 +31,7 @@ fn tiny_decoder(noise: Noise) -> (Plan, Component) {
         guided: true,
         noise,
     };
-    let plan = decoder::plan(&config, &component, &Sizes { pictures: 1, steps: 4, rule }, 9).unwrap();
+    let plan = decoder::plan(&config, &component, &Sizes { pictures: 1, steps: 4, rule: rule.into() }, 9).unwrap();
     (plan, component)
 }
 

@@ -10,6 +10,7 @@
 
 pub mod models;
 pub mod ops;
+mod samplers;
 mod workload;
 
 pub use ops::{Case, all, named};

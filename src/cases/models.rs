@@ -95,7 +95,7 @@ impl ModelCase {
     /// # Errors
     /// A weight's shape is not the one that the network expects.
     pub fn plan(&self, pictures: usize, weights: &dyn WeightSource) -> Result<Plan> {
-        let run = Sizes { pictures, steps: STEPS, rule: self.rule() };
+        let run = Sizes { pictures, steps: STEPS, rule: self.rule().into() };
         let unet = |component| self.config::<unet::Config>(component);
         match self.network {
             Network::Prior => prior::plan(&*self.config("prior")?, weights, &run),

@@ -3,11 +3,10 @@
 
 use super::{Data, Problem, Random, Tensor};
 use crate::dtype::Dtype::{self, Bf16, F16, F32};
-use crate::noise::{Card, NoiseDtype};
 use crate::ops::Activation::{Gelu, QuickGelu, Silu};
 use crate::ops::{
-    Attention, COEFFICIENTS, Concat, Conv2d, Convert, Embed, Geglu, GroupNorm, LayerNorm, Linear, Modulate, Noise, Op,
-    Pointwise, Prediction, Resize, SamplerStep, Slice, Variance,
+    Attention, Concat, Conv2d, Convert, Embed, Geglu, GroupNorm, LayerNorm, Linear, Modulate, Op, Pointwise, Resize,
+    Slice,
 };
 use crate::plan::Plan;
 
@@ -51,12 +50,12 @@ pub struct Case {
 }
 
 impl Case {
-    fn new(name: impl Into<String>, op: impl Into<Op>, inputs: Vec<Input>) -> Case {
+    pub(super) fn new(name: impl Into<String>, op: impl Into<Op>, inputs: Vec<Input>) -> Case {
         let name = name.into();
         Case { name, op: op.into(), inputs, heavy: false }
     }
 
-    fn heavy(mut self) -> Case {
+    pub(super) fn heavy(mut self) -> Case {
         self.heavy = true;
         self
     }
@@ -118,7 +117,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(geglu());
     cases.extend(moves());
     cases.extend(resize());
-    cases.extend(sampler_step());
+    cases.extend(super::samplers::all());
     cases
 }
 
@@ -130,7 +129,7 @@ pub fn named(name: &str) -> Case {
     all().into_iter().find(|case| case.name == name).unwrap_or_else(|| panic!("no case {name}"))
 }
 
-fn x(shape: &[usize]) -> Input {
+pub(super) fn x(shape: &[usize]) -> Input {
     Input { shape: shape.to_vec(), fill: Fill::Normal(0.0, 1.0), stored: None }
 }
 
@@ -148,7 +147,7 @@ fn vector(length: usize, mean: f64, stored: Dtype) -> Input {
     Input { shape: vec![length], fill: Fill::Normal(mean, 0.5), stored: Some(stored) }
 }
 
-fn rows(shape: &[usize], bound: u32) -> Input {
+pub(super) fn rows(shape: &[usize], bound: u32) -> Input {
     Input { shape: shape.to_vec(), fill: Fill::Rows(bound), stored: None }
 }
 
@@ -475,111 +474,4 @@ fn resize() -> Vec<Case> {
         case("bicubic-beyond-a-tile", &[1, 4, 45, 3], bicubic(2, 2)),
         case("bicubic-picture", &[1, 64, 64, 3], bicubic(256, 256)).heavy(),
     ]
-}
-
-fn sampler_step() -> Vec<Case> {
-    // Every picture has a guidance scale of its own.
-    let fixed = |pictures: usize, x: &[f32]| {
-        let rows = (0..pictures).flat_map(|picture| [x, &[4.0 + picture as f32]].concat()).collect();
-        Input { shape: vec![pictures, COEFFICIENTS], fill: Fill::Fixed(rows), stored: None }
-    };
-    let words =
-        |shape: &[usize], x: &[u32]| Input { shape: shape.to_vec(), fill: Fill::Words(x.to_vec()), stored: None };
-    let row = [0.6, 0.8, 0.25, 0.7, 0.3, (0.02f32).ln(), (0.013f32).ln(), 1.0];
-    let case = |what: &str, shape: &[usize], op: SamplerStep, row: &[f32], noise: Vec<Input>| {
-        let mut output = shape.to_vec();
-        output[0] *= if op.guided { 2 } else { 1 };
-        output[shape.len() - 1] *= if op.variance == Variance::LearnedRange { 2 } else { 1 };
-        let inputs = [vec![x(&output), x(shape), fixed(shape[0], row)], noise].concat();
-        Case::new(format!("sampler_step/{what}"), op, inputs)
-    };
-    let mut cases = Vec::new();
-    for (p, prediction) in [("eps", Prediction::Epsilon), ("sample", Prediction::Sample)] {
-        for (v, variance) in [("fixed", Variance::Fixed), ("learned", Variance::LearnedRange)] {
-            for (g, guided) in [("plain", false), ("guided", true)] {
-                for (c, clip) in [("free", None), ("clipped", Some(1.5))] {
-                    let shape = [2, 5 * 7, 3];
-                    let op = SamplerStep { prediction, variance, clip, guided, noise: Noise::Given };
-                    cases.push(case(&format!("{p}-{v}-{g}-{c}"), &shape, op, &row, vec![x(&shape)]));
-                }
-            }
-        }
-    }
-    let plain = SamplerStep {
-        prediction: Prediction::Sample,
-        variance: Variance::Fixed,
-        clip: None,
-        guided: false,
-        noise: Noise::Philox,
-    };
-    let whole = SamplerStep {
-        prediction: Prediction::Epsilon,
-        variance: Variance::LearnedRange,
-        clip: Some(1.5),
-        guided: true,
-        noise: Noise::Philox,
-    };
-    let decoder = SamplerStep { clip: Some(1.0), noise: Noise::Given, ..whole };
-    let any = |pictures: usize| vec![rows(&[pictures, 4], u32::MAX), rows(&[1], 25)];
-    // From the third step on the index of a draw needs more than 32 bits.
-    let carried =
-        |step: u32| vec![words(&[2, 4], &[7, 0, u32::MAX - 2, 0, 7, 9, u32::MAX - 2, 5]), words(&[1], &[step])];
-    let last = [&row[..7], &[0.0]].concat();
-    // The share of each of the images in draws of a card so small that an image has several turns, counters and threads
-    // of its own; the counter of step 0; and in what type.
-    let torch = |dtype: NoiseDtype, op: SamplerStep| SamplerStep { noise: Noise::TorchCuda(dtype), ..op };
-    let share = |card: &str, counter: u64, shape: &[usize], step: u32| {
-        let size: usize = shape[1..].iter().product();
-        let threads = card.parse::<Card>().expect("a card").threads((shape[0] * size) as u64);
-        let counters = (shape[0] * size).div_ceil(4 * threads as usize) as u32;
-        let row = |image: usize| {
-            let first = (image * size) as u32;
-            let counter = [counter as u32, (counter >> 32) as u32];
-            [&[77, 1 << 31], &counter[..], &[counters, threads, first % threads, first / threads]].concat()
-        };
-        let rows: Vec<u32> = (0..shape[0]).flat_map(row).collect();
-        vec![words(&[shape[0], 8], &rows), words(&[1], &[step])]
-    };
-    let before_carry = u64::from(u32::MAX) - 2;
-    cases.extend([
-        case("philox-whole", &[2, 5, 7, 3], whole, &row, any(2)),
-        case("philox-picture", &[3, 101, 103, 3], plain, &row, any(3)),
-        case("philox-one-channel", &[2, 29, 1], whole, &row, any(2)),
-        case("philox-vectors", &[3, 77], plain, &row, any(3)),
-        case("philox-one-position", &[2, 1, 5], whole, &row, any(2)),
-        case("philox-before-the-carry", &[2, 35, 3], plain, &row, carried(2)),
-        case("philox-after-the-carry", &[2, 35, 3], plain, &row, carried(3)),
-        case("philox-last", &[2, 35, 3], whole, &last, any(2)),
-        case("torch-whole", &[2, 5, 7, 3], torch(NoiseDtype::F32, whole), &row, share("1x256", 6, &[2, 5, 7, 3], 2)),
-        case(
-            "torch-picture",
-            &[3, 101, 103, 3],
-            torch(NoiseDtype::F32, plain),
-            &row,
-            share("20x1024", 9, &[3, 101, 103, 3], 24),
-        ),
-        case("torch-few", &[3, 77], torch(NoiseDtype::F32, plain), &row, share("132x2048", 0, &[3, 77], 5)),
-        case(
-            "torch-carry",
-            &[2, 353, 3],
-            torch(NoiseDtype::F32, plain),
-            &row,
-            share("1x256", before_carry, &[2, 353, 3], 1),
-        ),
-        // Of draws such that no element is within 2e-6 of where its rounding changes.
-        case("torch-f16", &[2, 29, 3], torch(NoiseDtype::F16, plain), &row, share("1x256", 16, &[2, 29, 3], 3)),
-        case("torch-bf16", &[2, 35, 3], torch(NoiseDtype::Bf16, whole), &row, share("1x256", 0, &[2, 35, 3], 2)),
-        case("torch-last", &[2, 35, 3], torch(NoiseDtype::F16, whole), &last, share("1x256", 1, &[2, 35, 3], 2)),
-        case("decoder-64px", &[2, 64 * 64, 3], decoder, &row, vec![x(&[2, 64 * 64, 3])]).heavy(),
-        case("philox-256px", &[1, 256, 256, 3], plain, &row, any(1)).heavy(),
-        case(
-            "torch-256px",
-            &[1, 256, 256, 3],
-            torch(NoiseDtype::F32, plain),
-            &row,
-            share("132x2048", 3, &[1, 256, 256, 3], 2),
-        )
-        .heavy(),
-    ]);
-    cases
 }

@@ -1,9 +1,13 @@
 //! The mathematics of sampling: noise schedules and the coefficients of every step.
 //!
-//! Nothing here knows a model or a device. A [`schedule`] comes from a checkpoint's scheduler configuration;
-//! [`sampler`] makes of it the small tensors that a replayed step reads.
+//! Nothing here knows a model or a device. A [`schedule`] comes from a checkpoint's [`scheduler`] configuration;
+//! [`sampler`] and [`multistep`] make of it the small tensors that a replayed step reads.
 
+pub mod multistep;
 pub mod sampler;
 pub mod schedule;
+pub mod scheduler;
 
-pub use schedule::{Jump, Schedule, SchedulerConfig};
+pub use multistep::Run;
+pub use schedule::{Jump, Schedule};
+pub use scheduler::{Sampler, SchedulerConfig};

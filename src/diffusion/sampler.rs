@@ -59,7 +59,12 @@ pub fn coefficients(schedule: &Schedule, timesteps: &[u32], guidance: f32) -> Ve
 ///
 /// # Source
 /// Vaswani et al. 2017, section 3.5, in the form of diffusers' `get_timestep_embedding`.
-pub fn time_features(timesteps: &[u32], width: usize, flip_sin_to_cos: bool, freq_shift: f32) -> Vec<f32> {
+pub fn time_features<T: Copy + Into<f64>>(
+    timesteps: &[T],
+    width: usize,
+    flip_sin_to_cos: bool,
+    freq_shift: f32,
+) -> Vec<f32> {
     let half = width / 2;
     let divisor = (half as f64 - f64::from(freq_shift)) as f32;
     let scale = -(10000f64.ln()) as f32;
@@ -69,7 +74,7 @@ pub fn time_features(timesteps: &[u32], width: usize, flip_sin_to_cos: bool, fre
     let mut features = Vec::with_capacity(timesteps.len() * width);
     for &t in timesteps {
         for function in [first, second] {
-            features.extend(frequencies.iter().map(|frequency| rounded(function, t as f32 * frequency)));
+            features.extend(frequencies.iter().map(|frequency| rounded(function, t.into() as f32 * frequency)));
         }
         features.extend(std::iter::repeat_n(0.0, width % 2));
     }
@@ -102,7 +107,7 @@ mod tests {
 
     #[test]
     fn an_odd_width_ends_in_a_zero() {
-        let features = time_features(&[0, 3], 5, true, 0.0);
+        let features = time_features(&[0u32, 3], 5, true, 0.0);
         assert_eq!(features[..5], [1.0, 1.0, 0.0, 0.0, 0.0]);
         assert_eq!(features[9], 0.0);
     }

@@ -2,38 +2,14 @@
 //!
 //! Training mixed a clean sample with Gaussian noise, `x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps`,
 //! where `alpha_bar_t` is the running product of `1 - beta_t`. unCLIP models use the squared cosine of Nichol &
-//! Dhariwal 2021, eq. 17, models of latents betas that grow linearly. [`SchedulerConfig`] is a stage's
-//! `scheduler_config.json`, [`Schedule`] its tables.
+//! Dhariwal 2021, eq. 17, models of latents betas that grow linearly. [`Schedule`] holds
+//! the tables of a stage's [`SchedulerConfig`].
 //!
 //! The tables are rounded where diffusers rounds them (betas and alphas to f32, the product accumulated in f64
 //! and each entry rounded to f32): near t = 999 `alpha_bar` is 2e-9 and `1 / sqrt(alpha_bar)` shows every bit.
 
-use serde::Deserialize;
-
-use crate::ops::{Noise, Prediction, SamplerStep, Variance};
-use crate::weights::config::Literal::{Bool, Null, Number, Text};
-use crate::weights::config::{Class, Key, Schema};
+use super::SchedulerConfig;
 use crate::{Error, Result};
-
-/// A stage's `scheduler_config.json`.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
-#[serde(try_from = "File")]
-pub struct SchedulerConfig {
-    /// Timesteps of the training, numbered from 0.
-    pub num_train_timesteps: usize,
-    /// The variances that training adds.
-    pub betas: Betas,
-    /// Which timesteps a run passes through.
-    pub spacing: Spacing,
-    /// Source of the variance of a step's noise.
-    pub variance: Variance,
-    /// How a fixed variance becomes a standard deviation.
-    pub sigma: Sigma,
-    /// What the model predicts.
-    pub prediction: Prediction,
-    /// Bound of the estimated `x0`; `None` without clipping.
-    pub clip: Option<f32>,
-}
 
 /// The variances `beta_t` that training adds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,6 +34,11 @@ pub enum Spacing {
         /// The last timestep of a run.
         offset: usize,
     },
+    /// Equal distances between both ends, where a sampler that needs no whole numbers passes through. "linspace" of
+    /// diffusers' `EulerDiscreteScheduler` and `DPMSolverMultistepScheduler`.
+    ///
+    /// The tables alone have it as [`Spacing::Ends`]; see [`Run`](super::Run).
+    Even,
 }
 
 /// How the posterior variance becomes the standard deviation of a step's noise; the two differ by rounding.
@@ -67,121 +48,6 @@ pub enum Sigma {
     Root,
     /// `exp(ln(variance) / 2)`.
     Log,
-}
-
-/// The file's own types. Keys that only one class has are missing for the other.
-#[derive(Deserialize)]
-struct File {
-    #[serde(rename = "_class_name", default)]
-    class_name: String,
-    num_train_timesteps: usize,
-    variance_type: String,
-    clip_sample: bool,
-    clip_sample_range: Option<f32>,
-    prediction_type: String,
-    beta_schedule: String,
-    beta_start: Option<f64>,
-    beta_end: Option<f64>,
-    steps_offset: Option<usize>,
-}
-
-/// Beyond some 600,000 timesteps `1 - beta_0` rounds to 1 in f32 and the first step divides by zero.
-const KEYS: &[Key] =
-    &[Key::integer("num_train_timesteps", 2..=100_000).or(Number(1000.0)), Key::flag("clip_sample").or(Bool(true))];
-
-const UNCLIP_KEYS: &[Key] = &[
-    Key::only("variance_type", &[Text("fixed_small_log"), Text("learned_range")]),
-    Key::only("prediction_type", &[Text("epsilon"), Text("sample")]),
-    Key::only("beta_schedule", &[Text("squaredcos_cap_v2")]),
-    Key::float("clip_sample_range").nullable().or(Number(1.0)),
-];
-
-const DDPM: &str = "DDPMScheduler";
-const DDPM_KEYS: &[Key] = &[
-    Key::only("variance_type", &[Text("fixed_small"), Text("fixed_small_log")]),
-    Key::only("prediction_type", &[Text("epsilon"), Text("sample")]),
-    Key::only("beta_schedule", &[Text("linear"), Text("scaled_linear"), Text("squaredcos_cap_v2")]),
-    Key::float("beta_start").or(Number(0.0001)),
-    Key::float("beta_end").or(Number(0.02)),
-    Key::float("clip_sample_range").or(Number(1.0)),
-    Key::integer("steps_offset", 0..=100_000).or(Number(0.0)),
-    Key::only("timestep_spacing", &[Text("leading")]),
-    Key::only("trained_betas", &[Null]),
-    Key::only("thresholding rescale_betas_zero_snr", &[Bool(false)]),
-    // Of thresholding; and a key of another class that published files have.
-    Key::no_effect("dynamic_thresholding_ratio sample_max_value set_alpha_to_one"),
-];
-
-impl Schema for SchedulerConfig {
-    const CLASSES: &'static [Class] = &[
-        Class { name: "UnCLIPScheduler", keys: &[KEYS, UNCLIP_KEYS] },
-        Class { name: DDPM, keys: &[KEYS, DDPM_KEYS] },
-    ];
-    const UNNAMED: Option<&'static str> = Some("UnCLIPScheduler");
-}
-
-impl TryFrom<File> for SchedulerConfig {
-    type Error = String;
-
-    fn try_from(file: File) -> Result<SchedulerConfig, String> {
-        let clip = match file.clip_sample_range {
-            _ if !file.clip_sample => None,
-            Some(range) if range > 0.0 => Some(range),
-            range => {
-                let range = range.map_or("null".to_owned(), |range| range.to_string());
-                return Err(format!("clip_sample_range is {range}; expected a number above 0"));
-            }
-        };
-        let prediction = match &*file.prediction_type {
-            "epsilon" => Prediction::Epsilon,
-            "sample" => Prediction::Sample,
-            other => return Err(format!("unknown prediction_type {other}")),
-        };
-        let (variance, sigma) = match &*file.variance_type {
-            "fixed_small" => (Variance::Fixed, Sigma::Root),
-            "fixed_small_log" => (Variance::Fixed, Sigma::Log),
-            "learned_range" => (Variance::LearnedRange, Sigma::Log),
-            other => return Err(format!("unknown variance_type {other}")),
-        };
-        let ends = [file.beta_start.unwrap_or(0.0), file.beta_end.unwrap_or(0.0)];
-        let betas = match &*file.beta_schedule {
-            "squaredcos_cap_v2" => Betas::Cosine,
-            _ if !(0.0 < ends[0] && ends[0] <= ends[1] && ends[1] < 1.0) => {
-                return Err(format!("beta_start is {}, beta_end {}; expected 0 < start <= end < 1", ends[0], ends[1]));
-            }
-            "linear" => Betas::Linear(ends),
-            "scaled_linear" => Betas::ScaledLinear(ends),
-            other => return Err(format!("unknown beta_schedule {other}")),
-        };
-        let spacing = match file.class_name == DDPM {
-            true => Spacing::Leading { offset: file.steps_offset.unwrap_or(0) },
-            false => Spacing::Ends,
-        };
-        let num_train_timesteps = file.num_train_timesteps;
-        Ok(SchedulerConfig { num_train_timesteps, betas, spacing, variance, sigma, prediction, clip })
-    }
-}
-
-impl Default for SchedulerConfig {
-    /// The defaults of diffusers' `UnCLIPScheduler`.
-    fn default() -> Self {
-        SchedulerConfig {
-            num_train_timesteps: 1000,
-            betas: Betas::Cosine,
-            spacing: Spacing::Ends,
-            variance: Variance::Fixed,
-            sigma: Sigma::Log,
-            prediction: Prediction::Epsilon,
-            clip: Some(1.0),
-        }
-    }
-}
-
-impl SchedulerConfig {
-    /// The sampler step of this stage; `guided` if the batch holds both halves.
-    pub fn step(&self, guided: bool, noise: Noise) -> SamplerStep {
-        SamplerStep { prediction: self.prediction, variance: self.variance, clip: self.clip, guided, noise }
-    }
 }
 
 /// The tables of a stage, indexed by timestep.
@@ -262,7 +128,7 @@ impl Schedule {
     pub fn timesteps(&self, setting: &str, steps: usize) -> Result<Vec<u32>> {
         let count = self.betas.len();
         let (least, most) = match self.spacing {
-            Spacing::Ends => (2, count),
+            Spacing::Ends | Spacing::Even => (2, count),
             // With an offset the noisiest timestep of as many steps as the training has would lie beyond its end.
             Spacing::Leading { offset } => (1, count.saturating_sub(offset)),
         };
@@ -270,7 +136,7 @@ impl Schedule {
             return Err(Error::value(setting, steps, format!("must be {least} to {most}")));
         }
         let timestep = |k: usize| match self.spacing {
-            Spacing::Ends => {
+            Spacing::Ends | Spacing::Even => {
                 let spacing = (count - 1) as f64 / (steps - 1) as f64;
                 (k as f64 * spacing).round_ties_even() as u32
             }
@@ -295,7 +161,7 @@ impl Schedule {
     pub fn jumps(&self, timesteps: &[u32]) -> Vec<Jump> {
         // Behind the last timestep a run of equal steps would come to this one, if there is one.
         let stride = match self.spacing {
-            Spacing::Ends => 1,
+            Spacing::Ends | Spacing::Even => 1,
             Spacing::Leading { .. } => (self.betas.len() / timesteps.len().max(1)) as u32,
         };
         let jump = |(step, &t): (usize, &u32)| {
@@ -333,55 +199,6 @@ mod tests {
     fn parse(text: &str) -> Result<SchedulerConfig> {
         let file = Path::new("prior_scheduler/scheduler_config.json");
         config::read::<SchedulerConfig>(file, text.as_bytes()).map(|config| SchedulerConfig::clone(&config))
-    }
-
-    #[test]
-    fn missing_keys_have_the_defaults() {
-        assert_eq!(parse("{}").unwrap(), SchedulerConfig::default());
-        assert_eq!(parse(r#"{"_diffusers_version": "0.11.0", "extra": [1]}"#).unwrap(), SchedulerConfig::default());
-    }
-
-    #[test]
-    fn an_integer_is_a_clip_range_and_clip_sample_false_turns_clipping_off() {
-        assert_eq!(parse(r#"{"clip_sample_range": 5}"#).unwrap().clip, Some(5.0));
-        assert_eq!(parse(r#"{"clip_sample": false, "clip_sample_range": null}"#).unwrap().clip, None);
-    }
-
-    #[test]
-    fn a_wrong_value_is_named_with_its_file_and_the_legal_values() {
-        for (text, found, legal) in [
-            (
-                r#"{"prediction_type": "v_prediction"}"#,
-                r#"prediction_type is "v_prediction""#,
-                r#""epsilon", "sample""#,
-            ),
-            (r#"{"variance_type": null}"#, "variance_type is null", r#""fixed_small_log", "learned_range""#),
-            (r#"{"beta_schedule": "linear"}"#, r#"beta_schedule is "linear""#, "squaredcos_cap_v2"),
-            (r#"{"_class_name": "DDIMScheduler"}"#, r#"_class_name is "DDIMScheduler""#, "UnCLIPScheduler"),
-            (
-                r#"{"_class_name": "DDPMScheduler", "beta_start": 0.1, "beta_end": 0.01}"#,
-                "beta_start is 0.1, beta_end 0.01",
-                "0 < start <= end < 1",
-            ),
-            (
-                r#"{"_class_name": "DDPMScheduler", "timestep_spacing": "trailing"}"#,
-                r#"timestep_spacing is "trailing""#,
-                r#""leading""#,
-            ),
-            (r#"{"num_train_timesteps": 0}"#, "num_train_timesteps is 0", "from 2 to 100000"),
-            (r#"{"num_train_timesteps": 1}"#, "num_train_timesteps is 1", "from 2 to 100000"),
-            (r#"{"num_train_timesteps": 1e12}"#, "num_train_timesteps is 1000000000000.0", "from 2 to 100000"),
-            (r#"{"clip_sample": 1}"#, "clip_sample is 1", "true or false"),
-            (r#"{"clip_sample_range": -1}"#, "clip_sample_range is -1", "above 0"),
-            (r#"{"clip_sample_range": 1e300}"#, "clip_sample_range is 1e+300", "range of f32"),
-            (r#"{"clip_sample": true, "clip_sample": false}"#, "\"clip_sample\" appears twice", ""),
-        ] {
-            let error = parse(text).expect_err(text);
-            let message = error.to_string();
-            assert!(matches!(error, Error::Config { .. }), "{text}: {message}");
-            assert!(message.starts_with("prior_scheduler/scheduler_config.json: "), "{message}");
-            assert!(message.contains(found) && message.contains(legal) && !message.contains('\n'), "{message}");
-        }
     }
 
     #[test]

@@ -4,7 +4,6 @@
 use super::Sizes;
 use super::unet::{CONDITIONAL, Conditions, Config, forward};
 use crate::error::Result;
-use crate::ops::Variance;
 use crate::plan::{Graph, Plan, WeightSource};
 use crate::weights::config::Configured;
 
@@ -26,7 +25,7 @@ pub fn plan(config: &Configured<Config>, source: &dyn WeightSource, sizes: &Size
     if let Some(width) = config.encoder_hid_dim {
         return Err(config.refused(format!("encoder_hid_dim is {width}; unCLIP's decoder has null")));
     }
-    let learned = sizes.rule.variance == Variance::LearnedRange;
+    let learned = sizes.rule.learns_variance();
     let c = config.in_channels;
     let (wanted, why) = if learned { (2 * c, "noise and variance") } else { (c, "noise alone") };
     if config.out_channels != wanted {

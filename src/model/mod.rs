@@ -22,7 +22,7 @@ pub mod text_proj;
 pub mod unet;
 mod unet_config;
 
-use crate::ops::COEFFICIENTS;
+use crate::ops::{COEFFICIENTS, HISTORY, Rule};
 use crate::plan::{Graph, Tensor};
 
 /// The sizes for which a sampling network's plan is recorded.
@@ -33,30 +33,40 @@ pub struct Sizes {
     /// `S`, steps that the tables have room for; a run may be shorter.
     pub steps: usize,
     /// Formula of one step; with guidance the model sees `2B` rows.
-    pub rule: crate::ops::SamplerStep,
+    pub rule: Rule,
 }
 
 impl Sizes {
     /// `G`, rows of the network's batch.
     pub fn rows(&self) -> usize {
-        self.pictures * if self.rule.guided { 2 } else { 1 }
+        self.pictures * if self.rule.guided() { 2 } else { 1 }
     }
 
     /// Records what every sampling network ends in: the step from `x_t [B, ..]` with what the network `predicted`, fed
-    /// back. Inputs: `coefficients [S, B, 9]`, and `noise [S, B, ..]` or, where the kernel draws, `seeds [B, 4 | 8]`. Outputs:
-    /// `model_output`, before guidance, and `x [B, ..]`, after the step, which is returned.
+    /// back. Inputs: `coefficients [S, B, 9]`, and `noise [S, B, ..]` or, where the kernel draws, `seeds [B, 4 | 8]`, or for
+    /// a sampler without noise `history [4, B, ..]`, fed back. Outputs: `model_output`, before guidance, and `x [B, ..]`,
+    /// after the step, which is returned.
     #[track_caller]
     fn sample<'g>(&self, graph: &'g Graph<'_>, predicted: Tensor<'g>, x_t: Tensor<'g>, step: Tensor<'g>) -> Tensor<'g> {
         let coefficients = graph.input("coefficients", &[self.steps, self.pictures, COEFFICIENTS]).row(step);
-        let x = match self.rule.noise.words() {
-            None => {
-                let noise = graph.input("noise", &[&[self.steps], &x_t.shape()[..]].concat()).row(step);
-                predicted.sampler_step(self.rule, x_t, coefficients, &[noise])
+        let shape = x_t.shape();
+        let x = match self.rule {
+            Rule::Multistep(rule) => {
+                let history = graph.step_input("history", &[&[HISTORY], &shape[..]].concat());
+                let next = predicted.multistep(rule, x_t, coefficients, history);
+                graph.feed(next.slice(0, 1, HISTORY), history);
+                next.slice(0, 0, 1).reshape(&shape)
             }
-            Some(words) => {
-                let seeds = graph.input_u32("seeds", &[self.pictures, words]);
-                predicted.sampler_step(self.rule, x_t, coefficients, &[seeds, step])
-            }
+            Rule::Ancestral(rule) => match rule.noise.words() {
+                None => {
+                    let noise = graph.input("noise", &[&[self.steps], &shape[..]].concat()).row(step);
+                    predicted.sampler_step(rule, x_t, coefficients, &[noise])
+                }
+                Some(words) => {
+                    let seeds = graph.input_u32("seeds", &[self.pictures, words]);
+                    predicted.sampler_step(rule, x_t, coefficients, &[seeds, step])
+                }
+            },
         };
         graph.output("model_output", predicted);
         graph.output("x", x);

@@ -20,6 +20,7 @@ mod layer_norm;
 mod linear;
 mod matmul;
 mod modulate;
+mod multistep;
 mod pointwise;
 mod resize;
 mod sampler_step;
@@ -41,6 +42,7 @@ pub use linear::Linear;
 pub(crate) use matmul::MOST_LAYERS;
 pub use matmul::{MatmulUnit, output_tile};
 pub use modulate::Modulate;
+pub use multistep::{HISTORY, Multistep, Rule, combined};
 pub use pointwise::{Activation, Pointwise};
 pub(crate) use resize::{CUBIC, LANCZOS, Resampling, resampling_window};
 pub use resize::{Resize, cubic_taps};
@@ -133,6 +135,7 @@ operations!(
     LayerNorm,
     Linear,
     Modulate,
+    Multistep,
     Pointwise,
     Resize,
     SamplerStep,

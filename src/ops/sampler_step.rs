@@ -25,6 +25,19 @@ pub enum Prediction {
     Epsilon,
     /// The clean sample `x0`.
     Sample,
+    /// `sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0` (Salimans & Ho 2022, section 4).
+    Velocity,
+}
+
+impl Prediction {
+    /// Number of the prediction in kernels.
+    fn number(self) -> u32 {
+        match self {
+            Prediction::Sample => 0,
+            Prediction::Epsilon => 1,
+            Prediction::Velocity => 2,
+        }
+    }
 }
 
 /// Where the standard deviation of a step's noise comes from.
@@ -101,7 +114,8 @@ impl Noise {
 /// # Formula
 /// ```text
 /// out    = u + s (c - u)                                          with guidance, else c
-/// x0     = (x_t - sqrt(1 - alpha_bar) out) / sqrt(alpha_bar)      Epsilon, else out
+/// x0     = (x_t - sqrt(1 - alpha_bar) out) / sqrt(alpha_bar)      Epsilon
+/// x0     = sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) out          Velocity, else out
 /// x0     = clamp(x0, -range, range)                               with clip
 /// sigma  = exp(logvar / 2),  logvar = f ln(beta) + (1 - f) ln(posterior),  f = (v + 1) / 2    LearnedRange
 /// x_{t-1} = a x0 + b x_t + on sigma noise
@@ -175,7 +189,7 @@ impl Operation for SamplerStep {
         let mut scalars: Vec<Scalar> = [channels, positions, wide, conditional].map(Scalar::from).to_vec();
         scalars.extend([
             Scalar::from(self.guided),
-            (self.prediction == Prediction::Epsilon).into(),
+            Scalar::U32(self.prediction.number()),
             (self.variance == Variance::LearnedRange).into(),
             self.clip.is_some().into(),
             Scalar::U32(self.noise.number()),
@@ -230,6 +244,7 @@ pub fn element(
     let mut x0 = match rule.prediction {
         Prediction::Epsilon => (x_t - sqrt_one_minus_alpha_bar * guided) / sqrt_alpha_bar,
         Prediction::Sample => guided,
+        Prediction::Velocity => sqrt_alpha_bar * x_t - sqrt_one_minus_alpha_bar * guided,
     };
     if let Some(range) = rule.clip {
         // Comparisons, not min and max: those would turn a NaN into a pixel.

@@ -2,19 +2,18 @@
 
 use super::trace::{Trace, channels_last};
 use crate::backend::Executable;
-use crate::diffusion::sampler::coefficients;
-use crate::diffusion::{Jump, Schedule, SchedulerConfig};
+use crate::diffusion::{Jump, Run, Schedule, SchedulerConfig};
 use crate::error::Result;
 use crate::noise::{NoiseSource, Seeds};
-use crate::ops::{COEFFICIENTS, Noise, SamplerStep, Variance, element, elements};
+use crate::ops::{COEFFICIENTS, HISTORY, Noise, Rule, combined, element, elements};
 use std::iter::repeat_n;
 
 /// One stage's schedule and the shape of what it samples.
 pub struct Loop {
     /// Name in traces.
     pub name: &'static str,
-    /// From the noisiest to 0.
-    pub timesteps: Vec<u32>,
+    /// From the noisiest on.
+    pub timesteps: Vec<f32>,
     /// One row per step.
     coefficients: Vec<[f32; COEFFICIENTS]>,
     /// Where each step leads from and to.
@@ -22,7 +21,9 @@ pub struct Loop {
     /// Of one sample: `[H, W, C]` or `[D]`.
     pub shape: Vec<usize>,
     /// Formula of a step.
-    rule: SamplerStep,
+    rule: Rule,
+    /// Standard deviation of the noise that the loop begins with.
+    start: f32,
 }
 
 /// What is done to the latents after every step of a loop.
@@ -46,7 +47,7 @@ pub struct Draws {
 pub enum StepNoise {
     /// Values `[S, B, ..]`; zeros at timestep 0, where none is added.
     Given(Vec<f32>),
-    /// There is none: for the last step alone.
+    /// There is none: for the last step alone, and for samplers without noise.
     None,
     /// Of each picture where its draw of the first step lies, for kernels that draw by themselves.
     Seeds(Vec<Seeds>),
@@ -83,12 +84,10 @@ impl Loop {
         guidance: Option<f32>,
         noise: Noise,
     ) -> Result<Loop> {
-        let schedule = Schedule::new(config);
-        let timesteps = schedule.timesteps(setting, steps)?;
-        let coefficients = coefficients(&schedule, &timesteps, guidance.unwrap_or(1.0));
-        let rule = config.step(guidance.is_some(), noise);
-        let jumps = schedule.jumps(&timesteps);
-        Ok(Loop { name, coefficients, timesteps, jumps, shape, rule })
+        let Run { timesteps, coefficients, jumps, start } =
+            Run::new(config, (setting, steps), guidance.unwrap_or(1.0))?;
+        let rule = config.rule(guidance.is_some(), noise);
+        Ok(Loop { name, coefficients, timesteps, jumps, shape, rule, start })
     }
 
     /// One step from the timestep whose noise is of this [level](Schedule::timestep_of) to the network's estimate of the clean
@@ -101,8 +100,9 @@ impl Loop {
         // Nothing of x_t and no noise beside the estimate.
         row[..3].copy_from_slice(&[(1.0 - alpha_bar).sqrt(), alpha_bar.sqrt(), 1.0]);
         let jumps = vec![Jump { alpha_bar: [alpha_bar, 1.0], beta: [1.0 - alpha_bar, alpha_bar] }];
-        let rule = config.step(false, Noise::Given);
-        (Loop { name, coefficients: vec![row], timesteps: vec![t], jumps, shape, rule }, alpha_bar.sqrt())
+        let rule = config.rule(false, Noise::Given);
+        let timesteps = vec![t as f32];
+        (Loop { name, coefficients: vec![row], timesteps, jumps, shape, rule, start: 1.0 }, alpha_bar.sqrt())
     }
 
     /// Steps at these timesteps whose results are [made after them](AfterStep), in the order given.
@@ -118,7 +118,8 @@ impl Loop {
         let mut row = [0.0; COEFFICIENTS];
         row[1] = 1.0;
         let (coefficients, jumps) = (vec![row; timesteps.len()], vec![clean; timesteps.len()]);
-        Loop { name, coefficients, timesteps, jumps, shape, rule: config.step(guided, Noise::Given) }
+        let timesteps = timesteps.into_iter().map(|t| t as f32).collect();
+        Loop { name, coefficients, timesteps, jumps, shape, rule: config.rule(guided, Noise::Given), start: 1.0 }
     }
 
     /// The same from step `first` on.
@@ -163,7 +164,7 @@ impl Loop {
 
     /// Words of a picture's row of seeds; 0 where noise is given.
     pub fn seed_words(&self) -> usize {
-        self.rule.noise.words().unwrap_or(0)
+        self.rule.noise().and_then(Noise::words).unwrap_or(0)
     }
 
     /// The coefficients `[S, B, 9]` of all steps for so many pictures.
@@ -185,9 +186,11 @@ impl Loop {
         let mut latents = vec![0.0; pictures * size];
         for (source, target) in sources.iter_mut().zip(latents.chunks_exact_mut(size)) {
             next(source, target);
+            target.iter_mut().for_each(|x| *x *= self.start);
         }
-        let noisy = self.timesteps.iter().filter(|&&t| t > 0).count();
-        if self.rule.noise != Noise::Given {
+        let Some(drawn_by) = self.rule.noise() else { return Draws { latents, noise: StepNoise::None } };
+        let noisy = self.timesteps.iter().filter(|&&t| t > 0.0).count();
+        if drawn_by != Noise::Given {
             let seeds = sources.iter_mut().map(|source| source.leave(noisy as u64, size));
             let seeds = seeds.map(|seeds| seeds.expect("the rule was made for these sources")).collect();
             return Draws { latents, noise: StepNoise::Seeds(seeds) };
@@ -236,19 +239,29 @@ impl Loop {
     fn guided_and_original(&self, output: &[f32], step: usize, x_t: &[f32], noise: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let c = self.shape[self.shape.len() - 1];
         let (rule, row) = (&self.rule, &self.coefficients[step]);
-        let rows = x_t.len() / elements(&self.shape) * if rule.guided { 2 } else { 1 };
+        let rows = x_t.len() / elements(&self.shape) * if rule.guided() { 2 } else { 1 };
         let wide = output.len() / (rows * elements(&self.shape)) * c;
-        let half = if rule.guided { output.len() / 2 } else { 0 };
+        let half = if rule.guided() { output.len() / 2 } else { 0 };
         let (mut guided, mut original) = (Vec::new(), Vec::with_capacity(x_t.len()));
         for (position, x_t) in x_t.chunks_exact(c).enumerate() {
             let unconditional = &output[position * wide..][..wide];
             let conditional = &output[half + position * wide..][..wide];
             for k in 0..c {
-                let variance = if rule.variance == Variance::LearnedRange { conditional[c + k] } else { 0.0 };
-                let noise = noise[position * c + k];
-                let e = element(rule, row, unconditional[k], conditional[k], variance, x_t[k], noise);
-                guided.push(e.guided);
-                original.push(e.x0);
+                match rule {
+                    Rule::Ancestral(rule) => {
+                        let variance = if self.rule.learns_variance() { conditional[c + k] } else { 0.0 };
+                        let noise = noise[position * c + k];
+                        let e = element(rule, row, unconditional[k], conditional[k], variance, x_t[k], noise);
+                        guided.push(e.guided);
+                        original.push(e.x0);
+                    }
+                    Rule::Multistep(rule) => {
+                        let halves = [unconditional[k], conditional[k]];
+                        guided.push(combined(*rule, row, halves, x_t[k], [0.0; HISTORY])[0]);
+                        // These rows do not hold what leads to x0.
+                        original.push(x_t[k]);
+                    }
+                }
             }
             guided.extend_from_slice(&conditional[c..]);
         }
@@ -260,7 +273,11 @@ impl Loop {
         let name = self.name;
         let mut shape = vec![draws.pictures(self)];
         shape.extend_from_slice(&self.shape);
-        trace.put_ids(|| format!("{name}/timesteps"), &[self.steps()], &self.timesteps);
+        let key = || format!("{name}/timesteps");
+        match self.timesteps.iter().all(|t| t.fract() == 0.0) {
+            true => trace.put_ids(key, &[self.steps()], &self.timesteps.iter().map(|&t| t as u32).collect::<Vec<_>>()),
+            false => trace.put(key, &[self.steps()], &self.timesteps),
+        }
         trace.put_pictures(|| format!("{name}/initial_latents"), &shape, &draws.latents);
     }
 
@@ -273,7 +290,7 @@ impl Loop {
         trace: &mut Trace,
     ) -> Result<()> {
         let c = self.shape[self.shape.len() - 1];
-        let (pictures, rule) = (draws.pictures(self), &self.rule);
+        let pictures = draws.pictures(self);
         let shaped = |rows: usize, channels: usize| {
             let mut shape = vec![rows];
             shape.extend_from_slice(&self.shape);
@@ -283,7 +300,7 @@ impl Loop {
         let key = |what: &'static str| move || format!("{}/step_{step:02}/{what}", self.name);
         let output = executable.read("model_output")?;
         let next = executable.read("x")?;
-        let rows = pictures * if rule.guided { 2 } else { 1 };
+        let rows = pictures * if self.rule.guided() { 2 } else { 1 };
         let wide = output.len() / (rows * elements(&self.shape)) * c;
 
         let noise = self.noise_of(draws, step);
@@ -300,9 +317,11 @@ impl Loop {
         trace.put_pictures(key("model_input"), &shaped(rows, seen), &input);
         trace.put_pictures(key("model_output"), &shaped(rows, wide), &output);
         trace.put_pictures(key("guided"), &shaped(pictures, wide), &guided);
-        trace.put_pictures(key("pred_original"), &shaped(pictures, c), &original);
-        if self.timesteps[step] > 0 {
-            trace.put_pictures(key("noise"), &shaped(pictures, c), &noise);
+        if self.rule.noise().is_some() {
+            trace.put_pictures(key("pred_original"), &shaped(pictures, c), &original);
+            if self.timesteps[step] > 0.0 {
+                trace.put_pictures(key("noise"), &shaped(pictures, c), &noise);
+            }
         }
         trace.put_pictures(key("latents"), &shaped(pictures, c), &next);
         draws.latents = next;

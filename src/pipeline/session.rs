@@ -9,7 +9,7 @@ use super::sampling::{AfterStep, Draws, Loop, StepNoise};
 use super::trace::Trace;
 use crate::backend::{Backend, Executable};
 use crate::error::{Error, Result};
-use crate::ops::elements;
+use crate::ops::{HISTORY, elements};
 use crate::plan::{Plan, assign};
 use crate::weights::{Checkpoint, Component, few};
 use std::cell::RefCell;
@@ -193,16 +193,16 @@ impl Session<'_, '_> {
         table("coefficients", &sampling.table(draws.pictures(sampling)))?;
         match &draws.noise {
             StepNoise::Given(noise) => table("noise", noise)?,
-            StepNoise::None => match executable.plan().input("noise") {
-                Some(noise) => {
+            StepNoise::None => {
+                if let Some(noise) = executable.plan().input("noise") {
                     let zeros = vec![0.0; elements(executable.plan().shape(noise))];
                     executable.write("noise", &zeros)?;
                 }
-                None => {
-                    let words = sampling.seed_words() * draws.pictures(sampling);
+                let words = sampling.seed_words() * draws.pictures(sampling);
+                if words > 0 {
                     executable.write_u32("seeds", &vec![0; words])?;
                 }
-            },
+            }
             StepNoise::Seeds(seeds) => {
                 // The executable counts its steps from 0.
                 let words = seeds.iter().flat_map(|seeds| seeds.from_step(range.start as u64).words());
@@ -214,6 +214,9 @@ impl Session<'_, '_> {
 
         let began = Instant::now();
         executable.write("x_t", &draws.latents)?;
+        if executable.plan().input("history").is_some() {
+            executable.write("history", &vec![0.0; HISTORY * draws.latents.len()])?;
+        }
         let executable = RefCell::new(executable);
         let previews = self.previews;
         let is_due = |done: usize| previews.is_some_and(|every| done.is_multiple_of(every));

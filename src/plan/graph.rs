@@ -8,8 +8,8 @@
 use super::{Dtype, Origin, Plan, Step, Value, ValueId, WeightSource};
 use crate::error::{Error, Result};
 use crate::ops::{
-    Activation, Attention, Concat, Conv2d, Embed, Geglu, GroupNorm, LayerNorm, Linear, Modulate, Op, Operation,
-    Pointwise, Resize, SamplerStep, Slice,
+    Activation, Attention, Concat, Conv2d, Embed, Geglu, GroupNorm, LayerNorm, Linear, Modulate, Multistep, Op,
+    Operation, Pointwise, Resize, SamplerStep, Slice,
 };
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -512,6 +512,18 @@ impl<'g> Tensor<'g> {
     #[track_caller]
     pub fn row(self, step: Tensor<'g>) -> Tensor<'g> {
         self.graph.record(Embed::Row, &[self, step], line())
+    }
+
+    /// One step of a sampler without noise with `self` as the model's output; see [`Multistep`].
+    #[track_caller]
+    pub fn multistep(
+        self,
+        rule: Multistep,
+        x_t: Tensor<'g>,
+        coefficients: Tensor<'g>,
+        history: Tensor<'g>,
+    ) -> Tensor<'g> {
+        self.graph.record(rule, &[self, x_t, coefficients, history], line())
     }
 
     /// One step of the diffusion process with `self` as the model's output and, last, what its noise comes from; see

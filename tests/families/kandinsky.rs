@@ -7,7 +7,7 @@ use unclip::cases::Tensors;
 use unclip::diffusion::sampler::time_features;
 use unclip::model::kandinsky::{self, Beside};
 use unclip::model::{Sizes, decoder, unet};
-use unclip::ops::{Noise, Prediction, SamplerStep, Variance};
+use unclip::ops::{Noise, Prediction, Rule, SamplerStep, Variance};
 use unclip::weights::config::Configured;
 
 /// Of the recording.
@@ -16,13 +16,13 @@ const SIZE: [usize; 2] = [6, 4];
 const SIZES: Sizes = Sizes {
     pictures: 1,
     steps: 1,
-    rule: SamplerStep {
+    rule: Rule::Ancestral(SamplerStep {
         prediction: Prediction::Epsilon,
         variance: Variance::Fixed,
         clip: Some(1.0),
         guided: true,
         noise: Noise::Given,
-    },
+    }),
 };
 
 fn model(recording: &Recording, name: &str) -> (Configured<unet::Config>, Tensors) {

@@ -6,7 +6,7 @@ use unclip::backend::Backend;
 use unclip::cases::Tensors;
 use unclip::diffusion::sampler::time_features;
 use unclip::model::{Sizes, decoder, kandinsky, stable_unclip, unet};
-use unclip::ops::{Noise, Prediction, SamplerStep, Variance};
+use unclip::ops::{Noise, Prediction, Rule, SamplerStep, Variance};
 use unclip::plan::Plan;
 use unclip::weights::config::{self, Configured};
 
@@ -18,13 +18,13 @@ const MODELS: [&str; 2] = ["linear", "convolution"];
 const SIZES: Sizes = Sizes {
     pictures: 1,
     steps: 1,
-    rule: SamplerStep {
+    rule: Rule::Ancestral(SamplerStep {
         prediction: Prediction::Epsilon,
         variance: Variance::Fixed,
         clip: None,
         guided: true,
         noise: Noise::Given,
-    },
+    }),
 };
 
 fn model(recording: &Recording, name: &str) -> (Configured<unet::Config>, Tensors) {

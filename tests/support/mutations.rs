@@ -100,6 +100,7 @@ fn sums(op: &Op) -> bool {
         Op::Attention(_) | Op::Conv2d(_) | Op::GroupNorm(_) | Op::LayerNorm(_) | Op::Linear(_) => true,
         Op::Resize(op) => *op != Resize::NearestDouble,
         Op::Concat(_) | Op::Convert(_) | Op::Embed(_) | Op::Geglu(_) | Op::Modulate(_) => false,
+        Op::Multistep(_) => false,
         Op::Pointwise(_) | Op::SamplerStep(_) | Op::Slice(_) => false,
     }
 }

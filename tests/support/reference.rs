@@ -59,6 +59,7 @@ pub fn run_lacking(problem: &Problem, lack: Lack) -> Vec<f64> {
         Op::LayerNorm(op) => layer_norm(f64::from(op.eps), &inputs, lack.terms),
         Op::Linear(op) => linear(op, &inputs, lack.terms),
         Op::Modulate(op) => modulate(op, &inputs),
+        Op::Multistep(op) => multistep(op.guided, &inputs),
         Op::Pointwise(op) => pointwise(op, &inputs),
         Op::Resize(op) => resize(op, &inputs[0], &shape, lack.terms),
         Op::SamplerStep(op) => sampler_step(op, &inputs),
@@ -79,6 +80,7 @@ pub fn reduction(problem: &Problem) -> usize {
         Op::LayerNorm(_) | Op::Linear(_) => shapes[0][shapes[0].len() - 1],
         Op::Resize(_) => 16,
         Op::Concat(_) | Op::Convert(_) | Op::Embed(_) | Op::Geglu(_) | Op::Modulate(_) => 1,
+        Op::Multistep(_) => 1,
         Op::Pointwise(_) | Op::SamplerStep(_) | Op::Slice(_) => 1,
     }
 }
@@ -414,6 +416,7 @@ fn sampler_step(op: &SamplerStep, inputs: &[Wide]) -> Vec<f64> {
             let mut x0 = match op.prediction {
                 Prediction::Epsilon => (x_t[i] - row[0] * out) / row[1],
                 Prediction::Sample => out,
+                Prediction::Velocity => row[1] * x_t[i] - row[0] * out,
             };
             if let Some(range) = op.clip {
                 x0 = x0.clamp(-f64::from(range), f64::from(range));
@@ -428,6 +431,22 @@ fn sampler_step(op: &SamplerStep, inputs: &[Wide]) -> Vec<f64> {
             row[2] * x0 + row[3] * x_t[i] + row[7] * sigma * noise[i]
         })
         .collect()
+}
+
+fn multistep(guided: bool, inputs: &[Wide]) -> Vec<f64> {
+    let (output, x_t, history) = (&inputs[0].x, &inputs[1].x, &inputs[3].x);
+    let (count, picture) = (x_t.len(), x_t.len() / inputs[1].shape[0]);
+    let row = |i: usize| &inputs[2].x[9 * (i / picture)..][..9];
+    let estimate = |i: usize| {
+        let out = if guided { output[i] + row(i)[8] * (output[count + i] - output[i]) } else { output[i] };
+        row(i)[0] * x_t[i] + row(i)[1] * out
+    };
+    let next = |i: usize| {
+        let kept: f64 = (0..4).map(|age| row(i)[4 + age] * history[age * count + i]).sum();
+        row(i)[2] * x_t[i] + row(i)[3] * estimate(i) + kept
+    };
+    let kept = history[..3 * count].iter().copied();
+    (0..count).map(next).chain((0..count).map(estimate)).chain(kept).collect()
 }
 
 const WORD: u64 = 1 << 32;

@@ -19,6 +19,7 @@ mod layer_norm;
 mod linear;
 mod matmul;
 mod modulate;
+mod multistep;
 mod panels;
 mod pointwise;
 mod resize;
@@ -360,6 +361,7 @@ impl Compiled {
                 let with_shape = |i: usize| (inputs[i], shapes[i]);
                 modulate::run(machine, op, [0, 1, 2].map(with_shape), out);
             }
+            Op::Multistep(op) => multistep::run(op, &inputs, out),
             Op::Pointwise(op) => pointwise::run(machine, op, &inputs, shape, out),
             Op::Resize(op) => resize::run(op, inputs[0], shapes[0], shape, out),
             Op::SamplerStep(op) => sampler_step::run(op, &inputs, shape, out),

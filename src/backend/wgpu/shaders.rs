@@ -34,6 +34,7 @@ kernels![
     "linear_lanes",
     "linear_matrices",
     "modulate",
+    "multistep",
     "pointwise",
     "resize",
     "sampler_step",

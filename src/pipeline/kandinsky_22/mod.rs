@@ -202,7 +202,7 @@ impl Family for Kandinsky {
             IMAGE_ENCODER => self.vision.record(source, shapes.batch),
             ENCODER => autoencoder::encoder(&self.autoencoder, source, shapes.batch, size),
             DECODER => {
-                let rule = self.scheduler.step(shapes.guided, shapes.noise);
+                let rule = self.scheduler.rule(shapes.guided, shapes.noise);
                 let sizes = Sizes { pictures: shapes.batch, steps: shapes.steps, rule };
                 kandinsky::plan(&self.decoder, source, &sizes, size)
             }

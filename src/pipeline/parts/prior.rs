@@ -36,7 +36,7 @@ impl Prior {
     /// Records the prior with its sampling step.
     pub fn record(&self, source: &dyn WeightSource, shapes: &Shapes) -> Result<Plan> {
         let &Shapes { batch, steps, guided, noise, .. } = shapes;
-        let rule = self.scheduler.step(guided, noise);
+        let rule = self.scheduler.rule(guided, noise);
         prior::plan(&self.config, source, &Sizes { pictures: batch, steps, rule })
     }
 

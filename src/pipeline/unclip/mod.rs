@@ -26,7 +26,7 @@ use crate::diffusion::{Schedule, SchedulerConfig};
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::model::{Sizes, decoder, super_res, text_proj, unet};
-use crate::ops::{Noise, SamplerStep};
+use crate::ops::Noise;
 use crate::plan::{Plan, WeightSource};
 use crate::weights::Checkpoint;
 use crate::weights::config::Configured;
@@ -161,7 +161,7 @@ impl Family for UnClip {
     fn record(&self, stage: Stage, shapes: &Shapes, source: &dyn WeightSource) -> Result<Plan> {
         let &Shapes { batch, steps, guided, noise, .. } = shapes;
         let sizes = |scheduler: &SchedulerConfig, guided| -> Sizes {
-            let rule: SamplerStep = scheduler.step(guided, noise);
+            let rule = scheduler.rule(guided, noise);
             Sizes { pictures: batch, steps, rule }
         };
         let super_res = |config| {

@@ -140,7 +140,7 @@ impl UnClip {
             for step in steps.clone() {
                 executable.write("time", &time[step * time_width..][..time_width])?;
                 executable.write("coefficients", &sampling.table(1)[step * row_width..][..row_width])?;
-                if sampling.timesteps[step] > 0 {
+                if sampling.timesteps[step] > 0.0 {
                     noise.fill_normal(drawn);
                 } else {
                     drawn.fill(0.0);
