@@ -202,7 +202,7 @@ fn images_that_cannot_be_varied_are_named() {
     let photo = photo.to_str().unwrap();
     let missing = engine(without.path(), &["run", "-m", model, "--image", photo]);
     assert_refused(without.path(), &missing, 3, &[model, "missing from the checkpoint: image_encoder", "variations"]);
-    let both = "--prompt cannot be combined with --image: a variation starts from the picture's embedding";
+    let both = "--prompt: cannot be combined with a picture to vary: a variation starts from the picture's embedding";
     for prompt in [&["-p", "a"][..], &["a"]] {
         assert_refused(dir.path(), &image(photo, prompt), 2, &[both]);
     }

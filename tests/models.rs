@@ -171,7 +171,7 @@ fn towers_are_found_without_their_prefix_and_with_it_twice() {
     let vision = checkpoint.config::<image_encoder::Config>("image_encoder/config.json").unwrap();
     for (component, prefix) in [("text_encoder", "text_model."), ("image_encoder", "vision_model.")] {
         let plan = |source: &dyn WeightSource| match component {
-            "text_encoder" => text_encoder::plan(&text, source, 1),
+            "text_encoder" => text_encoder::plan(&text, source, 1, true),
             _ => image_encoder::plan(&vision, source, 1),
         };
         let twice = prefix.repeat(2);

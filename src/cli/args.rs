@@ -13,6 +13,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use std::path::PathBuf;
 use std::sync::Arc;
+use unclip::diffusion::Sampler;
 use unclip::image::{Alpha, Format};
 use unclip::noise::{Generators, NoiseDtype, NoiseKind};
 use unclip::pipeline::Inversion;
@@ -134,13 +135,14 @@ pub struct RunArguments {
     /// What the picture shows, in quotes
     #[arg(value_name = "PROMPT", help_heading = WHAT, display_order = 0)]
     pub words: Vec<String>,
-    /// What a picture shows; may be given several times
+    /// What a picture shows; may be given several times. Beside --image, for checkpoints that read a text there (Stable
+    /// unCLIP), what is said of the variations
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = WHAT)]
     pub prompt: Vec<String>,
     /// File with a prompt on each line; - is standard input
     #[arg(long, value_name = "FILE", help_heading = WHAT)]
     pub prompts: Option<PathBuf>,
-    /// Picture of which to make variations, instead of a prompt: PNG, JPEG, WebP, GIF, BMP, TIFF or QOI; may be given
+    /// Picture of which to make variations, in general instead of a prompt: PNG, JPEG, WebP, GIF, BMP, TIFF or QOI; may be given
     /// several times
     #[arg(short, long, value_name = "FILE", help_heading = WHAT)]
     pub image: Vec<PathBuf>,
@@ -181,7 +183,8 @@ pub struct HowArguments {
     /// Steps of the prior [default: the checkpoint's, or 25]
     #[arg(long, value_name = "N", help_heading = HOW)]
     pub prior_steps: Option<usize>,
-    /// Steps of the decoder [default: the checkpoint's, or 25; Kandinsky 100]
+    /// Steps of the decoder [default: the checkpoint's, or 25; Kandinsky 100,
+    /// Stable unCLIP 20]
     #[arg(long, value_name = "N", help_heading = HOW)]
     pub decoder_steps: Option<usize>,
     /// Steps of super-resolution, the last of which is the second network's [default: the checkpoint's, or 7]
@@ -191,13 +194,21 @@ pub struct HowArguments {
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = HOW)]
     pub prior_guidance: Option<f32>,
     /// Guidance scale of the decoder, the only one of variations; at most 1 for both turns guidance off [default: the
-    /// checkpoint's, or 8; Kandinsky 4]
+    /// checkpoint's, or 8; Kandinsky 4, Stable unCLIP 10]
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = HOW)]
     pub decoder_guidance: Option<f32>,
-    /// Width and height in pixels, such as 768x512, for checkpoints that leave the choice (Kandinsky: multiples of 64)
-    /// [default: 512x512 there]
+    /// Width and height in pixels, such as 768x512, for checkpoints that leave the choice (Kandinsky: multiples of
+    /// 64, Stable unCLIP: of 8) [default: 512x512 and 768x768 there]
     #[arg(long, value_name = "WxH", value_parser = size, help_heading = HOW)]
     pub size: Option<[usize; 2]>,
+    /// What takes the decoder's steps, for checkpoints that leave the choice (Stable unCLIP): pndm, ddim, ddpm, euler or dpm++
+    /// [default: what the checkpoint's scheduler says]
+    #[arg(long, value_name = "NAME", help_heading = HOW)]
+    pub sampler: Option<Sampler>,
+    /// Noise that is added to the image embedding, for checkpoints whose decoder is told how much (Stable unCLIP): 0 to 999;
+    /// more lets pictures vary more [default: 0]
+    #[arg(long, value_name = "LEVEL", help_heading = HOW)]
+    pub noise_level: Option<usize>,
     /// What turns the seed into noise: torch, the pictures of diffusers with torch's CPU generator; torch-2.11, the same up
     /// to that release; torch-cuda:CARD, with the generator of a card such as rtx-3060 or 28x1536 (multiprocessors x
     /// threads of each) [torch-cuda alone: 132x2048]; philox, drawn on the device [default: torch]
@@ -407,6 +418,8 @@ const FLAGS: [(&str, &str); 25] = [
     ("super-resolution steps", "--super-res-steps"),
     ("prior guidance", "--prior-guidance"),
     ("decoder guidance", "--decoder-guidance"),
+    ("sampler", "--sampler"),
+    ("noise level", "--noise-level"),
     ("noise type", "--noise-dtype"),
     ("generator", "--generator"),
     ("output", "--output"),

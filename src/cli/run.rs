@@ -87,7 +87,8 @@ fn request(arguments: &RunArguments, recipes: &[Recipe], subjects: Subjects) -> 
         Some(recipe) => recipe.apply(request),
         None => request,
     };
-    let base = Request { pictures_per_prompt: subjects_each, ..base };
+    let text = subjects.text.map(Prompt::Text).or(base.text);
+    let base = Request { pictures_per_prompt: subjects_each, text, ..base };
     arguments.how.apply(Request { negative: arguments.negative.clone().map(Prompt::Text).or(base.negative), ..base })
 }
 
@@ -106,6 +107,8 @@ impl HowArguments {
             prior_guidance: self.prior_guidance.or(base.prior_guidance),
             decoder_guidance: self.decoder_guidance.or(base.decoder_guidance),
             size: self.size.or(base.size),
+            noise_level: self.noise_level.or(base.noise_level),
+            sampler: self.sampler.or(base.sampler),
             ..base
         }
     }

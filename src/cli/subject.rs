@@ -18,6 +18,8 @@ pub struct Subjects {
     pub alpha: Alpha,
     /// Pictures of each, unless a flag says otherwise.
     pub each: usize,
+    /// What is said of images beside them.
+    pub text: Option<String>,
 }
 
 impl Subjects {
@@ -29,8 +31,12 @@ impl Subjects {
     pub fn read(arguments: &RunArguments, recipes: &[Recipe], examples: &[String]) -> Result<Subjects> {
         let prompts = prompts(arguments)?;
         if !arguments.image.is_empty() {
-            no_prior(arguments, !prompts.is_empty())?;
-            return images(&arguments.image, 1, &options(arguments, None));
+            no_prior(arguments)?;
+            if let [_, second, ..] = &prompts[..] {
+                return Err(Error::value("--prompt", second, "beside --image there is one at most"));
+            }
+            let images = images(&arguments.image, 1, &options(arguments, None))?;
+            return Ok(Subjects { text: prompts.into_iter().next(), ..images });
         }
         let is_image = |recipe: &&Recipe| matches!(recipe.subject, Subject::Image(_));
         if arguments.alpha.is_some() && !(prompts.is_empty() && recipes.first().as_ref().is_some_and(is_image)) {
@@ -38,7 +44,7 @@ impl Subjects {
         }
         if !prompts.is_empty() {
             let task = Task::Prompts(prompts.into_iter().map(Prompt::Text).collect());
-            return Ok(Subjects { task, files: Vec::new(), alpha: Alpha::default(), each: 1 });
+            return Ok(Subjects { task, files: Vec::new(), alpha: Alpha::default(), each: 1, text: None });
         }
         let (Some(from), Some(first)) = (&arguments.from, recipes.first()) else { return Err(nothing(examples)) };
         if let Some(edited) = &first.edited {
@@ -47,7 +53,7 @@ impl Subjects {
         }
         // A sheet has several pictures of each subject.
         if let Subject::Image(_) = first.subject {
-            no_prior(arguments, false)?;
+            no_prior(arguments)?;
             let paths = pictures_of(from, recipes)?;
             return images(&paths, recipes.len() / paths.len(), &options(arguments, Some(first)));
         }
@@ -56,7 +62,7 @@ impl Subjects {
             _ => None,
         });
         let each = recipes.len() / prompts.len();
-        Ok(Subjects { task: Task::Prompts(prompts), files: Vec::new(), alpha: Alpha::default(), each })
+        Ok(Subjects { task: Task::Prompts(prompts), files: Vec::new(), alpha: Alpha::default(), each, text: None })
     }
 }
 
@@ -66,15 +72,16 @@ fn nothing(examples: &[String]) -> Error {
     Error::request("PROMPT", format!("missing; give one in quotes{such}, or with --image a picture to vary"))
 }
 
-/// A variation has neither a prompt nor a prior.
-fn no_prior(arguments: &RunArguments, prompts: bool) -> Result<()> {
+/// A variation has no prior.
+fn no_prior(arguments: &RunArguments) -> Result<()> {
     let idle = [
-        ("--prompt", prompts, "a variation starts from the picture's embedding"),
-        ("--prior-steps", arguments.how.prior_steps.is_some(), "a variation has no prior"),
-        ("--prior-guidance", arguments.how.prior_guidance.is_some(), "a variation has no prior"),
+        ("--prior-steps", arguments.how.prior_steps.is_some()),
+        ("--prior-guidance", arguments.how.prior_guidance.is_some()),
     ];
-    match idle.into_iter().find(|(_, given, _)| *given) {
-        Some((flag, _, why)) => Err(Error::request(format!("{flag} cannot be combined with --image"), why)),
+    match idle.into_iter().find(|(_, given)| *given) {
+        Some((flag, _)) => {
+            Err(Error::request(format!("{flag} cannot be combined with --image"), "a variation has no prior"))
+        }
         None => Ok(()),
     }
 }
@@ -164,7 +171,7 @@ pub fn options(arguments: &RunArguments, recipe: Option<&Recipe>) -> ReadOptions
 
 fn images(paths: &[PathBuf], each: usize, options: &ReadOptions) -> Result<Subjects> {
     let images = paths.iter().map(|path| given::read(path, options)).collect::<Result<_>>()?;
-    Ok(Subjects { task: Task::Variations(images), files: paths.to_vec(), alpha: options.alpha, each })
+    Ok(Subjects { task: Task::Variations(images), files: paths.to_vec(), alpha: options.alpha, each, text: None })
 }
 
 /// What the recipes' pictures were made from, each once.

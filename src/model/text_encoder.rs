@@ -68,11 +68,11 @@ impl Config {
 /// Records the encoder for `texts` prompts of the configured length.
 ///
 /// Inputs: `ids [N, T]` and `pooled [N]` (see [`Config::pooled_position`]). Outputs: `text_embeds [N, D]`, not
-/// normalised, and `hidden [N, T, width]` after the last normalisation.
+/// normalised, and `hidden [N, T, width]` after the last normalisation; without an embedding `ids` and `hidden` alone.
 ///
 /// # Errors
 /// A tensor is missing or of another shape.
-pub fn plan(config: &Config, source: &dyn WeightSource, texts: usize) -> Result<Plan> {
+pub fn plan(config: &Config, source: &dyn WeightSource, texts: usize, has_embedding: bool) -> Result<Plan> {
     let transformer = Transformer {
         layers: config.num_hidden_layers,
         heads: config.num_attention_heads,
@@ -84,7 +84,6 @@ pub fn plan(config: &Config, source: &dyn WeightSource, texts: usize) -> Result<
     let (width, tokens) = (config.hidden_size, config.max_position_embeddings);
     let graph = Graph::new("text_encoder", source);
     let ids = graph.input_u32("ids", &[texts, tokens]);
-    let pooled = graph.input_u32("pooled", &[texts]);
 
     let [w, projection] =
         clip::tower(&graph.weights(), "text_model", "embeddings.token_embedding.weight", "text_projection");
@@ -92,8 +91,10 @@ pub fn plan(config: &Config, source: &dyn WeightSource, texts: usize) -> Result<
     let positions = w.at("embeddings").tensor("position_embedding.weight", &[tokens, width]);
     let x = transformer.encode(&w, table.lookup(ids) + positions);
     let hidden = x.layer_norm(w.at("final_layer_norm"), config.layer_norm_eps);
-    let embeds = hidden.token(pooled).project(projection, config.projection_dim);
-    graph.output("text_embeds", embeds);
+    if has_embedding {
+        let pooled = graph.input_u32("pooled", &[texts]);
+        graph.output("text_embeds", hidden.token(pooled).project(projection, config.projection_dim));
+    }
     graph.output("hidden", hidden);
     graph.finish()
 }

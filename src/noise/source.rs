@@ -127,6 +127,14 @@ impl NoiseSource {
         }
     }
 
+    /// Makes the next draw where all pictures that the generator serves have one together.
+    pub fn fill_shared(&mut self, out: &mut [f32]) {
+        let (place, of) = (self.place, self.of);
+        (self.place, self.of) = (0, 1);
+        self.fill_normal(out);
+        (self.place, self.of) = (place, of);
+    }
+
     /// Passes over draws of so many elements each that kernels make themselves, and returns what those need; `None`, and
     /// nothing is passed over, where [kernels cannot](NoiseSource::is_for_kernels).
     pub fn leave(&mut self, draws: u64, elements: usize) -> Option<Seeds> {

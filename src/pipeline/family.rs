@@ -12,6 +12,7 @@ use super::invert::Inversion;
 use super::parts::{Texts, Vision};
 use super::request::{Request, Settings};
 use super::session::Session;
+use crate::diffusion::Sampler;
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::noise::NoiseSource;
@@ -21,7 +22,8 @@ use crate::weights::{Checkpoint, ComponentReport};
 use std::sync::Arc;
 
 /// All families.
-const FAMILIES: &[&Kind] = &[&super::unclip::KIND, &super::kandinsky_22::KIND, &super::clip::KIND];
+const FAMILIES: &[&Kind] =
+    &[&super::unclip::KIND, &super::kandinsky_22::KIND, &super::stable_unclip::KIND, &super::clip::KIND];
 
 /// How checkpoints of a family are recognised and opened.
 pub(super) struct Kind {
@@ -73,6 +75,8 @@ pub struct Shapes {
     pub noise: Noise,
     /// Height and width of what is sampled or decoded, where requests choose it; else 0.
     pub size: [usize; 2],
+    /// Whether the steps are without noise and from the last ones, where requests choose the sampler.
+    pub multistep: bool,
 }
 
 impl Shapes {
@@ -140,6 +144,11 @@ pub(super) trait Family: Send + Sync {
     /// The checkpoint has none such.
     fn image_tower(&self) -> Result<&Vision> {
         Err(Error::Unsupported { what: "embeddings of pictures: this checkpoint has no image encoder".into() })
+    }
+
+    /// Noise level and sampler of the decoder, where requests choose them.
+    fn decoder_settings(&self, _: &Settings) -> (Option<usize>, Option<Sampler>) {
+        (None, None)
     }
 
     /// Records the plan of a stage. Both runs and listings take their plans from here.
@@ -241,7 +250,20 @@ pub struct Embedding {
     pub(super) inversion: Option<Arc<Inversion>>,
     /// A picture of what is where, for decoders that see one: `[H, W, 3]` in 0..1.
     pub(super) hint: Option<Arc<Vec<f32>>>,
+    /// What the decoder sees of texts, where it has a text encoder of its own.
+    pub(super) seen: Option<Seen>,
+    /// Whether the image embedding is that of a given picture, all of whose variations share the noise that is added to it.
+    pub(super) shares_noise: bool,
     pub(super) noise: NoiseSource,
+}
+
+/// Texts that a decoder sees.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    /// The prompt, or what is said of a variation.
+    pub text: Arc<EncodedText>,
+    /// With guidance, the text of the unconditional half.
+    pub unconditional: Option<Arc<EncodedText>>,
 }
 
 /// A picture, small where the family has super-resolution and not yet enlarged, and the noise that is left of its seed.

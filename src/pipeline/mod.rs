@@ -31,6 +31,7 @@ mod request;
 mod resident;
 mod sampling;
 mod session;
+mod stable_unclip;
 mod tiles;
 mod trace;
 mod unclip;

@@ -5,6 +5,7 @@
 //! [`Request`].
 
 use super::{Edit, Pipeline, Prompt, Request, Task};
+use crate::diffusion::Sampler;
 use crate::dtype::Precision;
 use crate::error::{Error, Result};
 use crate::image::Alpha;
@@ -32,6 +33,9 @@ pub struct Recipe {
     /// The picture that it was made from, with what of it was to stay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edited: Option<Edited>,
+    /// What was said of a variation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<Prompt>,
     /// What it should not be.
     pub negative: Option<Prompt>,
     /// Seed of this picture's generator.
@@ -57,6 +61,12 @@ pub struct Recipe {
     pub prior_guidance: Option<f32>,
     /// Guidance scale of the decoder.
     pub decoder_guidance: f32,
+    /// Noise that was added to the image embedding; most families add none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise_level: Option<usize>,
+    /// What took the decoder's steps; most families leave no choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampler: Option<Sampler>,
     /// The device, as its [back end](crate::backend::Backend::name) calls it.
     pub device: String,
     /// How the device stored tensors and multiplied matrices.
@@ -151,6 +161,7 @@ impl Pipeline {
     pub fn recipe(&self, request: &Request, k: usize) -> Recipe {
         let settings = request.settings(self.defaults());
         let at = k / request.pictures_per_prompt.max(1);
+        let (noise_level, sampler) = self.family.decoder_settings(&settings);
         let with_prior = request.has_prior();
         let subject = match &request.task {
             Task::Prompts(prompts) => Subject::Prompt(prompts[at].clone()),
@@ -168,6 +179,7 @@ impl Pipeline {
             subject,
             alpha: Alpha::default(),
             edited: request.edit.as_ref().map(Edited::from),
+            text: request.text.clone(),
             negative: request.negative.clone(),
             seed: request.seed_of(k),
             noise: request.noise,
@@ -178,6 +190,8 @@ impl Pipeline {
             super_res_steps: self.family.has_super_resolution().then_some(settings.super_res_steps),
             prior_guidance: with_prior.then_some(settings.prior_guidance),
             decoder_guidance: settings.decoder_guidance,
+            noise_level,
+            sampler,
             device: self.backend.name(),
             dtype: self.backend.precision(),
             width: self.picture_size(request)[0],
@@ -210,6 +224,7 @@ impl Recipe {
     pub fn apply(&self, request: Request) -> Request {
         let with_prior = request.has_prior();
         Request {
+            text: self.text.clone().filter(|_| !with_prior),
             negative: self.negative.clone(),
             seed: self.seed,
             noise: self.noise,
@@ -220,6 +235,8 @@ impl Recipe {
             super_res_steps: self.super_res_steps,
             prior_guidance: self.prior_guidance.filter(|_| with_prior),
             decoder_guidance: Some(self.decoder_guidance),
+            noise_level: self.noise_level,
+            sampler: self.sampler,
             // With super-resolution the checkpoint decides.
             size: Some([self.width, self.height]).filter(|_| self.super_res_steps.is_none()),
             ..request
@@ -285,7 +302,7 @@ impl Recipe {
     fn parameters(&self, sheet: &[Recipe]) -> image::Parameters {
         let mut fields = vec![
             ("Steps", self.decoder_steps.to_string()),
-            ("Sampler", "unCLIP".to_owned()),
+            ("Sampler", self.sampler.map_or("unCLIP", Sampler::title).to_owned()),
             ("CFG scale", self.decoder_guidance.to_string()),
             ("Seed", self.seed.to_string()),
             ("Size", format!("{}x{}", self.width, self.height)),
@@ -310,7 +327,7 @@ impl Recipe {
             Subject::Prompt(_) => subjects.join("\n"),
             Subject::Image(_) => {
                 fields.push(("Variation of", subjects.join(" ")));
-                String::new()
+                self.text.clone().map_or(String::new(), |text| Subject::Prompt(text).text().to_owned())
             }
             Subject::Blend(blend) => {
                 let weights: Vec<String> = blend.weights.iter().map(f32::to_string).collect();
@@ -319,6 +336,7 @@ impl Recipe {
             }
         };
         fields.extend(self.super_res_steps.map(|steps| ("Super-resolution steps", steps.to_string())));
+        fields.extend(self.noise_level.map(|level| ("Noise level", level.to_string())));
         fields.push(("Noise", self.noise.to_string()));
         if self.noise_dtype != NoiseDtype::default() {
             fields.push(("Noise type", self.noise_dtype.to_string()));
@@ -348,6 +366,7 @@ mod tests {
             subject: Subject::Prompt("a red apple, ripe".into()),
             alpha: Alpha::Drop,
             edited: None,
+            text: None,
             negative: Some("worm".into()),
             seed: u64::MAX,
             noise: NoiseKind::Philox,
@@ -358,6 +377,8 @@ mod tests {
             super_res_steps: Some(7),
             prior_guidance: Some(1.1),
             decoder_guidance: 8.0,
+            noise_level: None,
+            sampler: None,
             device: "cpu (avx512, 2 threads)".into(),
             dtype: Precision::Bf16,
             width: 2,

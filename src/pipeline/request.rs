@@ -3,6 +3,7 @@
 use super::blend::Blend;
 use super::edit::Edit;
 use super::invert::Inversion;
+use crate::diffusion::Sampler;
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::model::text_encoder::Tokens;
@@ -74,6 +75,12 @@ pub struct Request {
     pub decoder_guidance: Option<f32>,
     /// Width and height of the pictures in pixels, for checkpoints that leave the choice.
     pub size: Option<[usize; 2]>,
+    /// What is said of variations, for checkpoints whose decoder sees a text; without it nothing.
+    pub text: Option<Prompt>,
+    /// Noise that is added to the image embedding, for checkpoints whose decoder is told: a timestep, from 0.
+    pub noise_level: Option<usize>,
+    /// What takes the decoder's steps, for checkpoints that leave the choice.
+    pub sampler: Option<Sampler>,
     /// A picture that the pictures are made from.
     pub edit: Option<Edit>,
     /// A picture of what is where, such as a map of depths, for checkpoints that see one.
@@ -109,6 +116,9 @@ impl Request {
             prior_guidance: None,
             decoder_guidance: None,
             size: None,
+            text: None,
+            noise_level: None,
+            sampler: None,
             edit: None,
             hint: None,
             inversion: None,
@@ -188,6 +198,8 @@ impl Request {
             super_res_steps: self.super_res_steps.unwrap_or(defaults.super_res_steps),
             prior_guidance: self.prior_guidance.unwrap_or(defaults.prior_guidance),
             decoder_guidance: self.decoder_guidance.unwrap_or(defaults.decoder_guidance),
+            noise_level: self.noise_level.unwrap_or(defaults.noise_level),
+            sampler: self.sampler.or(defaults.sampler),
         }
     }
 
@@ -236,6 +248,23 @@ impl Request {
         self.check_noise()
     }
 
+    /// Refuses settings of decoders that a checkpoint's does not know; `known` are those that it does.
+    pub(super) fn check_decoder_settings(&self, known: &[&str]) -> Result<()> {
+        let all = [
+            ("noise level", self.noise_level.is_some(), "no noise is added to this checkpoint's image embeddings"),
+            ("sampler", self.sampler.is_some(), "this checkpoint has one only"),
+            (
+                "prompt",
+                self.text.is_some(),
+                "cannot be combined with a picture to vary: a variation starts from the picture's embedding",
+            ),
+        ];
+        match all.into_iter().find(|(what, is_given, _)| *is_given && !known.contains(what)) {
+            Some((what, _, reason)) => Err(Error::request(what, reason)),
+            None => Ok(()),
+        }
+    }
+
     /// Refuses noise that nobody draws.
     fn check_noise(&self) -> Result<()> {
         if let Generators::Part { first, of } = self.generator {
@@ -278,11 +307,23 @@ pub struct Settings {
     pub prior_guidance: f32,
     /// Guidance scale of the decoder.
     pub decoder_guidance: f32,
+    /// Noise that is added to the image embedding, where the decoder is told: a timestep.
+    pub noise_level: usize,
+    /// What takes the decoder's steps, if not what its scheduler says.
+    pub sampler: Option<Sampler>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { prior_steps: 25, decoder_steps: 25, super_res_steps: 7, prior_guidance: 4.0, decoder_guidance: 8.0 }
+        Settings {
+            prior_steps: 25,
+            decoder_steps: 25,
+            super_res_steps: 7,
+            prior_guidance: 4.0,
+            decoder_guidance: 8.0,
+            noise_level: 0,
+            sampler: None,
+        }
     }
 }
 
@@ -310,6 +351,7 @@ impl Settings {
             super_res_steps: own.super_res_steps.unwrap_or(family.super_res_steps),
             prior_guidance: own.prior_guidance.unwrap_or(family.prior_guidance),
             decoder_guidance: own.decoder_guidance.unwrap_or(family.decoder_guidance),
+            ..family
         })
     }
 

@@ -19,9 +19,9 @@ mod edits;
 use super::agree;
 use super::blend::{self, Blend, Mix};
 use super::edit::{self, Edit, KnownNoise};
-use super::event::{Event, Stage, report};
+use super::event::Stage;
 use super::family::{Embedding, EncodedText, Family, Kind, Painting, Shapes};
-use super::parts::{Prior, Texts, Vision, recording, time_table};
+use super::parts::{self, Prior, Texts, Vision, recording, time_table};
 use super::request::{Request, Settings, Task};
 use super::sampling::{Loop, drawn_by};
 use super::session::Session;
@@ -29,7 +29,7 @@ use crate::diffusion::{Schedule, SchedulerConfig};
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::model::{Sizes, autoencoder, kandinsky, unet};
-use crate::ops::{Noise, elements};
+use crate::ops::Noise;
 use crate::plan::{Plan, WeightSource};
 use crate::weights::config::Configured;
 use crate::weights::{Checkpoint, LoadOptions};
@@ -221,6 +221,7 @@ impl Family for Kandinsky {
     }
 
     fn route(&self, request: &Request, settings: &Settings) -> Result<Vec<(Stage, Shapes)>> {
+        request.check_decoder_settings(&[])?;
         if request.super_res_steps.is_some() {
             return Err(Error::request("super-resolution steps", "this checkpoint has no super-resolution"));
         }
@@ -331,6 +332,8 @@ impl Family for Kandinsky {
                 edit: edit.clone(),
                 inversion: None,
                 hint: hint.clone(),
+                seen: None,
+                shares_noise: false,
                 noise: request.noise_of(k),
             }
         };
@@ -378,21 +381,14 @@ impl Family for Kandinsky {
 
     fn paint(&self, session: &mut Session<'_, '_>, embeddings: &mut [Embedding]) -> Result<Vec<Painting>> {
         let latents = self.sample_decoder(session, embeddings)?;
-        self.decode_latents(session, embeddings, &latents)
+        let size = self.latents(embeddings[0].size);
+        let shape = [embeddings.len(), size[0], size[1], self.autoencoder.latent_channels];
+        session.trace.put_pictures(|| "decoder/latents".to_owned(), &shape, &latents);
+        parts::decode(session, AUTOENCODER, size, embeddings, &latents)
     }
 
     fn enlarge(&self, session: &mut Session<'_, '_>, small: &mut [Painting], first: usize) -> Result<Vec<Image>> {
-        let mut images = Vec::with_capacity(small.len());
-        for painting in small.iter() {
-            let image = Image::from_unit_range(painting.width, painting.height, &painting.pixels)?;
-            report(session.observer, Event::Picture { index: first + images.len(), image: &image })?;
-            images.push(image);
-        }
-        let unit = small.iter().flat_map(|painting| &painting.pixels).map(|x| (x * 0.5 + 0.5).clamp(0.0, 1.0));
-        if session.trace.is_on() {
-            recording::finished(session.trace, &images, &unit.collect::<Vec<f32>>());
-        }
-        Ok(images)
+        parts::finish(session, small, first)
     }
 }
 
@@ -483,37 +479,6 @@ impl Kandinsky {
             Ok(())
         })?;
         Ok(all)
-    }
-
-    /// Latents to pictures.
-    fn decode_latents(
-        &self,
-        session: &mut Session<'_, '_>,
-        drafts: &[Embedding],
-        latents: &[f32],
-    ) -> Result<Vec<Painting>> {
-        let [width, height] = drafts[0].size;
-        let size = latents.len() / drafts.len();
-        let [rows, columns] = self.latents(drafts[0].size);
-        let shapes = Shapes::batch(1, false).at([rows, columns]);
-        let shape = [drafts.len(), rows, columns, self.autoencoder.latent_channels];
-        session.trace.put_pictures(|| "decoder/latents".to_owned(), &shape, latents);
-        let mut pictures = Vec::with_capacity(drafts.len());
-        session.stage(AUTOENCODER, shapes, drafts.len(), 0, |session, executable, group| {
-            executable.write("latents", &latents[group.start * size..group.end * size])?;
-            executable.run_once()?;
-            let pixels = session.read(AUTOENCODER, executable, "picture")?;
-            let each = pixels.chunks_exact(elements(&[height, width, 3]));
-            pictures.extend(drafts[group].iter().zip(each).map(|(draft, pixels)| Painting {
-                width,
-                height,
-                pixels: pixels.to_vec(),
-                edit: draft.edit.clone(),
-                noise: draft.noise.clone(),
-            }));
-            Ok(())
-        })?;
-        Ok(pictures)
     }
 
     /// Sizes that two components must agree on, and settings that no schedule has steps for.

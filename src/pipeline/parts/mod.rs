@@ -3,11 +3,13 @@
 //! A part knows its stage and its configuration, takes part in a run, and says what it is given and hands on. Families
 //! put parts together.
 
+mod pictures;
 mod prior;
 pub mod recording;
 mod texts;
 mod vision;
 
+pub use pictures::{decode, finish};
 pub use prior::Prior;
 pub use texts::Texts;
 pub use vision::Vision;

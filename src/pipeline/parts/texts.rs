@@ -19,6 +19,8 @@ use std::sync::Arc;
 pub struct Texts {
     pub stage: Stage,
     pub config: Configured<text_encoder::Config>,
+    /// Whether a text has an embedding beside the states of its tokens.
+    has_embedding: bool,
     #[cfg(feature = "tokenizer")]
     tokenizer: Tokenizer,
 }
@@ -37,12 +39,18 @@ impl Texts {
             #[cfg(feature = "tokenizer")]
             tokenizer: Tokenizer::from_checkpoint(checkpoint, tokenizer, config.max_position_embeddings)?,
             config,
+            has_embedding: true,
         })
+    }
+
+    /// The same for an encoder that ends in the states of the tokens.
+    pub fn without_embedding(self) -> Texts {
+        Texts { has_embedding: false, ..self }
     }
 
     /// Records the text encoder.
     pub fn record(&self, source: &dyn WeightSource, batch: usize) -> Result<Plan> {
-        text_encoder::plan(&self.config, source, batch)
+        text_encoder::plan(&self.config, source, batch, self.has_embedding)
     }
 
     /// Tokens of a text.
@@ -98,7 +106,8 @@ impl Texts {
         let mut texts = Vec::new();
         self.run(session, tokens, |session, executable, tokens| {
             let mut read = |output| session.read(self.stage, executable, output);
-            let (embeds, hidden) = (read("text_embeds")?, read("hidden")?);
+            let embeds = if self.has_embedding { read("text_embeds")? } else { Vec::new() };
+            let hidden = read("hidden")?;
             texts.extend(tokens.iter().enumerate().map(|(i, t)| {
                 let of = |data: &[f32]| row(data, i, tokens.len()).to_vec();
                 let mask = t.mask.iter().map(|&seen| f32::from(u8::from(seen))).collect();
@@ -132,7 +141,9 @@ impl Texts {
             let ids: Vec<u32> = tokens.iter().flat_map(|t| &t.ids).copied().collect();
             let pooled: Vec<u32> = tokens.iter().map(|t| self.config.pooled_position(&t.ids)).collect();
             executable.write_u32("ids", &ids)?;
-            executable.write_u32("pooled", &pooled)?;
+            if self.has_embedding {
+                executable.write_u32("pooled", &pooled)?;
+            }
             executable.run_once()?;
             take(session, executable, tokens)
         })

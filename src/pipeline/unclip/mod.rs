@@ -190,6 +190,7 @@ impl Family for UnClip {
     }
 
     fn route(&self, request: &Request, settings: &Settings) -> Result<Vec<(Stage, Shapes)>> {
+        request.check_decoder_settings(&[])?;
         let own = self.picture_size(request);
         if let Some([width, height]) = request.size.filter(|size| *size != own) {
             let reason = format!("this checkpoint makes pictures of {}x{} pixels only", own[0], own[1]);

@@ -105,6 +105,8 @@ impl UnClip {
                 edit: edit.clone(),
                 inversion: request.inversion.clone(),
                 hint: None,
+                seen: None,
+                shares_noise: false,
                 noise: request.noise_of(k),
             }
         };
