@@ -9,7 +9,7 @@ mod support;
 
 use unclip::Dtype;
 use unclip::backend::cpu::Isa;
-use unclip::cases::models::{self, Drawn, Size};
+use unclip::cases::models::{self, Drawn};
 
 fn main() {
     let mut criterion = support::criterion();
@@ -17,7 +17,7 @@ fn main() {
     subjects.extend(support::gpus());
     for subject in &subjects {
         let mut table = support::Table::default();
-        for case in models::all().into_iter().filter(|case| subject.fast || case.size != Size::Karlo) {
+        for case in models::all().into_iter().filter(|case| subject.fast || !case.heavy()) {
             let name = case.name();
             let plan = case.plan(1, &Drawn::new(Dtype::F32)).expect("the networks are known");
             let mut group = criterion.benchmark_group(&name);

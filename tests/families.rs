@@ -12,6 +12,8 @@ mod families {
     #[cfg(feature = "tokenizer")]
     mod kandinsky_pictures;
     mod stable_unclip;
+    #[cfg(feature = "tokenizer")]
+    mod stable_unclip_pictures;
 }
 
 use std::path::Path;

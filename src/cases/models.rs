@@ -1,4 +1,5 @@
-//! One sampling step of each network, at the sizes of the tests' tiny checkpoint, the default model and Karlo.
+//! One sampling step of each network, at the sizes of the tests' tiny checkpoint, the default model and Karlo; and of Stable
+//! unCLIP's U-Net at its own.
 //!
 //! No checkpoint is needed: the configurations are part of the program, and [`Drawn`] makes random weights, with which
 //! speed and memory are those of trained ones.
@@ -7,8 +8,8 @@ use super::{Random, missing};
 use crate::backend::{Backend, Executable};
 use crate::dtype::{Dtype, StoredDtype};
 use crate::error::{Error, Result};
-use crate::model::{Sizes, decoder, prior, super_res, unet};
-use crate::ops::{COEFFICIENTS, Noise, Prediction, SamplerStep, Variance, elements};
+use crate::model::{Sizes, decoder, prior, stable_unclip, super_res, unet};
+use crate::ops::{COEFFICIENTS, Multistep, Noise, Prediction, Rule, SamplerStep, Variance, elements};
 use crate::plan::{Origin, Plan, TensorData, WeightSource};
 use crate::weights::config::{self, Configured, Schema};
 use half::{bf16, f16};
@@ -29,10 +30,12 @@ pub enum Network {
     Decoder,
     /// Small picture to large one.
     SuperRes,
+    /// Image embedding and text to latents, at [`Size::StableUnclip`] alone.
+    Unet,
 }
 
 impl Network {
-    /// All three, in the order in which a picture passes through them.
+    /// Those of Karlo's kind, in the order in which a picture passes through them.
     pub const ALL: [Network; 3] = [Network::Prior, Network::Decoder, Network::SuperRes];
 
     /// The stem of the network's file.
@@ -41,6 +44,7 @@ impl Network {
             Network::Prior => "prior",
             Network::Decoder => "decoder",
             Network::SuperRes => "super_res",
+            Network::Unet => "unet",
         }
     }
 }
@@ -54,10 +58,12 @@ pub enum Size {
     Default,
     /// `karlo-v1-alpha`: 64 and 256 pixels.
     Karlo,
+    /// `stable-diffusion-2-1-unclip`: latents of 96x96, 768 pixels.
+    StableUnclip,
 }
 
 impl Size {
-    /// All three, in growing order.
+    /// Those of Karlo's kind, in growing order.
     pub const ALL: [Size; 3] = [Size::Tiny, Size::Default, Size::Karlo];
 
     /// How it is named in a case.
@@ -66,6 +72,7 @@ impl Size {
             Size::Tiny => "tiny",
             Size::Default => "default",
             Size::Karlo => "karlo",
+            Size::StableUnclip => "stable-unclip",
         }
     }
 }
@@ -81,10 +88,16 @@ pub struct ModelCase {
 
 /// All networks in all sizes.
 pub fn all() -> Vec<ModelCase> {
-    Size::ALL.into_iter().flat_map(|size| Network::ALL.map(|network| ModelCase { network, size })).collect()
+    let of_karlos_kind = Size::ALL.into_iter().flat_map(|size| Network::ALL.map(|network| ModelCase { network, size }));
+    of_karlos_kind.chain([ModelCase { network: Network::Unet, size: Size::StableUnclip }]).collect()
 }
 
 impl ModelCase {
+    /// Whether it needs a fast device.
+    pub fn heavy(&self) -> bool {
+        matches!(self.size, Size::Karlo | Size::StableUnclip)
+    }
+
     /// `decoder/karlo`.
     pub fn name(&self) -> String {
         format!("{}/{}", self.network.name(), self.size.name())
@@ -95,7 +108,7 @@ impl ModelCase {
     /// # Errors
     /// A weight's shape is not the one that the network expects.
     pub fn plan(&self, pictures: usize, weights: &dyn WeightSource) -> Result<Plan> {
-        let run = Sizes { pictures, steps: STEPS, rule: self.rule().into() };
+        let run = Sizes { pictures, steps: STEPS, rule: self.rule() };
         let unet = |component| self.config::<unet::Config>(component);
         match self.network {
             Network::Prior => prior::plan(&*self.config("prior")?, weights, &run),
@@ -107,6 +120,10 @@ impl ModelCase {
                 let small = unet("decoder")?.sample_size.unwrap_or(0);
                 let config = unet("super_res_first")?;
                 super_res::plan("super_res_first", &config, weights, &run, [small; 2], [config.sample_size; 2])
+            }
+            Network::Unet => {
+                let config = unet("unet")?;
+                stable_unclip::plan(&config, weights, &run, TEXT_TOKENS, [config.sample_size.unwrap_or(0); 2])
             }
         }
     }
@@ -124,13 +141,14 @@ impl ModelCase {
         Ok(executable)
     }
 
-    fn rule(&self) -> SamplerStep {
+    fn rule(&self) -> Rule {
         let (prediction, variance, clip, guided) = match self.network {
             Network::Prior => (Prediction::Sample, Variance::Fixed, 5.0, true),
             Network::Decoder => (Prediction::Epsilon, Variance::LearnedRange, 1.0, true),
             Network::SuperRes => (Prediction::Epsilon, Variance::Fixed, 1.0, false),
+            Network::Unet => return Rule::Multistep(Multistep { guided: true }),
         };
-        SamplerStep { prediction, variance, clip: Some(clip), guided, noise: Noise::Given }
+        SamplerStep { prediction, variance, clip: Some(clip), guided, noise: Noise::Given }.into()
     }
 
     /// A component's configuration.
@@ -145,6 +163,7 @@ impl ModelCase {
             (Size::Karlo, "prior") => include_str!("karlo/prior.json"),
             (Size::Karlo, "decoder") => include_str!("karlo/decoder.json"),
             (Size::Karlo, _) => include_str!("karlo/super_res_first.json"),
+            (Size::StableUnclip, _) => include_str!("stable_unclip/unet.json"),
         };
         config::read(&Path::new(self.size.name()).join(component).join("config.json"), text.as_bytes())
     }
@@ -152,6 +171,8 @@ impl ModelCase {
 
 /// Image tokens before the text tokens of the decoder's context, in all three sizes.
 const EXTRA_TOKENS: usize = 4;
+/// Tokens of a text that Stable unCLIP's U-Net sees.
+const TEXT_TOKENS: usize = 77;
 
 /// Writes every input of a plan: distinct bounded values, a mask of ones, and coefficients of a step in the middle of a
 /// schedule.
@@ -258,6 +279,7 @@ mod tests {
         // As the published files have them.
         let karlo = Network::ALL.map(|network| parameters(network, Size::Karlo));
         assert_eq!(karlo, [1_022_030_080, 885_439_686, 691_579_523]);
+        assert_eq!(parameters(Network::Unet, Size::StableUnclip), 870_173_124);
         // Two bytes each, and a header of a few kilobytes.
         for (network, bytes) in Network::ALL.into_iter().zip([2_184_456, 15_359_500, 1_018_638]) {
             let header = bytes - 2 * parameters(network, Size::Default);

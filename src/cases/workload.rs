@@ -1,6 +1,6 @@
 //! Operations and networks as workloads, and their timing.
 
-use super::models::{self, ModelCase, Size};
+use super::models::{self, ModelCase};
 use super::ops::{self, Case};
 use crate::backend::{Backend, Executable, LaunchTime};
 use crate::dtype::Dtype;
@@ -36,7 +36,7 @@ impl Workload {
     pub fn heavy(&self) -> bool {
         match self {
             Workload::Op(case) => case.heavy,
-            Workload::Model(case) => case.size == Size::Karlo,
+            Workload::Model(case) => case.heavy(),
         }
     }
 

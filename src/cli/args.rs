@@ -396,7 +396,7 @@ impl Arguments {
 }
 
 /// What the library calls a setting, and the flag that sets it.
-const FLAGS: [(&str, &str); 25] = [
+const FLAGS: [(&str, &str); 27] = [
     ("prompt", "--prompt"),
     ("tokens", "--prompt"),
     ("image", "--image"),

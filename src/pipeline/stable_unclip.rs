@@ -136,9 +136,13 @@ fn open(checkpoint: &Arc<Checkpoint>) -> Result<Box<dyn Family>> {
 
 impl Family for StableUnClip {
     fn stages(&self) -> Vec<Stage> {
-        let of_prior: &[Stage] = if self.prior.is_some() { &[PRIOR_TEXT_ENCODER, PRIOR] } else { &[] };
-        let of_vision: &[Stage] = if self.vision.is_some() { &[IMAGE_ENCODER] } else { &[] };
-        [of_prior, of_vision, &[TEXT_ENCODER, UNET, AUTOENCODER]].concat()
+        let has = |stage: &Stage| match *stage {
+            PRIOR_TEXT_ENCODER | PRIOR => self.prior.is_some(),
+            IMAGE_ENCODER => self.vision.is_some(),
+            _ => true,
+        };
+        let all = [PRIOR_TEXT_ENCODER, IMAGE_ENCODER, TEXT_ENCODER, PRIOR, UNET, AUTOENCODER];
+        all.into_iter().filter(has).collect()
     }
 
     fn defaults(&self) -> &Settings {
@@ -237,13 +241,14 @@ impl Family for StableUnClip {
         let noise = Noise::from(&request.noise_of(0));
         let (subjects, pictures) = (request.subjects(), request.pictures());
         let guided = settings.decoder_guidance > 1.0;
+        let texts = (TEXT_ENCODER, Shapes::batch(subjects + usize::from(guided), false));
         let mut route = match &request.task {
             Task::Prompts(_) => {
                 let (_, prior) = self.prior()?;
                 Schedule::new(&prior.scheduler).timesteps("prior steps", settings.prior_steps)?;
                 let prior_guided = settings.prior_guidance > 1.0;
                 let of_prior = Shapes::sampling(pictures, settings.prior_steps, prior_guided, noise);
-                vec![(PRIOR_TEXT_ENCODER, Shapes::batch(subjects + 1, false)), (PRIOR, of_prior)]
+                vec![(PRIOR_TEXT_ENCODER, Shapes::batch(subjects + 1, false)), texts, (PRIOR, of_prior)]
             }
             Task::Blend(_) => return Err(no_blend()),
             Task::Variations(_) => {
@@ -252,11 +257,10 @@ impl Family for StableUnClip {
                     let reason = "pictures to vary have a generator each; with one for all, vary one picture at a time";
                     return Err(Error::value("generator", request.generator, reason));
                 }
-                vec![(IMAGE_ENCODER, Shapes::batch(subjects, false))]
+                vec![(IMAGE_ENCODER, Shapes::batch(subjects, false)), texts]
             }
         };
         let size = self.latents(size);
-        route.push((TEXT_ENCODER, Shapes::batch(subjects + usize::from(guided), false)));
         route.push((UNET, self.shapes(&scheduler, calls, guided, noise, size).of(pictures)));
         route.push((AUTOENCODER, Shapes::batch(pictures, false).at(size)));
         Ok(route)

@@ -62,3 +62,43 @@ fn a_prior_in_the_wrong_place_is_named_in_one_line() {
     }
     assert_eq!(names(dir.path()), [""; 0]);
 }
+
+fn stable_unclip() -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/stable-unclip").to_str().unwrap().to_owned()
+}
+
+/// A picture to vary, with or without a text; and a prompt.
+#[test]
+fn stable_unclip_varies_pictures_and_makes_them_from_prompts_and_pictures_say_how() {
+    let dir = TempDir::new().unwrap();
+    let model = stable_unclip();
+    let run = ["run", "--device", "cpu", "-m", &model, "--size", "64", "--decoder-steps", "2"];
+    let given = ["-i", "prompt.png"];
+    let talk = ["-p", "a fox", "-n", "blurry", "--noise-level", "300", "--sampler", "dpm++", "-o", "said.png"];
+    said(dir.path(), &[&run[..], &["-p", "a fox", "--prior-steps", "2", "-o", "prompt.png"]].concat());
+    said(dir.path(), &[&run[..], &given, &["-o", "varied.png"]].concat());
+    said(dir.path(), &[&run[..], &given, &talk].concat());
+    let again = ["run", "--device", "cpu", "-m", &model, "--from", "said.png", "-o", "again.png"];
+    said(dir.path(), &[&again[..], &given].concat());
+    let bytes = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
+    assert!(bytes("said.png") == bytes("again.png") && bytes("said.png") != bytes("varied.png"));
+    let shown = said(dir.path(), &["inspect", "said.png"]);
+    for part in ["dpm++", "300", "a fox", "blurry"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let shown = said(dir.path(), &["inspect", &model]);
+    assert!(shown.contains("image_normalizer") && !shown.contains("would not load"), "{shown}");
+    let plan = said(dir.path(), &["plan", "-m", &model, "--stage", "unet"]);
+    assert!(plan.contains("multistep") && plan.contains("geglu"), "{plan}");
+    let (empty, photo) = (TempDir::new().unwrap(), dir.path().join("prompt.png"));
+    for (arguments, reason) in [
+        (&["-p", "a", "-p", "b"][..], "--prompt b: beside --image there is one at most"),
+        (&["--noise-level", "1000"], "--noise-level 1000: must be 0 to 999"),
+        (&["--prior-steps", "3"], "--prior-steps cannot be combined with --image"),
+    ] {
+        let all = [&run[..], &["-i", photo.to_str().unwrap()], arguments].concat();
+        assert_refused(empty.path(), &engine(empty.path(), &all), 2, &[reason]);
+    }
+    let karlo = ["run", "-m", "built-in", "-p", "a", "--sampler", "euler"];
+    assert_refused(empty.path(), &engine(empty.path(), &karlo), 2, &["--sampler: this checkpoint has one only"]);
+}

@@ -78,6 +78,11 @@ impl Recording {
         Recording::open("clip")
     }
 
+    /// Of a tiny Stable unCLIP's pictures; `tests/golden/make_stable_unclip_pictures.py` made it.
+    pub fn stable_unclip_pictures() -> Recording {
+        Recording::open("stable-unclip/pictures")
+    }
+
     /// A tensor of f16 with its shape.
     pub fn halves(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
         let tensors = self.tensors();
