@@ -3,23 +3,26 @@
     cargo build --release && cargo build --release --example one_step
     pip install -r benches/peers/requirements.txt
     python benches/peers/compare.py --model CHECKPOINT decoder super_res_first prior
-    python benches/peers/compare.py --model CHECKPOINT --dtype bf16 decoder
+    python benches/peers/compare.py --model CHECKPOINT --dtype bf16 --best decoder
     python benches/peers/compare.py --model models/default picture
 
 A stage is one step of its network. Both sides load the same component of a checkpoint in the layout of diffusers and
 get tensors of the same shapes: a guided pair for prior and decoder, one picture for super-resolution. Rounds alternate,
 one step of each, so that other load on the machine affects both. PyTorch runs the network as diffusers' pipeline calls
-it; this engine's step also includes the sampler's arithmetic.
+it; this engine's step also includes the sampler's arithmetic. With `--best` PyTorch runs it in further ways in the same
+rounds, channels last and compiled, each with a row of its own; the fastest is marked.
 
 `picture` is a whole picture with the checkpoint's default steps: in a process with loaded weights, and as a process of
 its own, from its start to the file, with its peak memory.
 
-The result is the median of the rounds' ratios with the smallest and largest; above one, this engine is faster. `--json
+The result is the median of the rounds' ratios with the smallest and largest; above one, this engine is faster. On a machine
+that other programs use, `--least` takes the least times of both sides and their ratio instead of medians. `--json
 FILE` saves all rounds; `--table FILE` writes the table between the marks `<!-- compare.py: NAME -->` and `<!-- end -->`
 of a text file, with `NAME` from `--name`.
 """
 
 import argparse
+import copy
 import json
 import os
 import re
@@ -63,7 +66,7 @@ class Engine:
 
 
 def torch_step(model, stage, pictures, dtype):
-    """A function that runs the stage's network once, on bounded random tensors."""
+    """The stage's network, and a function that runs it once, on bounded random tensors."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
@@ -79,7 +82,7 @@ def torch_step(model, stage, pictures, dtype):
             "attention_mask": torch.ones(rows, c.num_embeddings, dtype=torch.bool),
         }
         x = draw(rows, c.embedding_dim)
-        return lambda: net(x, timestep=torch.tensor(500), **text)
+        return net, lambda net: net(x, timestep=torch.tensor(500), **text)
     if stage == "decoder":
         net = UNet2DConditionModel.from_pretrained(path, torch_dtype=dtype).eval()
         c, rows = net.config, 2 * pictures
@@ -89,10 +92,22 @@ def torch_step(model, stage, pictures, dtype):
             "attention_mask": torch.ones(rows, 81, dtype=torch.bool),
         }
         x = draw(rows, c.in_channels, c.sample_size, c.sample_size)
-        return lambda: net(x, timestep=torch.tensor(500), **text)
+        return net, lambda net: net(x, timestep=torch.tensor(500), **text)
     net = UNet2DModel.from_pretrained(path, torch_dtype=dtype).eval()
     x = draw(pictures, net.config.in_channels, net.config.sample_size, net.config.sample_size)
-    return lambda: net(x, timestep=torch.tensor(500))
+    return net, lambda net: net(x, timestep=torch.tensor(500))
+
+
+def torch_ways(options, stage, dtype):
+    """The ways in which PyTorch runs a step, by name."""
+    net, run = torch_step(options.model, stage, options.pictures, dtype)
+    ways = {"as called": lambda: timed(lambda: run(net))}
+    if options.best:
+        last = copy.deepcopy(net).to(memory_format=torch.channels_last)
+        compiled = torch.compile(last)
+        ways["channels last"] = lambda: timed(lambda: run(last))
+        ways["channels last, compiled"] = lambda: timed(lambda: run(compiled))
+    return ways
 
 
 def torch_picture(model, dtype):
@@ -139,35 +154,37 @@ def process(command):
     return tuple(float(value) for value in done.stdout.split())
 
 
-def report(what, rounds, unit="s"):
+def report(what, rounds, unit="s", least=False):
     """Prints and returns a row of the table; `rounds` holds pairs of this engine's and the peer's results."""
     ratios = [theirs / ours for ours, theirs in rounds]
-    ours, theirs = (statistics.median(side) for side in zip(*rounds))
+    ours, theirs = (min(side) if least else statistics.median(side) for side in zip(*rounds))
+    ratio = theirs / ours if least else statistics.median(ratios)
     digits = 3 if unit == "s" else 0
     line = f"| {what} | {ours:.{digits}f} {unit} | {theirs:.{digits}f} {unit} "
-    line += f"| {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
+    line += f"| {ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
     print(line, flush=True)
-    return {"what": what, "unit": unit, "rounds": rounds, "ratio": statistics.median(ratios), "line": line}
+    return {"what": what, "unit": unit, "rounds": rounds, "ratio": ratio, "line": line}
 
 
 def compare_step(options, stage, dtype):
     engine = Engine(options, stage, options.threads)
     alone = Engine(options, stage, 1) if options.one_thread else None
-    if alone:
-        peer = alone.step
-    else:
-        network = torch_step(options.model, stage, options.pictures, dtype)
-
-        def peer():
-            return timed(network)
-
     with torch.inference_mode():
-        engine.step(), peer()
-        rounds = [(engine.step(), peer()) for _ in range(options.rounds)]
+        peers = {"one thread": alone.step} if alone else torch_ways(options, stage, dtype)
+        engine.step(), [peer() for peer in peers.values()]
+        rounds = [(engine.step(), *(peer() for peer in peers.values())) for _ in range(options.rounds)]
     engine.close()
     if alone:
         alone.close()
-    return [report(f"{stage} step, {options.dtype}", rounds)]
+    columns = list(zip(*rounds))
+    middle = min if options.least else statistics.median
+    best = min(range(1, len(columns)), key=lambda i: middle(columns[i]))
+    results = []
+    for i, way in enumerate(peers, 1):
+        mark = ", its best" if options.best and i == best else ""
+        what = f"{stage} step, {options.dtype}, {way}{mark}" if len(peers) > 1 else f"{stage} step, {options.dtype}"
+        results.append(report(what, list(zip(columns[0], columns[i])), least=options.least))
+    return results
 
 
 def compare_picture(options, dtype):
@@ -206,6 +223,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="precision of both sides")
     parser.add_argument("--one-thread", action="store_true", help="compare with one thread, not with PyTorch")
+    parser.add_argument("--best", action="store_true", help="also time PyTorch with channels last, and compiled")
+    parser.add_argument("--least", action="store_true", help="compare least times, not medians")
     parser.add_argument("--json", help="file for all rounds")
     parser.add_argument("--table", help="text file whose table is replaced")
     parser.add_argument("--name", help="name of the table in that file")
