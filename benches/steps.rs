@@ -13,7 +13,10 @@ use unclip::cases::models::{self, Drawn};
 
 fn main() {
     let mut criterion = support::criterion();
-    let mut subjects = vec![support::cpu(Isa::detect())];
+    // The best vectors in f32, and AMX in bf16 where it is.
+    let vectors = Isa::ALL.into_iter().rfind(|isa| *isa != Isa::Amx && isa.available()).expect("portable ones");
+    let mut subjects = vec![support::cpu(vectors)];
+    subjects.extend(Isa::Amx.available().then(|| support::cpu(Isa::Amx)));
     subjects.extend(support::gpus());
     for subject in &subjects {
         let mut table = support::Table::default();

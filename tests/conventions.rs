@@ -59,7 +59,9 @@ fn no_source_file_is_longer_than_six_hundred_lines() {
 fn what_this_machine_cannot_run_is_said_by_name() {
     let mut lacking: Vec<&str> = Vec::new();
     let mut note = |name, is_there: bool| lacking.extend((!is_there).then_some(name));
-    for (name, isa) in [("cpu-avx2", Isa::Avx2), ("cpu-avx512", Isa::Avx512), ("cpu-neon", Isa::Neon)] {
+    for (name, isa) in
+        [("cpu-amx", Isa::Amx), ("cpu-avx2", Isa::Avx2), ("cpu-avx512", Isa::Avx512), ("cpu-neon", Isa::Neon)]
+    {
         note(name, available(name, Cpu::with_isa(1, isa)).is_some());
     }
     #[cfg(feature = "cuda")]

@@ -80,11 +80,38 @@ fn linear_matches_the_reference_with_any_number_of_threads() {
 #[test]
 fn products_of_bf16_match_the_reference() {
     for stem in ["linear", "conv2d"] {
-        let backends = isas().iter().map(|&isa| (bf16(cpu(1, isa)), bf16(cpu(2, isa)))).collect();
+        let stored = isas().iter().map(|&isa| (bf16(cpu(1, isa)), bf16(cpu(2, isa))));
+        let backends = stored.chain(tiled(1).into_iter().zip(tiled(2))).collect();
         // Some processors multiply bf16 by bf16, others only keep their weights in it.
-        let multiplies = bf16(cpu(1, Isa::detect())).name().contains("products of bf16");
+        let vectors = if Isa::Avx512.available() { Isa::Avx512 } else { Isa::Portable };
+        let multiplies = bf16(cpu(1, vectors)).name().contains("bf16 dot products");
         available("cpu-bf16-products", whether(multiplies, "only AMD's processors with AVX-512 do so"));
         check_on(stem, backends, &[Arithmetic::Bf16Weights, Arithmetic::Bf16Operands]);
+    }
+}
+
+/// Where bf16 is multiplied in tiles: the model of AMX on this machine's best vectors, and AMX if it is there.
+fn tiled(threads: usize) -> Vec<Cpu> {
+    let vectors = isas().iter().rfind(|isa| **isa != Isa::Amx).expect("the portable ones are everywhere");
+    let tiles = isas().contains(&Isa::Amx).then(|| bf16(cpu(threads, Isa::Amx)));
+    std::iter::once(cpu(threads, *vectors).with_modelled_tiles()).chain(tiles).collect()
+}
+
+#[test]
+fn attention_in_tiles_matches_the_reference() {
+    check_on("attention", tiled(1).into_iter().zip(tiled(2)).collect(), &[Arithmetic::Bf16Operands]);
+}
+
+#[test]
+fn tiles_in_emulation_have_the_bits_of_the_processor() {
+    if !isas().contains(&Isa::Amx) {
+        return;
+    }
+    for name in ["linear/depth-1027", "conv2d/small-48", "conv2d/five-by-seven"] {
+        let problem = cases::named(name).problem();
+        let run = |cpu: &Cpu| bits(&problem.run(cpu).expect("the device works"));
+        let model = cpu(2, Isa::Avx512).with_modelled_tiles();
+        assert!(run(&bf16(cpu(2, Isa::Amx))) == run(&model), "{name}");
     }
 }
 
@@ -203,13 +230,13 @@ fn an_entry_of_a_batch_gives_the_same_bits_alone() {
     ];
     for (name, batch) in of_batches {
         let problem = cases::named(name).problem();
-        for &isa in isas() {
-            let backend = cpu(2, isa);
+        for backend in isas().iter().map(|&isa| cpu(2, isa)).chain(tiled(2)) {
             let together = problem.run(&backend).expect("the device works");
             let length = together.len() / batch;
             for b in 0..batch {
                 let alone = problem.alone(b, batch).run(&backend).expect("the device works");
-                assert_eq!(bits(&together[b * length..][..length]), bits(&alone), "{name}, entry {b}, {isa:?}");
+                let same = bits(&together[b * length..][..length]) == bits(&alone);
+                assert!(same, "{name}, entry {b}, {}", backend.name());
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 use std::time::Duration;
+use unclip::Precision;
 use unclip::backend::cpu::{Cpu, Isa};
 use unclip::backend::{Backend, Executable, Roofline};
 use unclip::cases::rounds;
@@ -21,10 +22,12 @@ impl Subject {
     }
 }
 
-/// The CPU with one instruction set; the variable `THREADS` sets the number of threads.
+/// The CPU with one instruction set, in f32 or, with AMX, in bf16; the variable `THREADS` sets the number of threads.
 pub fn cpu(isa: Isa) -> Subject {
     let threads = std::env::var("THREADS").ok().and_then(|t| t.parse().ok()).unwrap_or(0);
     let cpu = Cpu::with_isa(threads, isa).expect("the machine has these instructions");
+    let precision = if isa == Isa::Amx { Precision::Bf16 } else { Precision::F32 };
+    let cpu = cpu.with_precision(precision).expect("the CPU computes in both");
     Subject::new(isa.name(), cpu, isa != Isa::Portable)
 }
 

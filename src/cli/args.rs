@@ -539,7 +539,7 @@ fn dtype() -> impl clap::builder::TypedValueParser<Value = DtypeChoice> {
         Precision::F32 => "Single precision",
         Precision::Tf32 => "Tensors in f32, matrix products in tf32 on tensor cores; CUDA only",
         Precision::F16 => "Half precision; GPUs only",
-        Precision::Bf16 => "bfloat16; CUDA, and on the CPU for the weights of matrix products",
+        Precision::Bf16 => "bfloat16; CUDA, and on the CPU for the weights of matrix products, with AMX the products",
     };
     let auto = PossibleValue::new("auto").help("On CUDA the type of most of the checkpoint's weights, elsewhere f32");
     let named = Precision::ALL.map(|p| PossibleValue::new(p.name()).help(help(p)));

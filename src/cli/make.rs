@@ -10,6 +10,7 @@ use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use unclip::backend::cpu::Cpu;
 use unclip::image::{Format, Image, Texts};
 use unclip::pipeline::{Event, Keep, Pipeline, Recipe, Request, Subject, Trace};
 use unclip::{Error, Precision, Result};
@@ -51,6 +52,8 @@ pub fn make(job: Job<'_>, output: &OutputArguments, mut progress: Progress) -> R
 
     let why = why.map_or(String::new(), |why| format!("; {why}"));
     progress.note(&format!("{model} on {}{why}", recipes[0].device));
+    let refused = Cpu::tiles_refused().filter(|_| recipes[0].device.starts_with("cpu "));
+    refused.iter().for_each(|line| progress.detail(line));
     progress.json(json!({ "event": "start", "pictures": recipes.len(), "recipe": recipes[0] }));
     let removed = (removed > 0).then(|| format!("removed what killed runs left unfinished: {removed} *.tmp"));
     for line in remark.into_iter().chain(removed).chain(job.remarks) {

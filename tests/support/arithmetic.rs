@@ -17,7 +17,7 @@ pub enum Arithmetic {
     Tf32,
     /// Tensors in f32, weights of matrix products in bf16.
     Bf16Weights,
-    /// Tensors in f32, both operands of matrix products in bf16.
+    /// Tensors in f32, both operands of matrix products in bf16; those of attention, too, where they are multiplied in tiles.
     Bf16Operands,
 }
 
@@ -71,6 +71,10 @@ impl Arithmetic {
                 }
             }
         }
+        if let (Arithmetic::Bf16Operands, Op::Attention(op)) = (self, &problem.op) {
+            let operands = if op.extra { 5 } else { 3 };
+            read.tensors[..operands].iter_mut().for_each(|tensor| round(&mut tensor.data, Dtype::Bf16));
+        }
         read
     }
 
@@ -84,6 +88,7 @@ impl Arithmetic {
             {
                 ROUNDED_SOFTMAX * unit(dtype)
             }
+            (Arithmetic::Bf16Operands, Op::Attention(_)) => ROUNDED_SOFTMAX * unit(Dtype::Bf16),
             _ => 0.0,
         };
         Rounding { stored, inner, length: reference::reduction(problem) }

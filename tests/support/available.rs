@@ -7,8 +7,9 @@ use std::sync::Mutex;
 
 /// All that tests may do without. The variable `REQUIRE_BACKENDS`, names with commas between, lists what a machine must
 /// have.
-pub const OPTIONAL: [&str; 14] = [
+pub const OPTIONAL: [&str; 15] = [
     // Instructions of the processor, and whether it multiplies bf16 so fast that the CPU back end has it do so.
+    "cpu-amx",
     "cpu-avx2",
     "cpu-avx512",
     "cpu-bf16-products",

@@ -1,13 +1,14 @@
 //! Attention in blocks of queries: scores against all keys, softmax, weighted sum of the values. Only the scores of
 //! [`QUERIES`] rows are in memory at a time. Each task packs the keys and values of its head into panels once, so that
-//! both matrix products run on [`Tile`].
+//! both matrix products run on [`Tile`], or on the matrix unit ([`amx::attention`]).
 #![allow(unsafe_code)]
 
-use super::Machine;
+use super::amx;
 use super::lanes::AlignedVec;
 use super::matmul::OutputPointer;
 use super::simd;
 use super::tile::{MR, NR, Tile};
+use super::{Machine, Packing};
 use crate::ops::Attention;
 use rayon::prelude::*;
 
@@ -25,11 +26,12 @@ struct Scratch {
     scores: AlignedVec,
     sums: Vec<f32>,
     out: AlignedVec,
+    tiles: amx::attention::Scratch,
 }
 
 /// One call's tensors and sizes.
-struct Problem<'a> {
-    machine: &'a Machine,
+pub struct Problem<'a> {
+    pub machine: &'a Machine,
     op: &'a Attention,
     q: &'a [f32],
     own: (&'a [f32], &'a [f32]),
@@ -40,7 +42,8 @@ struct Problem<'a> {
     own_keys: usize,
     extra_keys: usize,
     width: usize,
-    head: usize,
+    /// Elements of a head.
+    pub head: usize,
 }
 
 pub fn run(machine: &Machine, op: &Attention, inputs: &[&[f32]], shapes: &[&[usize]], out: &mut [f32]) {
@@ -69,7 +72,11 @@ pub fn run(machine: &Machine, op: &Attention, inputs: &[&[f32]], shapes: &[&[usi
     let task = |scratch: &mut Scratch, index: usize| {
         let (head, first) = (index / parts, index % parts * part);
         let rows = first..queries.min(first + part);
-        problem.attend(head / op.heads, head % op.heads, rows, scratch, out);
+        let (batch, head) = (head / op.heads, head % op.heads);
+        match machine.weights {
+            Packing::Panels(_) => problem.attend(batch, head, rows, scratch, out),
+            Packing::Tiles => amx::attention::attend(&problem, (batch, head), rows, &mut scratch.tiles, out),
+        }
     };
     if parallel {
         (0..heads * parts).into_par_iter().for_each_init(Scratch::default, task);
@@ -80,8 +87,24 @@ pub fn run(machine: &Machine, op: &Attention, inputs: &[&[f32]], shapes: &[&[usi
 }
 
 impl Problem<'_> {
-    fn keys(&self) -> usize {
+    /// All keys, the extra ones first.
+    pub fn keys(&self) -> usize {
         self.extra_keys + self.own_keys
+    }
+
+    /// One head's part of a query.
+    pub fn query(&self, batch: usize, head: usize, i: usize) -> &[f32] {
+        &self.q[(batch * self.queries + i) * self.width + head * self.head..][..self.head]
+    }
+
+    /// One head's part of a key.
+    pub fn key(&self, batch: usize, head: usize, j: usize) -> &[f32] {
+        self.row(batch, head, j, self.extra.0, self.own.0)
+    }
+
+    /// One head's part of a value.
+    pub fn value(&self, batch: usize, head: usize, j: usize) -> &[f32] {
+        self.row(batch, head, j, self.extra.1, self.own.1)
     }
 
     /// One head's slice of row `j`, counting the extra rows first, then the own rows.
@@ -117,14 +140,31 @@ impl Problem<'_> {
             }
             self.weighted_sum(height, columns, width, scratch);
             for i in 0..height {
-                let at = (batch * self.queries + first + i) * self.width + head * self.head;
-                let scale = 1.0 / scratch.sums[i];
                 let row = &mut scratch.out[i * width..][..self.head];
-                row.iter_mut().for_each(|value| *value *= scale);
-                // SAFETY: each head of each query is written by one task, inside the output [B, Tq, D].
-                unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), out.get().add(at), self.head) };
+                // SAFETY: each head of each query is computed by one task.
+                unsafe { self.store(batch, head, first + i, 1.0 / scratch.sums[i], row, out) };
             }
         }
+    }
+
+    /// Stores one head of one query's output, scaled.
+    ///
+    /// # Safety
+    /// `out` must be the output `[B, Tq, D]`, and no other thread may access this head of this query meanwhile.
+    pub unsafe fn store(
+        &self,
+        batch: usize,
+        head: usize,
+        query: usize,
+        scale: f32,
+        row: &mut [f32],
+        out: OutputPointer,
+    ) {
+        let at = (batch * self.queries + query) * self.width + head * self.head;
+        assert_eq!(row.len(), self.head);
+        row.iter_mut().for_each(|value| *value *= scale);
+        // SAFETY: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), out.get().add(at), self.head) };
     }
 
     /// Packs keys into panels of sixteen keys, values into panels of sixteen columns.
@@ -137,14 +177,14 @@ impl Problem<'_> {
         for (number, panel) in scratch.keys.chunks_exact_mut(d * NR).enumerate() {
             let first = number * NR;
             for j in 0..NR.min(keys - first) {
-                let key = self.row(batch, head, first + j, self.extra.0, self.own.0);
+                let key = self.key(batch, head, first + j);
                 panel[j..].iter_mut().step_by(NR).zip(key).for_each(|(to, from)| *to = *from);
             }
         }
         for (number, panel) in scratch.values.chunks_exact_mut(keys * NR).enumerate() {
             let columns = NR.min(d - number * NR);
             for (j, to) in panel.chunks_exact_mut(NR).enumerate() {
-                let value = &self.row(batch, head, j, self.extra.1, self.own.1)[number * NR..][..columns];
+                let value = &self.value(batch, head, j)[number * NR..][..columns];
                 match <&[f32; NR]>::try_from(value) {
                     Ok(value) => to.copy_from_slice(value),
                     Err(_) => to[..columns].copy_from_slice(value),
@@ -155,10 +195,8 @@ impl Problem<'_> {
 
     /// `scores [height, columns] = q k^T`.
     fn score(&self, batch: usize, head: usize, first: usize, height: usize, columns: usize, scratch: &mut Scratch) {
-        let rows: [*const f32; QUERIES] = std::array::from_fn(|i| {
-            let query = batch * self.queries + first + i.min(height - 1);
-            self.q[query * self.width + head * self.head..][..self.head].as_ptr()
-        });
+        let rows: [*const f32; QUERIES] =
+            std::array::from_fn(|i| self.query(batch, head, first + i.min(height - 1)).as_ptr());
         let per_tile = self.machine.isa.panels();
         for (number, bundle) in scratch.keys.chunks(per_tile * self.head * NR).enumerate() {
             for row in (0..height).step_by(MR) {
@@ -184,19 +222,29 @@ impl Problem<'_> {
         }
     }
 
-    /// Turns the scores of one query into unnormalised probabilities, zero for masked keys. Returns their sum.
-    fn softmax(&self, batch: usize, query: usize, row: &mut [f32]) -> f32 {
+    /// The factor of scores.
+    pub fn scale(&self) -> f32 {
+        1.0 / (self.head as f32).sqrt()
+    }
+
+    /// Writes `value` over the scores of the keys that a query does not attend to, and returns how many keys come before
+    /// those that lie in its future.
+    pub fn hide(&self, batch: usize, query: usize, row: &mut [f32], value: f32) -> usize {
         let own = if self.op.causal { query + self.own_keys - self.queries + 1 } else { self.own_keys };
         let seen = self.extra_keys + own;
         let hidden = self.mask.map_or(&[][..], |(mask, m)| &mask[batch * m..][..m.min(seen)]);
         for (score, _) in row.iter_mut().zip(hidden).filter(|(_, keep)| **keep == 0.0) {
-            *score = f32::NEG_INFINITY;
+            *score = value;
         }
-        let sum = simd::exponentials(self.machine.isa, &mut row[..seen], 1.0 / (self.head as f32).sqrt());
-        for (score, _) in row.iter_mut().zip(hidden).filter(|(_, keep)| **keep == 0.0) {
-            *score = 0.0;
-        }
-        row[seen..].fill(0.0);
+        row[seen..].fill(value);
+        seen
+    }
+
+    /// Turns the scores of one query into unnormalised probabilities, zero for masked keys. Returns their sum.
+    fn softmax(&self, batch: usize, query: usize, row: &mut [f32]) -> f32 {
+        let seen = self.hide(batch, query, row, f32::NEG_INFINITY);
+        let sum = simd::exponentials(self.machine.isa, &mut row[..seen], self.scale());
+        self.hide(batch, query, row, 0.0);
         sum
     }
 

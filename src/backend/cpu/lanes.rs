@@ -297,7 +297,7 @@ macro_rules! on_lanes {
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx2 => avx2($($arg),*),
                     #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 => avx512($($arg),*),
+                    Isa::Avx512 | Isa::Amx => avx512($($arg),*),
                     #[cfg(target_arch = "aarch64")]
                     Isa::Neon => $body::<[std::arch::aarch64::float32x4_t; 4]>($($arg),*),
                     _ => $body::<[f32; $crate::backend::cpu::lanes::LANES]>($($arg),*),

@@ -1,11 +1,11 @@
-//! Linear layers: [`matmul`] of dense rows.
+//! Linear layers: a product of dense rows.
 
-use super::Machine;
+use super::amx::{self, Operand};
 use super::matmul::{Dense, Epilogue, matmul, with_left_operand};
-use super::panels::Panels;
+use super::{Machine, Packed};
 use crate::ops::Linear;
 
-pub fn run(machine: &Machine, op: &Linear, inputs: &[&[f32]], panels: &Panels, out: &mut [f32]) {
+pub fn run(machine: &Machine, op: &Linear, inputs: &[&[f32]], weight: &Packed, out: &mut [f32]) {
     let mut optional = inputs[2..].iter().copied();
     let epilogue = Epilogue {
         bias: op.bias.then(|| optional.next()).flatten(),
@@ -13,8 +13,14 @@ pub fn run(machine: &Machine, op: &Linear, inputs: &[&[f32]], panels: &Panels, o
         residual: op.residual.then(|| optional.next()).flatten(),
         shift: None,
     };
-    with_left_operand(machine, panels, inputs[0], |data| {
-        let rows = Dense { data, channels: panels.channels };
-        matmul(machine, data.len() / panels.channels, &rows, panels, &epilogue, out);
-    });
+    match weight {
+        Packed::Tiles(tiles) => {
+            let rows = Operand::dense(machine, inputs[0], tiles.channels);
+            amx::product(machine, &rows, tiles, &epilogue, out);
+        }
+        Packed::Panels(panels) => with_left_operand(machine, panels, inputs[0], |data| {
+            let rows = Dense { data, channels: panels.channels };
+            matmul(machine, data.len() / panels.channels, &rows, panels, &epilogue, out);
+        }),
+    }
 }

@@ -256,6 +256,7 @@ unsafe fn finish(
 
 #[cfg(test)]
 mod tests {
+    use super::super::Packing;
     use super::super::panels::PanelFormat;
     use super::*;
     use crate::plan::TensorData;
@@ -295,7 +296,7 @@ mod tests {
         let (m, n, k) = (7, 19, 5);
         let (x, w) = (values(m * k), values(n * k));
         let panels = Panels::pack(&TensorData::F32(Cow::Borrowed(&w)), n, k, 1, PanelFormat::Stored);
-        let machine = Machine { isa: Isa::detect(), threads: 1, weights: PanelFormat::Stored };
+        let machine = Machine { isa: Isa::detect(), threads: 1, weights: Packing::Panels(PanelFormat::Stored) };
         let mut out = vec![f32::NAN; m * n];
         matmul(&machine, m, &Dense { data: &x, channels: k }, &panels, &Epilogue::default(), &mut out);
         for (i, y) in out.iter().enumerate() {

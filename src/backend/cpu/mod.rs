@@ -1,12 +1,14 @@
 //! The CPU back end: channels last, f32 arithmetic, threads by rayon.
 //!
-//! Loading packs the weights of matrix products (`panels`) and keeps the others as f32. Running is a loop over the
+//! Loading packs the weights of matrix products (`panels`, or `amx` for Intel's matrix unit) and keeps the others as f32.
+//! Running is a loop over the
 //! plan's steps, with the only `match` over [`Op`] in `Compiled::run`. Each operation has a file with the same stem as
 //! under `ops/`.
 //!
 //! Results do not depend on the number of threads: work is divided by output element, and long sums are divided into
 //! chunks whose size depends only on the shapes.
 
+mod amx;
 mod attention;
 mod concat;
 mod conv2d;
@@ -39,6 +41,7 @@ use crate::dtype::Precision;
 use crate::error::{Error, Result};
 use crate::ops::{Op, Operation, elements};
 use crate::plan::{Plan, Slots, Step, ValueId, WeightSource, assign};
+use amx::TileWeights;
 use lanes::AlignedVec;
 use panels::{PanelFormat, Panels};
 use rayon::prelude::*;
@@ -59,8 +62,17 @@ pub struct Machine {
     pub isa: Isa,
     /// Number of threads.
     pub threads: usize,
-    /// Format of the weights of matrix products.
-    pub weights: PanelFormat,
+    /// How the weights of matrix products are packed.
+    pub weights: Packing,
+}
+
+/// How the weights of matrix products are packed, and so how they are multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Packing {
+    /// In panels, for vectors.
+    Panels(PanelFormat),
+    /// In bf16, for the matrix unit.
+    Tiles,
 }
 
 /// Threads that the process may use at once.
@@ -90,7 +102,10 @@ impl Cpu {
         let threads = if threads == 0 { available_threads() } else { threads.min(Cpu::most_threads()) };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("cpu-{i}")).build();
         let pool = pool.map_err(|e| failed(format!("cannot start {threads} threads: {e}")))?;
-        Ok(Cpu { pool: Arc::new(pool), machine: Machine { isa, threads, weights: PanelFormat::Stored } })
+        Ok(Cpu {
+            pool: Arc::new(pool),
+            machine: Machine { isa, threads, weights: Packing::Panels(PanelFormat::Stored) },
+        })
     }
 
     /// Most threads that are started: four times as many as the process may use.
@@ -98,24 +113,44 @@ impl Cpu {
         4 * available_threads()
     }
 
-    /// Sets the precision, f32 or bf16. In bf16 the weights of matrix products take half the memory. On AMD processors
-    /// with fast bf16 dot products, linear layers and 1x1 convolutions use them, at twice the rate; elsewhere the
-    /// weights are widened to f32 block by block.
+    /// Sets the precision, f32 or bf16. In bf16 the weights of matrix products take half the memory. With [`Isa::Amx`] all
+    /// matrix products multiply bf16 by bf16 on the matrix unit. On AMD processors with fast bf16 dot products, linear
+    /// layers and 1x1 convolutions use them, at twice the rate; elsewhere the weights are widened to f32 block by block.
     ///
     /// # Errors
     /// Any other precision.
     pub fn with_precision(mut self, precision: Precision) -> Result<Cpu> {
-        let pairs = self.machine.isa == Isa::Avx512 && tile::pairs_are_fast();
+        let pairs = self.machine.isa.has_avx512() && tile::pairs_are_fast();
         self.machine.weights = match precision {
-            Precision::F32 => PanelFormat::Stored,
-            Precision::Bf16 if pairs => PanelFormat::Bf16Pairs,
-            Precision::Bf16 => PanelFormat::Bf16,
+            Precision::F32 => Packing::Panels(PanelFormat::Stored),
+            Precision::Bf16 if self.machine.isa == Isa::Amx => Packing::Tiles,
+            Precision::Bf16 if pairs => Packing::Panels(PanelFormat::Bf16Pairs),
+            Precision::Bf16 => Packing::Panels(PanelFormat::Bf16),
             Precision::F16 | Precision::Tf32 => {
                 let what = format!("{precision} on the CPU, which computes in f32 or bf16");
                 return Err(Error::Unsupported { what });
             }
         };
         Ok(self)
+    }
+
+    /// bf16 as with [`Isa::Amx`], on any machine: without the instructions their sums are computed in plain Rust, bit for
+    /// bit, for tests. Slow.
+    #[must_use]
+    pub fn with_modelled_tiles(mut self) -> Cpu {
+        self.machine.weights = Packing::Tiles;
+        self
+    }
+
+    /// Why [`Isa::detect`] passed over a processor's matrix unit, if it has one: the system refused its registers.
+    pub fn tiles_refused() -> Option<String> {
+        match amx::amx() {
+            amx::Amx::Refused(number) => Some(format!(
+                "the system does not allow this processor's AMX (error {number}): computing with {}",
+                Isa::detect().name()
+            )),
+            amx::Amx::Ready | amx::Amx::Missing => None,
+        }
     }
 
     /// Number of threads.
@@ -134,17 +169,18 @@ pub(crate) fn machine_memory_bytes() -> Option<u64> {
 impl Backend for Cpu {
     fn name(&self) -> String {
         let weights = match self.machine.weights {
-            PanelFormat::Stored => "",
-            PanelFormat::Bf16 => ", weights in bf16",
-            PanelFormat::Bf16Pairs => ", bf16 dot products",
+            Packing::Panels(PanelFormat::Stored) => "",
+            Packing::Panels(PanelFormat::Bf16) => ", weights in bf16",
+            Packing::Panels(PanelFormat::Bf16Pairs) => ", bf16 dot products",
+            Packing::Tiles => ", bf16 in tiles",
         };
         format!("cpu ({}, {} threads{weights})", self.machine.isa.name(), self.machine.threads)
     }
 
     fn precision(&self) -> Precision {
         match self.machine.weights {
-            PanelFormat::Stored => Precision::F32,
-            PanelFormat::Bf16 | PanelFormat::Bf16Pairs => Precision::Bf16,
+            Packing::Panels(PanelFormat::Stored) => Precision::F32,
+            Packing::Panels(PanelFormat::Bf16 | PanelFormat::Bf16Pairs) | Packing::Tiles => Precision::Bf16,
         }
     }
 
@@ -166,23 +202,27 @@ impl Backend for Cpu {
     fn compile(&self, plan: Plan, weights: &Arc<dyn Weights>) -> Result<Box<dyn Executable>> {
         let weights = own::<CpuWeights>(weights, self)?;
         let missing = |name: &str| not_loaded(self.name(), &plan, name);
-        let mut panels = HashMap::new();
+        let mut packed = HashMap::new();
         let mut constants = HashMap::new();
         for (name, id, layout) in wanted(&plan, self.machine.weights) {
             match weights.0.get(&(name.to_owned(), layout)).ok_or_else(|| missing(name))? {
-                Stored::Packed(weight) => _ = panels.insert(id, weight.clone()),
+                Stored::Packed(weight) => _ = packed.insert(id, weight.clone()),
                 Stored::Plain(weight) => _ = constants.insert(id, weight.clone()),
             }
         }
         let slots = assign(&plan);
         let memory = slots.words.iter().map(|&n| AlignedVec::zeros(n)).collect();
         let (pool, machine) = (self.pool.clone(), self.machine);
-        Ok(Box::new(Compiled { plan, slots, panels, constants, memory, pool, machine }))
+        Ok(Box::new(Compiled { plan, slots, packed, constants, memory, pool, machine }))
     }
 
     fn roofline(&self) -> Option<Roofline> {
-        let Machine { isa, threads, .. } = self.machine;
-        Some(Roofline { flops: roofline::peak_flops(isa, threads), bytes: roofline::stream_bytes(threads) })
+        let Machine { isa, threads, weights } = self.machine;
+        let flops = match weights {
+            Packing::Panels(_) => roofline::peak_flops(isa, threads),
+            Packing::Tiles => amx::peak_flops(isa, threads),
+        };
+        Some(Roofline { flops, bytes: roofline::stream_bytes(threads) })
     }
 }
 
@@ -191,13 +231,19 @@ impl Backend for Cpu {
 enum Layout {
     /// The stored order, in f32.
     Plain,
-    /// In panels, for matrix products.
-    Panels(PanelFormat),
+    /// Packed, for matrix products.
+    Packed(Packing),
+}
+
+/// A weight of a matrix product.
+enum Packed {
+    Panels(Panels),
+    Tiles(TileWeights),
 }
 
 enum Stored {
     Plain(Arc<Vec<f32>>),
-    Packed(Arc<Panels>),
+    Packed(Arc<Packed>),
 }
 
 /// Weights by tensor name and layout.
@@ -207,7 +253,10 @@ impl Weights for CpuWeights {
     fn size_bytes(&self) -> u64 {
         let bytes = |stored: &Stored| match stored {
             Stored::Plain(weight) => size_of_val(&weight[..]) as u64,
-            Stored::Packed(panels) => panels.size_bytes(),
+            Stored::Packed(weight) => match &**weight {
+                Packed::Panels(panels) => panels.size_bytes(),
+                Packed::Tiles(tiles) => tiles.size_bytes(),
+            },
         };
         self.0.values().map(bytes).sum()
     }
@@ -215,30 +264,30 @@ impl Weights for CpuWeights {
 
 impl CpuWeights {
     /// Reads the weights of a plan that are not held, those of matrix products straight into panels.
-    fn load(
-        plan: &Plan,
-        source: &dyn WeightSource,
-        held: Option<&CpuWeights>,
-        format: PanelFormat,
-    ) -> Result<CpuWeights> {
+    fn load(plan: &Plan, source: &dyn WeightSource, held: Option<&CpuWeights>, packing: Packing) -> Result<CpuWeights> {
         let held = held.into_iter().flat_map(|held| &held.0).map(|(key, stored)| {
             let stored = match stored {
                 Stored::Plain(weight) => Stored::Plain(weight.clone()),
-                Stored::Packed(panels) => Stored::Packed(panels.clone()),
+                Stored::Packed(weight) => Stored::Packed(weight.clone()),
             };
             (key.clone(), stored)
         });
         let mut weights: HashMap<(String, Layout), Stored> = held.collect();
-        let mut missing = wanted(plan, format);
+        let mut missing = wanted(plan, packing);
         missing.retain(|(name, _, layout)| !weights.contains_key(&((*name).to_owned(), *layout)));
         let load = |(name, id, layout): (&str, ValueId, Layout)| {
             let weight = source.load(name)?;
             let shape = plan.shape(id);
             let stored = match layout {
                 Layout::Plain => Stored::Plain(Arc::new(weight.to_f32())),
-                Layout::Panels(format) => {
-                    let taps = elements(&shape[2..]);
-                    Stored::Packed(Arc::new(Panels::pack(&weight, shape[0], shape[1], taps, format)))
+                Layout::Packed(packing) => {
+                    let (outputs, channels, taps) = (shape[0], shape[1], elements(&shape[2..]));
+                    Stored::Packed(Arc::new(match packing {
+                        Packing::Panels(format) => {
+                            Packed::Panels(Panels::pack(&weight, outputs, channels, taps, format))
+                        }
+                        Packing::Tiles => Packed::Tiles(TileWeights::pack(&weight, outputs, channels, taps)),
+                    }))
                 }
             };
             Ok(((name.to_owned(), layout), stored))
@@ -249,18 +298,19 @@ impl CpuWeights {
 }
 
 /// Every weight of a plan in each layout that a step reads.
-fn wanted(plan: &Plan, format: PanelFormat) -> Vec<(&str, ValueId, Layout)> {
-    let mut packed: HashMap<ValueId, PanelFormat> = HashMap::new();
+fn wanted(plan: &Plan, packing: Packing) -> Vec<(&str, ValueId, Layout)> {
+    let mut packed: HashMap<ValueId, Packing> = HashMap::new();
     let mut plain: HashSet<ValueId> = HashSet::new();
     for step in &plan.steps {
         let is_matmul = matches!(step.op, Op::Linear(_) | Op::Conv2d(_));
         for (i, &input) in step.inputs.iter().enumerate() {
             let root = plan.root(input);
             if is_matmul && i == 1 {
-                let format = panel_format(plan, step, format);
-                // Two steps that need different formats share bf16, which serves both.
-                let both = |f: &mut PanelFormat| *f = if *f == format { format } else { PanelFormat::Bf16 };
-                packed.entry(root).and_modify(both).or_insert(format);
+                let packing = packing_of(plan, step, packing);
+                // Two steps that need different panels share bf16, which serves both.
+                let both =
+                    |p: &mut Packing| *p = if *p == packing { packing } else { Packing::Panels(PanelFormat::Bf16) };
+                packed.entry(root).and_modify(both).or_insert(packing);
             } else {
                 plain.insert(root);
             }
@@ -272,26 +322,28 @@ fn wanted(plan: &Plan, format: PanelFormat) -> Vec<(&str, ValueId, Layout)> {
     }
     let mut wanted = Vec::new();
     for (name, id) in plan.weights() {
-        wanted.extend(packed.get(&id).map(|&format| (name, id, Layout::Panels(format))));
+        wanted.extend(packed.get(&id).map(|&packing| (name, id, Layout::Packed(packing))));
         wanted.extend(plain.contains(&id).then_some((name, id, Layout::Plain)));
     }
     wanted
 }
 
-/// The panel format of a matrix product's weight. Winograd transforms weights in f32, so its panels hold no pairs.
-fn panel_format(plan: &Plan, step: &Step, format: PanelFormat) -> PanelFormat {
+/// How a matrix product's weight is packed. Winograd transforms weights in f32, so its panels hold no pairs.
+fn packing_of(plan: &Plan, step: &Step, packing: Packing) -> Packing {
     let [x, weight] = [0, 1].map(|i| plan.shape(step.inputs[i]));
     let transformed = matches!(&step.op, Op::Conv2d(op) if winograd::suits(op, x, weight));
-    match format {
-        PanelFormat::Bf16Pairs if transformed || !weight[1].is_multiple_of(2) => PanelFormat::Bf16,
-        format => format,
+    match packing {
+        Packing::Panels(PanelFormat::Bf16Pairs) if transformed || !weight[1].is_multiple_of(2) => {
+            Packing::Panels(PanelFormat::Bf16)
+        }
+        packing => packing,
     }
 }
 
 struct Compiled {
     plan: Plan,
     slots: Slots,
-    panels: HashMap<ValueId, Arc<Panels>>,
+    packed: HashMap<ValueId, Arc<Packed>>,
     constants: HashMap<ValueId, Arc<Vec<f32>>>,
     /// Memory of each slot. A step's output is taken out while the step runs; the planner puts a step's output and
     /// inputs into different slots.
@@ -345,18 +397,18 @@ impl Compiled {
         let inputs: Vec<&[f32]> = step.inputs.iter().map(|&i| self.data(i)).collect();
         let shapes = self.plan.input_shapes(step);
         let shape = self.plan.shape(step.output());
-        let panels = |i: usize| &*self.panels[&self.plan.root(step.inputs[i])];
+        let packed = |i: usize| &*self.packed[&self.plan.root(step.inputs[i])];
         let machine = &self.machine;
         match &step.op {
             Op::Attention(op) => attention::run(machine, op, &inputs, &shapes, out),
             Op::Concat(op) => concat::run(op, &inputs, &shapes, out),
-            Op::Conv2d(op) => conv2d::run(machine, op, &inputs, &shapes, panels(1), shape, out),
+            Op::Conv2d(op) => conv2d::run(machine, op, &inputs, &shapes, packed(1), shape, out),
             Op::Convert(_) => convert::run(inputs[0], out),
             Op::Embed(op) => embed::run(op, inputs[0], shapes[0], bytemuck::cast_slice(inputs[1]), out),
             Op::Geglu(_) => geglu::run(machine, inputs[0], shape[shape.len() - 1], out),
             Op::GroupNorm(op) => group_norm::run(machine, op, &inputs, shape, out),
             Op::LayerNorm(op) => layer_norm::run(op, inputs[0], inputs[1], inputs[2], out),
-            Op::Linear(op) => linear::run(machine, op, &inputs, panels(1), out),
+            Op::Linear(op) => linear::run(machine, op, &inputs, packed(1), out),
             Op::Modulate(op) => {
                 let with_shape = |i: usize| (inputs[i], shapes[i]);
                 modulate::run(machine, op, [0, 1, 2].map(with_shape), out);

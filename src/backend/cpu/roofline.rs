@@ -47,7 +47,7 @@ unsafe fn repeat<L: Lanes, const N: usize>(values: *mut f32) {
 /// FLOP/s of all threads, a multiply-add counted as two: the best of several short runs. The machine must have the
 /// instructions.
 pub fn peak_flops(isa: Isa, threads: usize) -> f64 {
-    let wide = isa == Isa::Avx512;
+    let wide = isa.has_avx512();
     let per_call = 2 * LANES * ROUNDS * if wide { WIDE_SUMS } else { SUMS };
     let one = || {
         let mut values = [0.5f32; LANES];
@@ -81,7 +81,7 @@ pub fn stream_bytes(threads: usize) -> f64 {
 }
 
 /// The sum of the rates of all threads running at the same time.
-fn on_threads(threads: usize, one: &(dyn Fn() -> f64 + Sync)) -> f64 {
+pub fn on_threads(threads: usize, one: &(dyn Fn() -> f64 + Sync)) -> f64 {
     std::thread::scope(|scope| {
         let running: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(one)).collect();
         running.into_iter().map(|thread| thread.join().unwrap_or(0.0)).sum()

@@ -4,14 +4,13 @@
 //! copy that needs certain instructions, whose presence the [`Isa`] guarantees.
 #![allow(unsafe_code)]
 
-use super::tile::Isa;
 use crate::ops::Activation;
 
-/// Defines a function whose body is compiled once per instruction set; the first argument is the [`Isa`].
+/// Defines a function whose body is compiled once per instruction set, which is its first argument.
 macro_rules! per_isa {
     ($(#[$doc:meta])* pub fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? $body:block) => {
         $(#[$doc])*
-        pub fn $name(isa: Isa, $($arg: $type),*) $(-> $out)? {
+        pub fn $name(isa: $crate::backend::cpu::Isa, $($arg: $type),*) $(-> $out)? {
             #[inline(always)]
             fn portable($($arg: $type),*) $(-> $out)? $body
             #[cfg(target_arch = "x86_64")]
@@ -27,15 +26,17 @@ macro_rules! per_isa {
             match isa {
                 // SAFETY: a back end is only created with instructions that the machine has.
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::backend::cpu::Isa::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::backend::cpu::Isa::Avx512 | $crate::backend::cpu::Isa::Amx => unsafe { avx512($($arg),*) },
                 _ => portable($($arg),*),
             }
         }
     };
 }
+
+pub(super) use per_isa;
 
 /// `e^x` to about one unit in the last place, in operations that vectorise. Arguments are clamped to about [-87, 88];
 /// NaN stays NaN.
@@ -122,14 +123,40 @@ per_isa! {
     }
 }
 
+#[inline(always)]
+fn bf16_bits(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    if x.is_nan() { 0x7fc0 } else { rounded >> 16 }
+}
+
+#[inline(always)]
+fn narrow(from: &[f32], to: &mut [u16]) {
+    to.iter_mut().zip(from).for_each(|(to, x)| *to = bf16_bits(*x) as u16);
+}
+
 per_isa! {
     /// Rounds f32 to bf16, to nearest even; NaN stays NaN.
     pub fn narrow_bf16(from: &[f32], to: &mut [u16]) {
-        for (to, x) in to.iter_mut().zip(from) {
-            let bits = x.to_bits();
-            let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
-            *to = if x.is_nan() { 0x7fc0 } else { (rounded >> 16) as u16 };
+        narrow(from, to);
+    }
+}
+
+per_isa! {
+    /// [`narrow_bf16`] of rows of `channels` to rows of `pitch`, with zeros behind the channels.
+    pub fn narrow_rows(from: &[f32], channels: usize, to: &mut [u16], pitch: usize) {
+        for (from, to) in from.chunks_exact(channels).zip(to.chunks_exact_mut(pitch)) {
+            let (to, rest) = to.split_at_mut(channels);
+            narrow(from, to);
+            rest.fill(0);
         }
+    }
+}
+
+per_isa! {
+    /// Rounds two rows to bf16 and interleaves them, `low` in the lower halves.
+    pub fn narrow_pairs(low: &[f32], high: &[f32], to: &mut [u32]) {
+        to.iter_mut().zip(low.iter().zip(high)).for_each(|(to, (low, high))| *to = bf16_bits(*high) << 16 | bf16_bits(*low));
     }
 }
 

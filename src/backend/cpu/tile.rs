@@ -9,6 +9,8 @@
 //! among threads nor on the batch.
 #![allow(unsafe_code)]
 
+use super::amx::{Amx, amx};
+
 /// Rows of a full tile: with two vectors per row, twelve accumulators in AVX2's sixteen registers.
 pub const MR: usize = 6;
 /// Columns of a panel.
@@ -27,11 +29,13 @@ pub enum Isa {
     Avx2,
     /// 512-bit vectors.
     Avx512,
+    /// 512-bit vectors, and tiles for products of bf16 ([`super::amx`]).
+    Amx,
 }
 
 impl Isa {
     /// All instruction sets, the best last.
-    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Neon, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 5] = [Isa::Portable, Isa::Neon, Isa::Avx2, Isa::Avx512, Isa::Amx];
 
     /// The best one available on this machine.
     pub fn detect() -> Isa {
@@ -45,19 +49,30 @@ impl Isa {
             is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
         #[cfg(target_arch = "x86_64")]
         let avx512 = avx2 && is_x86_feature_detected!("avx512f");
+        // The vectors around the tiles: every processor with tiles has these.
+        #[cfg(target_arch = "x86_64")]
+        let bf16 = is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512bf16");
         #[cfg(not(target_arch = "x86_64"))]
-        let (avx2, avx512) = (false, false);
+        let (avx2, avx512, bf16) = (false, false, false);
         match self {
             Isa::Portable => true,
             Isa::Neon => cfg!(target_arch = "aarch64"),
             Isa::Avx2 => avx2,
             Isa::Avx512 => avx512,
+            Isa::Amx => avx512 && bf16 && amx() == Amx::Ready,
         }
+    }
+
+    /// Whether it has 512-bit vectors.
+    pub fn has_avx512(self) -> bool {
+        matches!(self, Isa::Avx512 | Isa::Amx)
     }
 
     /// Panels per tile.
     pub fn panels(self) -> usize {
-        if self == Isa::Avx512 { PANELS } else { 1 }
+        if self.has_avx512() { PANELS } else { 1 }
     }
 
     /// Name in listings.
@@ -67,6 +82,7 @@ impl Isa {
             Isa::Neon => "neon",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
         }
     }
 }
@@ -127,7 +143,7 @@ pub struct Tile {
     /// Whether to add to `c` instead of replacing it.
     pub accumulate: bool,
     /// Whether each element of `rows` and of the panels is a pair of bf16, both multiplied and added. Only with
-    /// [`Isa::Avx512`] and [`pairs_available`].
+    /// AVX-512 and [`pairs_available`].
     pub pairs: bool,
 }
 
@@ -201,21 +217,21 @@ impl Tile {
         unsafe {
             match (isa, self.pairs, self.panels) {
                 #[cfg(target_arch = "x86_64")]
-                (Isa::Avx512, false, 1) => self.avx512::<R, 1>(),
+                (Isa::Avx512 | Isa::Amx, false, 1) => self.avx512::<R, 1>(),
                 #[cfg(target_arch = "x86_64")]
-                (Isa::Avx512, false, 2) => self.avx512::<R, 2>(),
+                (Isa::Avx512 | Isa::Amx, false, 2) => self.avx512::<R, 2>(),
                 #[cfg(target_arch = "x86_64")]
-                (Isa::Avx512, false, 3) => self.avx512::<R, 3>(),
+                (Isa::Avx512 | Isa::Amx, false, 3) => self.avx512::<R, 3>(),
                 #[cfg(target_arch = "x86_64")]
-                (Isa::Avx512, false, _) => self.avx512::<R, PANELS>(),
+                (Isa::Avx512 | Isa::Amx, false, _) => self.avx512::<R, PANELS>(),
                 #[cfg(target_arch = "x86_64")]
-                (Isa::Avx512, true, 1) => self.avx512_pairs::<R, 1>(),
+                (Isa::Avx512 | Isa::Amx, true, 1) => self.avx512_pairs::<R, 1>(),
                 #[cfg(target_arch = "x86_64")]
-                (Isa::Avx512, true, 2) => self.avx512_pairs::<R, 2>(),
+                (Isa::Avx512 | Isa::Amx, true, 2) => self.avx512_pairs::<R, 2>(),
                 #[cfg(target_arch = "x86_64")]
-                (Isa::Avx512, true, 3) => self.avx512_pairs::<R, 3>(),
+                (Isa::Avx512 | Isa::Amx, true, 3) => self.avx512_pairs::<R, 3>(),
                 #[cfg(target_arch = "x86_64")]
-                (Isa::Avx512, true, _) => self.avx512_pairs::<R, PANELS>(),
+                (Isa::Avx512 | Isa::Amx, true, _) => self.avx512_pairs::<R, PANELS>(),
                 (_, true, _) => unreachable!("panels in pairs are only packed for AVX-512"),
                 _ => {
                     for p in 0..self.panels {
