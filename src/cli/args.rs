@@ -516,7 +516,8 @@ fn architecture(name: &str) -> Result<(u32, u32), String> {
 /// What `--dtype` takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DtypeChoice {
-    /// On CUDA the type in which most bytes of the weights are stored, elsewhere f32.
+    /// On CUDA the type in which most bytes of the weights are stored; on a CPU that is fast in bf16 that for large weights
+    /// stored in 16 bits; otherwise f32.
     Auto,
     /// One by its name.
     Of(Precision),
@@ -541,7 +542,9 @@ fn dtype() -> impl clap::builder::TypedValueParser<Value = DtypeChoice> {
         Precision::F16 => "Half precision; GPUs only",
         Precision::Bf16 => "bfloat16; CUDA, and on the CPU for the weights of matrix products, with AMX the products",
     };
-    let auto = PossibleValue::new("auto").help("On CUDA the type of most of the checkpoint's weights, elsewhere f32");
+    let auto = PossibleValue::new("auto").help(
+        "On CUDA the type of most of the checkpoint's weights; on fast CPUs bf16 for large ones in 16 bits; else f32",
+    );
     let named = Precision::ALL.map(|p| PossibleValue::new(p.name()).help(help(p)));
     PossibleValuesParser::new(std::iter::once(auto).chain(named))
         .map(|name| Precision::ALL.into_iter().find(|p| p.name() == name).map_or(DtypeChoice::Auto, DtypeChoice::Of))

@@ -1,6 +1,7 @@
 //! `engine bench`: how fast a device is, as a table or as JSON, and whether it was faster before.
 
 use super::args::BenchArguments;
+use super::devices::Stored;
 use super::profile::{self, Profile};
 use super::{Failure, devices};
 use serde::{Deserialize, Serialize};
@@ -116,7 +117,8 @@ pub fn bench(arguments: &BenchArguments) -> Result<(), Failure> {
     let rows: HashMap<&str, &Row> =
         earlier.iter().flat_map(|report| &report.cases).map(|row| (row.name.as_str(), row)).collect();
 
-    let made_up = || (Precision::F32, "made-up weights are f32; --dtype names another type".to_owned());
+    let why = "made-up weights are f32; --dtype names another type";
+    let made_up = || Stored { precision: Precision::F32, bytes: 0, why: why.to_owned() };
     let device = devices::open(&arguments.device, &made_up)?;
     let backend = device.backend.as_ref();
     if let Some(remark) = &device.remark {

@@ -86,8 +86,30 @@ pub struct Chosen {
     pub remark: Option<String>,
 }
 
-/// The precision that `--dtype auto` means on CUDA, and why.
-pub type Stored<'a> = &'a dyn Fn() -> (Precision, String);
+/// What `--dtype auto` goes by.
+pub struct Stored {
+    /// The precision in which most of the weights are stored.
+    pub precision: Precision,
+    /// Bytes of all weights.
+    pub bytes: u64,
+    /// Why CUDA takes that precision.
+    pub why: String,
+}
+
+/// Weights from which on `--dtype auto` takes bf16 on a CPU that is fast in it. Smaller models take seconds in f32, too, and
+/// their pictures are the same on every machine.
+const LARGE: u64 = 256 << 20;
+
+impl Stored {
+    /// The precision on a CPU. `fast`: it multiplies bf16 at a higher rate than f32.
+    fn on_cpu(&self, fast: bool) -> Precision {
+        let narrow = matches!(self.precision, Precision::F16 | Precision::Bf16);
+        if fast && narrow && self.bytes >= LARGE { Precision::Bf16 } else { Precision::F32 }
+    }
+}
+
+/// Reads what `--dtype auto` goes by, where it is needed.
+pub type ReadStored<'a> = &'a dyn Fn() -> Stored;
 
 /// A card, which becomes a back end once the precision is known.
 type Card = Box<dyn FnOnce(Precision) -> Box<dyn Backend>>;
@@ -96,7 +118,7 @@ type Card = Box<dyn FnOnce(Precision) -> Box<dyn Backend>>;
 ///
 /// # Errors
 /// There is no such device, or it cannot compute in the precision asked for.
-pub fn open(arguments: &DeviceArguments, stored: Stored<'_>) -> Result<Chosen> {
+pub fn open(arguments: &DeviceArguments, stored: ReadStored<'_>) -> Result<Chosen> {
     if arguments.matrices && !matches!(arguments.device, Device::Auto | Device::Wgpu(_)) {
         return Err(Error::request("--matrices", "cooperative matrices are for --device wgpu"));
     }
@@ -106,7 +128,7 @@ pub fn open(arguments: &DeviceArguments, stored: Stored<'_>) -> Result<Chosen> {
     let plain = |backend| Chosen { backend, remark: None };
     match arguments.device {
         Device::Auto => auto(arguments, stored),
-        Device::Cpu => Ok(Chosen { backend: cpu(arguments)?, remark: too_many(arguments.threads) }),
+        Device::Cpu => cpu(arguments, stored, Vec::new()),
         Device::Wgpu(number) => gpu(number, arguments, true).map(plain),
         Device::Cuda(number) => Ok(on_card(cuda(number)?, arguments.dtype, stored)),
         Device::CudaEmulator => Ok(on_card(emulator()?, arguments.dtype, stored)),
@@ -114,7 +136,7 @@ pub fn open(arguments: &DeviceArguments, stored: Stored<'_>) -> Result<Chosen> {
 }
 
 /// The best device that there is.
-fn auto(arguments: &DeviceArguments, stored: Stored<'_>) -> Result<Chosen> {
+fn auto(arguments: &DeviceArguments, stored: ReadStored<'_>) -> Result<Chosen> {
     // Matrices ask for wgpu.
     let refused = if arguments.matrices { None } else { Some(any_cuda()) };
     let refused = match refused {
@@ -129,19 +151,18 @@ fn auto(arguments: &DeviceArguments, stored: Stored<'_>) -> Result<Chosen> {
             Ok(Chosen { backend, remark })
         }
         Err(error) => {
-            let remarks = [Some(error.to_string()), without_cuda(""), too_many(arguments.threads)];
-            let remark = remarks.into_iter().flatten().collect::<Vec<String>>().join("; ");
-            Ok(Chosen { backend: cpu(arguments)?, remark: Some(remark) })
+            let remarks = [Some(error.to_string()), without_cuda("")];
+            cpu(arguments, stored, remarks.into_iter().flatten().collect())
         }
     }
 }
 
 /// A card in the precision that was asked for, or that of the weights.
-fn on_card(card: Card, dtype: Option<DtypeChoice>, stored: Stored<'_>) -> Chosen {
+fn on_card(card: Card, dtype: Option<DtypeChoice>, stored: ReadStored<'_>) -> Chosen {
     match dtype {
         Some(DtypeChoice::Of(precision)) => Chosen { backend: card(precision), remark: None },
         None | Some(DtypeChoice::Auto) => {
-            let (precision, why) = stored();
+            let Stored { precision, why, .. } = stored();
             Chosen { backend: card(precision), remark: Some(why) }
         }
     }
@@ -164,16 +185,27 @@ fn too_many(threads: usize) -> Option<String> {
     (threads > most).then(|| format!("--threads {threads}: {most} are enough for the processors of this process"))
 }
 
-fn cpu(arguments: &DeviceArguments) -> Result<Box<dyn Backend>> {
-    match arguments.precision().unwrap_or_default() {
-        precision @ (Precision::F32 | Precision::Bf16) => {
-            Ok(Box::new(Cpu::new(arguments.threads)?.with_precision(precision)?))
-        }
-        other => {
+/// The processor, after what there is to say of better devices.
+fn cpu(arguments: &DeviceArguments, stored: ReadStored<'_>, mut remarks: Vec<String>) -> Result<Chosen> {
+    let precision = match arguments.precision() {
+        Some(precision @ (Precision::F32 | Precision::Bf16)) => precision,
+        Some(other) => {
             let reason = "the CPU computes in f32 or bf16; f16 is for GPUs, tf32 for --device cuda";
-            Err(Error::value("--dtype", other, reason))
+            return Err(Error::value("--dtype", other, reason));
         }
-    }
+        None => {
+            let stored = stored();
+            let precision = stored.on_cpu(Cpu::multiplies_bf16_fast());
+            if precision == Precision::Bf16 {
+                let from = stored.precision;
+                remarks.push(format!("bf16, for weights stored in {from} and a processor that is fast in it"));
+            }
+            precision
+        }
+    };
+    remarks.extend(too_many(arguments.threads));
+    let backend = Box::new(Cpu::new(arguments.threads)?.with_precision(precision)?);
+    Ok(Chosen { backend, remark: (!remarks.is_empty()).then(|| remarks.join("; ")) })
 }
 
 /// `software`: accept a CPU rasteriser such as lavapipe.
@@ -386,6 +418,20 @@ fn cuda_cards() -> Vec<Entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn auto_is_bf16_on_a_fast_cpu_for_large_weights_of_sixteen_bits_and_f32_otherwise() {
+        for (precision, bytes, fast, want) in [
+            (Precision::F16, LARGE, true, Precision::Bf16),
+            (Precision::Bf16, 2 * LARGE, true, Precision::Bf16),
+            (Precision::F16, LARGE - 1, true, Precision::F32),
+            (Precision::F16, LARGE, false, Precision::F32),
+            (Precision::F32, 2 * LARGE, true, Precision::F32),
+        ] {
+            let stored = Stored { precision, bytes, why: String::new() };
+            assert_eq!(stored.on_cpu(fast), want, "{precision}, {bytes} bytes, {fast}");
+        }
+    }
 
     #[test]
     fn devices_have_names() {

@@ -1,7 +1,7 @@
 //! What all commands that make pictures have in common: where the pictures go, the run, and what is said of it.
 
 use super::args::{HowArguments, OutputArguments};
-use super::devices::Chosen;
+use super::devices::{Chosen, Stored};
 use super::files::{self, Targets};
 use super::preview::Preview;
 use super::progress::{Progress, round};
@@ -93,11 +93,12 @@ pub fn make(job: Job<'_>, output: &OutputArguments, mut progress: Progress) -> R
     finish(progress, &finished)
 }
 
-/// What `--dtype auto` means on CUDA, and why.
-pub fn stored(pipeline: &Pipeline) -> (Precision, String) {
+/// What decides what `--dtype auto` means.
+pub fn stored(pipeline: &Pipeline) -> Stored {
     let precision = pipeline.stored_precision();
     let faster = if precision == Precision::F32 { ", --dtype f16 would be faster" } else { "" };
-    (precision, format!("{precision} is what most of the weights are stored in{faster}"))
+    let why = format!("{precision} is what most of the weights are stored in{faster}");
+    Stored { precision, bytes: pipeline.stored_bytes().iter().map(|(_, bytes)| bytes).sum(), why }
 }
 
 /// How pictures are written, and the sheet.

@@ -167,6 +167,13 @@ impl Pipeline {
     /// so that a network in f32 is not rounded for the sake of others unless it is the small part. A component that
     /// cannot be opened counts for nothing here; a run that needs it says why.
     pub fn stored_precision(&self) -> Precision {
+        // The first of equals, which is the widest.
+        let bytes = self.stored_bytes().into_iter().rev();
+        bytes.max_by_key(|(_, bytes)| *bytes).map_or(Precision::F32, |(precision, _)| precision)
+    }
+
+    /// The bytes of the networks' weights by the precision in which they are stored, f32 standing for f64, too.
+    pub fn stored_bytes(&self) -> [(Precision, u64); 3] {
         let mut bytes = [(Precision::F32, 0), (Precision::F16, 0), (Precision::Bf16, 0)];
         let stages = self.stages();
         let mut names: Vec<&str> = stages.iter().map(|stage| stage.component()).collect();
@@ -174,11 +181,10 @@ impl Pipeline {
         for component in names.into_iter().filter_map(|name| self.checkpoint.component(name).ok()) {
             for (_, info) in component.tensors().filter(|(_, info)| info.dtype.is_float()) {
                 let narrow = bytes.iter().position(|(precision, _)| info.dtype == precision.storage().into());
-                bytes[narrow.unwrap_or(0)].1 += info.size_bytes;
+                bytes[narrow.unwrap_or(0)].1 += info.size_bytes as u64;
             }
         }
-        // The first of equals, which is the widest.
-        bytes.into_iter().rev().max_by_key(|(_, bytes)| *bytes).map_or(Precision::F32, |(precision, _)| precision)
+        bytes
     }
 
     /// Whether it makes pictures: a CLIP alone does not.

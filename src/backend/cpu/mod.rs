@@ -134,6 +134,11 @@ impl Cpu {
         Ok(self)
     }
 
+    /// Whether this machine multiplies bf16 at a higher rate than f32: with AMX, or with AMD's dot products.
+    pub fn multiplies_bf16_fast() -> bool {
+        Isa::Amx.available() || tile::pairs_are_fast()
+    }
+
     /// bf16 as with [`Isa::Amx`], on any machine: without the instructions their sums are computed in plain Rust, bit for
     /// bit, for tests. Slow.
     #[must_use]
