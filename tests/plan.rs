@@ -11,7 +11,8 @@ use support::{Data, Problem, Tensors, cases, inputs, replay};
 use unclip::Dtype;
 use unclip::backend::Backend;
 use unclip::backend::cpu::{Cpu, Isa};
-use unclip::ops::{Operation, elements};
+use unclip::cases::models::{self, Drawn, Size};
+use unclip::ops::{Op, Operation, elements};
 use unclip::plan::{Origin, Plan, ValueId, WeightSource, assign, narrow};
 
 fn cpu() -> Cpu {
@@ -222,4 +223,30 @@ fn bits(x: &[Vec<f32>]) -> Vec<Vec<u32>> {
 fn near(got: &[f32], want: &[f32]) -> Result<(), String> {
     let want: Vec<f64> = want.iter().map(|&v| f64::from(v)).collect();
     close(got, &want, &Rounding::f32(1 << 14)).map(|_| ())
+}
+
+#[test]
+fn a_norm_that_is_kept_as_an_operand_of_the_matrix_unit_changes_no_bit() {
+    let tiles = cpu().with_modelled_tiles();
+    for case in models::all().into_iter().filter(|case| case.size == Size::Tiny) {
+        let weights = Drawn::new(Dtype::F32);
+        let run = |plan: Plan| {
+            let outputs = plan.outputs.clone();
+            let mut executable = tiles.prepare(plan, &weights).unwrap();
+            models::fill(executable.as_mut()).unwrap();
+            executable.run_once().unwrap();
+            executable.run_step(0).unwrap();
+            let outputs = outputs.into_iter().filter(|(name, _)| !name.starts_with("norm"));
+            outputs.map(|(name, _)| executable.read(&name).unwrap()).collect::<Vec<_>>()
+        };
+        let plan = case.plan(2, &weights).unwrap();
+        // What is an output stays in f32.
+        let mut read = plan.clone();
+        let norms = plan.steps.iter().filter(|step| matches!(step.op, Op::GroupNorm(_) | Op::LayerNorm(_)));
+        read.outputs.extend(norms.enumerate().map(|(i, step)| (format!("norm {i}"), step.output())));
+        assert!(read.outputs.len() > plan.outputs.len());
+        let (kept, stored) = (run(plan), run(read));
+        assert!(!kept.is_empty() && kept.iter().flatten().all(|x| x.is_finite()), "{}", case.name());
+        assert_eq!(kept, stored, "{}", case.name());
+    }
 }

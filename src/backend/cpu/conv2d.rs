@@ -1,11 +1,10 @@
 //! Convolution as implicit GEMM: a row per output position, a segment of the row per tap. Segments are pointers into
 //! the picture, or to zeros beyond its border, so nothing is copied. 3x3 windows use Winograd where it applies
-//! ([`winograd`]). The matrix unit has tiles instead of rows ([`amx`]).
+//! ([`winograd`]). The matrix unit has tiles instead of rows ([`super::amx`]).
 #![allow(unsafe_code)]
 
-use super::amx::{self, Operand};
 use super::matmul::{Dense, Epilogue, Rows, matmul, with_left_operand};
-use super::{Machine, Packed, winograd};
+use super::{Machine, Right, winograd};
 use crate::ops::{Conv2d, elements};
 
 /// The windows of a channels-last picture.
@@ -56,7 +55,7 @@ pub fn run(
     op: &Conv2d,
     inputs: &[&[f32]],
     shapes: &[&[usize]],
-    packed: &Packed,
+    weights: Right<'_>,
     shape: &[usize],
     out: &mut [f32],
 ) {
@@ -70,31 +69,16 @@ pub fn run(
         residual: op.residual.then(|| optional.next()).flatten(),
     };
     let m = shape[0] * positions;
-    let dense = elements(&weight[2..]) == 1 && op.stride == 1 && op.padding == [0, 0];
-    let panels = match packed {
-        Packed::Panels(panels) => panels,
-        Packed::Tiles(tiles) => {
-            let operand = if dense {
-                Operand::dense(machine, inputs[0], tiles.channels)
-            } else {
-                let windows = amx::Windows {
-                    picture: [x[0], x[1], x[2], x[3]],
-                    output: [shape[1], shape[2]],
-                    window: [weight[2], weight[3]],
-                    stride: op.stride,
-                    padding: op.padding[0],
-                };
-                Operand::windows(machine, inputs[0], &windows)
-            };
-            return amx::product(machine, &operand, tiles, &epilogue, out);
-        }
+    let panels = match weights {
+        Right::Panels(panels) => panels,
+        Right::Tiles(tiled) => return tiled.multiply(machine, inputs[0], &epilogue, out),
     };
     if winograd::suits(op, x, weight) {
         return winograd::run(machine, inputs[0], x, panels, &epilogue, out);
     }
     with_left_operand(machine, panels, inputs[0], |data| {
         let channels = panels.channels;
-        if dense {
+        if elements(&weight[2..]) == 1 && op.stride == 1 && op.padding == [0, 0] {
             return matmul(machine, m, &Dense { data, channels }, panels, &epilogue, out);
         }
         let windows = Windows {

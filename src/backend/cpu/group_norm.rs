@@ -5,7 +5,8 @@
 //! Sums are in f64, over chunks whose size depends only on the shape, so that results do not depend on the number of
 //! threads.
 
-use super::{Machine, TASK_ELEMENTS, for_rows, simd};
+use super::amx::Geometry;
+use super::{Machine, TASK_ELEMENTS, simd, store_rows};
 use crate::ops::GroupNorm;
 use rayon::prelude::*;
 
@@ -15,7 +16,22 @@ struct Sums {
     square: Vec<f64>,
 }
 
-pub fn run(machine: &Machine, op: &GroupNorm, inputs: &[&[f32]], shape: &[usize], out: &mut [f32]) {
+/// What is subtracted from an image's channels, multiplied with and added to them.
+struct Affine {
+    center: Vec<f32>,
+    scale: Vec<f32>,
+    shift: Vec<f32>,
+}
+
+/// `form`: how the output is kept for a product, if it is.
+pub fn run(
+    machine: &Machine,
+    op: &GroupNorm,
+    inputs: &[&[f32]],
+    shape: &[usize],
+    form: Option<&Geometry>,
+    out: &mut [f32],
+) {
     let (x, gamma, beta) = (inputs[0], inputs[1], inputs[2]);
     let (images, c) = (shape[0], gamma.len());
     let image = x.len() / images;
@@ -34,7 +50,7 @@ pub fn run(machine: &Machine, op: &GroupNorm, inputs: &[&[f32]], shape: &[usize]
         vec![sums_of(0)]
     };
     let count = (image / op.groups) as f64;
-    for n in 0..images {
+    let affine = |n: usize| {
         let own = &sums[n * chunks..(n + 1) * chunks];
         let (mut center, mut scale, mut shift) = (vec![0.0f32; c], vec![0.0f32; c], vec![0.0f32; c]);
         for g in 0..op.groups {
@@ -56,12 +72,22 @@ pub fn run(machine: &Machine, op: &GroupNorm, inputs: &[&[f32]], shape: &[usize]
                 (center[i], scale[i], shift[i]) = (mean as f32, a as f32, b as f32);
             }
         }
-        let source = &x[n * image..][..image];
-        for_rows(&mut out[n * image..][..image], c, |first, rows| {
-            let source = &source[first * c..][..rows.len()];
-            simd::affine_rows(machine.isa, source, &center, &scale, &shift, op.activation, rows);
-        });
-    }
+        Affine { center, scale, shift }
+    };
+    let of_images: Vec<Affine> = (0..images).map(affine).collect();
+    let positions = image / c;
+    store_rows(machine, form, out, c, |first, rows| {
+        let count = rows.len() / c;
+        let mut done = 0;
+        while done < count {
+            let row = first + done;
+            let same = (count - done).min(positions - row % positions);
+            let Affine { center, scale, shift } = &of_images[row / positions];
+            let (source, rows) = (&x[row * c..][..same * c], &mut rows[done * c..][..same * c]);
+            simd::affine_rows(machine.isa, source, center, scale, shift, op.activation, rows);
+            done += same;
+        }
+    });
 }
 
 fn per_group(channels: &[f64], groups: usize) -> Vec<f64> {

@@ -1,11 +1,14 @@
 //! Layer normalisation of each row, with statistics in f64.
 
-use super::for_rows;
+use super::amx::Geometry;
+use super::{Machine, store_rows};
 use crate::ops::LayerNorm;
 
-pub fn run(op: &LayerNorm, x: &[f32], gamma: &[f32], beta: &[f32], out: &mut [f32]) {
+/// `form`: how the output is kept for a product, if it is.
+pub fn run(machine: &Machine, op: &LayerNorm, inputs: &[&[f32]], form: Option<&Geometry>, out: &mut [f32]) {
+    let [x, gamma, beta] = [0, 1, 2].map(|i| inputs[i]);
     let d = gamma.len();
-    for_rows(out, d, |first, rows| {
+    store_rows(machine, form, out, d, |first, rows| {
         for (i, y) in rows.chunks_exact_mut(d).enumerate() {
             let row = &x[(first + i) * d..][..d];
             let mean = row.iter().map(|&v| f64::from(v)).sum::<f64>() / d as f64;

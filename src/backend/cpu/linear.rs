@@ -1,11 +1,10 @@
 //! Linear layers: a product of dense rows.
 
-use super::amx::{self, Operand};
 use super::matmul::{Dense, Epilogue, matmul, with_left_operand};
-use super::{Machine, Packed};
+use super::{Machine, Right};
 use crate::ops::Linear;
 
-pub fn run(machine: &Machine, op: &Linear, inputs: &[&[f32]], weight: &Packed, out: &mut [f32]) {
+pub fn run(machine: &Machine, op: &Linear, inputs: &[&[f32]], weight: Right<'_>, out: &mut [f32]) {
     let mut optional = inputs[2..].iter().copied();
     let epilogue = Epilogue {
         bias: op.bias.then(|| optional.next()).flatten(),
@@ -14,11 +13,8 @@ pub fn run(machine: &Machine, op: &Linear, inputs: &[&[f32]], weight: &Packed, o
         shift: None,
     };
     match weight {
-        Packed::Tiles(tiles) => {
-            let rows = Operand::dense(machine, inputs[0], tiles.channels);
-            amx::product(machine, &rows, tiles, &epilogue, out);
-        }
-        Packed::Panels(panels) => with_left_operand(machine, panels, inputs[0], |data| {
+        Right::Tiles(tiled) => tiled.multiply(machine, inputs[0], &epilogue, out),
+        Right::Panels(panels) => with_left_operand(machine, panels, inputs[0], |data| {
             let rows = Dense { data, channels: panels.channels };
             matmul(machine, data.len() / panels.channels, &rows, panels, &epilogue, out);
         }),

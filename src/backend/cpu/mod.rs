@@ -41,7 +41,7 @@ use crate::dtype::Precision;
 use crate::error::{Error, Result};
 use crate::ops::{Op, Operation, elements};
 use crate::plan::{Plan, Slots, Step, ValueId, WeightSource, assign};
-use amx::TileWeights;
+use amx::{Forms, Geometry, TileWeights};
 use lanes::AlignedVec;
 use panels::{PanelFormat, Panels};
 use rayon::prelude::*;
@@ -215,10 +215,15 @@ impl Backend for Cpu {
                 Stored::Plain(weight) => _ = constants.insert(id, weight.clone()),
             }
         }
-        let slots = assign(&plan);
+        let forms = if self.machine.weights == Packing::Tiles { Forms::of(&plan) } else { Forms::default() };
+        let mut slots = assign(&plan);
+        for (value, words) in forms.kept() {
+            let slot = slots.of[value.0].expect("every computed value has a slot");
+            slots.words[slot] = slots.words[slot].max(words);
+        }
         let memory = slots.words.iter().map(|&n| AlignedVec::zeros(n)).collect();
         let (pool, machine) = (self.pool.clone(), self.machine);
-        Ok(Box::new(Compiled { plan, slots, packed, constants, memory, pool, machine }))
+        Ok(Box::new(Compiled { plan, slots, forms, packed, constants, memory, pool, machine }))
     }
 
     fn roofline(&self) -> Option<Roofline> {
@@ -229,6 +234,12 @@ impl Backend for Cpu {
         };
         Some(Roofline { flops, bytes: roofline::stream_bytes(threads) })
     }
+}
+
+/// The right operand of a product.
+enum Right<'a> {
+    Panels(&'a Panels),
+    Tiles(amx::Tiled<'a>),
 }
 
 /// Layout of a weight in memory.
@@ -348,6 +359,7 @@ fn packing_of(plan: &Plan, step: &Step, packing: Packing) -> Packing {
 struct Compiled {
     plan: Plan,
     slots: Slots,
+    forms: Forms,
     packed: HashMap<ValueId, Arc<Packed>>,
     constants: HashMap<ValueId, Arc<Vec<f32>>>,
     /// Memory of each slot. A step's output is taken out while the step runs; the planner puts a step's output and
@@ -362,9 +374,14 @@ impl Compiled {
     fn data(&self, id: ValueId) -> &[f32] {
         let root = self.plan.root(id);
         match self.slots.of[root.0] {
-            Some(slot) => &self.memory[slot][..elements(self.plan.shape(root))],
+            Some(slot) => &self.memory[slot][..self.words(root)],
             None => self.constants.get(&root).map_or(&[], |weight| weight),
         }
+    }
+
+    /// Words of a computed value.
+    fn words(&self, root: ValueId) -> usize {
+        self.forms.of_value(root).map_or_else(|| elements(self.plan.shape(root)), Geometry::words)
     }
 
     /// Runs steps; `done` is called after each with its index.
@@ -374,9 +391,9 @@ impl Compiled {
             for i in range {
                 let step = &self.plan.steps[i];
                 let slot = self.slots.of[step.output().0].expect("every computed value has a slot");
-                let length = elements(self.plan.shape(step.output()));
+                let length = self.words(step.output());
                 let mut output = std::mem::take(&mut self.memory[slot]);
-                self.run(&self.plan.steps[i], &mut output[..length]);
+                self.run(i, &mut output[..length]);
                 self.memory[slot] = output;
                 done(i);
             }
@@ -398,22 +415,31 @@ impl Compiled {
         Ok(())
     }
 
-    fn run(&self, step: &Step, out: &mut [f32]) {
+    fn run(&self, number: usize, out: &mut [f32]) {
+        let step = &self.plan.steps[number];
         let inputs: Vec<&[f32]> = step.inputs.iter().map(|&i| self.data(i)).collect();
         let shapes = self.plan.input_shapes(step);
         let shape = self.plan.shape(step.output());
-        let packed = |i: usize| &*self.packed[&self.plan.root(step.inputs[i])];
+        let right = || match &*self.packed[&self.plan.root(step.inputs[1])] {
+            Packed::Panels(panels) => Right::Panels(panels),
+            Packed::Tiles(weights) => {
+                let geometry = self.forms.of_product(number).expect("every product in tiles has a geometry");
+                let kept = self.forms.of_value(self.plan.root(step.inputs[0])).is_some();
+                Right::Tiles(amx::Tiled { weights, geometry, kept })
+            }
+        };
+        let form = self.forms.of_value(step.output());
         let machine = &self.machine;
         match &step.op {
             Op::Attention(op) => attention::run(machine, op, &inputs, &shapes, out),
             Op::Concat(op) => concat::run(op, &inputs, &shapes, out),
-            Op::Conv2d(op) => conv2d::run(machine, op, &inputs, &shapes, packed(1), shape, out),
+            Op::Conv2d(op) => conv2d::run(machine, op, &inputs, &shapes, right(), shape, out),
             Op::Convert(_) => convert::run(inputs[0], out),
             Op::Embed(op) => embed::run(op, inputs[0], shapes[0], bytemuck::cast_slice(inputs[1]), out),
             Op::Geglu(_) => geglu::run(machine, inputs[0], shape[shape.len() - 1], out),
-            Op::GroupNorm(op) => group_norm::run(machine, op, &inputs, shape, out),
-            Op::LayerNorm(op) => layer_norm::run(op, inputs[0], inputs[1], inputs[2], out),
-            Op::Linear(op) => linear::run(machine, op, &inputs, packed(1), out),
+            Op::GroupNorm(op) => group_norm::run(machine, op, &inputs, shape, form, out),
+            Op::LayerNorm(op) => layer_norm::run(machine, op, &inputs, form, out),
+            Op::Linear(op) => linear::run(machine, op, &inputs, right(), out),
             Op::Modulate(op) => {
                 let with_shape = |i: usize| (inputs[i], shapes[i]);
                 modulate::run(machine, op, [0, 1, 2].map(with_shape), out);
@@ -503,4 +529,18 @@ fn for_rows(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync)
         return f(0, out);
     }
     out.par_chunks_mut(rows * width).enumerate().for_each(|(i, chunk)| f(i * rows, chunk));
+}
+
+/// [`for_rows`] of all rows of an output; for one that is kept as an operand the rows are rounded into their places.
+fn store_rows(
+    machine: &Machine,
+    form: Option<&Geometry>,
+    out: &mut [f32],
+    width: usize,
+    f: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    match form {
+        None => for_rows(out, width, f),
+        Some(geometry) => geometry.fill_computed(machine, out, f),
+    }
 }

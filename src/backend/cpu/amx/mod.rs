@@ -4,6 +4,7 @@
 //! * [`unit`]: blocks of 32 rows by 32 columns in tile registers, and the same in plain Rust.
 //! * [`weights`]: the right operand, packed when a plan is loaded.
 //! * [`rows`]: the left operand, rounded to bf16 when a step runs; a convolution's windows are read in place.
+//! * [`forms`]: the values that are written as operands in the first place.
 //! * [`attention`]: both products of attention.
 //! * [`vectors`]: loops around them.
 //!
@@ -13,14 +14,16 @@
 #![allow(unsafe_code)]
 
 pub mod attention;
+mod forms;
 mod permit;
 mod rows;
 mod unit;
 mod vectors;
 mod weights;
 
+pub use forms::Forms;
 pub use permit::{Amx, amx};
-pub use rows::{Operand, Windows};
+pub use rows::Geometry;
 pub use weights::TileWeights;
 
 use super::lanes::{AlignedVec, LANES, Lanes, on_lanes};
@@ -28,7 +31,7 @@ use super::matmul::{Epilogue, OutputPointer};
 use super::roofline::on_threads;
 use super::{Isa, Machine, simd};
 use rayon::prelude::*;
-use rows::{NONE, RowTile};
+use rows::{NONE, Operand, RowTile};
 use std::time::{Duration, Instant};
 use unit::{BLOCK, Block, DEPTH, ROW, SIDE, STEP, Unit};
 
@@ -37,14 +40,32 @@ const TASK_BYTES: usize = 3 << 19;
 /// Multiply-adds below which one thread is faster than several.
 const PARALLEL_THRESHOLD: usize = 1 << 20;
 
-/// `out [rows, outputs] = epilogue(operand * weights)`.
-pub fn product(machine: &Machine, operand: &Operand, weights: &TileWeights, epilogue: &Epilogue<'_>, out: &mut [f32]) {
-    let n = weights.outputs;
-    assert_eq!(out.len(), operand.rows * n, "the planner gave the output another size");
-    assert_eq!(operand.steps.len(), weights.steps(), "operands of one depth");
-    let tiles = operand.tiles.len();
+/// A product's weights, and where its left operand lies.
+#[derive(Clone, Copy)]
+pub struct Tiled<'a> {
+    pub weights: &'a TileWeights,
+    pub geometry: &'a Geometry,
+    /// Whether the left operand is kept as such ([`Forms`]).
+    pub kept: bool,
+}
+
+impl Tiled<'_> {
+    /// `out [rows, outputs] = epilogue(x * weights)`.
+    pub fn multiply(&self, machine: &Machine, x: &[f32], epilogue: &Epilogue<'_>, out: &mut [f32]) {
+        if self.kept {
+            return product(machine, self.geometry.operand(x), self.weights, epilogue, out);
+        }
+        self.geometry.with_narrowed(machine, x, |operand| product(machine, operand, self.weights, epilogue, out));
+    }
+}
+
+fn product(machine: &Machine, operand: Operand<'_>, weights: &TileWeights, epilogue: &Epilogue<'_>, out: &mut [f32]) {
+    let (n, geometry) = (weights.outputs, operand.geometry);
+    assert_eq!(out.len(), geometry.rows() * n, "the planner gave the output another size");
+    assert_eq!(geometry.steps.len(), weights.steps(), "operands of one depth");
+    let tiles = geometry.tiles.len();
     let parallel = machine.threads > 1 && out.len() * weights.channels * weights.taps >= PARALLEL_THRESHOLD;
-    let most = (TASK_BYTES / (SIDE * operand.pitch)).clamp(2, 64);
+    let most = (TASK_BYTES / (SIDE * geometry.pitch)).clamp(2, 64);
     let group = tiles.div_ceil(tiles.div_ceil(most)).next_multiple_of(2);
     let row_tasks = tiles.div_ceil(group);
     let column_tasks = if parallel { (8 * machine.threads).div_ceil(row_tasks).clamp(1, weights.count()) } else { 1 };
@@ -52,7 +73,7 @@ pub fn product(machine: &Machine, operand: &Operand, weights: &TileWeights, epil
     let column_tasks = weights.count().div_ceil(panels);
     let out = OutputPointer(out.as_mut_ptr());
     let task = |index: usize| {
-        let rows = &operand.tiles[index / column_tasks * group..][..group.min(tiles - index / column_tasks * group)];
+        let rows = &geometry.tiles[index / column_tasks * group..][..group.min(tiles - index / column_tasks * group)];
         let first = index % column_tasks * panels;
         let unit = Unit::begin(machine.isa);
         let mut sums = Sums([0.0; BLOCK * BLOCK]);
@@ -100,13 +121,12 @@ pub fn peak_flops(isa: Isa, threads: usize) -> f64 {
 #[repr(align(64))]
 struct Sums([f32; BLOCK * BLOCK]);
 
-fn multiply(unit: &Unit, operand: &Operand, pair: &[RowTile], panel: &[u8], sums: &mut Sums) {
-    let bytes = operand.bytes();
-    let starts: [*const u8; 2] = std::array::from_fn(|t| bytes[pair[t.min(pair.len() - 1)].start..].as_ptr());
+fn multiply(unit: &Unit, operand: Operand<'_>, pair: &[RowTile], panel: &[u8], sums: &mut Sums) {
+    let starts: [*const u8; 2] = std::array::from_fn(|t| operand.from(pair[t.min(pair.len() - 1)].start).as_ptr());
     let block = Block {
         tiles: &starts[..pair.len()],
-        pitch: operand.pitch,
-        steps: &operand.steps,
+        pitch: operand.geometry.pitch,
+        steps: &operand.geometry.steps,
         weights: panel.as_ptr(),
         sums: sums.0.as_mut_ptr(),
         stride: BLOCK,

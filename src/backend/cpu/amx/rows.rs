@@ -18,17 +18,16 @@ use std::cell::Cell;
 /// No output for this row of a tile.
 pub const NONE: u32 = u32::MAX;
 
-/// Rows of bf16 and their division into tiles and steps.
-pub struct Operand {
-    memory: AlignedVec,
+/// Where the rows of a left operand lie in memory, and their division into tiles and steps. It follows from shapes alone.
+pub struct Geometry {
+    windows: Windows,
+    grid: Grid,
     /// Bytes from one row of a tile to the next.
     pub pitch: usize,
     /// All tiles.
     pub tiles: Vec<RowTile>,
     /// Bytes from a row's start to each step's channels, in the order of the weights' steps.
     pub steps: Vec<usize>,
-    /// Rows of the output.
-    pub rows: usize,
 }
 
 /// 16 rows.
@@ -40,6 +39,7 @@ pub struct RowTile {
 }
 
 /// The windows of pictures `[N, H, W, C]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Windows {
     /// Pictures, height, width, channels.
     pub picture: [usize; 4],
@@ -53,15 +53,24 @@ pub struct Windows {
     pub padding: usize,
 }
 
-thread_local! {
-    /// Reused by later products, because new memory would have to be mapped each time.
-    static MEMORY: Cell<AlignedVec> = Cell::default();
+impl Windows {
+    /// The rows of a matrix `[rows, channels]`: a picture one pixel wide, under a window of one pixel.
+    pub fn dense(rows: usize, channels: usize) -> Windows {
+        Windows { picture: [1, rows, 1, channels], output: [rows, 1], window: [1, 1], stride: 1, padding: 0 }
+    }
 }
 
-impl Drop for Operand {
-    fn drop(&mut self) {
-        MEMORY.set(std::mem::take(&mut self.memory));
-    }
+/// Rows of bf16, filled as a geometry says.
+#[derive(Clone, Copy)]
+pub struct Operand<'a> {
+    /// Where they are.
+    pub geometry: &'a Geometry,
+    bytes: &'a [u8],
+}
+
+thread_local! {
+    /// Reused by later products, because new memory would have to be mapped each time. Taken out while in use.
+    static MEMORY: Cell<AlignedVec> = Cell::default();
 }
 
 /// Bytes of a row of `channels`. An odd number of cache lines where a multiple of four would map the rows of a tile to few
@@ -76,75 +85,124 @@ pub fn channel_steps(channels: usize) -> impl Iterator<Item = usize> + Clone {
     (0..channels.div_ceil(DEPTH)).map(|block| block * ROW)
 }
 
-impl Operand {
-    /// The rows of a matrix `[rows, channels]`.
-    pub fn dense(machine: &Machine, x: &[f32], channels: usize) -> Operand {
-        let (rows, pitch) = (x.len() / channels, pitch_of(channels));
-        let mut memory = MEMORY.take();
-        memory.resize(rows.next_multiple_of(SIDE) * pitch / size_of::<f32>());
-        let narrow: &mut [u16] = bytemuck::cast_slice_mut(&mut memory);
-        let per_task = (TASK_ELEMENTS / channels).max(1);
-        let tasks =
-            narrow[..rows * pitch / 2].par_chunks_mut(per_task * pitch / 2).zip(x.par_chunks(per_task * channels));
-        tasks.for_each(|(to, from)| vectors::narrow_rows(machine.isa, from, channels, to, pitch / 2));
-        // A tile's last rows may be nobody's; what they hold is multiplied and left out.
-        let tile = |first: usize| RowTile {
-            start: first * pitch,
-            outputs: std::array::from_fn(|r| if first + r < rows { (first + r) as u32 } else { NONE }),
-        };
-        let tiles = (0..rows).step_by(SIDE).map(tile).collect();
-        Operand { memory, pitch, tiles, steps: channel_steps(channels).collect(), rows }
-    }
-
-    /// The windows of pictures, one row for each position of the output.
-    pub fn windows(machine: &Machine, x: &[f32], windows: &Windows) -> Operand {
-        let [pictures, height, width, channels] = windows.picture;
-        let grid = Grid::new(windows);
-        let pitch = pitch_of(channels);
-        let line = grid.width * pitch;
-        let mut memory = MEMORY.take();
-        memory.resize(grid.stride * grid.stride * grid.lines * line / size_of::<f32>());
-        let narrow: &mut [u16] = bytemuck::cast_slice_mut(&mut memory);
-        let fill = |(number, to): (usize, &mut [u16])| {
-            let (phase, at) = (number / grid.lines, number % grid.lines);
-            let (picture, y) = (at / grid.height, at % grid.height * grid.stride + phase / grid.stride);
-            let inside = picture < pictures && (windows.padding..windows.padding + height).contains(&y);
-            if !inside {
-                return to.fill(0);
-            }
-            let row = &x[(picture * height + y - windows.padding) * width * channels..][..width * channels];
-            if grid.stride == 1 {
-                let (before, pixels) = to.split_at_mut(windows.padding * pitch / 2);
-                let (pixels, after) = pixels.split_at_mut(width * pitch / 2);
-                before.fill(0);
-                vectors::narrow_rows(machine.isa, row, channels, pixels, pitch / 2);
-                return after.fill(0);
-            }
-            for (column, pixel) in to.chunks_exact_mut(pitch / 2).enumerate() {
-                let x = column * grid.stride + phase % grid.stride;
-                match x.checked_sub(windows.padding).filter(|x| *x < width) {
-                    Some(x) => {
-                        vectors::narrow_rows(machine.isa, &row[x * channels..][..channels], channels, pixel, pitch / 2)
-                    }
-                    None => pixel.fill(0),
-                }
-            }
-        };
-        narrow.par_chunks_mut(line / 2).enumerate().for_each(fill);
+impl Geometry {
+    /// The geometry of these windows.
+    pub fn new(windows: Windows) -> Geometry {
+        let grid = Grid::new(&windows);
+        let pitch = pitch_of(windows.picture[3]);
         let taps = (0..windows.window[0] * windows.window[1]).map(|tap| {
             let (r, s) = (tap / windows.window[1], tap % windows.window[1]);
             let phase = r % grid.stride * grid.stride + s % grid.stride;
             ((phase * grid.lines + r / grid.stride) * grid.width + s / grid.stride) * pitch
         });
-        let steps = channel_steps(channels).flat_map(|channel| taps.clone().map(move |tap| tap + channel)).collect();
-        let tile = |tile: (usize, [u32; SIDE])| RowTile { start: tile.0 * pitch, outputs: tile.1 };
-        let tiles = grid.tiles(pictures, windows.output).into_iter().map(tile).collect();
-        Operand { memory, pitch, tiles, steps, rows: pictures * windows.output[0] * windows.output[1] }
+        let steps = channel_steps(windows.picture[3]);
+        let steps = steps.flat_map(|channel| taps.clone().map(move |tap| tap + channel)).collect();
+        let tile = |(start, outputs): (usize, [u32; SIDE])| RowTile { start: start * pitch, outputs };
+        let tiles = grid.tiles(windows.picture[0], windows.output).into_iter().map(tile).collect();
+        Geometry { windows, grid, pitch, tiles, steps }
     }
 
-    /// All rows.
-    pub fn bytes(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.memory)
+    /// What it is the geometry of.
+    pub fn windows(&self) -> &Windows {
+        &self.windows
+    }
+
+    /// Rows of the output.
+    pub fn rows(&self) -> usize {
+        self.windows.picture[0] * self.windows.output[0] * self.windows.output[1]
+    }
+
+    /// Elements of f32 in whose space the rows lie.
+    pub fn words(&self) -> usize {
+        self.grid.stride * self.grid.stride * self.grid.lines * self.grid.width * self.pitch / size_of::<f32>()
+    }
+
+    /// Fills the rows. `write(first, rows)` writes pixels `first..` of all pictures, as many as there are rows.
+    pub fn fill(&self, memory: &mut [f32], write: impl Fn(usize, &mut [u16]) + Sync) {
+        let (grid, [pictures, height, width, channels]) = (&self.grid, self.windows.picture);
+        let (pitch, padding) = (self.pitch / 2, self.windows.padding);
+        let line = grid.width * pitch;
+        // Without padding one picture's lines follow the other's.
+        let seamless = grid.stride == 1 && padding == 0 && [grid.height, grid.width] == [height, width];
+        let per_task = (TASK_ELEMENTS / (grid.width * channels)).max(1);
+        let rows: &mut [u16] = &mut bytemuck::cast_slice_mut(memory)[..2 * self.words()];
+        rows.par_chunks_mut(per_task * line).enumerate().for_each(|(task, lines)| {
+            let first = task * per_task;
+            if seamless {
+                let present = (pictures * height).saturating_sub(first).min(lines.len() / line);
+                let (lines, rest) = lines.split_at_mut(present * line);
+                if present > 0 {
+                    write(first * width, lines);
+                }
+                return rest.fill(0);
+            }
+            for (i, to) in lines.chunks_exact_mut(line).enumerate() {
+                let (phase, at) = ((first + i) / grid.lines, (first + i) % grid.lines);
+                let (picture, y) = (at / grid.height, at % grid.height * grid.stride + phase / grid.stride);
+                if picture >= pictures || !(padding..padding + height).contains(&y) {
+                    to.fill(0);
+                    continue;
+                }
+                let pixel = (picture * height + y - padding) * width;
+                if grid.stride == 1 {
+                    let (before, pixels) = to.split_at_mut(padding * pitch);
+                    let (pixels, after) = pixels.split_at_mut(width * pitch);
+                    before.fill(0);
+                    write(pixel, pixels);
+                    after.fill(0);
+                    continue;
+                }
+                for (column, to) in to.chunks_exact_mut(pitch).enumerate() {
+                    let x = column * grid.stride + phase % grid.stride;
+                    match x.checked_sub(padding).filter(|x| *x < width) {
+                        Some(x) => write(pixel + x, to),
+                        None => to.fill(0),
+                    }
+                }
+            }
+        });
+    }
+
+    /// Fills the rows from f32 and calls `with` with them.
+    pub fn with_narrowed(&self, machine: &Machine, x: &[f32], with: impl FnOnce(Operand<'_>)) {
+        let (channels, pitch) = (self.windows.picture[3], self.pitch / 2);
+        let mut memory = MEMORY.take();
+        memory.resize(self.words());
+        self.fill(&mut memory, |first, rows| {
+            let from = &x[first * channels..][..rows.len() / pitch * channels];
+            vectors::narrow_rows(machine.isa, from, channels, rows, pitch);
+        });
+        with(self.operand(&memory));
+        MEMORY.set(memory);
+    }
+
+    /// Fills the rows with what `compute(first, rows)` makes of pixels `first..`, in f32. It makes a few at a time, which
+    /// are rounded while they are in the L1 cache.
+    pub fn fill_computed(&self, machine: &Machine, memory: &mut [f32], compute: impl Fn(usize, &mut [f32]) + Sync) {
+        /// Elements that are made at a time.
+        const PART: usize = 4096;
+        let (channels, pitch) = (self.windows.picture[3], self.pitch / 2);
+        let each = (PART / channels).max(1);
+        self.fill(memory, |first, rows| {
+            let mut part = vec![0.0; each.min(rows.len() / pitch) * channels];
+            for (i, rows) in rows.chunks_mut(each * pitch).enumerate() {
+                let part = &mut part[..rows.len() / pitch * channels];
+                compute(first + i * each, part);
+                vectors::narrow_rows(machine.isa, part, channels, rows, pitch);
+            }
+        });
+    }
+
+    /// Rows that were filled.
+    pub fn operand<'a>(&'a self, memory: &'a [f32]) -> Operand<'a> {
+        Operand { geometry: self, bytes: &bytemuck::cast_slice(memory)[..4 * self.words()] }
+    }
+}
+
+impl<'a> Operand<'a> {
+    /// The memory from a byte of a tile on.
+    pub fn from(self, byte: usize) -> &'a [u8] {
+        &self.bytes[byte..]
     }
 }
 
@@ -210,9 +268,10 @@ mod tests {
     }
 
     /// What a row of a tile reads in a step.
-    fn read(operand: &Operand, tile: usize, row: usize, step: usize) -> Vec<f32> {
-        let at = operand.tiles[tile].start + row * operand.pitch + operand.steps[step];
-        operand.bytes()[at..][..ROW].as_chunks::<2>().0.iter().map(|x| bf16::from_le_bytes(*x).to_f32()).collect()
+    fn read(operand: Operand<'_>, tile: usize, row: usize, step: usize) -> Vec<f32> {
+        let geometry = operand.geometry;
+        let at = geometry.tiles[tile].start + row * geometry.pitch + geometry.steps[step];
+        operand.from(at)[..ROW].as_chunks::<2>().0.iter().map(|x| bf16::from_le_bytes(*x).to_f32()).collect()
     }
 
     #[test]
@@ -234,15 +293,23 @@ mod tests {
             // Small integers, exact in bf16.
             let x: Vec<f32> = (0..n * h * w * c).map(|i| (i % 251) as f32 + 1.0).collect();
             // Stale contents of the memory would show.
-            drop(Operand::dense(&machine(), &vec![7.0; 1 << 16], 256));
-            let operand = Operand::windows(&machine(), &x, &Windows { picture, output, window, stride, padding });
+            let geometry = Geometry::new(Windows { picture, output, window, stride, padding });
+            let mut memory = vec![7.0; geometry.words()];
+            geometry.fill_computed(&machine(), &mut memory, |first, rows| {
+                rows.copy_from_slice(&x[first * c..][..rows.len()]);
+            });
+            let operand = geometry.operand(&memory);
+            geometry.with_narrowed(&machine(), &x, |narrowed| assert_eq!(narrowed.bytes, operand.bytes));
             let mut seen = vec![0; n * output[0] * output[1]];
-            assert_eq!((operand.rows, operand.steps.len()), (seen.len(), c.div_ceil(DEPTH) * window[0] * window[1]));
-            for (number, tile) in operand.tiles.iter().enumerate() {
+            assert_eq!(
+                (geometry.rows(), geometry.steps.len()),
+                (seen.len(), c.div_ceil(DEPTH) * window[0] * window[1])
+            );
+            for (number, tile) in geometry.tiles.iter().enumerate() {
                 for (row, &out) in tile.outputs.iter().enumerate() {
                     // Rows that are nobody's are read, too.
                     let steps: Vec<Vec<f32>> =
-                        (0..operand.steps.len()).map(|s| read(&operand, number, row, s)).collect();
+                        (0..geometry.steps.len()).map(|s| read(operand, number, row, s)).collect();
                     if out == NONE {
                         continue;
                     }
@@ -276,8 +343,7 @@ mod tests {
         for (side, most) in [(8, 10), (16, 32), (64, 512)] {
             let windows =
                 Windows { picture: [2, side, side, 32], output: [side; 2], window: [3; 2], stride: 1, padding: 1 };
-            let x = vec![0.0; 2 * side * side * 32];
-            assert!(Operand::windows(&machine(), &x, &windows).tiles.len() <= most, "{side}x{side}");
+            assert!(Geometry::new(windows).tiles.len() <= most, "{side}x{side}");
         }
     }
 
@@ -285,18 +351,22 @@ mod tests {
     fn the_rows_of_a_matrix_are_the_rows_of_its_tiles() {
         let (rows, channels) = (21, 130);
         let x: Vec<f32> = (0..rows * channels).map(|i| (i % 251) as f32).collect();
-        let operand = Operand::dense(&machine(), &x, channels);
-        assert_eq!((operand.tiles.len(), operand.steps.len()), (2, 5));
+        let geometry = Geometry::new(Windows::dense(rows, channels));
+        assert_eq!((geometry.tiles.len(), geometry.steps.len()), (2, 5));
+        let mut memory = vec![7.0; geometry.words()];
+        geometry.fill_computed(&machine(), &mut memory, |first, rows| {
+            rows.copy_from_slice(&x[first * channels..][..rows.len()]);
+        });
         for row in 0..rows {
-            assert_eq!(operand.tiles[row / SIDE].outputs[row % SIDE], row as u32);
+            assert_eq!(geometry.tiles[row / SIDE].outputs[row % SIDE], row as u32);
             for step in 0..5 {
-                let got = read(&operand, row / SIDE, row % SIDE, step);
+                let got = read(geometry.operand(&memory), row / SIDE, row % SIDE, step);
                 for (k, got) in got.into_iter().enumerate() {
                     let channel = step * DEPTH + k;
                     assert_eq!(got, if channel < channels { x[row * channels + channel] } else { 0.0 });
                 }
             }
         }
-        assert_eq!(operand.tiles[1].outputs[5..], [NONE; 11]);
+        assert_eq!(geometry.tiles[1].outputs[5..], [NONE; 11]);
     }
 }
