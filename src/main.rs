@@ -50,6 +50,7 @@ fn dispatch(command: Command) -> Result<(), cli::Failure> {
     match command {
         Command::Run(arguments) => cli::run::run(&arguments).map_err(cli::args::by_flag)?,
         Command::Edit(arguments) => cli::edit::edit(&arguments).map_err(cli::args::by_flag)?,
+        Command::Denoise(arguments) => cli::denoise::denoise(&arguments)?,
         Command::Invert(arguments) => cli::invert::invert(&arguments).map_err(cli::args::by_flag)?,
         Command::Blend(arguments) => cli::blend::blend(&arguments).map_err(cli::args::by_flag)?,
         Command::Classify(arguments) => cli::classify::classify(&arguments)?,

@@ -1,7 +1,7 @@
 //! `engine blend`: pictures between pictures and texts.
 
-use super::args::{DeviceArguments, HOW, HowArguments, ModelArguments, OUTPUT, OutputArguments, WHAT, named};
 use super::devices;
+use super::flags::{DeviceArguments, HOW, HowArguments, ModelArguments, OUTPUT, OutputArguments, WHAT, named};
 use super::given::{self, ReadArguments};
 use super::make::{self, Job, Outputs};
 use super::progress::Progress;
@@ -71,7 +71,7 @@ pub struct BlendArguments {
 }
 
 /// Values of `--mix`, and what they are.
-const MIXES: &[super::args::Named<Mix>] = &[
+const MIXES: &[super::flags::Named<Mix>] = &[
     (Mix::Sphere, "sphere", &["slerp"], "On the arc between them; weights are scaled to 1"),
     (Mix::Sum, "sum", &[], "Weighted and added; weights need not add up to 1"),
 ];
@@ -84,7 +84,8 @@ const AMOUNT: f32 = 0.4;
 /// # Errors
 /// What the library reports, and files that cannot be read or written; no file is then half-written.
 pub fn blend(arguments: &BlendArguments) -> Result<()> {
-    let progress = Progress::new(arguments.output.json, arguments.output.quiet, arguments.output.verbose);
+    let progress =
+        Progress::new(arguments.output.saved.json, arguments.output.saved.quiet, arguments.output.saved.verbose);
     let prompts = given_prompts(&[], &arguments.prompt, arguments.negative.as_deref())?;
     let options = arguments.read.options();
     let images = arguments.image.iter().map(|path| given::read(path, &options)).collect::<Result<Vec<_>>>()?;

@@ -1,6 +1,7 @@
 //! `engine classify`: which of some labels fits a picture best.
 
-use super::args::{DeviceArguments, HOW, ModelArguments, OUTPUT, WHAT, flagged};
+use super::args::flagged;
+use super::flags::{DeviceArguments, HOW, ModelArguments, OUTPUT, WHAT};
 use super::given::{self, Given, ReadArguments};
 use super::known::Known;
 use super::progress::Progress;

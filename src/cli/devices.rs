@@ -1,6 +1,7 @@
 //! Where to compute: `--device`, and `engine devices`.
 
-use super::args::{DeviceArguments, DevicesArguments, DtypeChoice};
+use super::args::DevicesArguments;
+use super::flags::{DeviceArguments, DtypeChoice};
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use serde::Serialize;
 use std::ffi::OsStr;

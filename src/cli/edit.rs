@@ -1,7 +1,7 @@
 //! `engine edit`: a part of a picture made anew, more around it, or all of it redrawn.
 
-use super::args::{DeviceArguments, HOW, HowArguments, ModelArguments, OutputArguments, WHAT};
 use super::devices;
+use super::flags::{DeviceArguments, HOW, HowArguments, ModelArguments, OutputArguments, WHAT};
 use super::given::{self, ReadArguments};
 use super::known::Known;
 use super::make::{self, Job, Outputs};
@@ -112,7 +112,8 @@ fn rectangle(text: &str) -> Result<[usize; 4], String> {
 /// # Errors
 /// What the library reports, and files that cannot be read or written; no file is then half-written.
 pub fn edit(arguments: &EditArguments) -> Result<()> {
-    let progress = Progress::new(arguments.output.json, arguments.output.quiet, arguments.output.verbose);
+    let progress =
+        Progress::new(arguments.output.saved.json, arguments.output.saved.quiet, arguments.output.saved.verbose);
     let prompts = given_prompts(&arguments.words, &arguments.prompt, arguments.negative.as_deref())?;
     let options = arguments.read.options();
     let image = given::read(&arguments.image, &options)?;

@@ -6,7 +6,7 @@
 //! | `.npy` | array `[N, D]` | a JSON list in `NAME.names.json` beside it |
 //! | `.jsonl` | a line each | in the line |
 
-use super::args::{DeviceArguments, HOW, ModelArguments, Named, OUTPUT, WHAT, named};
+use super::flags::{DeviceArguments, HOW, ModelArguments, Named, OUTPUT, WHAT, named};
 use super::given::{self, ReadArguments};
 use super::progress::Progress;
 use super::{files, opened, subject};

@@ -3,7 +3,7 @@
 //! A file that is named must be a picture. A folder stands for all pictures in it and below it, in the order of their
 //! names; one of those that cannot be read is named and passed over.
 
-use super::args::{ALPHAS, WHAT, named};
+use super::flags::{ALPHAS, WHAT, named};
 use clap::Args;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! `engine invert`: the noise of which the decoder makes a picture.
 
-use super::args::{DeviceArguments, HOW, ModelArguments, OUTPUT, WHAT};
+use super::flags::{DeviceArguments, HOW, ModelArguments, OUTPUT, WHAT};
 use super::given::{self, ReadArguments};
 use super::progress::Progress;
 use super::subject::given_prompts;

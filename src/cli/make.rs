@@ -1,11 +1,11 @@
 //! What all commands that make pictures have in common: where the pictures go, the run, and what is said of it.
 
-use super::args::{HowArguments, OutputArguments};
 use super::devices::{Chosen, Stored};
 use super::files::{self, Targets};
+use super::flags::{HowArguments, OutputArguments, SavedArguments};
 use super::preview::Preview;
 use super::progress::{Progress, round};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -40,32 +40,30 @@ pub struct Job<'a> {
 /// What the library reports, and files that cannot be written; no file is then half-written.
 pub fn make(job: Job<'_>, output: &OutputArguments, mut progress: Progress) -> Result<()> {
     let Job { pipeline, chosen: Chosen { backend, remark: why }, request, outputs, .. } = job;
-    let Outputs { targets, formats, remark, removed, animation, preview } = outputs;
     let model = pipeline.checkpoint().name();
     // One run: what stays would only take memory, but what is loaded ahead has to stay until its turn.
     let keep = if backend.loads_ahead() { Keep::Weights } else { Keep::Nothing };
     let pipeline = pipeline.keep(keep, None).with_backend(backend);
-    let pipeline = preview.every().into_iter().fold(pipeline, Pipeline::previews);
-    let mut preview = preview.sized(pipeline.picture_size(request));
+    let pipeline = outputs.preview.every().into_iter().fold(pipeline, Pipeline::previews);
     let recipes: Vec<Recipe> = (0..request.pictures()).map(|k| (job.recipe)(&pipeline, k)).collect();
-    formats.check(&recipes)?;
+    outputs.check(&recipes)?;
+    let Outputs { saved, grid, animation, preview } = outputs;
+    let mut preview = preview.sized(pipeline.picture_size(request));
 
     let why = why.map_or(String::new(), |why| format!("; {why}"));
     progress.note(&format!("{model} on {}{why}", recipes[0].device));
     let refused = Cpu::tiles_refused().filter(|_| recipes[0].device.starts_with("cpu "));
     refused.iter().for_each(|line| progress.detail(line));
     progress.json(json!({ "event": "start", "pictures": recipes.len(), "recipe": recipes[0] }));
-    let removed = (removed > 0).then(|| format!("removed what killed runs left unfinished: {removed} *.tmp"));
-    for line in remark.into_iter().chain(removed).chain(job.remarks) {
-        progress.note(&line);
-    }
+    saved.remarks().chain(job.remarks).for_each(|line| progress.note(&line));
 
     let mut trace = if output.trace.is_some() { Trace::on() } else { Trace::off() };
     let (mut failed, mut finished) = (None, Vec::with_capacity(recipes.len()));
     let observer = &mut |event: Event<'_>| {
         if let Event::Picture { index, image } = event {
             let image = (job.finish)(image);
-            failed = write(&image, &recipes[index], &targets, formats.pictures, index, &mut progress).err();
+            let recipe = std::slice::from_ref(&recipes[index]);
+            failed = saved.write(index, &image, &Recipe::texts(recipe), about(&recipe[0]), &mut progress).err();
             finished.push(image);
         }
         preview.event(&event, &progress);
@@ -76,7 +74,7 @@ pub fn make(job: Job<'_>, output: &OutputArguments, mut progress: Progress) -> R
     let made = pipeline.run_traced(request, observer, &mut trace);
     failed.map_or(made, Err)?;
     if let Some(path) = &output.grid {
-        Recipe::write(&recipes, &Image::grid(&finished)?, path, formats.grid)?;
+        Recipe::write(&recipes, &Image::grid(&finished)?, path, grid)?;
         progress.note(&format!("all pictures on {}", path.display()));
     }
     if let Some(path) = &animation {
@@ -87,7 +85,7 @@ pub fn make(job: Job<'_>, output: &OutputArguments, mut progress: Progress) -> R
         trace.write(path)?;
         progress.note(&format!("{} tensors in {}", trace.names().count(), path.display()));
     }
-    if let Some(protocol) = output.show {
+    if let Some(protocol) = output.saved.show {
         super::show::show(&finished, protocol, &progress)?;
     }
     finish(progress, &finished)
@@ -101,36 +99,134 @@ pub fn stored(pipeline: &Pipeline) -> Stored {
     Stored { precision, bytes: pipeline.stored_bytes().iter().map(|(_, bytes)| bytes).sum(), why }
 }
 
-/// How pictures are written, and the sheet.
-struct Formats {
-    pictures: Format,
-    grid: Format,
+/// Where pictures go.
+pub struct Saved {
+    targets: Targets,
+    pub format: Format,
+    /// About files of earlier runs.
+    remark: Option<String>,
+    /// How many files of killed runs were removed.
+    removed: usize,
 }
 
-impl Formats {
-    fn of(arguments: &OutputArguments) -> Result<Formats> {
-        let (asked, quality) = (arguments.format, arguments.quality);
-        let nameless = Path::new("");
-        let pictures = files::format("--output", arguments.output.as_deref().unwrap_or(nameless), asked, quality)?;
-        let grid = match &arguments.grid {
-            Some(path) => files::format("--grid", path, asked, quality)?,
-            None => pictures,
-        };
-        let is_jpeg = |format| matches!(format, Format::Jpeg { .. });
-        match quality {
-            Some(quality) if !is_jpeg(pictures) && !is_jpeg(grid) => {
-                Err(Error::value("--quality", quality, "no picture is written as a JPEG"))
-            }
-            _ => Ok(Formats { pictures, grid }),
+impl Saved {
+    /// Looks at what `count` pictures are to be written to: long work is not begun for files that cannot be written after it,
+    /// or that would take each other's place, that of files `beside` them, or that of the `inputs`. Paths come with their
+    /// flags; `grid` is the format of a sheet.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for names and formats that do not fit, [`Error::Io`] for what cannot be written.
+    pub fn prepare(
+        arguments: &SavedArguments,
+        count: usize,
+        inputs: &[(&str, &Path)],
+        beside: &[(&str, &Path)],
+        grid: Option<Format>,
+    ) -> Result<Saved> {
+        let named = arguments.output.as_deref().unwrap_or(Path::new(""));
+        let format = files::format("--output", named, arguments.format, arguments.quality)?;
+        let mut formats = std::iter::once(format).chain(grid);
+        if let Some(quality) = arguments.quality.filter(|_| !formats.any(|f| matches!(f, Format::Jpeg { .. }))) {
+            return Err(Error::value("--quality", quality, "no picture is written as a JPEG"));
         }
+        let (targets, remark) = Targets::new(arguments.output.as_deref(), count, format)?;
+        if targets == Targets::Stdout {
+            let refused = |reason: &str| Err(Error::value("--output", "-", reason));
+            if arguments.json {
+                return refused("cannot be combined with --json, which writes to standard output too");
+            }
+            if arguments.show.is_some() {
+                return refused("cannot be combined with --show, which writes to standard output too");
+            }
+            if std::io::stdout().is_terminal() {
+                return refused("standard output is a terminal; redirect it to a file or a program");
+            }
+        }
+        if let Some((flag, path)) = beside.iter().find(|(_, path)| files::is_stdout(path)) {
+            return Err(Error::value(*flag, path.display(), "standard output, to which --output alone can write"));
+        }
+        let pictures = targets.files().iter().map(|path| ("--output", path.as_path()));
+        let outputs: Vec<(&str, &Path)> = pictures.chain(beside.iter().copied()).collect();
+        let removed = files::prepare(&outputs, inputs)?;
+        Ok(Saved { targets, format, remark, removed })
+    }
+
+    /// What there is to say of the files before the work.
+    pub fn remarks(&self) -> impl Iterator<Item = String> + use<> {
+        let removed =
+            (self.removed > 0).then(|| format!("removed what killed runs left unfinished: {} *.tmp", self.removed));
+        self.remark.clone().into_iter().chain(removed)
+    }
+
+    /// Writes picture `k` with what its file carries; `event` says what it was made from.
+    ///
+    /// # Errors
+    /// It cannot be written; the file is then as it was.
+    pub fn write(
+        &self,
+        k: usize,
+        image: &Image,
+        texts: &Texts,
+        mut event: Value,
+        progress: &mut Progress,
+    ) -> Result<()> {
+        match &self.targets {
+            Targets::Stdout => write_stdout(image, texts, self.format),
+            Targets::Files(files) => {
+                image.write(&files[k], self.format, texts)?;
+                event["event"] = "picture".into();
+                event["path"] = files[k].display().to_string().into();
+                progress.json(event);
+                progress.wrote(&files[k]);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Where the pictures of a run go, and what else is written of them.
+pub struct Outputs {
+    saved: Saved,
+    /// The format of the sheet.
+    grid: Format,
+    /// All pictures as an animation.
+    animation: Option<PathBuf>,
+    /// What the steps so far would make.
+    preview: Preview,
+}
+
+impl Outputs {
+    /// As [`Saved::prepare`].
+    ///
+    /// # Errors
+    /// As for that.
+    pub fn prepare(
+        arguments: &OutputArguments,
+        count: usize,
+        inputs: &[(&str, &Path)],
+        animation: Option<&Path>,
+    ) -> Result<Outputs> {
+        let SavedArguments { format, quality, .. } = &arguments.saved;
+        let grid = arguments.grid.as_ref().map(|path| files::format("--grid", path, *format, *quality)).transpose()?;
+        let preview = Preview::of(arguments)?;
+        let beside = [
+            ("--grid", arguments.grid.as_deref()),
+            ("--preview", arguments.preview.as_deref()),
+            ("--trace", arguments.trace.as_deref()),
+            ("--gif", animation),
+        ];
+        let beside: Vec<(&str, &Path)> = beside.into_iter().filter_map(|(flag, path)| Some((flag, path?))).collect();
+        let saved = Saved::prepare(&arguments.saved, count, inputs, &beside, grid)?;
+        let grid = grid.unwrap_or(saved.format);
+        Ok(Outputs { saved, grid, animation: animation.map(Path::to_path_buf), preview })
     }
 
     /// Long work is not begun for pictures that have no room in their files.
     fn check(&self, recipes: &[Recipe]) -> Result<()> {
         let Some(first) = recipes.first() else { return Ok(()) };
-        if self.pictures != Format::Png {
+        if self.saved.format != Format::Png {
             for recipe in recipes {
-                self.pictures.check(recipe.width, recipe.height, &Recipe::texts(std::slice::from_ref(recipe)))?;
+                self.saved.format.check(recipe.width, recipe.height, &Recipe::texts(std::slice::from_ref(recipe)))?;
             }
         }
         let [width, height] = Image::grid_size(recipes.len(), [first.width, first.height]);
@@ -141,106 +237,21 @@ impl Formats {
     }
 }
 
-/// Where the pictures of a run go, and how.
-pub struct Outputs {
-    targets: Targets,
-    formats: Formats,
-    /// About files of earlier runs.
-    remark: Option<String>,
-    /// How many files of killed runs were removed.
-    removed: usize,
-    /// All pictures as an animation.
-    animation: Option<PathBuf>,
-    /// What the steps so far would make.
-    preview: Preview,
-}
-
-impl Outputs {
-    /// Looks at what `count` pictures are to be written to: long work is not begun for files that cannot be written after it,
-    /// or that would take each other's place, or that of the `inputs`, which come with their flags.
-    ///
-    /// # Errors
-    /// [`Error::Request`] for names and formats that do not fit, [`Error::Io`] for what cannot be written.
-    pub fn prepare(
-        arguments: &OutputArguments,
-        count: usize,
-        inputs: &[(&str, &Path)],
-        animation: Option<&Path>,
-    ) -> Result<Outputs> {
-        let formats = Formats::of(arguments)?;
-        let preview = Preview::of(arguments)?;
-        let (targets, remark) = Targets::new(arguments.output.as_deref(), count, formats.pictures)?;
-        let removed = check_outputs(arguments, &targets, inputs, animation)?;
-        Ok(Outputs { targets, formats, remark, removed, animation: animation.map(Path::to_path_buf), preview })
-    }
-}
-
-/// Refuses outputs that cannot be written to; gives how many files of killed runs were removed.
-fn check_outputs(
-    arguments: &OutputArguments,
-    targets: &Targets,
-    inputs: &[(&str, &Path)],
-    animation: Option<&Path>,
-) -> Result<usize> {
-    if *targets == Targets::Stdout {
-        let refused = |reason: &str| Err(Error::value("--output", "-", reason));
-        if arguments.json {
-            return refused("cannot be combined with --json, which writes to standard output too");
-        }
-        if arguments.show.is_some() {
-            return refused("cannot be combined with --show, which writes to standard output too");
-        }
-        if std::io::stdout().is_terminal() {
-            return refused("standard output is a terminal; redirect it to a file or a program");
-        }
-    }
-    let beside = [
-        ("--grid", arguments.grid.as_deref()),
-        ("--preview", arguments.preview.as_deref()),
-        ("--trace", arguments.trace.as_deref()),
-        ("--gif", animation),
-    ];
-    let beside = beside.into_iter().filter_map(|(flag, path)| path.map(|path| (flag, path)));
-    if let Some((flag, path)) = beside.clone().find(|(_, path)| files::is_stdout(path)) {
-        return Err(Error::value(flag, path.display(), "standard output, to which --output alone can write"));
-    }
-    let pictures = targets.files().iter().map(|path| ("--output", path.as_path()));
-    let outputs: Vec<(&str, &Path)> = pictures.chain(beside).collect();
-    files::prepare(&outputs, inputs)
-}
-
 /// The seed, where the user has not chosen it.
 pub fn drawn_seed(arguments: &HowArguments) -> Option<String> {
     arguments.seed.filter(|seed| seed.is_drawn).map(|seed| format!("seed {}", seed.value))
 }
 
-/// Writes picture `k` as soon as it is finished.
-fn write(
-    image: &Image,
-    recipe: &Recipe,
-    targets: &Targets,
-    format: Format,
-    k: usize,
-    progress: &mut Progress,
-) -> Result<()> {
-    match targets {
-        Targets::Stdout => write_stdout(image, &Recipe::texts(std::slice::from_ref(recipe)), format),
-        Targets::Files(files) => write_file(image, recipe, &files[k], format, progress),
-    }
-}
-
-fn write_file(image: &Image, recipe: &Recipe, path: &Path, format: Format, progress: &mut Progress) -> Result<()> {
-    Recipe::write(std::slice::from_ref(recipe), image, path, format)?;
-    let mut event = json!({ "event": "picture", "path": path.display().to_string(), "seed": recipe.seed });
+/// What a picture was made from, for programs.
+fn about(recipe: &Recipe) -> Value {
     let key = if matches!(recipe.subject, Subject::Image(_)) { "image" } else { "prompt" };
+    let mut event = json!({ "seed": recipe.seed });
     event[key] = recipe.subject.text().into();
-    progress.json(event);
-    progress.wrote(path);
-    Ok(())
+    event
 }
 
 /// Writes a picture to standard output.
-pub fn write_stdout(image: &Image, texts: &Texts, format: Format) -> Result<()> {
+fn write_stdout(image: &Image, texts: &Texts, format: Format) -> Result<()> {
     let failed = |e| Error::io("standard output", "write", e);
     let mut bytes = Vec::new();
     image.encode(&mut bytes, format, texts).map_err(failed)?;

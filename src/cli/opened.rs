@@ -1,7 +1,7 @@
 //! A checkpoint on a device, for the commands that encode and do not draw.
 
-use super::args::{DeviceArguments, ModelArguments};
 use super::devices::{self, Chosen};
+use super::flags::{DeviceArguments, ModelArguments};
 use super::make::{INTERRUPTED, stored, watch_interrupts};
 use super::progress::Progress;
 use std::ops::ControlFlow;

@@ -1,7 +1,8 @@
 //! `engine plan`: the listing of a stage.
 
-use super::args::{DtypeChoice, PlanArguments};
+use super::args::PlanArguments;
 use super::devices::Device;
+use super::flags::DtypeChoice;
 use unclip::backend::cpu::Cpu;
 use unclip::image::Image;
 use unclip::pipeline::{Pipeline, Request, Stage, Task};

@@ -3,8 +3,8 @@
 //! A step's guess of the finished picture is enlarged to its size and takes the place of the last one. In a terminal it is
 //! drawn where the last one stood, by the protocols that can: blocks, and kitty's.
 
-use super::args::OutputArguments;
 use super::files;
+use super::flags::OutputArguments;
 use super::progress::Progress;
 use super::show::{Live, Protocol};
 use std::path::PathBuf;
@@ -28,15 +28,15 @@ impl Preview {
     /// A file without a format, or steps to preview and nowhere to show them.
     pub fn of(arguments: &OutputArguments) -> Result<Preview> {
         let asks = arguments.preview.is_some() || arguments.every.is_some();
-        if arguments.every.is_some() && arguments.preview.is_none() && arguments.show.is_none() {
+        if arguments.every.is_some() && arguments.preview.is_none() && arguments.saved.show.is_none() {
             return Err(Error::request("--every", "no preview is asked for; it goes with --preview or --show"));
         }
         let format = |path: &PathBuf| {
-            let asked = if path.extension().is_some() { None } else { arguments.format };
-            Ok((path.clone(), files::format("--preview", path, asked, arguments.quality)?))
+            let asked = if path.extension().is_some() { None } else { arguments.saved.format };
+            Ok((path.clone(), files::format("--preview", path, asked, arguments.saved.quality)?))
         };
         let file = arguments.preview.as_ref().map(format).transpose()?;
-        let live = arguments.show.filter(|_| asks).and_then(Protocol::live);
+        let live = arguments.saved.show.filter(|_| asks).and_then(Protocol::live);
         Ok(Preview { file, live, every: arguments.every.unwrap_or(1) as usize, size: [0; 2] })
     }
 

@@ -1,7 +1,8 @@
 //! `engine run`: prompts, or files of which to make variations, to picture files.
 
-use super::args::{DtypeChoice, HowArguments, RunArguments};
+use super::args::RunArguments;
 use super::devices::{self, Chosen};
+use super::flags::{DtypeChoice, HowArguments};
 use super::given;
 use super::known::Known;
 use super::make::{self, Job, Outputs};
@@ -19,7 +20,8 @@ use unclip::{Error, Result};
 /// # Errors
 /// What the library reports, and files that cannot be written; no file is then half-written.
 pub fn run(arguments: &RunArguments) -> Result<()> {
-    let progress = Progress::new(arguments.output.json, arguments.output.quiet, arguments.output.verbose);
+    let progress =
+        Progress::new(arguments.output.saved.json, arguments.output.saved.quiet, arguments.output.saved.verbose);
     let recipes = arguments.from.as_deref().map_or(Ok(Vec::new()), Recipe::read)?;
     let checkpoint = checkpoint(arguments, &recipes)?;
     let known = Known::read(&checkpoint)?;

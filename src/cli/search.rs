@@ -1,7 +1,7 @@
 //! `engine search`: the pictures of a folder in the order in which they fit a text or another picture.
 
-use super::args::{DeviceArguments, ModelArguments, OUTPUT, WHAT};
 use super::cache::{Cache, Stamp};
+use super::flags::{DeviceArguments, ModelArguments, OUTPUT, WHAT};
 use super::given::{self, Given, ReadArguments};
 use super::progress::Progress;
 use super::{files, opened};

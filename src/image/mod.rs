@@ -129,6 +129,13 @@ impl Image {
         ))
     }
 
+    /// The picture with its right and lower border going on to this width and height.
+    pub(crate) fn extended(&self, width: usize, height: usize) -> Image {
+        let positions = (0..height).flat_map(|y| (0..width).map(move |x| (x, y)));
+        let pixels = positions.flat_map(|(x, y)| self.pixel(x.min(self.width - 1), y.min(self.height - 1)));
+        Image { width, height, pixels: pixels.collect() }
+    }
+
     /// A part of the picture, by its left and upper side, and its width and height.
     ///
     /// # Panics

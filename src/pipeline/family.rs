@@ -185,11 +185,12 @@ pub(super) trait Family: Send + Sync {
         ))
     }
 
-    /// A picture of the family's size with less noise, whose standard deviation is `sigma`, 1 from black to white.
+    /// A picture of the family's size with less noise, whose standard deviation is `sigma`, 1 from black to white:
+    /// `[H, W, 3]` in -1..1.
     ///
     /// # Errors
     /// The family has no networks that work on pixels.
-    fn clean(&self, _: &mut Session<'_, '_>, _: Embedding, _: &Image, _: f32) -> Result<Image> {
+    fn clean(&self, _: &mut Session<'_, '_>, _: Embedding, _: &Image, _: f32) -> Result<Vec<f32>> {
         Err(Error::request("image", "the networks of this checkpoint do not work on pixels; Karlo's do"))
     }
 

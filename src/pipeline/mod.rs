@@ -327,20 +327,42 @@ impl Pipeline {
         self.family.invert(&mut session, drafts.swap_remove(0), image)
     }
 
-    /// A picture with less noise, in the size that the checkpoint makes; its sides must be that size or any, and it is then
-    /// resized. `sigma` is the standard deviation of the noise, 1 from black to white. The request says what is to be seen, by a
-    /// prompt or by the picture itself; guidance is off.
+    /// A picture of any size with less noise. `sigma` is the standard deviation of the noise, 1 from black to white; see
+    /// [`Image::noise_level`]. The networks take the picture as the step whose noise is as strong and estimate what is behind
+    /// it, in overlapping tiles of the size that the checkpoint makes. The request says what is to be seen, or, if it is of
+    /// variations, each tile itself; guidance is off.
     ///
     /// # Errors
-    /// As for [`Pipeline::run`], and a family without networks that work on pixels.
-    pub fn clean(&self, image: &Image, sigma: f32, request: &Request, observer: &mut Observer<'_>) -> Result<Image> {
+    /// As for [`Pipeline::run`], a `sigma` that is not above 0 and below 1, and a family without networks that work on pixels.
+    pub fn denoise(&self, image: &Image, sigma: f32, request: &Request, observer: &mut Observer<'_>) -> Result<Image> {
         image.check()?;
-        let request = Request { prior_guidance: None, decoder_guidance: Some(1.0), ..request.clone() };
-        let mut trace = Trace::off();
-        let mut session = self.session(&request, observer, &mut trace)?;
-        let mut drafts = self.family.encode(&mut session, &request)?;
-        self.family.embed(&mut session, &mut drafts)?;
-        self.family.clean(&mut session, drafts.swap_remove(0), image, sigma)
+        if !(sigma > 0.0 && sigma < 1.0) {
+            return Err(Error::value("sigma", sigma, "must be above 0 and below 1"));
+        }
+        let [side, _] = self.picture_size(request);
+        let size = [image.height, image.width];
+        let wide = image.extended(image.width.max(side), image.height.max(side));
+        let axes = [wide.height, wide.width].map(|length| tiles::Axis::new(length, side, side / 4, 1, 1));
+        let mut sum = vec![0.0; wide.pixels.len()];
+        for at in (0..axes[0].count()).flat_map(|row| (0..axes[1].count()).map(move |column| [row, column])) {
+            let (rows, columns) = (axes[0].span(at[0]), axes[1].span(at[1]));
+            let tile = wide.cropped([columns.start, rows.start], [side; 2]);
+            let task = match &request.task {
+                Task::Variations(_) => Task::Variations(vec![tile.clone()]),
+                task => task.clone(),
+            };
+            let guidance = Some(1.0);
+            let prior_guidance = request.prior_guidance.filter(|_| request.has_prior());
+            let request = Request { task, prior_guidance, decoder_guidance: guidance, ..request.clone() };
+            let mut trace = Trace::off();
+            let mut session = self.session(&request, observer, &mut trace)?;
+            let mut drafts = self.family.encode(&mut session, &request)?;
+            self.family.embed(&mut session, &mut drafts)?;
+            let clean = self.family.clean(&mut session, drafts.swap_remove(0), &tile, sigma)?;
+            tiles::add(&mut sum, wide.width, 3, [&axes[0], &axes[1]], at, &clean);
+        }
+        let clean = Image::from_unit_range(wide.width, wide.height, &sum)?;
+        Ok(clean.cropped([0, 0], [size[1], size[0]]))
     }
 
     fn session<'a, 'o>(

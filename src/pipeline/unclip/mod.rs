@@ -267,7 +267,7 @@ impl Family for UnClip {
         self.invert_picture(session, draft, image)
     }
 
-    fn clean(&self, session: &mut Session<'_, '_>, draft: Embedding, image: &Image, sigma: f32) -> Result<Image> {
+    fn clean(&self, session: &mut Session<'_, '_>, draft: Embedding, image: &Image, sigma: f32) -> Result<Vec<f32>> {
         self.clean_picture(session, draft, image, sigma)
     }
 

@@ -21,7 +21,7 @@ impl UnClip {
         draft: Embedding,
         image: &Image,
         sigma: f32,
-    ) -> Result<Image> {
+    ) -> Result<Vec<f32>> {
         let (size, small_size) = (self.super_res_first.sample_size.unwrap_or(0), self.decoder.sample_size.unwrap_or(0));
         let conditions = self.project(session, std::slice::from_ref(&draft))?;
         let given = image.resized(size, size);
@@ -45,7 +45,7 @@ impl UnClip {
             latents = draws.latents;
             Ok(())
         })?;
-        Image::from_unit_range(size, size, &latents)
+        Ok(latents)
     }
 
     /// The noise of which the decoder makes a picture: steps from it up to the last level.
