@@ -159,6 +159,18 @@ fn what_a_clip_lacks_is_named_and_pictures_are_refused() {
     assert!(error.contains("missing from the checkpoint: feature_extractor, tokenizer"), "{error}");
     let error = on_cpu(golden("clip")).unwrap().pictures(&Request::new("a fox")).unwrap_err().to_string();
     assert!(error.starts_with("not supported: ") && error.contains("a CLIP alone"), "{error}");
+    // Stable unCLIP's own text encoder has no projection; it embeds pictures all the same.
+    let stable = dir.path().join("stable");
+    copy_folder(&golden("stable-unclip"), &stable);
+    for part in ["prior", "prior_scheduler", "prior_text_encoder", "prior_tokenizer"] {
+        fs::remove_dir_all(stable.join(part)).unwrap();
+    }
+    let index = r#"{"_class_name": "StableUnCLIPImg2ImgPipeline"}"#;
+    fs::write(stable.join("model_index.json"), index).unwrap();
+    let stable = on_cpu(&stable).unwrap();
+    let error = stable.classifier(&classify(), &mut go_on).unwrap_err().to_string();
+    assert!(error.contains("missing from the checkpoint: prior") && error.contains("has no projection"), "{error}");
+    assert_eq!(stable.embed_pictures(&pictures(), &mut go_on).unwrap().len(), 3);
     // Variations alone need no image encoder to open.
     let karlo = dir.path().join("karlo");
     copy_folder(Path::new(MODEL), &karlo);

@@ -180,10 +180,13 @@ impl Family for StableUnClip {
     }
 
     fn text_tower(&self) -> Result<&Texts> {
+        // The decoder's text encoder has no projection into the space of pictures.
+        self.checkpoint.require_for("embeddings of texts: the text encoder alone has no projection", &OF_PRIOR)?;
         Ok(&self.prior()?.0)
     }
 
     fn image_tower(&self) -> Result<&Vision> {
+        self.checkpoint.require_for("embeddings of pictures", &OF_VISION)?;
         self.vision()
     }
 
