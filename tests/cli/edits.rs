@@ -119,3 +119,38 @@ fn edits_that_cannot_be_made_are_named_and_leave_nothing() {
     }
     assert_eq!(names(dir.path()), [""; 0]);
 }
+
+#[test]
+fn noise_is_found_and_used_and_noise_is_taken_out() {
+    let dir = TempDir::new().unwrap();
+    let photo = photo(dir.path());
+    let run = |arguments: &[&str]| {
+        let output =
+            engine(dir.path(), &[&arguments[..1], &["--device", "cpu", "-m", MODEL], &arguments[1..]].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    run(&["invert", "-i", "photo.png", "--decoder-steps", "4", "-o", "noise.safetensors"]);
+    let from = ["run", "-i", "photo.png", "--noise-from", "noise.safetensors", "--super-res-steps", "2", "-o"];
+    run(&[&from[..], &["a.png"]].concat());
+    run(&["run", "-i", "photo.png", "--decoder-steps", "4", "--super-res-steps", "2", "-o", "b.png"]);
+    let [a, b] = ["a.png", "b.png"].map(|name| read(&dir.path().join(name)));
+    assert!(a != b && [a.width, a.height] == [64, 64]);
+    let json = run(&["denoise", "-i", "photo.png", "--sigma", "0.2", "--json", "-o", "clean.png"]);
+    assert!(json.contains(r#""event":"picture""#) && json.contains(r#""sigma":0.2"#), "{json}");
+    let clean = read(&dir.path().join("clean.png"));
+    assert!(clean != photo && [clean.width, clean.height] == [photo.width, photo.height]);
+
+    let empty = TempDir::new().unwrap();
+    let path = dir.path().join("photo.png");
+    let given = path.to_str().unwrap();
+    for (arguments, code, parts) in [
+        (&["run", "-i", given, "--noise-from", given][..], 5, ["photo.png", "that engine invert writes"]),
+        (&["invert", "-i", given, "--decoder-steps", "1", "-o", "n.safetensors"], 2, ["--decoder-steps 1", "must be 2"]),
+        (&["denoise", "-i", given, "--sigma", "0.1", "-p", "--json"], 2, ["--prompt --json", "a flag"]),
+    ] {
+        let all = [&arguments[..1], &["--device", "cpu", "-m", MODEL], &arguments[1..]].concat();
+        assert_refused(empty.path(), &engine(empty.path(), &all), code, &parts);
+    }
+    assert_eq!(names(empty.path()), [""; 0]);
+}
