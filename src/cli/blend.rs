@@ -16,7 +16,7 @@ use unclip::pipeline::{Blend, Ingredient, Mix, Pipeline, Prompt, Request, Shift,
 pub const BLEND_EXAMPLES: &str = "\
 Examples:
   engine blend -i cat.png -i dog.png
-  engine blend -i cat.png -i dog.png --frames 9 -o morph-%03d.png --gif morph.gif
+  engine blend -i cat.png -i dog.png --frames 9 -o f-%03d.png --gif f.gif
   engine blend -i photo.png -p \"an oil painting\" --weights 0.7,0.3
   engine blend -i cat.png --from \"a cat\" --to \"a lion\" --amount 0.4
 

@@ -17,7 +17,7 @@ pub const EXAMPLES: &str = "\
 Examples:
   engine classify -i photo.png --labels cat,dog,\"a red car\"
   engine classify -i photos --labels-file labels.txt --csv > labels.csv
-  engine classify -i photo.png --labels cat,dog --template \"a photo of a {}\" --template \"a drawing of a {}\"
+  engine classify -i photo.png --labels cat,dog --template \"a drawing of a {}\"
   engine classify -i out.png -m openai/clip-vit-large-patch14 --labels cat,dog
 
 With a model that says what it knows, as the built-in one does, all of that are the labels where none are given. A label's direction is the mean of those of its texts, one for each template; its logit is the cosine between that and the picture's embedding, times the checkpoint's scale; probabilities are a softmax over all labels.";
