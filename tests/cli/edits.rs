@@ -146,7 +146,11 @@ fn noise_is_found_and_used_and_noise_is_taken_out() {
     let given = path.to_str().unwrap();
     for (arguments, code, parts) in [
         (&["run", "-i", given, "--noise-from", given][..], 5, ["photo.png", "that engine invert writes"]),
-        (&["invert", "-i", given, "--decoder-steps", "1", "-o", "n.safetensors"], 2, ["--decoder-steps 1", "must be 2"]),
+        (
+            &["invert", "-i", given, "--decoder-steps", "1", "-o", "n.safetensors"],
+            2,
+            ["--decoder-steps 1", "must be 2"],
+        ),
         (&["denoise", "-i", given, "--sigma", "0.1", "-p", "--json"], 2, ["--prompt --json", "a flag"]),
     ] {
         let all = [&arguments[..1], &["--device", "cpu", "-m", MODEL], &arguments[1..]].concat();

@@ -179,7 +179,12 @@ impl Backend for Cpu {
             Packing::Panels(PanelFormat::Bf16Pairs) => ", bf16 dot products",
             Packing::Tiles => ", bf16 in tiles",
         };
-        format!("cpu ({}, {} threads{weights})", self.machine.isa.name(), self.machine.threads)
+        // f32 has no use for the tiles.
+        let isa = match (self.machine.isa, self.machine.weights) {
+            (Isa::Amx, packing) if packing != Packing::Tiles => Isa::Avx512,
+            (isa, _) => isa,
+        };
+        format!("cpu ({}, {} threads{weights})", isa.name(), self.machine.threads)
     }
 
     fn precision(&self) -> Precision {
