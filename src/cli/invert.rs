@@ -13,9 +13,9 @@ use unclip::{Error, Result};
 
 pub const EXAMPLES: &str = "\
 Examples:
-  engine invert -i photo.png -o n.safetensors
-  engine run -i photo.png --noise-from n.safetensors --decoder-guidance 1
-  engine blend -i photo.png --from \"a cat\" --to \"a lion\" --noise-from n.safetensors
+  engine invert -i a.png -o n.safetensors
+  engine run -i a.png --noise-from n.safetensors --decoder-guidance 1
+  engine blend -i a.png --from \"a cat\" --to \"a lion\" --noise-from n.safetensors
 
 What the decoder makes of the noise with the picture's own embedding is the picture again; with another embedding it keeps of the picture what that embedding does not say.";
 

@@ -70,8 +70,8 @@ impl Enlarge {
     /// How often the networks, which enlarge `own` times, run one after the other.
     pub(super) fn passes(&self, own: usize) -> Result<u32> {
         let times = self.times.unwrap_or(own);
-        let passes = (1..).take_while(|&n| own.checked_pow(n).is_some_and(|power| power <= times)).last().unwrap_or(0);
-        let fits = own > 1 && passes > 0 && own.pow(passes) == times;
+        let passes = if own > 1 { times.checked_ilog(own).unwrap_or(0) } else { 0 };
+        let fits = passes > 0 && own.checked_pow(passes) == Some(times);
         fits.then_some(passes).ok_or_else(|| {
             let reason = format!("this checkpoint enlarges {own} times, or a power of that by several passes");
             Error::value("times", times, reason)

@@ -97,54 +97,113 @@ pub(super) fn levels(config: &SchedulerConfig, steps: usize) -> Result<Vec<u32>>
     Ok((0..steps).map(|k| (k * last / (steps - 1)) as u32).collect())
 }
 
-/// Steps without noise between levels, taken from what the network predicts.
-pub(super) struct Deterministic {
-    /// Shares of the sample before and after each step.
-    shares: Vec<[f32; 2]>,
+/// What the network predicts of `B` samples, as noise.
+struct Predictions {
     prediction: Prediction,
     guidance: Option<f32>,
-    /// `[B, .., C]`
-    x: Vec<f32>,
     channels: usize,
 }
 
-impl Deterministic {
-    /// From the first of these levels to the last; behind level 0 downwards comes the clean sample.
-    pub fn new(config: &SchedulerConfig, levels: &[u32], guidance: Option<f32>, x: Vec<f32>, channels: usize) -> Self {
-        let schedule = Schedule::new(config);
-        let share = |t: &u32| schedule.alpha_bar.get(*t as usize).copied().unwrap_or(0.0);
-        let shares = levels.iter().enumerate().map(|(i, t)| [share(t), levels.get(i + 1).map_or(1.0, share)]).collect();
-        Deterministic { shares, prediction: config.prediction, guidance, x, channels }
+impl Predictions {
+    /// The noise `[B, .., C]` that the network sees in `x`, of whose variance this share is the sample's.
+    ///
+    /// # Formula
+    /// `eps`, or of a network that predicts the sample `(x - sqrt(alpha_bar) x0) / sqrt(1 - alpha_bar)`
+    fn noise(&self, executable: &mut dyn Executable, x: &[f32], share: f64) -> Result<Vec<f64>> {
+        let output = executable.read("model_output")?;
+        let (rows, c) = (if self.guidance.is_some() { 2 } else { 1 }, self.channels);
+        // The network may predict a variance behind each position's noise.
+        let wide = output.len() / rows / (x.len() / c);
+        let half = output.len() / rows * (rows - 1);
+        let noise = |(at, x): (usize, &f32)| {
+            let at = at / c * wide + at % c;
+            let [unconditional, conditional] = [at, half + at].map(|at| f64::from(output[at]));
+            let predicted = unconditional + f64::from(self.guidance.unwrap_or(1.0)) * (conditional - unconditional);
+            match self.prediction {
+                Prediction::Sample => (f64::from(*x) - share.sqrt() * predicted) / (1.0 - share).sqrt(),
+                _ => predicted,
+            }
+        };
+        Ok(x.iter().enumerate().map(noise).collect())
     }
 }
 
-impl AfterStep for Deterministic {
-    /// # Formula
-    /// `x0 = (x - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar)`, `x' = sqrt(alpha_bar') x0 + sqrt(1 - alpha_bar') eps`
-    ///
-    /// # Source
-    /// Song et al. 2021, eq. 12 with sigma 0.
+/// `x` at another share of the sample, where it has this noise.
+///
+/// # Formula
+/// `x' = sqrt(alpha_bar' / alpha_bar) (x - sqrt(1 - alpha_bar) eps) + sqrt(1 - alpha_bar') eps`
+///
+/// # Source
+/// Song et al. 2021, eq. 12 with sigma 0.
+fn moved(x: &[f32], noise: &[f64], [share, next]: [f64; 2]) -> Vec<f32> {
+    let step = |(x, noise): (&f32, &f64)| {
+        let original = (f64::from(*x) - (1.0 - share).sqrt() * noise) / share.sqrt();
+        (next.sqrt() * original + (1.0 - next).sqrt() * noise) as f32
+    };
+    x.iter().zip(noise).map(step).collect()
+}
+
+/// The shares of the sample at some levels.
+fn shares(config: &SchedulerConfig, levels: &[u32]) -> Vec<f64> {
+    let schedule = Schedule::new(config);
+    levels.iter().map(|&t| schedule.alpha_bar.get(t as usize).copied().map_or(0.0, f64::from)).collect()
+}
+
+/// Steps without noise down some levels, to the clean sample behind the last.
+pub(super) struct Down {
+    shares: Vec<f64>,
+    predictions: Predictions,
+    /// `[B, .., C]`
+    x: Vec<f32>,
+}
+
+impl Down {
+    /// From `x` at the first of the levels.
+    pub fn new(config: &SchedulerConfig, levels: &[u32], guidance: Option<f32>, x: Vec<f32>, channels: usize) -> Down {
+        let predictions = Predictions { prediction: config.prediction, guidance, channels };
+        Down { shares: [&shares(config, levels)[..], &[1.0]].concat(), predictions, x }
+    }
+}
+
+impl AfterStep for Down {
     fn after(&mut self, _: &Loop, step: usize, executable: &mut dyn Executable) -> Result<Vec<f32>> {
-        let output = executable.read("model_output")?;
-        let rows = if self.guidance.is_some() { 2 } else { 1 };
-        let c = self.channels;
-        // The network may predict a variance behind each position's noise.
-        let wide = output.len() / rows / (self.x.len() / c);
-        let half = output.len() / rows * (rows - 1);
-        let [share, next] = self.shares[step].map(f64::from);
-        for (position, x) in self.x.chunks_exact_mut(c).enumerate() {
-            for (k, x) in x.iter_mut().enumerate() {
-                let [unconditional, conditional] =
-                    [position * wide + k, half + position * wide + k].map(|at| f64::from(output[at]));
-                let scale = f64::from(self.guidance.unwrap_or(1.0));
-                let predicted = unconditional + scale * (conditional - unconditional);
-                let present = f64::from(*x);
-                let [original, noise] = match self.prediction {
-                    Prediction::Sample => [predicted, (present - share.sqrt() * predicted) / (1.0 - share).sqrt()],
-                    _ => [(present - (1.0 - share).sqrt() * predicted) / share.sqrt(), predicted],
-                };
-                *x = (next.sqrt() * original + (1.0 - next).sqrt() * noise) as f32;
-            }
+        let noise = self.predictions.noise(executable, &self.x, self.shares[step])?;
+        self.x = moved(&self.x, &noise, [self.shares[step], self.shares[step + 1]]);
+        Ok(self.x.clone())
+    }
+}
+
+/// Steps without noise up some levels, from the clean sample before the first.
+///
+/// A step up is the one that the step down undoes: its noise is what the network sees where the step ends. That is found by
+/// taking it several times, each time with the noise seen where it last ended.
+pub(super) struct Up {
+    shares: Vec<f64>,
+    predictions: Predictions,
+    /// Where the present level's steps begin, and where the last one ended, `[.., C]`.
+    from: Vec<f32>,
+    x: Vec<f32>,
+}
+
+impl Up {
+    /// Times that each level's step is taken.
+    pub const ROUNDS: usize = 3;
+
+    /// From a clean sample.
+    pub fn new(config: &SchedulerConfig, levels: &[u32], x: Vec<f32>, channels: usize) -> Up {
+        let predictions = Predictions { prediction: config.prediction, guidance: None, channels };
+        Up { shares: [&[1.0], &shares(config, levels)[..]].concat(), predictions, from: x.clone(), x }
+    }
+}
+
+impl AfterStep for Up {
+    fn after(&mut self, _: &Loop, step: usize, executable: &mut dyn Executable) -> Result<Vec<f32>> {
+        let level = step / Up::ROUNDS;
+        let pair = [self.shares[level], self.shares[level + 1]];
+        let noise = self.predictions.noise(executable, &self.x, pair[1])?;
+        self.x = moved(&self.from, &noise, pair);
+        if step % Up::ROUNDS + 1 == Up::ROUNDS {
+            self.from.clone_from(&self.x);
         }
         Ok(self.x.clone())
     }

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::image::Image;
 use crate::ops::Noise;
 use crate::pipeline::family::{Embedding, Shapes};
-use crate::pipeline::invert::{Deterministic, Inversion, levels};
+use crate::pipeline::invert::{Inversion, Up, levels};
 use crate::pipeline::parts::time_table;
 use crate::pipeline::sampling::{AfterStep, Draws, Loop, StepNoise};
 use crate::pipeline::session::Session;
@@ -55,10 +55,9 @@ impl UnClip {
         let (size, c) = (self.decoder.sample_size.unwrap_or(0), self.decoder.in_channels);
         let shape = vec![size, size, c];
         let sample = image.resized(size, size).unit_range();
-        // The last level is where the way ends; no step begins there.
-        let up = timesteps[..timesteps.len() - 1].to_vec();
+        let up = timesteps.iter().flat_map(|&t| [t; Up::ROUNDS]).collect();
         let sampling = Loop::through("decoder", &self.decoder_scheduler, up, shape, false);
-        let mut after = Deterministic::new(&self.decoder_scheduler, &timesteps, None, sample.clone(), c);
+        let mut after = Up::new(&self.decoder_scheduler, &timesteps, sample.clone(), c);
         let latents = self.pass(session, &conditions[0][0], &sampling, sample, Some(&mut after))?;
         Ok(Inversion { latents, shape: [size, size, c], timesteps })
     }

@@ -10,7 +10,7 @@ use crate::pipeline::blend::{Blend, Mix};
 use crate::pipeline::edit::{self, Edit, Given, KnownNoise, Prepared};
 use crate::pipeline::event::{Event, report};
 use crate::pipeline::family::{Embedding, Family, Painting, Shapes};
-use crate::pipeline::invert::Deterministic;
+use crate::pipeline::invert::Down;
 use crate::pipeline::parts::{guided, of_texts, recording, row, time_table};
 use crate::pipeline::request::{Request, Task};
 use crate::pipeline::sampling::{Draws, Loop, StepNoise, drawn_by};
@@ -223,7 +223,7 @@ impl UnClip {
             let c = self.decoder.in_channels;
             let mut down = down.as_ref().map(|levels| {
                 let (x, scheduler) = (draws.latents.clone(), &self.decoder_scheduler);
-                Deterministic::new(scheduler, levels, guided.then_some(scale), x, c)
+                Down::new(scheduler, levels, guided.then_some(scale), x, c)
             });
             let after = down.as_mut().map(|down| down as _).or(known.as_mut().map(|known| known as _));
             session.sample(DECODER, &sampling, executable, 0..steps, &time, &mut draws, after)?;
