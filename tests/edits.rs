@@ -181,14 +181,15 @@ mod drawings {
     #[test]
     fn pictures_of_any_size_lose_their_noise() {
         let pipeline = pipeline();
-        let grey = |width: usize, height: usize| Image { width, height, pixels: vec![120; 3 * width * height] };
+        // The ground of all drawings.
+        let white = |width: usize, height: usize| Image { width, height, pixels: vec![255; 3 * width * height] };
         for [width, height] in [[200, 70], [31, 128]] {
-            let image = grey(width, height);
+            let image = white(width, height);
             let made = pipeline.denoise(&image, 0.05, &Request::variation(image.clone()), &mut ignore).unwrap();
             assert_eq!([made.width, made.height], [width, height]);
             assert!(decibels(&image, &made) > 20.0, "{} dB", decibels(&image, &made));
         }
-        let refused = pipeline.denoise(&grey(8, 8), 0.0, &Request::variation(grey(8, 8)), &mut ignore);
+        let refused = pipeline.denoise(&white(8, 8), 0.0, &Request::variation(white(8, 8)), &mut ignore);
         assert!(refused.unwrap_err().to_string().contains("sigma 0: must be above 0 and below 1"));
     }
 

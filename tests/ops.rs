@@ -264,7 +264,9 @@ fn instructions_that_the_machine_lacks_are_refused() {
         let forced = Cpu::with_isa(1, isa);
         assert_eq!(forced.is_ok(), isa.available());
         if let Ok(forced) = forced {
-            assert!(forced.name().contains(isa.name()));
+            // f32 has no use for the tiles.
+            let shown = if isa == Isa::Amx { Isa::Avx512 } else { isa };
+            assert!(forced.name().contains(shown.name()), "{}", forced.name());
         }
     }
 }

@@ -220,7 +220,7 @@ impl Request {
             let of_prior =
                 [("prior steps", self.prior_steps.is_some()), ("prior guidance", self.prior_guidance.is_some())];
             if let Some((what, _)) = of_prior.into_iter().find(|(_, given)| *given) {
-                return Err(Error::request(what, "nothing here has a prior: there is no prompt"));
+                return Err(Error::request(what, "there is no prompt, and pictures need no prior"));
             }
         }
         self.edit.iter().try_for_each(Edit::check)?;

@@ -29,7 +29,7 @@ pub enum Isa {
     Avx2,
     /// 512-bit vectors.
     Avx512,
-    /// 512-bit vectors, and tiles for products of bf16 ([`super::amx`]).
+    /// 512-bit vectors, and tiles for products of bf16.
     Amx,
 }
 
