@@ -70,6 +70,7 @@ fn assert_near(got: &[Vec<f32>], want: &str, tolerance: f32) {
 }
 
 fn backends() -> Vec<Box<dyn Backend>> {
+    #[cfg_attr(not(any(feature = "wgpu", feature = "cuda-emulator")), expect(unused_mut, reason = "nothing is added"))]
     let mut all: Vec<Box<dyn Backend>> = vec![Box::new(Cpu::new(2).unwrap())];
     #[cfg(feature = "wgpu")]
     all.extend(support::adapters::storing(unclip::Dtype::F32).map(|wgpu| Box::new(wgpu) as Box<dyn Backend>));

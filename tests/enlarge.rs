@@ -109,6 +109,7 @@ fn pictures_of_any_size_are_enlarged_and_the_seed_makes_the_details() {
 fn every_back_end_makes_the_same_large_picture() {
     let picture = Enlarge::new(drawn(28, 16)).steps(2);
     let want = enlarged(&pipeline(tiny()), &picture).unwrap();
+    #[cfg_attr(not(any(feature = "wgpu", feature = "cuda-emulator")), expect(unused_mut, reason = "nothing is added"))]
     let mut others: Vec<Box<dyn Backend>> = Vec::new();
     #[cfg(feature = "wgpu")]
     others.extend(support::adapters::storing(unclip::Dtype::F32).map(|wgpu| Box::new(wgpu) as Box<dyn Backend>));

@@ -90,6 +90,7 @@ fn guesses_are_the_originals_and_change_no_picture() {
 #[test]
 fn guesses_are_the_same_on_every_back_end() {
     let (want, _) = run(&open(cpu()).previews(1), &short());
+    #[cfg_attr(not(any(feature = "wgpu", feature = "cuda-emulator")), expect(unused_mut, reason = "nothing is added"))]
     let mut backends: Vec<Box<dyn Backend>> = Vec::new();
     #[cfg(feature = "wgpu")]
     backends.extend(support::adapters::storing(unclip::Dtype::F32).map(|wgpu| Box::new(wgpu) as Box<dyn Backend>));
