@@ -47,6 +47,10 @@ impl Subjects {
             return Ok(Subjects { task, files: Vec::new(), alpha: Alpha::default(), each: 1, text: None });
         }
         let (Some(from), Some(first)) = (&arguments.from, recipes.first()) else { return Err(nothing(examples)) };
+        if first.inverted && arguments.how.noise_from.is_none() {
+            let reason = "made with --noise-from; name that file again";
+            return Err(Error::value("--from", from.display(), reason));
+        }
         if let Some(edited) = &first.edited {
             let reason = format!("an edit of {}; engine edit makes such", edited.image);
             return Err(Error::value("--from", from.display(), reason));

@@ -36,6 +36,9 @@ pub struct Recipe {
     /// What was said of a variation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<Prompt>,
+    /// Whether the decoder began from a picture's noise, which is not held here.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub inverted: bool,
     /// What it should not be.
     pub negative: Option<Prompt>,
     /// Seed of this picture's generator.
@@ -179,6 +182,7 @@ impl Pipeline {
             subject,
             alpha: Alpha::default(),
             edited: request.edit.as_ref().map(Edited::from),
+            inverted: request.inversion.is_some(),
             text: request.text.clone(),
             negative: request.negative.clone(),
             seed: request.seed_of(k),
@@ -207,6 +211,9 @@ impl Recipe {
     /// [`Error::Request`] for an edit, and for a variation: the recipe has its picture's name only. Read that picture and call
     /// [`Recipe::apply`] on [`Request::variation`].
     pub fn request(&self) -> Result<Request> {
+        if self.inverted {
+            return Err(Error::request("inversion", "the recipe does not hold what the decoder began from"));
+        }
         if let Some(edited) = &self.edited {
             let reason = "the recipe has the name of the edited picture only, not its pixels";
             return Err(Error::value("image", &edited.image, reason));
@@ -231,7 +238,7 @@ impl Recipe {
             noise_dtype: self.noise_dtype,
             generator: self.generator,
             prior_steps: self.prior_steps.filter(|_| with_prior),
-            decoder_steps: Some(self.decoder_steps),
+            decoder_steps: Some(self.decoder_steps).filter(|_| !self.inverted),
             super_res_steps: self.super_res_steps,
             prior_guidance: self.prior_guidance.filter(|_| with_prior),
             decoder_guidance: Some(self.decoder_guidance),
@@ -366,6 +373,7 @@ mod tests {
             subject: Subject::Prompt("a red apple, ripe".into()),
             alpha: Alpha::Drop,
             edited: None,
+            inverted: false,
             text: None,
             negative: Some("worm".into()),
             seed: u64::MAX,
@@ -410,7 +418,11 @@ mod tests {
         let edited = Some(Edited { image: "photo.png".into(), masked: true, strength: Some(0.5), resample: 3 });
         let edited = Recipe { edited, ..recipe() };
         assert!(Recipe::texts(std::slice::from_ref(&edited)).parameters.unwrap().contains("Edit of: photo.png"));
-        for recipes in [vec![recipe()], vec![edited], vec![variation()], vec![tokens], vec![of_a_card()], several] {
+        let inverted = Recipe { inverted: true, ..recipe() };
+        assert!(inverted.request().unwrap_err().to_string().contains("does not hold what the decoder began from"));
+        for recipes in
+            [vec![recipe()], vec![edited], vec![inverted], vec![variation()], vec![tokens], vec![of_a_card()], several]
+        {
             for format in Format::ALL {
                 Recipe::write(&recipes, &image(), &path, format).unwrap();
                 assert_eq!(Recipe::read(&path).unwrap(), recipes);
