@@ -89,7 +89,8 @@ pub fn blend(arguments: &BlendArguments) -> Result<()> {
     let prompts = given_prompts(&[], &arguments.prompt, arguments.negative.as_deref())?;
     let options = arguments.read.options();
     let images = arguments.image.iter().map(|path| given::read(path, &options)).collect::<Result<Vec<_>>>()?;
-    let names: Vec<String> = names(&arguments.image).chain(prompts.iter().cloned()).collect();
+    let names: Vec<String> =
+        arguments.image.iter().map(|path| given::name(path)).chain(prompts.iter().cloned()).collect();
     let prompts = prompts.into_iter().map(|prompt| Ingredient::Prompt(Prompt::Text(prompt)));
     let blend = mixtures(arguments, images.into_iter().map(Ingredient::Image).chain(prompts).collect());
     let base = Request {
@@ -119,11 +120,6 @@ pub fn blend(arguments: &BlendArguments) -> Result<()> {
     let finish = |image: &Image| image.clone();
     let job = Job { pipeline, chosen, request: &request, recipe: &recipe, finish: &finish, remarks, outputs };
     make::make(job, &arguments.output, progress)
-}
-
-/// The names of files, without their folders.
-fn names(paths: &[PathBuf]) -> impl Iterator<Item = String> {
-    paths.iter().map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned())
 }
 
 /// The mixtures that the flags ask for.

@@ -152,7 +152,7 @@ pub fn edit(arguments: &EditArguments) -> Result<()> {
     };
     let recipe = |pipeline: &Pipeline, k: usize| {
         let mut recipe = pipeline.recipe(&request, k);
-        let name = arguments.image.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = given::name(&arguments.image);
         if let Subject::Image(subject) = &mut recipe.subject {
             subject.clone_from(&name);
         }

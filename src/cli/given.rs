@@ -54,6 +54,11 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Image> {
     })
 }
 
+/// A file's name without its folder, which is nobody else's business.
+pub fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 /// A picture file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Given {

@@ -122,7 +122,7 @@ fn recipe(pipeline: &Pipeline, request: &Request, k: usize, given: &[PathBuf], a
     let mut recipe = pipeline.recipe(request, k);
     recipe.alpha = alpha;
     if let Some(path) = given.get(k / request.pictures_per_prompt) {
-        recipe.subject = Subject::Image(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        recipe.subject = Subject::Image(given::name(path));
     }
     recipe
 }

@@ -37,11 +37,7 @@ impl Canvas {
     /// [`Error::Request`] if the mask has another size than the picture, or if all of the canvas is new, or nothing.
     pub fn new(image: &Image, mask: &Mask, room: [usize; 4]) -> Result<Canvas> {
         image.check()?;
-        if [mask.width, mask.height] != [image.width, image.height] {
-            let (w, h) = (image.width, image.height);
-            let reason = format!("{}x{} pixels; expected the picture's {w}x{h}", mask.width, mask.height);
-            return Err(Error::request("mask", reason));
-        }
+        mask.check_size(image)?;
         let [left, top, right, bottom] = room;
         let sum = |parts: [usize; 3]| parts.into_iter().try_fold(0, usize::checked_add).filter(|sum| *sum <= LONGEST);
         let (width, height) =

@@ -63,18 +63,27 @@ impl Mask {
     /// # Errors
     /// [`Error::Request`].
     pub(crate) fn check(&self, image: &Image) -> Result<()> {
-        if [self.width, self.height] != [image.width, image.height] || self.pixels.len() != self.width * self.height {
-            let (w, h) = (image.width, image.height);
-            return Err(Error::request(
-                "mask",
-                format!("{}x{} pixels; expected the picture's {w}x{h}", self.width, self.height),
-            ));
-        }
+        self.check_size(image)?;
         let new = self.pixels.iter().filter(|value| **value >= Mask::NEW).count();
         match new {
             0 => Err(Error::request("mask", "nothing is white, so nothing would be made anew")),
             _ if new == self.pixels.len() => Err(Error::request("mask", "all is white, so nothing would stay")),
             _ => Ok(()),
+        }
+    }
+
+    /// Refuses a mask that has not the picture's size.
+    ///
+    /// # Errors
+    /// [`Error::Request`].
+    pub(super) fn check_size(&self, image: &Image) -> Result<()> {
+        let (w, h) = (image.width, image.height);
+        match [self.width, self.height] == [w, h] && self.pixels.len() == w * h {
+            true => Ok(()),
+            false => {
+                let reason = format!("{}x{} pixels; expected the picture's {w}x{h}", self.width, self.height);
+                Err(Error::request("mask", reason))
+            }
         }
     }
 

@@ -93,6 +93,16 @@ impl Blend {
         })
     }
 
+    /// The prompts and then the texts of the shift, as families encode them.
+    pub(super) fn texts(&self) -> impl Iterator<Item = &Prompt> {
+        self.prompts().chain(self.shift.iter().flat_map(|shift| [&shift.from, &shift.to]))
+    }
+
+    /// How many pictures there are among the things.
+    pub(super) fn pictures(&self) -> usize {
+        self.ingredients.len() - self.prompts().count()
+    }
+
     /// The pictures among the things, in order.
     pub(super) fn images(&self) -> Vec<Image> {
         let image = |thing: &Ingredient| match thing {

@@ -4,8 +4,7 @@
 //! the loop redraws it (Meng et al. 2022). And where a mask says so it stays: after every step that part is replaced by the
 //! given picture with the noise of the timestep reached, so that the rest grows to fit it (Lugmayr et al. 2022, RePaint).
 
-use super::sampling::{AfterStep, Draws, Loop};
-use super::trace::channels_last;
+use super::sampling::{AfterStep, Draws, Loop, drawn};
 use crate::backend::Executable;
 use crate::error::{Error, Result};
 use crate::image::{Image, Mask};
@@ -200,11 +199,4 @@ impl Known<'_> {
             }
         }
     }
-}
-
-/// Draws `[C, ..]`, permuted to channels last.
-fn drawn(source: &mut NoiseSource, size: usize, c: usize) -> Vec<f32> {
-    let mut drawn = vec![0.0; size];
-    source.fill_normal(&mut drawn);
-    channels_last(&drawn, size / c, c)
 }

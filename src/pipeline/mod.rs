@@ -344,6 +344,9 @@ impl Pipeline {
         let wide = image.extended(image.width.max(side), image.height.max(side));
         let axes = [wide.height, wide.width].map(|length| tiles::Axis::new(length, side, side / 4, 1, 1));
         let mut sum = vec![0.0; wide.pixels.len()];
+        let mut trace = Trace::off();
+        // Of a prompt all tiles have one embedding.
+        let mut shared: Option<Embedding> = None;
         for at in (0..axes[0].count()).flat_map(|row| (0..axes[1].count()).map(move |column| [row, column])) {
             let (rows, columns) = (axes[0].span(at[0]), axes[1].span(at[1]));
             let tile = wide.cropped([columns.start, rows.start], [side; 2]);
@@ -354,11 +357,19 @@ impl Pipeline {
             let guidance = Some(1.0);
             let prior_guidance = request.prior_guidance.filter(|_| request.has_prior());
             let request = Request { task, prior_guidance, decoder_guidance: guidance, ..request.clone() };
-            let mut trace = Trace::off();
             let mut session = self.session(&request, observer, &mut trace)?;
-            let mut drafts = self.family.encode(&mut session, &request)?;
-            self.family.embed(&mut session, &mut drafts)?;
-            let clean = self.family.clean(&mut session, drafts.swap_remove(0), &tile, sigma)?;
+            let draft = match &shared {
+                Some(draft) => draft.clone(),
+                None => {
+                    let mut drafts = self.family.encode(&mut session, &request)?;
+                    self.family.embed(&mut session, &mut drafts)?;
+                    drafts.swap_remove(0)
+                }
+            };
+            if !matches!(request.task, Task::Variations(_)) {
+                shared = Some(draft.clone());
+            }
+            let clean = self.family.clean(&mut session, draft, &tile, sigma)?;
             tiles::add(&mut sum, wide.width, 3, [&axes[0], &axes[1]], at, &clean);
         }
         let clean = Image::from_unit_range(wide.width, wide.height, &sum)?;

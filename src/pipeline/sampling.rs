@@ -65,6 +65,13 @@ fn shares(alpha_bar: f32) -> [f32; 2] {
     [alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt()]
 }
 
+/// Draws `[C, ..]`, permuted to channels last.
+pub fn drawn(source: &mut NoiseSource, size: usize, c: usize) -> Vec<f32> {
+    let mut drawn = vec![0.0; size];
+    source.fill_normal(&mut drawn);
+    channels_last(&drawn, size / c, c)
+}
+
 /// Who draws the steps' noise of these pictures: kernels, where all of them have it from generators of one kind.
 pub fn drawn_by<'s>(mut sources: impl Iterator<Item = &'s NoiseSource>) -> Noise {
     let first = sources.next().map_or(Noise::Given, Noise::from);
@@ -178,11 +185,7 @@ impl Loop {
         let mut sources: Vec<&mut NoiseSource> = sources.collect();
         let (size, c) = (elements(&self.shape), self.shape[self.shape.len() - 1]);
         let pictures = sources.len();
-        let mut drawn = vec![0.0; size];
-        let mut next = |source: &mut NoiseSource, target: &mut [f32]| {
-            source.fill_normal(&mut drawn);
-            target.copy_from_slice(&channels_last(&drawn, size / c, c));
-        };
+        let next = |source: &mut NoiseSource, target: &mut [f32]| target.copy_from_slice(&drawn(source, size, c));
         let mut latents = vec![0.0; pictures * size];
         for (source, target) in sources.iter_mut().zip(latents.chunks_exact_mut(size)) {
             next(source, target);

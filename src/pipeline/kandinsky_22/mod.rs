@@ -245,7 +245,7 @@ impl Family for Kandinsky {
             Task::Variations(_) => given += subjects,
             Task::Blend(blend) => {
                 blend.mix(Mix::Sum)?;
-                given += blend.images().len();
+                given += blend.pictures();
             }
         }
         if !matches!(request.task, Task::Variations(_)) {
@@ -289,11 +289,7 @@ impl Family for Kandinsky {
             Task::Variations(images) => (Vec::new(), self.vision.encode(session, images)?),
             Task::Blend(blend) => {
                 let texts = self.texts_of(session, request, blend)?;
-                let images = match blend.images() {
-                    images if images.is_empty() => Vec::new(),
-                    images => self.vision.encode(session, &images)?,
-                };
-                (texts, images)
+                (texts, self.vision.encode(session, &blend.images())?)
             }
         };
         let mixtures = match &request.task {
@@ -407,8 +403,7 @@ impl Kandinsky {
     ) -> Result<Vec<Arc<EncodedText>>> {
         let empty = self.texts.empty(session, request)?;
         let mut tokens = Vec::new();
-        let shift = blend.shift.iter().flat_map(|shift| [&shift.from, &shift.to]);
-        for prompt in blend.prompts().chain(shift) {
+        for prompt in blend.texts() {
             tokens.push(self.texts.tokens(session, prompt)?);
         }
         tokens.push(request.negative.as_ref().map_or(Ok(empty.clone()), |text| self.texts.tokens(session, text))?);

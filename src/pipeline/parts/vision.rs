@@ -55,6 +55,9 @@ impl Vision {
 
     /// Given pictures to image embeddings `[D]`.
     pub fn encode(&self, session: &mut Session<'_, '_>, images: &[Image]) -> Result<Vec<Vec<f32>>> {
+        if images.is_empty() {
+            return Ok(Vec::new());
+        }
         self.encode_prepared(session, images.len(), |i| self.preprocessor.prepare(&images[i]))
     }
 

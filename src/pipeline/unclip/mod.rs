@@ -223,7 +223,7 @@ impl Family for UnClip {
             Task::Variations(images) => images.len(),
             Task::Blend(blend) => {
                 blend.mix(Mix::Sphere)?;
-                blend.images().len()
+                blend.pictures()
             }
         };
         if request.has_prior() {

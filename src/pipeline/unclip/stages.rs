@@ -71,10 +71,8 @@ impl UnClip {
         let images = match &request.task {
             Task::Prompts(prompts) => vec![Vec::new(); prompts.len()],
             Task::Variations(images) => self.vision()?.encode(session, images)?,
-            Task::Blend(blend) => match blend.images() {
-                images if images.is_empty() => Vec::new(),
-                images => self.vision()?.encode(session, &images)?,
-            },
+            Task::Blend(blend) if blend.pictures() == 0 => Vec::new(),
+            Task::Blend(blend) => self.vision()?.encode(session, &blend.images())?,
         };
         // A blend's pictures see no text, as variations; those of its own come behind that.
         let mixtures = match &request.task {
@@ -116,8 +114,7 @@ impl UnClip {
     /// The empty text, a blend's prompts, and the texts of its shift.
     fn tokens_of(&self, session: &mut Session<'_, '_>, request: &Request, blend: &Blend) -> Result<Vec<Tokens>> {
         let mut tokens = vec![self.texts.empty(session, request)?];
-        let shift = blend.shift.iter().flat_map(|shift| [&shift.from, &shift.to]);
-        for prompt in blend.prompts().chain(shift) {
+        for prompt in blend.texts() {
             tokens.push(self.texts.tokens(session, prompt)?);
         }
         Ok(tokens)
