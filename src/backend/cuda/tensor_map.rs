@@ -8,7 +8,7 @@ use crate::dtype::Dtype;
 use crate::ops::Walk;
 
 /// Swizzle of a tile in shared memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Swizzle {
     /// No swizzle.
     None,
@@ -33,7 +33,7 @@ impl Swizzle {
 }
 
 /// A tensor and its tiles; all dimensions innermost first.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TensorMap {
     /// Memory of the tensor.
     pub tensor: DeviceSlice,

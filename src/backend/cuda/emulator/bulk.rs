@@ -91,6 +91,7 @@ pub(super) fn operate(w: &mut Warp, reach: &mut Reach<'_>, mask: u32, op: &Bulk)
         Bulk::Store { to, from } => {
             let from = addresses(w, mask, *from)?;
             w.has_open_stores = true;
+            reach.clock.act(reach.clock.store_agent(w.index));
             lanes(mask).try_for_each(|lane| store(w, reach, (mask, lane), to, from[lane] as u32))
         }
         Bulk::Commit => {
@@ -165,7 +166,9 @@ fn load(
 /// Completes a load: writes its destination and signals its `mbarrier`.
 pub(super) fn land(reach: &mut Reach<'_>, copy: &PendingCopy) -> Outcome {
     let time = reach.clock.tick();
-    let writer = 32 * reach.clock.copy_agent(copy.mbarrier) as u16;
+    let agent = reach.clock.copy_agent(copy.mbarrier);
+    reach.clock.act(agent);
+    let writer = 32 * agent as u16;
     reach.shared.land(copy.to, &copy.words, writer, time);
     let bytes = 4 * copy.words.len() as u32;
     let counted = reach.mbarriers.land(copy.mbarrier, copy.phase, bytes, time, reach.clock);

@@ -2,7 +2,8 @@
 //!
 //! Time advances with every synchronising event. Each warp has a row of times, one for each agent: the agent's accesses
 //! up to that time happen before the warp's next access. The agents are the warps and, in kernels with asynchronous
-//! work, the `wgmma` reads of each warp, the bulk-store reads of each warp, and the bulk copies of each `mbarrier`.
+//! work, the `wgmma` reads of each warp, the bulk-store reads of each warp, and the bulk copies of each `mbarrier`. An
+//! agent other than a warp counts from its first access on.
 //!
 //! A second table has the same rows for the asynchronous proxy, through which `wgmma` and bulk copies access shared
 //! memory. A thread's ordinary write is visible there only after the thread's own `fence.proxy.async`, as NVIDIA's
@@ -26,7 +27,9 @@ pub(super) struct Clock {
     seen: Vec<u32>,
     /// Rows of all warps for the asynchronous proxy.
     proxied: Vec<u32>,
-    /// The minimum of each row of `seen`.
+    /// Whether each agent may have accessed memory.
+    acts: Vec<bool>,
+    /// The minimum of each row of `seen` over the agents that act.
     oldest: Vec<u32>,
     /// Each warp's last proxy fence by only a part of its lanes: mask and time.
     fenced: Vec<(u32, u32)>,
@@ -46,7 +49,8 @@ impl Clock {
         let agents = if asynchronous { 3 * warps + MBARRIERS } else { warps };
         let rows = vec![0; warps * agents];
         let (oldest, fenced) = (vec![0; warps], vec![(0, 0); warps]);
-        Clock { now: 1, proxied: rows.clone(), seen: rows, oldest, fenced, warps, agents }
+        let acts = (0..agents).map(|agent| agent < warps).collect();
+        Clock { now: 1, proxied: rows.clone(), seen: rows, acts, oldest, fenced, warps, agents }
     }
 
     /// The agent of a warp's `wgmma` reads.
@@ -81,14 +85,24 @@ impl Clock {
         self.seen[w * self.agents + agent]
     }
 
-    /// The minimum of [`Clock::seen`] over all agents.
+    /// The minimum of [`Clock::seen`] over all agents that act.
     #[inline]
     pub fn oldest(&self, w: usize) -> u32 {
         self.oldest[w]
     }
 
     fn update_oldest(&mut self, w: usize) {
-        self.oldest[w] = self.seen[w * self.agents..][..self.agents].iter().copied().min().unwrap_or(0);
+        let seen = self.seen[w * self.agents..][..self.agents].iter().zip(&self.acts);
+        self.oldest[w] = seen.filter_map(|(&time, &acts)| acts.then_some(time)).min().unwrap_or(0);
+    }
+
+    /// An agent is about to access memory.
+    #[inline]
+    pub fn act(&mut self, agent: usize) {
+        if !self.acts[agent] {
+            self.acts[agent] = true;
+            (0..self.warps).for_each(|w| self.update_oldest(w));
+        }
     }
 
     /// Everything that happened before warp `v` at `time` now happens before warp `w`.

@@ -9,7 +9,7 @@ use super::access::{Reach, addresses};
 use super::block::{Block, Progress};
 use super::fault::{Check, Counters, Fault, Outcome, stop};
 use super::program::{Address, ClusterBarrier, ElementType, Kernel, Reg};
-use super::shared::Contents;
+use super::shared::{Contents, Shadow};
 use super::warp::{LANES, Wait, Warp, lanes};
 use super::{Parameters, global::Tensors};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ const RANK_SHIFT: u32 = 24;
 /// A block's shared memory at a cluster barrier.
 pub(super) struct Copied {
     words: Vec<u32>,
-    /// Whether the word was written and holds data.
+    /// Whether each word was written and holds data; empty where accesses are not tracked.
     is_data: Vec<bool>,
 }
 
@@ -74,7 +74,7 @@ pub(super) fn load(
         let own = at[lane] as u32 & ((1 << RANK_SHIFT) - 1);
         let (first, _) = reach.shared.locate(own, bytes, bytes, lane)?;
         for (i, word) in words[lane].iter_mut().enumerate().take(to.len()) {
-            if !copied.is_data[first + i] {
+            if copied.is_data.get(first + i) == Some(&false) {
                 let detail = format!("shared byte {} of block {rank} of the cluster", 4 * (first + i));
                 return stop(lane, Check::UnwrittenMemory, detail);
             }
@@ -165,8 +165,8 @@ impl<'a> Cluster<'a> {
 
 impl Block<'_> {
     fn copied(&self) -> Copied {
-        let is_data = self.shared.shadow.iter().map(|s| s.filled == 15 && s.holds == Contents::Data).collect();
-        Copied { words: self.shared.words.clone(), is_data }
+        let is_data = |s: &Shadow| s.filled == 15 && s.holds == Contents::Data;
+        Copied { words: self.shared.words.clone(), is_data: self.shared.shadow.iter().map(is_data).collect() }
     }
 
     /// Whether the writes of all warps that wait at the cluster barrier become visible by it.
@@ -176,7 +176,7 @@ impl Block<'_> {
 
     /// Whether a word was written after that time.
     fn wrote_since(&self, word: u32, time: u32) -> bool {
-        self.shared.shadow[word as usize].written_at > time
+        self.shared.shadow.get(word as usize).is_some_and(|shadow| shadow.written_at > time)
     }
 
     /// Resumes all warps, which wait at the cluster barrier.

@@ -1,12 +1,12 @@
 //! The emulator as a [`Driver`] of the CUDA back end.
 
 use super::uploads::EmulatedUploads;
-use super::{Arguments, Counters, Fault, Kernel, Machine, parse};
+use super::{Arguments, Counters, DeviceSlice, Fault, Kernel, Machine, TensorMap, parse};
 use crate::backend::cuda::device::{
     Call, CaptureLock, CapturedGraph, Driver, LoadedKernel, Slab, Uploads, out_of_memory,
 };
 use crate::error::{Error, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A call that a captured graph replays.
@@ -21,6 +21,8 @@ pub(super) enum Command {
 pub(super) struct State {
     pub machine: Machine,
     kernels: Vec<Kernel>,
+    /// The launches that were checked for races.
+    checked: HashSet<Launch>,
     counters: BTreeMap<String, (u64, Counters)>,
     /// The graph that is being captured.
     capturing: Option<Vec<Command>>,
@@ -28,6 +30,45 @@ pub(super) struct State {
     graphs: Slab<Arc<[Command]>>,
     /// Calls of allocations and uploads that succeed before one fails, for tests.
     calls_left: Option<u64>,
+}
+
+/// What the order of a launch's accesses depends on: no kernel decides by the elements of a tensor what it accesses in
+/// shared memory or what it writes. So of equal launches one is checked for races.
+#[derive(PartialEq, Eq, Hash)]
+struct Launch {
+    kernel: usize,
+    grid: [u32; 3],
+    cluster: u32,
+    shared_bytes: u32,
+    scalars: Vec<u32>,
+    maps: Vec<TensorMap>,
+    tensors: Vec<DeviceSlice>,
+}
+
+impl Launch {
+    /// A call with the addresses of its tensors relative to the first one that each overlaps.
+    fn of(call: &Call) -> Launch {
+        let all: Vec<DeviceSlice> =
+            call.maps.iter().map(|map| map.tensor).chain(call.tensors.iter().copied()).collect();
+        let overlap =
+            |a: &DeviceSlice, b: &DeviceSlice| a.address < b.address + b.bytes && b.address < a.address + a.bytes;
+        let relative = |slice: &DeviceSlice| {
+            let first = all.iter().position(|other| overlap(other, slice)).unwrap_or(0);
+            let from = all[first].address;
+            // Sectors and alignments repeat every 256 bytes; the index keeps different tensors apart.
+            let address = ((first as u64) << 48) + from % 256 + slice.address.wrapping_sub(from);
+            DeviceSlice { address, ..*slice }
+        };
+        Launch {
+            kernel: call.kernel.index,
+            grid: call.grid,
+            cluster: call.cluster,
+            shared_bytes: call.shared_bytes,
+            scalars: call.scalars.clone(),
+            maps: call.maps.iter().map(|map| TensorMap { tensor: relative(&map.tensor), ..map.clone() }).collect(),
+            tensors: call.tensors.iter().map(relative).collect(),
+        }
+    }
 }
 
 /// The emulator as a device.
@@ -68,8 +109,14 @@ impl State {
                     shared_bytes: call.shared_bytes,
                     cluster: call.cluster,
                 };
-                let counted = self.machine.launch(kernel, call.grid, arguments);
+                let launch = Launch::of(call);
+                let counted = if self.checked.contains(&launch) {
+                    self.machine.repeat(kernel, call.grid, arguments)
+                } else {
+                    self.machine.launch(kernel, call.grid, arguments)
+                };
                 let counted = counted.map_err(|fault: Fault| failed(format!("{}: {fault}", call.label)))?;
+                self.checked.insert(launch);
                 let (launches, sum) = self.counters.entry(kernel.name().to_owned()).or_default();
                 *launches += 1;
                 *sum += counted;

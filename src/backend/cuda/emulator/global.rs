@@ -116,15 +116,16 @@ impl Memory {
         }
     }
 
-    /// The tensors of a launch.
-    pub fn tensors(&self, ranges: &[DeviceSlice]) -> Result<Tensors<'_>, String> {
+    /// The tensors of a launch; with `is_tracked`, races between its blocks are looked for.
+    pub fn tensors(&self, ranges: &[DeviceSlice], is_tracked: bool) -> Result<Tensors<'_>, String> {
         let window = |range: &DeviceSlice| {
             let none = || format!("{} bytes at {:#x} are not allocated", range.bytes, range.address);
             let (region, _) = self.region(range.address, range.bytes).ok_or_else(none)?;
             Ok(Window { range: *range, region, read_bytes: AtomicU64::new(0) })
         };
         let windows = ranges.iter().map(window).collect::<Result<Vec<_>, String>>()?;
-        Ok(Tensors { windows, uses: ranges.iter().filter(|range| range.written).map(Uses::new).collect() })
+        let uses = ranges.iter().filter(|range| is_tracked && range.written).map(Uses::new).collect();
+        Ok(Tensors { windows, uses, is_tracked })
     }
 }
 
@@ -146,9 +147,15 @@ impl Window<'_> {
 pub(super) struct Tensors<'a> {
     windows: Vec<Window<'a>>,
     uses: Vec<Uses>,
+    is_tracked: bool,
 }
 
 impl Tensors<'_> {
+    /// Whether races are looked for, here and in shared memory.
+    pub fn is_tracked(&self) -> bool {
+        self.is_tracked
+    }
+
     /// Bytes read from cached tensors, less one read of each.
     pub fn cached_read_bytes(&self) -> u64 {
         let again = |w: &Window<'_>| w.read_bytes.load(Relaxed).saturating_sub(w.range.bytes);

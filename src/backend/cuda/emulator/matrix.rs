@@ -18,22 +18,24 @@ use super::warp::{LANES, Warp};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-/// Row and column of each element in a lane's register `a[r]`.
-pub(super) fn coordinates_a(element: MatrixType, lane: usize, r: usize) -> [(usize, usize); 2] {
-    let (g, t) = (lane / 4, lane % 4);
-    let row = g + 8 * (r % 2);
-    match element {
-        MatrixType::Tf32 => [(row, t + 4 * (r / 2)); 2],
-        _ => [(row, 2 * t + 8 * (r / 2)), (row, 2 * t + 1 + 8 * (r / 2))],
+/// Puts the elements of all lanes' register `a[r]` where they belong.
+pub(super) fn place_a(left: &mut Left, element: MatrixType, r: usize, lanes: &[[f64; 2]; LANES]) {
+    let (half, first) = (r / 2 % 2, 8 * (r % 2));
+    for (row, lanes) in left[first..first + 8].iter_mut().zip(lanes.chunks_exact(4)) {
+        match element {
+            MatrixType::Tf32 => row[4 * half..][..4].iter_mut().zip(lanes).for_each(|(to, x)| *to = x[0]),
+            _ => row[8 * half..][..8].copy_from_slice(lanes.as_flattened()),
+        }
     }
 }
 
-/// Row and column of each element in a lane's register `b[r]`.
-fn coordinates_b(element: MatrixType, lane: usize, r: usize) -> [(usize, usize); 2] {
-    let (g, t) = (lane / 4, lane % 4);
-    match element {
-        MatrixType::Tf32 => [(t + 4 * r, g); 2],
-        _ => [(2 * t + 8 * r, g), (2 * t + 1 + 8 * r, g)],
+/// Puts the elements of all lanes' register `b[r]` where they belong.
+fn place_b(right: &mut Right, element: MatrixType, r: usize, lanes: &[[f64; 2]; LANES]) {
+    for (g, lanes) in lanes.chunks_exact(4).enumerate() {
+        match element {
+            MatrixType::Tf32 => right[4 * r..][..4].iter_mut().zip(lanes).for_each(|(to, x)| to[g] = x[0]),
+            _ => right[8 * r..][..8].iter_mut().zip(lanes.as_flattened()).for_each(|(to, x)| to[g] = *x),
+        }
     }
 }
 
@@ -117,25 +119,15 @@ pub(super) fn mma(
     let (of_a, of_b) = if full { (4, 2) } else { (2, 1) };
     let (mut left, mut right): (Left, Right) = Default::default();
     for (r, &reg) in a.iter().enumerate().take(of_a) {
-        for (lane, pair) in unpack(element, w.r32(reg, all)?).into_iter().enumerate() {
-            for ((i, k), x) in coordinates_a(element, lane, r).into_iter().zip(pair) {
-                left[i][k] = x;
-            }
-        }
+        place_a(&mut left, element, r, &unpack(element, w.r32(reg, all)?));
     }
     for (r, &reg) in b.iter().enumerate().take(of_b) {
-        for (lane, pair) in unpack(element, w.r32(reg, all)?).into_iter().enumerate() {
-            for ((k, j), x) in coordinates_b(element, lane, r).into_iter().zip(pair) {
-                right[k][j] = x;
-            }
-        }
+        place_b(&mut right, element, r, &unpack(element, w.r32(reg, all)?));
     }
     let sums = multiply(&left, &right, depth);
     let mut out = [[0u32; LANES]; 4];
     for (r, out) in out.iter_mut().enumerate() {
-        for (lane, bits) in w.r32(c[r], all)?.iter().enumerate() {
-            out[lane] = accumulated(*bits, &sums, lane, r);
-        }
+        *out = accumulated(w.r32(c[r], all)?, &sums, r);
     }
     for (reg, out) in d.iter().zip(&out) {
         w.set_r32(*reg, all, out);
@@ -143,10 +135,17 @@ pub(super) fn mma(
     Ok(())
 }
 
-/// Accumulator `c[r]` of a lane with its sum added, rounded once.
-pub(super) fn accumulated(bits: u32, sums: &[[f64; 8]; 16], lane: usize, r: usize) -> u32 {
-    let (i, j) = (lane / 4 + 8 * (r / 2), 2 * (lane % 4) + r % 2);
-    ((f64::from(f32::from_bits(bits)) + sums[i][j]) as f32).to_bits()
+/// Accumulators `c[r]` of all lanes with their sums added, rounded once.
+#[inline]
+pub(super) fn accumulated(before: &[u32; LANES], sums: &[[f64; 8]; 16], r: usize) -> [u32; LANES] {
+    let mut out = [0; LANES];
+    let rows = sums[8 * (r / 2)..].iter().zip(before.chunks_exact(4)).zip(out.chunks_exact_mut(4));
+    for ((row, before), out) in rows {
+        for t in 0..4 {
+            out[t] = ((f64::from(f32::from_bits(before[t])) + row[2 * t + r % 2]) as f32).to_bits();
+        }
+    }
+    out
 }
 
 /// `ldmatrix`: lanes `8 m ..` hold the addresses of the eight rows of matrix `m`. Each lane receives two neighbouring

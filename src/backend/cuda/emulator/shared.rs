@@ -50,6 +50,10 @@ pub(super) struct Shared {
     /// For every 16 bytes: time of the last `wgmma` read of each warp, then of the last bulk-store read of each warp.
     /// Empty if the kernel has no asynchronous work.
     pub(super) asynchronous_reads: Vec<u32>,
+    /// For every 16 bytes the latest of these times.
+    pub(super) last_asynchronous_read: Vec<u32>,
+    /// Whether accesses are recorded and checked; addresses always are.
+    pub(super) is_tracked: bool,
     pub(super) warps: usize,
     base: u32,
     bytes: u32,
@@ -57,13 +61,15 @@ pub(super) struct Shared {
 
 impl Shared {
     /// Shared memory of a block of `warps` warps; `asynchronous` if its kernel has asynchronous work.
-    pub fn new(base: u32, bytes: u32, warps: usize, asynchronous: bool) -> Shared {
+    pub fn new(base: u32, bytes: u32, warps: usize, asynchronous: bool, is_tracked: bool) -> Shared {
         let words = bytes.div_ceil(4) as usize;
-        let reads = if asynchronous { words.div_ceil(4) * 2 * warps } else { 0 };
+        let chunks = if asynchronous && is_tracked { words.div_ceil(4) } else { 0 };
         Shared {
             words: vec![0; words],
-            shadow: vec![Shadow::default(); words],
-            asynchronous_reads: vec![0; reads],
+            shadow: vec![Shadow::default(); if is_tracked { words } else { 0 }],
+            asynchronous_reads: vec![0; 2 * warps * chunks],
+            last_asynchronous_read: vec![0; chunks],
+            is_tracked,
             warps,
             base,
             bytes,
@@ -74,6 +80,7 @@ impl Shared {
     pub fn clear(&mut self) {
         self.shadow.fill(Shadow::default());
         self.asynchronous_reads.fill(0);
+        self.last_asynchronous_read.fill(0);
     }
 
     /// First word of an access and the byte in it. The address must be a multiple of `alignment`.
@@ -99,6 +106,9 @@ impl Shared {
     /// Reads for a thread what another thread of its warp reads by the same instruction. False, with nothing recorded,
     /// unless the last write happens before every access of the warp, so that one check serves all its threads.
     pub fn read_too(&mut self, address: u32, bytes: u32, thread: u16, clock: &Clock) -> bool {
+        if !self.is_tracked {
+            return true;
+        }
         let (first, oldest) = (self.word(address) as usize, clock.oldest(usize::from(thread / 32)));
         let shadow = &mut self.shadow[first..first + bytes.div_ceil(4) as usize];
         let is_settled = shadow.iter().all(|s| s.written_at <= oldest);
@@ -113,11 +123,14 @@ impl Shared {
         let lane = usize::from(thread % 32);
         let (first, byte) = self.locate(address, bytes, bytes, lane)?;
         let mask = if bytes < 4 { ((1u8 << bytes) - 1) << byte } else { 15 };
-        let mut out = [0; 4];
-        for (i, word) in out.iter_mut().enumerate().take(bytes.div_ceil(4) as usize) {
-            self.record_read(first + i, mask, thread, clock)?;
-            *word = self.words[first + i];
+        let words = bytes.div_ceil(4) as usize;
+        if self.is_tracked {
+            for word in first..first + words {
+                self.record_read(word, mask, thread, clock)?;
+            }
         }
+        let mut out = [0; 4];
+        out[..words].copy_from_slice(&self.words[first..first + words]);
         if bytes < 4 {
             out[0] = out[0] >> (8 * byte) & ((1 << (8 * bytes)) - 1);
         }
@@ -144,8 +157,7 @@ impl Shared {
     /// Updates a word atomically and returns the old value. Two atomics do not race; an atomic and another access may.
     pub fn update(&mut self, address: u32, thread: u16, clock: &Clock, with: impl Fn(u32) -> u32) -> Outcome<u32> {
         let (word, _) = self.locate(address, 4, 4, usize::from(thread % 32))?;
-        let before = self.shadow[word];
-        if before.filled != 15 || before.holds != Contents::Data {
+        if self.is_tracked && (self.shadow[word].filled != 15 || self.shadow[word].holds != Contents::Data) {
             self.record_read(word, 15, thread, clock)?;
         }
         let old = self.words[word];
@@ -156,6 +168,9 @@ impl Shared {
     /// Marks the destination of a `cp.async`.
     pub fn await_copy(&mut self, address: u32, bytes: u32, thread: u16, clock: &Clock) -> Outcome {
         let (first, _) = self.locate(address, bytes, bytes, usize::from(thread % 32))?;
+        if !self.is_tracked {
+            return Ok(());
+        }
         for word in first..first + bytes as usize / 4 {
             self.record_write(word, 15, thread, clock)?;
             self.shadow[word].holds = Contents::Copy;
@@ -167,6 +182,9 @@ impl Shared {
     pub fn land(&mut self, address: u32, words: &[u32], thread: u16, time: u32) {
         let first = self.word(address) as usize;
         self.words[first..first + words.len()].copy_from_slice(words);
+        if !self.is_tracked {
+            return;
+        }
         for shadow in &mut self.shadow[first..first + words.len()] {
             (shadow.holds, shadow.written_at, shadow.writer) = (Contents::Data, time, thread);
             (shadow.filled, shadow.bytes, shadow.earlier_readers) = (15, 15, 0);
@@ -244,6 +262,9 @@ impl Shared {
 
     #[inline]
     pub(super) fn record_write(&mut self, word: usize, mask: u8, thread: u16, clock: &Clock) -> Outcome {
+        if !self.is_tracked {
+            return Ok(());
+        }
         self.may_write(word, mask, thread, clock)?;
         let shadow = &mut self.shadow[word];
         shadow.bytes = if shadow.written_at == clock.now { shadow.bytes | mask } else { mask };

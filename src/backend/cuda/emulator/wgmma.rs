@@ -12,7 +12,7 @@
 use super::access::Reach;
 use super::bulk::swizzled;
 use super::fault::{Check, Outcome, stop};
-use super::matrix::{Left, Right, accumulated, coordinates_a, multiply, unpack};
+use super::matrix::{Left, Right, accumulated, multiply, place_a, unpack};
 use super::program::{Kernel, MatrixType, MmaAsync, Op, OperandA, Reg, Wgmma};
 use super::shared_async::Reader;
 use super::warp::{LANES, Warp};
@@ -258,6 +258,7 @@ fn mma_async(w: &mut Warp, reach: &mut Reach<'_>, op: &MmaAsync, [a, b]: [u64; 2
         let detail = format!("{} was written after the last wgmma.fence", names[usize::from(reg)]);
         return stop(0, Check::MissingFence, detail);
     }
+    reach.clock.act(reach.clock.wgmma_agent(w.index));
     let time = reach.clock.now;
     let columns = 2 * d.len() as u32;
     let depth = if element == MatrixType::Tf32 { 8 } else { 16 };
@@ -270,11 +271,7 @@ fn mma_async(w: &mut Warp, reach: &mut Reach<'_>, op: &MmaAsync, [a, b]: [u64; 2
         }
         OperandA::Registers(regs) => {
             for (r, reg) in regs.into_iter().enumerate() {
-                for (lane, pair) in unpack(element, w.r32(reg, u32::MAX)?).into_iter().enumerate() {
-                    for ((i, k), x) in coordinates_a(element, lane, r).into_iter().zip(pair) {
-                        left[i][k] = x;
-                    }
-                }
+                place_a(&mut left, element, r, &unpack(element, w.r32(reg, u32::MAX)?));
             }
         }
     }
@@ -298,7 +295,7 @@ fn mma_async(w: &mut Warp, reach: &mut Reach<'_>, op: &MmaAsync, [a, b]: [u64; 2
         } else {
             *w.r32(reg, u32::MAX)?
         };
-        *w.raw(reg) = std::array::from_fn(|lane| accumulated(before[lane], &sums[r / 4], lane, r % 4));
+        *w.raw(reg) = accumulated(&before, &sums[r / 4], r % 4);
         w.set_written(reg, false);
     }
     w.wgmma.open.accumulators.extend(d);
