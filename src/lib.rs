@@ -61,7 +61,7 @@
 //! | [`ops`] | the operations of a step: parameters, shape rules, costs |
 //! | [`backend`] | compiles a plan for a device once and replays it every step |
 //! | `cases` | operations and networks to test and time back ends with (feature `cases`) |
-//! | [`weights`] | checkpoints in the diffusers layout, mapped into memory and checked before use |
+//! | [`weights`] | checkpoints in the diffusers layout, mapped into memory and checked before use; adapters in front of them |
 //! | [`noise`] | seeded Gaussian noise, the same bits on every machine |
 //! | [`sniff`] | what a file is that is not what its name says, for error messages |
 //!

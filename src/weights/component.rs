@@ -18,6 +18,8 @@ pub struct Component {
     pub(super) path: PathBuf,
     pub(super) variant: Option<String>,
     pub(super) files: Vec<WeightFile>,
+    /// Name of the file that lists the shards, if there is one.
+    pub(super) index: Option<String>,
     /// Tensor name to index of its file.
     pub(super) tensors: BTreeMap<String, usize>,
     pub(super) warnings: Vec<String>,
@@ -47,6 +49,11 @@ impl Component {
     /// The weight files: one, or the shards in order of their names.
     pub fn files(&self) -> &[WeightFile] {
         &self.files
+    }
+
+    /// The name of the file that lists the shards, if there are any.
+    pub fn index(&self) -> Option<&str> {
+        self.index.as_deref()
     }
 
     /// Type and shape of a tensor, or `None` when there is none of this name.

@@ -319,6 +319,10 @@ impl Checkpoint {
         let mut files = Vec::new();
         let mut tensors = BTreeMap::new();
         let mut warnings = Vec::new();
+        let list = match &choice.files {
+            Files::Single(_) => None,
+            Files::Sharded { index } => Some(index.clone()),
+        };
         if let Some(wanted) = self.options.variant.as_deref().filter(|wanted| choice.variant.as_deref() != Some(wanted))
         {
             warnings.push(format!("{}: no weights of variant {wanted}; took the plain ones", path.display()));
@@ -362,7 +366,7 @@ impl Checkpoint {
                 }
             }
         }
-        Ok(Component { name: name.to_string(), path, variant: choice.variant, files, tensors, warnings })
+        Ok(Component { name: name.to_string(), path, variant: choice.variant, files, index: list, tensors, warnings })
     }
 
     fn weight_file(&self, component: &str, file: &str) -> Result<WeightFile> {
@@ -396,6 +400,48 @@ impl Checkpoint {
         }
         names.sort();
         Ok(names)
+    }
+
+    /// All files of this checkpoint's own, by their paths relative to it, sorted; hidden ones belong to other programs.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when a folder cannot be listed.
+    pub(super) fn files(&self) -> Result<Vec<String>> {
+        let root = match &self.root {
+            Root::Folder(root) | Root::Whole(root) => root,
+            Root::Embedded(_, table) => return Ok(table.iter().map(|(path, _)| (*path).to_owned()).collect()),
+        };
+        let mut files = Vec::new();
+        let mut folders = vec![String::new()];
+        while let Some(folder) = folders.pop() {
+            let failed = |e| Error::io(root.join(&folder), "list", e);
+            for entry in fs::read_dir(root.join(&folder)).map_err(failed)? {
+                let Ok(name) = entry.map_err(failed)?.file_name().into_string() else { continue };
+                let path = format!("{folder}{name}");
+                // Links are followed: the hub's cache links its files from elsewhere.
+                match fs::metadata(root.join(&path)).map_err(|e| Error::io(root.join(&path), "read", e))? {
+                    _ if name.starts_with('.') => {}
+                    found if found.is_dir() => folders.push(path + "/"),
+                    _ => files.push(path),
+                }
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+
+    /// Copies a file of [`Checkpoint::files`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be read or written.
+    pub(super) fn copy(&self, relative: &str, to: &mut fs::File) -> Result<()> {
+        let copied = match &self.root {
+            Root::Folder(root) | Root::Whole(root) => {
+                fs::File::open(root.join(relative)).and_then(|mut from| io::copy(&mut from, to)).map(drop)
+            }
+            Root::Embedded(..) => io::Write::write_all(to, &self.read(relative)?),
+        };
+        copied.map_err(|e| Error::io(self.path().join(relative), "copy", e))
     }
 
     /// The path of a file or folder, for messages.

@@ -5,11 +5,12 @@
 //!
 //! One layer a file: [`safetensors`] reads a weight file, [`layout`] finds the files of a component (shards, variants),
 //! [`config`] checks configuration files, [`diffusers`] puts them together, `component` is one part with its files open;
-//! `snapshot` finds a checkpoint inside the hub's cache, `whole` takes a CLIP of transformers for one. [`inspect`] reports on every component, also past broken ones.
+//! `snapshot` finds a checkpoint inside the hub's cache, `whole` takes a CLIP of transformers for one; [`adapter`] changes weights by files of other programs. [`inspect`] reports on every component, also past broken ones.
 //!
 //! A file's header is validated completely before any tensor is read; every tensor then lies inside the file. For files
 //! that change *during* use see [`safetensors`].
 
+pub mod adapter;
 mod component;
 pub mod config;
 #[cfg(feature = "default-model")]
@@ -26,6 +27,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use std::fmt;
 
+pub use adapter::{Adapter, Adapters};
 pub(crate) use component::few;
 pub use component::{Component, Signature};
 #[cfg(feature = "default-model")]

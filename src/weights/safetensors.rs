@@ -47,7 +47,11 @@ pub struct WeightFile {
     path: PathBuf,
     source: Source,
     tensors: BTreeMap<String, TensorInfo>,
+    metadata: BTreeMap<String, String>,
 }
+
+/// What a header says: the tensors, sorted by name, and the texts of its `__metadata__`.
+type Contents = (BTreeMap<String, TensorInfo>, BTreeMap<String, String>);
 
 #[derive(Debug)]
 enum Source {
@@ -79,15 +83,15 @@ impl WeightFile {
         let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
         let metadata = file.metadata().map_err(|e| Error::io(path, "open", e))?;
         let disk = OnDisk { len: metadata.len(), modified: metadata.modified().ok(), file };
-        let (source, tensors) = if mmap && disk.len >= PREFIX as u64 {
+        let (source, (tensors, metadata)) = if mmap && disk.len >= PREFIX as u64 {
             let map = map(&disk.file).map_err(|e| Error::io(path, "map", e))?;
-            let tensors = validate(&map).map_err(|reason| broken(path, explained(&map, reason)))?;
-            (Source::Mapped(map, disk), tensors)
+            let contents = validate(&map).map_err(|reason| broken(path, explained(&map, reason)))?;
+            (Source::Mapped(map, disk), contents)
         } else {
-            let tensors = disk.read_header(path)?.map_err(|reason| broken(path, explained(&disk.first(), reason)))?;
-            (Source::Read(disk), tensors)
+            let contents = disk.read_header(path)?.map_err(|reason| broken(path, explained(&disk.first(), reason)))?;
+            (Source::Read(disk), contents)
         };
-        Ok(WeightFile { path: path.to_path_buf(), source, tensors })
+        Ok(WeightFile { path: path.to_path_buf(), source, tensors, metadata })
     }
 
     /// Validates a file inside the program; `path` is its name in messages.
@@ -95,8 +99,8 @@ impl WeightFile {
     /// # Errors
     /// [`Error::WeightFile`] when it is not a sound safetensors file.
     pub fn from_memory(path: &Path, bytes: &'static [u8]) -> Result<WeightFile> {
-        let tensors = validate(bytes).map_err(|reason| broken(path, explained(bytes, reason)))?;
-        Ok(WeightFile { path: path.to_path_buf(), source: Source::Memory(bytes), tensors })
+        let (tensors, metadata) = validate(bytes).map_err(|reason| broken(path, explained(bytes, reason)))?;
+        Ok(WeightFile { path: path.to_path_buf(), source: Source::Memory(bytes), tensors, metadata })
     }
 
     /// Where the file is.
@@ -107,6 +111,11 @@ impl WeightFile {
     /// All tensors, sorted by name.
     pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
         &self.tensors
+    }
+
+    /// What the header says beside its tensors: programs leave there how a file was made.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
     }
 
     /// The bytes of a tensor of [`Self::tensors`]: borrowed from the map or from memory, or read now.
@@ -191,7 +200,7 @@ impl OnDisk {
     }
 
     /// Reads prefix and header only; tensors stay on disk until they are loaded. The inner error is a reason.
-    fn read_header(&self, path: &Path) -> Result<Result<BTreeMap<String, TensorInfo>, String>> {
+    fn read_header(&self, path: &Path) -> Result<Result<Contents, String>> {
         let mut prefix = [0; PREFIX];
         if self.len >= PREFIX as u64 {
             read_at(&self.file, &mut prefix, 0).map_err(|e| Error::io(path, "read", e))?;
@@ -262,7 +271,7 @@ fn read_at(_: &File, _: &mut [u8], _: u64) -> io::Result<()> {
 }
 
 /// Validates a whole file held in memory or mapped.
-fn validate(bytes: &[u8]) -> Result<BTreeMap<String, TensorInfo>, String> {
+fn validate(bytes: &[u8]) -> Result<Contents, String> {
     let prefix = bytes.first_chunk::<PREFIX>().copied().unwrap_or_default();
     let header_len = header_len(prefix, bytes.len() as u64)?;
     parse_header(&bytes[PREFIX..PREFIX + header_len], bytes.len() as u64)
@@ -285,7 +294,7 @@ fn header_len(prefix: [u8; PREFIX], file_len: u64) -> Result<usize, String> {
 }
 
 /// Parses and checks the header of a file of `file_len` bytes. On success every tensor lies inside the file.
-fn parse_header(header: &[u8], file_len: u64) -> Result<BTreeMap<String, TensorInfo>, String> {
+fn parse_header(header: &[u8], file_len: u64) -> Result<Contents, String> {
     let text = std::str::from_utf8(header).map_err(|e| format!("expected a header in UTF-8: {e}"))?;
     if !text.starts_with('{') {
         return Err("expected a header that begins with '{'".into());
@@ -338,9 +347,10 @@ fn parse_header(header: &[u8], file_len: u64) -> Result<BTreeMap<String, TensorI
         return Err(format!("expected the file to end with its last tensor, found {extra} more bytes"));
     }
     // The rules of the format again, by the crate that defines them.
+    let texts = metadata.iter().flatten().map(|(key, text)| (key.clone(), text.clone())).collect();
     let metadata = metadata.map(|pairs| pairs.into_iter().collect()); // into the crate's own kind of map
     ::safetensors::tensor::Metadata::new(metadata, tensors).map_err(|e| format!("not a safetensors header: {e}"))?;
-    Ok(out)
+    Ok((out, texts))
 }
 
 /// The header's entries in the order of the file, before checks that involve several.
