@@ -81,6 +81,9 @@ pub trait Backend: Send + Sync {
 pub trait Weights: Any + Send + Sync {
     /// Bytes of device memory.
     fn size_bytes(&self) -> u64;
+
+    /// The same weights without some tensors, by name, which are to be loaded anew. What stays is shared.
+    fn without(&self, is_stale: &dyn Fn(&str) -> bool) -> Arc<dyn Weights>;
 }
 
 /// Downcasts weights to the back end's own type.

@@ -10,7 +10,8 @@ use crate::backend::Backend;
 use crate::dtype::StoredDtype;
 use crate::error::{Error, Result};
 use crate::plan::{Plan, StoredTensor, TensorData, WeightSource};
-use crate::weights::{Checkpoint, Component};
+use crate::weights::adapter::Adapted;
+use crate::weights::{Adapters, Checkpoint};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -29,7 +30,7 @@ pub(super) fn loading<T>(
     later: &[Later],
     residents: &Residents,
     backend: &dyn Backend,
-    checkpoint: &Checkpoint,
+    (checkpoint, adapters): (&Checkpoint, &Adapters),
     run: impl FnOnce() -> T,
 ) -> T {
     if later.is_empty() {
@@ -43,9 +44,9 @@ pub(super) fn loading<T>(
             for Later { stage, plan, bytes } in later {
                 let load = || {
                     let component = checkpoint.component(stage.component())?;
-                    let source = UntilStopped { component: &component, stopped: &stopped };
-                    let weights = backend.load(plan, &source, None)?;
-                    component.check_unchanged()?;
+                    let adapted = adapters.over(&component);
+                    let weights = backend.load(plan, &UntilStopped { adapted, stopped: &stopped }, None)?;
+                    adapted.check_unchanged()?;
                     Ok((weights, component.signature()))
                 };
                 if !residents.load_ahead(*stage, *bytes, load) {
@@ -69,30 +70,30 @@ impl Drop for Stop<'_> {
 
 /// A component that gives no tensor once the run has ended.
 struct UntilStopped<'a> {
-    component: &'a Component,
+    adapted: Adapted<'a>,
     stopped: &'a AtomicBool,
 }
 
-impl UntilStopped<'_> {
-    fn component(&self) -> Result<&Component> {
-        if self.stopped.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(self.component) }
+impl<'a> UntilStopped<'a> {
+    fn adapted(&self) -> Result<&Adapted<'a>> {
+        if self.stopped.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(&self.adapted) }
     }
 }
 
 impl WeightSource for UntilStopped<'_> {
     fn find(&self, tensor: &str) -> Option<(StoredDtype, Vec<usize>)> {
-        self.component.find(tensor)
+        self.adapted.find(tensor)
     }
 
     fn load(&self, tensor: &str) -> Result<TensorData<'_>> {
-        self.component()?.load(tensor)
+        self.adapted()?.load(tensor)
     }
 
     fn open(&self, tensor: &str) -> Result<StoredTensor<'_>> {
-        self.component()?.open(tensor)
+        self.adapted()?.open(tensor)
     }
 
     fn path(&self, tensor: &str) -> &Path {
-        WeightSource::path(self.component, tensor)
+        self.adapted.path(tensor)
     }
 }

@@ -76,7 +76,11 @@ impl Pipeline {
         let tower = self.family.image_tower()?;
         let files = self.checkpoint.component(tower.stage.component())?.signature();
         let (version, name, precision) = (env!("CARGO_PKG_VERSION"), self.checkpoint.name(), self.backend.precision());
-        Ok(format!("{version}; {name}; {files:?}; {:?}; {:?}; {precision}", *tower.config, *tower.preprocessor))
+        // Adapters of other networks make no difference, but they are few.
+        let adapters: Vec<_> = self.adapters.iter().map(|(adapter, scale)| (adapter.digest(), scale)).collect();
+        let adapters = if adapters.is_empty() { String::new() } else { format!("; {adapters:?}") };
+        let (config, preprocessor) = (&*tower.config, &*tower.preprocessor);
+        Ok(format!("{version}; {name}; {files:?}; {config:?}; {preprocessor:?}; {precision}{adapters}"))
     }
 
     /// One stage over `count` texts or pictures.

@@ -45,7 +45,7 @@ pub use event::{Event, Latents, Observer, Stage};
 pub use family::{Embedding, EncodedText, Painting, Shapes, inspect};
 pub use invert::Inversion;
 pub use kandinsky_22::{is_prior, lacks_prior, with_prior};
-pub use recipe::{Blended, Edited, Recipe, Subject};
+pub use recipe::{Blended, Edited, Recipe, Subject, UsedAdapter};
 pub use request::{Prompt, Request, Settings, Task};
 pub use resident::{Counts, Keep};
 pub use trace::Trace;
@@ -57,11 +57,11 @@ use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::ops::Noise;
 use crate::plan::Plan;
-use crate::weights::Checkpoint;
+use crate::weights::{Adapter, Adapters, Checkpoint};
 use family::Family;
 use resident::Residents;
 use session::{Progress, Session};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -76,6 +76,7 @@ const KEPT: u64 = 4 << 30;
 /// weights of each stage.
 pub struct Pipeline {
     checkpoint: Arc<Checkpoint>,
+    adapters: Adapters,
     backend: Box<dyn Backend>,
     family: Box<dyn Family>,
     residents: Residents,
@@ -94,7 +95,46 @@ impl Pipeline {
         let checkpoint = Arc::new(checkpoint);
         let family = family::open(&checkpoint)?;
         let residents = Residents::new(Keep::default(), kept_by_default(&*backend));
-        Ok(Pipeline { checkpoint, backend, family, residents, memory: MEMORY, previews: None, limit_is_default: true })
+        let adapters = Adapters::default();
+        let (memory, previews, limit_is_default) = (MEMORY, None, true);
+        Ok(Pipeline { checkpoint, adapters, backend, family, residents, memory, previews, limit_is_default })
+    }
+
+    /// Puts adapters in front of the checkpoint's weights, each with a scale that multiplies its own, in place of those that
+    /// were there.
+    ///
+    /// # Errors
+    /// An adapter does not fit the checkpoint or was made for another family, or a scale cannot be used; see
+    /// [`Adapters::new`].
+    pub fn with_adapters(mut self, given: Vec<(Adapter, f32)>) -> Result<Pipeline> {
+        let adapters = Adapters::new(&self.checkpoint, given)?;
+        let all = |adapters: &Adapters| -> Vec<(String, BTreeSet<String>)> {
+            let owned =
+                adapters.changed().map(|(part, tensors)| (part.to_owned(), tensors.map(str::to_owned).collect()));
+            owned.collect()
+        };
+        let mut stale: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for (component, tensors) in all(&self.adapters).into_iter().chain(all(&adapters)) {
+            stale.entry(component).or_default().extend(tensors);
+        }
+        self.residents.forget(&stale);
+        self.adapters = adapters;
+        Ok(self)
+    }
+
+    /// The adapters with their scales.
+    pub fn adapters(&self) -> &Adapters {
+        &self.adapters
+    }
+
+    /// Sets the adapters' scales for the runs that follow. Of what stays in memory only tensors that become others are loaded
+    /// again, and no other tensor of the checkpoint is read.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for another number of scales than there are adapters, and for a scale that cannot be used.
+    pub fn set_adapter_scales(&mut self, scales: &[f32]) -> Result<()> {
+        self.residents.forget(&self.adapters.set_scales(scales)?);
+        Ok(())
     }
 
     /// The same checkpoint on another device, where nothing is loaded yet.
@@ -160,7 +200,7 @@ impl Pipeline {
     /// What a user should know about the checkpoint and its configurations, one line each; runs report them, too.
     pub fn warnings(&self) -> Vec<&str> {
         let own = self.checkpoint.warnings().iter().map(String::as_str);
-        own.chain(self.family.warnings()).collect()
+        own.chain(self.family.warnings()).chain(self.adapters.warnings()).collect()
     }
 
     /// The precision in which most bytes of the networks' weights are stored; f32 for f64. Bytes and not elements decide,
@@ -252,7 +292,8 @@ impl Pipeline {
         session.check(&route)?;
         let passes = session.passes(&route, request.pictures());
         let later = session.later(&route);
-        ahead::loading(&later, &self.residents, &*self.backend, &self.checkpoint, || {
+        let base = (&*self.checkpoint, &self.adapters);
+        ahead::loading(&later, &self.residents, &*self.backend, base, || {
             let mut drafts = self.family.encode(session, request)?;
             let mut images = Vec::with_capacity(drafts.len());
             for group in passes {
@@ -396,6 +437,7 @@ impl Pipeline {
     ) -> Session<'a, 'o> {
         Session {
             checkpoint: &self.checkpoint,
+            adapters: &self.adapters,
             backend: &*self.backend,
             family: &*self.family,
             residents: &self.residents,

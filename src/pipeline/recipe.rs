@@ -12,6 +12,7 @@ use crate::image::Alpha;
 #[cfg(feature = "png")]
 use crate::image::{self, Format, Image, Texts};
 use crate::noise::{Generators, NoiseDtype, NoiseKind};
+use crate::weights::Adapter;
 use serde::{Deserialize, Serialize};
 #[cfg(feature = "png")]
 use std::path::Path;
@@ -24,6 +25,9 @@ pub struct Recipe {
     pub version: String,
     /// The checkpoint's [name](crate::weights::Checkpoint::name).
     pub model: String,
+    /// The adapters that changed the checkpoint's weights.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<UsedAdapter>,
     /// What the picture was made from.
     #[serde(flatten)]
     pub subject: Subject,
@@ -78,6 +82,18 @@ pub struct Recipe {
     pub width: usize,
     /// Number of rows.
     pub height: usize,
+}
+
+/// An adapter that a picture was made with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct UsedAdapter {
+    /// The name of its file.
+    pub name: String,
+    /// The scale, which multiplied the file's own.
+    pub scale: f32,
+    /// The file's SHA-256.
+    pub sha256: String,
 }
 
 /// What an edit was made of.
@@ -155,6 +171,10 @@ impl Subject {
     }
 }
 
+fn used((adapter, scale): (&Adapter, f32)) -> UsedAdapter {
+    UsedAdapter { name: adapter.name().to_owned(), scale, sha256: adapter.digest().to_owned() }
+}
+
 impl Pipeline {
     /// The recipe of picture `k` of a request. A request does not know where its images come from: the name in
     /// [`Subject::Image`] is empty, and [`Recipe::alpha`] what [`ReadOptions`](crate::image::ReadOptions) has by default.
@@ -179,6 +199,7 @@ impl Pipeline {
         Recipe {
             version: format!("unclip {}", env!("CARGO_PKG_VERSION")),
             model: self.checkpoint.name(),
+            adapters: self.adapters.iter().map(used).collect(),
             subject,
             alpha: Alpha::default(),
             edited: request.edit.as_ref().map(Edited::from),
@@ -315,6 +336,10 @@ impl Recipe {
             ("Size", format!("{}x{}", self.width, self.height)),
             ("Model", self.model.clone()),
         ];
+        if !self.adapters.is_empty() {
+            let each = self.adapters.iter().map(|used| format!("{}:{}", used.name, used.scale));
+            fields.push(("Adapters", each.collect::<Vec<_>>().join(" ")));
+        }
         if let Some(steps) = self.prior_steps {
             fields.push(("Prior steps", steps.to_string()));
         }
@@ -370,6 +395,7 @@ mod tests {
         Recipe {
             version: "unclip 0.1.0".into(),
             model: "karlo, \"best\"".into(),
+            adapters: Vec::new(),
             subject: Subject::Prompt("a red apple, ripe".into()),
             alpha: Alpha::Drop,
             edited: None,
@@ -418,11 +444,22 @@ mod tests {
         let edited = Some(Edited { image: "photo.png".into(), masked: true, strength: Some(0.5), resample: 3 });
         let edited = Recipe { edited, ..recipe() };
         assert!(Recipe::texts(std::slice::from_ref(&edited)).parameters.unwrap().contains("Edit of: photo.png"));
+        let style = UsedAdapter { name: "style.safetensors".into(), scale: -0.5, sha256: "0123".into() };
+        let adapted = Recipe { adapters: vec![style.clone(), style], ..recipe() };
+        let text = Recipe::texts(std::slice::from_ref(&adapted)).parameters.unwrap();
+        assert!(text.contains("Adapters: \"style.safetensors:-0.5 style.safetensors:-0.5\""), "{text}");
         let inverted = Recipe { inverted: true, ..recipe() };
         assert!(inverted.request().unwrap_err().to_string().contains("does not hold what the decoder began from"));
-        for recipes in
-            [vec![recipe()], vec![edited], vec![inverted], vec![variation()], vec![tokens], vec![of_a_card()], several]
-        {
+        for recipes in [
+            vec![recipe()],
+            vec![edited],
+            vec![adapted],
+            vec![inverted],
+            vec![variation()],
+            vec![tokens],
+            vec![of_a_card()],
+            several,
+        ] {
             for format in Format::ALL {
                 Recipe::write(&recipes, &image(), &path, format).unwrap();
                 assert_eq!(Recipe::read(&path).unwrap(), recipes);

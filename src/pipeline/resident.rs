@@ -12,8 +12,8 @@ use super::family::Shapes;
 use crate::backend::{Backend, Executable, Weights};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
-use crate::weights::{Checkpoint, Component, Signature};
-use std::collections::HashMap;
+use crate::weights::{Adapters, Checkpoint, Component, Signature};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -164,6 +164,16 @@ impl Residents {
         true
     }
 
+    /// Drops tensors, by component, that are not any more what they were, and what was compiled with them.
+    pub fn forget(&self, stale: &BTreeMap<String, BTreeSet<String>>) {
+        for (stage, resident) in lock(&self.stages).iter() {
+            let Some(tensors) = stale.get(stage.component()) else { continue };
+            let mut resident = lock(resident);
+            resident.idle.clear();
+            resident.weights = resident.weights.take().map(|weights| weights.without(&|name| tensors.contains(name)));
+        }
+    }
+
     fn turn(&self, stage: Stage) -> Arc<Mutex<()>> {
         lock(&self.loading).entry(stage).or_default().clone()
     }
@@ -235,7 +245,7 @@ impl Lease<'_> {
         &mut self,
         shapes: Shapes,
         backend: &dyn Backend,
-        checkpoint: &Checkpoint,
+        (checkpoint, adapters): (&Checkpoint, &Adapters),
         record: impl FnOnce(&Component) -> Result<Plan>,
     ) -> Result<&mut dyn Executable> {
         if self.active.as_ref().is_none_or(|(active, _)| *active != shapes) {
@@ -246,7 +256,7 @@ impl Lease<'_> {
                 Some(executable) => executable,
                 None => {
                     let plan = record(self.component(checkpoint)?)?;
-                    self.compile(plan, backend)?
+                    self.compile(plan, backend, adapters)?
                 }
             };
             self.active = Some((shapes, executable));
@@ -262,9 +272,9 @@ impl Lease<'_> {
 
     /// Loads what is missing and compiles. Where memory lacks, what was used longest ago is dropped and it is tried again,
     /// until nothing is left to drop.
-    fn compile(&mut self, plan: Plan, backend: &dyn Backend) -> Result<Box<dyn Executable>> {
+    fn compile(&mut self, plan: Plan, backend: &dyn Backend, adapters: &Adapters) -> Result<Box<dyn Executable>> {
         loop {
-            match self.try_compile(plan.clone(), backend) {
+            match self.try_compile(plan.clone(), backend, adapters) {
                 Err(Error::OutOfMemory { .. }) if self.make_room() => {}
                 result => return result,
             }
@@ -286,15 +296,16 @@ impl Lease<'_> {
         !idle.is_empty()
     }
 
-    fn try_compile(&mut self, plan: Plan, backend: &dyn Backend) -> Result<Box<dyn Executable>> {
+    fn try_compile(&mut self, plan: Plan, backend: &dyn Backend, adapters: &Adapters) -> Result<Box<dyn Executable>> {
         let component = self.component.as_ref().expect("a plan is recorded from the open component");
         {
             let turn = self.residents.turn(self.stage);
             let _turn = lock(&turn);
             let held = self.weights.take().or_else(|| lock(&self.resident).weights.clone());
             let before = held.as_ref().map_or(0, |weights| weights.size_bytes());
-            let weights = backend.load(&plan, component, held.as_ref())?;
-            component.check_unchanged()?;
+            let source = adapters.over(component);
+            let weights = backend.load(&plan, &source, held.as_ref())?;
+            source.check_unchanged()?;
             if weights.size_bytes() > before || held.is_none() {
                 self.residents.loads.fetch_add(1, Ordering::Relaxed);
             }

@@ -11,7 +11,7 @@ use crate::backend::{Backend, Executable};
 use crate::error::{Error, Result};
 use crate::ops::{HISTORY, elements};
 use crate::plan::{Plan, assign};
-use crate::weights::{Checkpoint, Component, few};
+use crate::weights::{Adapters, Checkpoint, Component, few};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 /// One run of a pipeline.
 pub(super) struct Session<'a, 'o> {
     pub checkpoint: &'a Checkpoint,
+    pub adapters: &'a Adapters,
     pub backend: &'a dyn Backend,
     pub family: &'a dyn Family,
     pub residents: &'a Residents,
@@ -152,7 +153,7 @@ impl Session<'_, '_> {
                     Some(plan) => Ok(plan),
                     None => self.record(stage, &shapes, component),
                 };
-                let executable = lease.executable(shapes, self.backend, self.checkpoint, record)?;
+                let executable = lease.executable(shapes, self.backend, (self.checkpoint, self.adapters), record)?;
                 if number == 0 {
                     report(self.observer, Event::Loaded { stage, elapsed: began.elapsed() })?;
                 }

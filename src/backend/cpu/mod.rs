@@ -262,6 +262,7 @@ enum Packed {
     Tiles(TileWeights),
 }
 
+#[derive(Clone)]
 enum Stored {
     Plain(Arc<Vec<f32>>),
     Packed(Arc<Packed>),
@@ -281,19 +282,17 @@ impl Weights for CpuWeights {
         };
         self.0.values().map(bytes).sum()
     }
+
+    fn without(&self, is_stale: &dyn Fn(&str) -> bool) -> Arc<dyn Weights> {
+        let kept = self.0.iter().filter(|((name, _), _)| !is_stale(name));
+        Arc::new(CpuWeights(kept.map(|(key, stored)| (key.clone(), stored.clone())).collect()))
+    }
 }
 
 impl CpuWeights {
     /// Reads the weights of a plan that are not held, those of matrix products straight into panels.
     fn load(plan: &Plan, source: &dyn WeightSource, held: Option<&CpuWeights>, packing: Packing) -> Result<CpuWeights> {
-        let held = held.into_iter().flat_map(|held| &held.0).map(|(key, stored)| {
-            let stored = match stored {
-                Stored::Plain(weight) => Stored::Plain(weight.clone()),
-                Stored::Packed(weight) => Stored::Packed(weight.clone()),
-            };
-            (key.clone(), stored)
-        });
-        let mut weights: HashMap<(String, Layout), Stored> = held.collect();
+        let mut weights = held.map_or_else(HashMap::new, |held| held.0.clone());
         let mut missing = wanted(plan, packing);
         missing.retain(|(name, _, layout)| !weights.contains_key(&((*name).to_owned(), *layout)));
         let load = |(name, id, layout): (&str, ValueId, Layout)| {

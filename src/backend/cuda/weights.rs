@@ -52,6 +52,19 @@ impl Weights for CudaWeights {
     fn size_bytes(&self) -> u64 {
         self.memory.iter().map(|allocation| allocation.bytes).sum()
     }
+
+    /// An allocation goes with its last tensor. The first one keeps the room of what went; tensors that are loaded anew get
+    /// one of their own, which goes the next time.
+    fn without(&self, is_stale: &dyn Fn(&str) -> bool) -> Arc<dyn Weights> {
+        let mut tensors = self.tensors.clone();
+        tensors.retain(|(name, ..), _| !is_stale(name));
+        let is_used = |allocation: &Allocation| {
+            let end = allocation.address + allocation.bytes;
+            tensors.values().any(|place| (allocation.address..end).contains(&place.address))
+        };
+        let memory = self.memory.iter().filter(|allocation| is_used(allocation)).cloned().collect();
+        Arc::new(CudaWeights { tensors, memory })
+    }
 }
 
 impl CudaWeights {

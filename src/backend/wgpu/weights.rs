@@ -36,6 +36,11 @@ impl Weights for WgpuWeights {
     fn size_bytes(&self) -> u64 {
         self.0.values().flat_map(|parts| parts.iter()).map(|part| part.buffer.size()).sum()
     }
+
+    fn without(&self, is_stale: &dyn Fn(&str) -> bool) -> Arc<dyn Weights> {
+        let kept = self.0.iter().filter(|(key, _)| !is_stale(&key.tensor));
+        Arc::new(WgpuWeights(kept.map(|(key, parts)| (key.clone(), parts.clone())).collect()))
+    }
 }
 
 impl WgpuWeights {
