@@ -57,6 +57,7 @@ fn dispatch(command: Command) -> Result<(), cli::Failure> {
         Command::Enlarge(arguments) => cli::enlarge::enlarge(&arguments)?,
         Command::Embed(arguments) => cli::embed::embed(&arguments)?,
         Command::Search(arguments) => cli::search::search(&arguments)?,
+        Command::Merge(arguments) => cli::merge::merge(&arguments).map_err(cli::args::by_flag)?,
         Command::Plan(arguments) => cli::plan::plan(&arguments)?,
         Command::Inspect(arguments) => cli::inspect::inspect(&arguments)?,
         Command::Bench(arguments) => cli::bench::bench(&arguments)?,

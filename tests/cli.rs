@@ -1,6 +1,9 @@
 //! The command line as a person or a program meets it: files, exit codes, one clear line for every mistake.
 #![cfg(feature = "cli")]
 
+#[cfg(feature = "tokenizer")]
+#[path = "cli/adapters.rs"]
+mod adapters;
 #[path = "cli/blends.rs"]
 mod blends;
 #[path = "cli/checkpoints.rs"]

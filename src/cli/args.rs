@@ -12,6 +12,7 @@ use super::flags::{
     named,
 };
 use super::invert::InvertArguments;
+use super::merge::MergeArguments;
 use super::search::SearchArguments;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -90,9 +91,13 @@ pub enum Command {
     /// Rank the pictures of a folder by how well they fit a text or a picture
     #[command(after_help = super::search::EXAMPLES)]
     Search(Box<SearchArguments>),
+    /// Write a checkpoint with adapters in it
+    #[command(after_help = super::merge::EXAMPLES)]
+    Merge(MergeArguments),
     /// Print what a stage computes: steps, shapes, parameters, FLOPs, bytes moved, memory
     Plan(PlanArguments),
-    /// List a checkpoint's components, its defaults, and what would not load and why; or a picture's settings
+    /// List a checkpoint's components, its defaults, and what would not load and why; or a picture's settings; or what an
+    /// adapter changes
     Inspect(InspectArguments),
     /// Time operations, and sampling steps of the networks, with made-up weights
     #[command(after_help = BENCH_EXAMPLES)]
@@ -207,9 +212,12 @@ pub struct BenchArguments {
 #[derive(Debug, Args)]
 pub struct InspectArguments {
     /// The checkpoint: a folder, a model of the hub's cache by its name (org/name), or built-in; or a picture, for the
-    /// settings that it carries
+    /// settings that it carries; or an adapter
     #[arg(value_name = "DIR", env = "ENGINE_MODEL", required = cfg!(not(feature = "default-model")))]
     pub model: Option<PathBuf>,
+    /// The checkpoint that an adapter is meant for: says what of it would not apply, and why
+    #[arg(short = 'm', long = "model", value_name = "DIR")]
+    pub base: Option<PathBuf>,
     /// The folder of the prior, for checkpoints that have none in theirs (Kandinsky) [default: the one beside the checkpoint
     /// or in the hub's cache]
     #[arg(long, value_name = "DIR", env = "ENGINE_PRIOR")]
@@ -245,7 +253,7 @@ impl Arguments {
 }
 
 /// What the library calls a setting, and the flag that sets it.
-const FLAGS: [(&str, &str); 27] = [
+const FLAGS: [(&str, &str); 29] = [
     ("prompt", "--prompt"),
     ("tokens", "--prompt"),
     ("image", "--image"),
@@ -273,6 +281,8 @@ const FLAGS: [(&str, &str); 27] = [
     ("generator", "--generator"),
     ("output", "--output"),
     ("format", "--format"),
+    ("adapters", "--lora"),
+    ("adapter scale", "--lora"),
 ];
 
 /// The error as someone at the command line knows it: settings of `engine run` by their flags.
@@ -357,6 +367,7 @@ mod tests {
             super::super::embed::EXAMPLES,
             super::super::enlarge::EXAMPLES,
             super::super::invert::EXAMPLES,
+            super::super::merge::EXAMPLES,
             super::super::search::EXAMPLES,
         ];
         let own = [RUN_EXAMPLES, EDIT_EXAMPLES, BLEND_EXAMPLES, BENCH_EXAMPLES, EXIT_CODES];

@@ -3,13 +3,13 @@
 use super::devices;
 use super::flags::{DeviceArguments, HOW, HowArguments, ModelArguments, OUTPUT, OutputArguments, WHAT, named};
 use super::given::{self, ReadArguments};
+use super::lora;
 use super::make::{self, Job, Outputs};
 use super::progress::Progress;
 use super::subject::given_prompts;
 use clap::Args;
 use std::path::{Path, PathBuf};
 use unclip::Result;
-use unclip::backend::cpu::Cpu;
 use unclip::image::Image;
 use unclip::pipeline::{Blend, Ingredient, Mix, Pipeline, Prompt, Request, Shift, Subject, Task};
 
@@ -103,7 +103,7 @@ pub fn blend(arguments: &BlendArguments) -> Result<()> {
     let inputs: Vec<(&str, &Path)> = arguments.image.iter().map(|path| ("--image", path.as_path())).collect();
     let outputs = Outputs::prepare(&arguments.output, request.pictures(), &inputs, arguments.gif.as_deref())?;
 
-    let pipeline = Pipeline::open(super::checkpoint(&arguments.model)?, Box::new(Cpu::new(1)?))?;
+    let pipeline = lora::pipeline(super::checkpoint(&arguments.model)?, arguments.model.adapters.open()?)?;
     pipeline.route(&request)?;
     make::watch_interrupts()?;
     let chosen = devices::open(&arguments.device, &|| make::stored(&pipeline))?;

@@ -70,7 +70,7 @@ pub fn classify(arguments: &ClassifyArguments) -> Result<()> {
     let labels = labels(arguments, &Known::read(&checkpoint)?)?;
     let files = given::find("--image", &arguments.image)?;
     let check = |pipeline: &unclip::pipeline::Pipeline| pipeline.check_towers(true, true);
-    let pipeline = opened::open(checkpoint, &arguments.device, &progress, check)?;
+    let pipeline = opened::open(checkpoint, &arguments.model.adapters, &arguments.device, &progress, check)?;
     let classifier =
         pipeline.classifier(&labels, &mut opened::observer(&mut progress)).map_err(|error| flagged(error, &FLAGS))?;
     if !classifier.has_own_scale() {

@@ -92,7 +92,7 @@ pub fn denoise(arguments: &DenoiseArguments) -> Result<()> {
     let saved = Saved::prepare(&arguments.saved, images.len(), &inputs, &[], None)?;
     let checkpoint = super::checkpoint(&arguments.model)?;
     let flags = [("image", "--image"), ("prompt", "--prompt"), ("sigma", "--sigma")];
-    let pipeline = opened::open(checkpoint, &arguments.device, &progress, |pipeline| {
+    let pipeline = opened::open(checkpoint, &arguments.model.adapters, &arguments.device, &progress, |pipeline| {
         pipeline.route(&request).map_err(|error| flagged(error, &flags))?;
         images.iter().try_for_each(|image| saved.format.check(image.width, image.height, &Texts::default()))
     })?;

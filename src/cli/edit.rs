@@ -4,13 +4,13 @@ use super::devices;
 use super::flags::{DeviceArguments, HOW, HowArguments, ModelArguments, OutputArguments, WHAT};
 use super::given::{self, ReadArguments};
 use super::known::Known;
+use super::lora;
 use super::make::{self, Job, Outputs};
 use super::progress::Progress;
 use super::run::strange;
 use super::subject::given_prompts;
 use clap::Args;
 use std::path::{Path, PathBuf};
-use unclip::backend::cpu::Cpu;
 use unclip::image::{Canvas, Image, Mask, ReadOptions, Window};
 use unclip::pipeline::{Edit, Pipeline, Prompt, Request, Subject, Task};
 use unclip::{Error, Result};
@@ -122,7 +122,7 @@ pub fn edit(arguments: &EditArguments) -> Result<()> {
 
     let checkpoint = super::checkpoint(&arguments.model)?;
     let known = Known::read(&checkpoint)?;
-    let pipeline = Pipeline::open(checkpoint, Box::new(Cpu::new(1)?))?;
+    let pipeline = lora::pipeline(checkpoint, arguments.model.adapters.open()?)?;
     let task = match prompts.is_empty() {
         true => Task::Variations(vec![image.clone()]),
         false => Task::Prompts(prompts.into_iter().map(Prompt::Text).collect()),

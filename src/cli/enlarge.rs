@@ -68,7 +68,7 @@ pub fn enlarge(arguments: &EnlargeArguments) -> Result<()> {
     let requests: Vec<Enlarge> = images.into_iter().enumerate().map(request).collect();
     let inputs: Vec<(&str, &Path)> = arguments.image.iter().map(|path| ("--image", path.as_path())).collect();
     let saved = Saved::prepare(&arguments.saved, requests.len(), &inputs, &[], None)?;
-    let pipeline = opened::open(checkpoint, &arguments.device, &progress, |pipeline| {
+    let pipeline = opened::open(checkpoint, &arguments.model.adapters, &arguments.device, &progress, |pipeline| {
         for request in &requests {
             let [width, height] = pipeline.enlarged_size(request).map_err(|error| flagged(error, &FLAGS))?;
             saved.format.check(width, height, &Texts::default())?;

@@ -1,6 +1,7 @@
 //! Groups of flags that several commands have, and what their values are.
 
 use super::devices::{Device, DeviceParser};
+use super::lora::{Lora, lora};
 use super::show::Protocol;
 use clap::Args;
 use std::path::PathBuf;
@@ -34,6 +35,17 @@ pub struct ModelArguments {
     /// Which variant of the weight files to use, such as fp16 for *.fp16.safetensors; plain files where there is none
     #[arg(long, value_name = "NAME", help_heading = WHERE)]
     pub variant: Option<String>,
+    #[command(flatten)]
+    pub adapters: AdapterArguments,
+}
+
+/// What changes a checkpoint's weights.
+#[derive(Debug, Args)]
+pub struct AdapterArguments {
+    /// An adapter for the checkpoint (LoRA, LoCon, LoHa, LoKr or DoRA as peft, diffusers, kohya and LyCORIS write them), and how
+    /// strongly it acts; may be given several times [default scale: 1]
+    #[arg(long, value_name = "FILE[:SCALE]", value_parser = lora, help_heading = WHERE)]
+    pub lora: Vec<Lora>,
 }
 
 /// How pictures are made, whatever they show.

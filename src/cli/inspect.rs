@@ -1,4 +1,5 @@
-//! `engine inspect`: what a checkpoint is made of, and what would not load and why; or the settings of a picture.
+//! `engine inspect`: what a checkpoint is made of, and what would not load and why; or the settings of a picture, or what
+//! an adapter changes.
 
 use super::args::InspectArguments;
 use super::known::Known;
@@ -9,7 +10,7 @@ use std::path::Path;
 use unclip::backend::cpu::Cpu;
 use unclip::image;
 use unclip::pipeline::{self, Pipeline, Settings};
-use unclip::weights::{Checkpoint, ComponentReport, LoadOptions};
+use unclip::weights::{Adapter, Checkpoint, ComponentReport, LoadOptions};
 use unclip::{Error, Result};
 
 /// Prints one line per component.
@@ -23,6 +24,15 @@ pub fn inspect(arguments: &InspectArguments) -> Result<()> {
         return super::picture::inspect(path, arguments.json);
     }
     let options = LoadOptions { mmap: true, variant: arguments.variant.clone() };
+    if let Some(path) = arguments.model.as_deref().filter(|path| Adapter::is_meant(path)) {
+        let base = arguments.base.as_deref();
+        let base =
+            base.map(|base| super::open_with_prior(Some(base), arguments.prior.as_deref(), options)).transpose()?;
+        return super::adapter::inspect(path, base.as_ref(), arguments.json);
+    }
+    if let Some(base) = &arguments.base {
+        return Err(Error::value("--model", base.display(), "goes with an adapter; a checkpoint is named without it"));
+    }
     let open = || super::open_with_prior(arguments.model.as_deref(), arguments.prior.as_deref(), options.clone());
     let checkpoint = open()?;
     let known = Known::read(&checkpoint)?;

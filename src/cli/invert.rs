@@ -69,8 +69,9 @@ pub fn invert(arguments: &InvertArguments) -> Result<()> {
     };
     let request = Request { decoder_steps: arguments.decoder_steps, ..Request::of(task) };
     let checkpoint = super::checkpoint(&arguments.model)?;
-    let pipeline =
-        opened::open(checkpoint, &arguments.device, &progress, |pipeline| pipeline.route(&request).map(drop))?;
+    let pipeline = opened::open(checkpoint, &arguments.model.adapters, &arguments.device, &progress, |pipeline| {
+        pipeline.route(&request).map(drop)
+    })?;
     let inversion = pipeline.invert(&image, &request, &mut opened::observer(&mut progress))?;
     inversion.write(output)?;
     let [height, width, _] = inversion.shape;

@@ -1,5 +1,6 @@
 //! The parts of the command line, one file per subcommand.
 
+mod adapter;
 pub mod args;
 pub mod bar;
 pub mod bench;
@@ -18,7 +19,9 @@ pub mod hub;
 pub mod inspect;
 pub mod invert;
 pub mod known;
+pub mod lora;
 pub mod make;
+pub mod merge;
 mod opened;
 pub mod picture;
 pub mod plan;

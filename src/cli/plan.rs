@@ -3,7 +3,7 @@
 use super::args::PlanArguments;
 use super::devices::Device;
 use super::flags::DtypeChoice;
-use unclip::backend::cpu::Cpu;
+use super::lora;
 use unclip::image::Image;
 use unclip::pipeline::{Pipeline, Request, Stage, Task};
 use unclip::plan::{KernelUse, Listing, Plan, narrow};
@@ -14,7 +14,7 @@ pub fn plan(arguments: &PlanArguments) -> Result<()> {
     if arguments.batch == 0 {
         return Err(Error::value("--batch", 0, "must be at least 1"));
     }
-    let pipeline = Pipeline::open(super::checkpoint(&arguments.model)?, Box::new(Cpu::new(1)?))?;
+    let pipeline = lora::pipeline(super::checkpoint(&arguments.model)?, arguments.model.adapters.open()?)?;
     let stage = pipeline.stage(&arguments.stage)?;
     let guidance = arguments.unguided.then_some(1.0);
     let request = |task| Request {

@@ -5,11 +5,11 @@ use super::devices::{self, Chosen};
 use super::flags::{DtypeChoice, HowArguments};
 use super::given;
 use super::known::Known;
+use super::lora;
 use super::make::{self, Job, Outputs};
 use super::progress::Progress;
 use super::subject::{self, Subjects};
 use std::path::{Path, PathBuf};
-use unclip::backend::cpu::Cpu;
 use unclip::image::Alpha;
 use unclip::pipeline::{Pipeline, Prompt, Recipe, Request, Subject, Task};
 use unclip::weights::{Checkpoint, LoadOptions};
@@ -38,7 +38,8 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     let outputs = Outputs::prepare(&arguments.output, request.pictures(), &inputs, None)?;
 
     // Configurations alone are read here: what is wrong with the request is said before a device is opened for it.
-    let pipeline = Pipeline::open(checkpoint, Box::new(Cpu::new(1)?))?;
+    let adapters = arguments.model.adapters.open_or(arguments.from.as_deref().zip(recipes.first()))?;
+    let pipeline = lora::pipeline(checkpoint, adapters)?;
     pipeline.route(&request)?;
     make::watch_interrupts()?;
     let chosen = device(arguments, &recipes, &pipeline)?;
