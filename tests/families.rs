@@ -14,6 +14,8 @@ mod families {
     mod stable_unclip;
     #[cfg(feature = "tokenizer")]
     mod stable_unclip_pictures;
+    #[cfg(feature = "tokenizer")]
+    mod together;
 }
 
 use std::path::Path;

@@ -110,6 +110,7 @@ pub struct Latents<'a> {
     read: Read<'a>,
     guess: Option<Read<'a>>,
     shape: &'a [usize],
+    first: usize,
 }
 
 /// Reads samples back.
@@ -117,11 +118,22 @@ type Read<'a> = &'a dyn Fn() -> Result<Vec<f32>>;
 
 impl<'a> Latents<'a> {
     pub(super) fn new(read: Read<'a>, shape: &'a [usize]) -> Latents<'a> {
-        Latents { read, guess: None, shape }
+        Latents { read, guess: None, shape, first: 0 }
+    }
+
+    /// The same of the pictures from this one on.
+    pub(super) fn from(self, first: usize) -> Latents<'a> {
+        Latents { first, ..self }
     }
 
     pub(super) fn with_guess(self, guess: Option<Read<'a>>) -> Latents<'a> {
         Latents { guess, ..self }
+    }
+
+    /// Which of the run's pictures the first sample belongs to. Pictures that do not fit memory together are sampled one group
+    /// after the other.
+    pub fn first(&self) -> usize {
+        self.first
     }
 
     /// Of one sample: `[H, W, C]`, or `[D]` for an embedding.

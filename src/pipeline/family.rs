@@ -253,6 +253,8 @@ pub struct Embedding {
     pub(super) hint: Option<Arc<Vec<f32>>>,
     /// What the decoder sees of texts, where it has a text encoder of its own.
     pub(super) seen: Option<Seen>,
+    /// Guidance scales of prior and decoder, where they may be others than those of the run.
+    pub(super) guidance: Option<[f32; 2]>,
     /// Whether the image embedding is that of a given picture, all of whose variations share the noise that is added to it.
     pub(super) shares_noise: bool,
     pub(super) noise: NoiseSource,

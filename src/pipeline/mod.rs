@@ -33,6 +33,7 @@ mod sampling;
 mod session;
 mod stable_unclip;
 mod tiles;
+mod together;
 mod trace;
 mod unclip;
 
@@ -167,9 +168,19 @@ impl Pipeline {
         self
     }
 
+    /// Drops what stays in memory between runs; the next one loads it anew.
+    pub fn release(&self) {
+        self.residents.trim(0);
+    }
+
     /// Bytes that stay in memory at present.
     pub fn kept_bytes(&self) -> u64 {
         self.residents.size_bytes()
+    }
+
+    /// The most bytes that may stay.
+    pub fn kept_limit(&self) -> u64 {
+        self.residents.limit
     }
 
     /// How often something was recorded, compiled and loaded so far.
@@ -279,24 +290,39 @@ impl Pipeline {
     /// As for [`Pipeline::run`].
     pub fn run_traced(&self, request: &Request, observer: &mut Observer<'_>, trace: &mut Trace) -> Result<Vec<Image>> {
         let mut session = self.session(request, observer, trace)?;
-        let images = self.run_session(&mut session, request);
+        self.run_session(&mut session, std::slice::from_ref(request))
+    }
+
+    /// Requests that [can be computed together](Pipeline::can_join).
+    fn run_session(&self, session: &mut Session<'_, '_>, requests: &[Request]) -> Result<Vec<Image>> {
+        let images = self.run_stages(session, requests);
         if self.residents.keep == Keep::Nothing {
             self.residents.trim(0);
         }
         images
     }
 
-    fn run_session(&self, session: &mut Session<'_, '_>, request: &Request) -> Result<Vec<Image>> {
-        let route = self.family.route(request, &session.settings)?;
+    fn run_stages(&self, session: &mut Session<'_, '_>, requests: &[Request]) -> Result<Vec<Image>> {
+        let mut route = Vec::new();
+        for request in requests {
+            route = self.family.route(request, &session.settings)?;
+            session.check(&route)?;
+        }
         self.warnings().into_iter().try_for_each(|warning| session.warn(warning))?;
-        session.check(&route)?;
-        let passes = session.passes(&route, request.pictures());
+        let passes = session.passes(&route, requests.iter().map(Request::pictures).sum());
         let later = session.later(&route);
         let base = (&*self.checkpoint, &self.adapters);
         ahead::loading(&later, &self.residents, &*self.backend, base, || {
-            let mut drafts = self.family.encode(session, request)?;
+            let mut drafts = Vec::new();
+            for request in requests {
+                let Settings { prior_guidance, decoder_guidance, .. } = request.settings(self.defaults());
+                let own = (requests.len() > 1).then_some([prior_guidance, decoder_guidance]);
+                let encoded = self.family.encode(session, request)?;
+                drafts.extend(encoded.into_iter().map(|draft| Embedding { guidance: own, ..draft }));
+            }
             let mut images = Vec::with_capacity(drafts.len());
             for group in passes {
+                session.pass = group.start;
                 let drafts = &mut drafts[group];
                 self.family.embed(session, drafts)?;
                 let mut small = self.family.paint(session, drafts)?;
@@ -449,6 +475,7 @@ impl Pipeline {
             previews: self.previews,
             recorded: HashMap::new(),
             progress: Progress::default(),
+            pass: 0,
         }
     }
 

@@ -1,5 +1,6 @@
 //! The sampling loop: what prior, decoder and super-resolution have in common.
 
+use super::family::Embedding;
 use super::trace::{Trace, channels_last};
 use crate::backend::Executable;
 use crate::diffusion::{Jump, Run, Schedule, SchedulerConfig};
@@ -41,6 +42,8 @@ pub struct Draws {
     pub latents: Vec<f32>,
     /// What its steps add.
     pub noise: StepNoise,
+    /// Guidance scales, one for each picture; empty if all have the loop's.
+    pub scales: Vec<f32>,
 }
 
 /// The noise of all steps of a loop.
@@ -54,6 +57,16 @@ pub enum StepNoise {
 }
 
 impl Draws {
+    /// Of pictures that all have the loop's guidance scale.
+    pub fn new(latents: Vec<f32>, noise: StepNoise) -> Draws {
+        Draws { latents, noise, scales: Vec::new() }
+    }
+
+    /// With the guidance scales of these pictures, the prior's (0) or the decoder's (1), if they have scales of their own.
+    pub fn guided_by(self, drafts: &[Embedding], which: usize) -> Draws {
+        Draws { scales: drafts.iter().filter_map(|draft| Some(draft.guidance?[which])).collect(), ..self }
+    }
+
     /// Number of pictures.
     pub fn pictures(&self, sampling: &Loop) -> usize {
         self.latents.len() / elements(&sampling.shape)
@@ -174,9 +187,19 @@ impl Loop {
         self.rule.noise().and_then(Noise::words).unwrap_or(0)
     }
 
-    /// The coefficients `[S, B, 9]` of all steps for so many pictures.
-    pub fn table(&self, pictures: usize) -> Vec<f32> {
-        self.coefficients.iter().flat_map(|row| repeat_n(row, pictures)).flatten().copied().collect()
+    /// The coefficients `[S, B, 9]` of all steps for so many pictures, with their scales as [`Draws`] has them.
+    pub fn table(&self, pictures: usize, scales: &[f32]) -> Vec<f32> {
+        let rows = (0..self.steps()).flat_map(|step| (0..pictures).map(move |k| self.row(step, scales.get(k))));
+        rows.flatten().collect()
+    }
+
+    /// The coefficients of a step for a picture, with its own guidance scale if it has one.
+    fn row(&self, step: usize, scale: Option<&f32>) -> [f32; COEFFICIENTS] {
+        let mut row = self.coefficients[step];
+        if let Some(scale) = scale {
+            row[COEFFICIENTS - 1] = *scale;
+        }
+        row
     }
 
     /// Draws latents, then the noise of every step but that at timestep 0, each picture from its own source in the order in
@@ -191,12 +214,12 @@ impl Loop {
             next(source, target);
             target.iter_mut().for_each(|x| *x *= self.start);
         }
-        let Some(drawn_by) = self.rule.noise() else { return Draws { latents, noise: StepNoise::None } };
+        let Some(drawn_by) = self.rule.noise() else { return Draws::new(latents, StepNoise::None) };
         let noisy = self.timesteps.iter().filter(|&&t| t > 0.0).count();
         if drawn_by != Noise::Given {
             let seeds = sources.iter_mut().map(|source| source.leave(noisy as u64, size));
             let seeds = seeds.map(|seeds| seeds.expect("the rule was made for these sources")).collect();
-            return Draws { latents, noise: StepNoise::Seeds(seeds) };
+            return Draws::new(latents, StepNoise::Seeds(seeds));
         }
         let mut noise = vec![0.0; self.steps() * pictures * size];
         for (k, source) in sources.iter_mut().enumerate() {
@@ -204,7 +227,7 @@ impl Loop {
                 next(source, &mut noise[(step * pictures + k) * size..][..size]);
             }
         }
-        Draws { latents, noise: StepNoise::Given(noise) }
+        Draws::new(latents, StepNoise::Given(noise))
     }
 
     /// Lets the loop begin from a given sample of one picture, `[.., C]`, with the noise that was drawn for the beginning.
@@ -232,16 +255,23 @@ impl Loop {
     }
 
     /// The finished samples x0 `[B, ..]` as the network's answer in a step from `x_t` would have them.
-    pub fn guess(&self, executable: &mut dyn Executable, step: usize, x_t: &[f32]) -> Result<Vec<f32>> {
+    pub fn guess(&self, executable: &mut dyn Executable, step: usize, x_t: &[f32], scales: &[f32]) -> Result<Vec<f32>> {
         let output = executable.read("model_output")?;
-        Ok(self.guided_and_original(&output, step, x_t, &vec![0.0; x_t.len()]).1)
+        Ok(self.guided_and_original(&output, step, x_t, &vec![0.0; x_t.len()], scales).1)
     }
 
     /// The network's output after guidance, with the conditional half's variance channels behind it as the scheduler receives
     /// them, and x0.
-    fn guided_and_original(&self, output: &[f32], step: usize, x_t: &[f32], noise: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    fn guided_and_original(
+        &self,
+        output: &[f32],
+        step: usize,
+        x_t: &[f32],
+        noise: &[f32],
+        scales: &[f32],
+    ) -> (Vec<f32>, Vec<f32>) {
         let c = self.shape[self.shape.len() - 1];
-        let (rule, row) = (&self.rule, &self.coefficients[step]);
+        let rule = &self.rule;
         let rows = x_t.len() / elements(&self.shape) * if rule.guided() { 2 } else { 1 };
         let wide = output.len() / (rows * elements(&self.shape)) * c;
         let half = if rule.guided() { output.len() / 2 } else { 0 };
@@ -249,6 +279,7 @@ impl Loop {
         for (position, x_t) in x_t.chunks_exact(c).enumerate() {
             let unconditional = &output[position * wide..][..wide];
             let conditional = &output[half + position * wide..][..wide];
+            let row = &self.row(step, scales.get(position * c / elements(&self.shape)));
             for k in 0..c {
                 match rule {
                     Rule::Ancestral(rule) => {
@@ -307,7 +338,7 @@ impl Loop {
         let wide = output.len() / (rows * elements(&self.shape)) * c;
 
         let noise = self.noise_of(draws, step);
-        let (guided, original) = self.guided_and_original(&output, step, &draws.latents, &noise);
+        let (guided, original) = self.guided_and_original(&output, step, &draws.latents, &noise, &draws.scales);
         // The network sees the pictures once for each half; super-resolution sees the enlarged one beside them.
         let mut input = draws.latents.repeat(rows / pictures);
         let mut seen = c;

@@ -36,6 +36,8 @@ pub(super) struct Session<'a, 'o> {
     /// Plans that were recorded to check the route, for the stages that begin with them.
     pub recorded: HashMap<(Stage, Shapes), Plan>,
     pub progress: Progress,
+    /// The first picture of the pass at hand.
+    pub pass: usize,
 }
 
 /// Where the present stage stands.
@@ -44,6 +46,8 @@ pub(super) struct Progress {
     done: usize,
     steps: usize,
     sampling: Duration,
+    /// The first picture of the group at hand, among those of the pass.
+    group: usize,
 }
 
 impl Session<'_, '_> {
@@ -157,6 +161,7 @@ impl Session<'_, '_> {
                 if number == 0 {
                     report(self.observer, Event::Loaded { stage, elapsed: began.elapsed() })?;
                 }
+                self.progress.group = group.start;
                 run(self, executable, group)?;
             }
             Ok(())
@@ -191,7 +196,7 @@ impl Session<'_, '_> {
             executable.write(name, &padded)
         };
         table("time", time)?;
-        table("coefficients", &sampling.table(draws.pictures(sampling)))?;
+        table("coefficients", &sampling.table(draws.pictures(sampling), &draws.scales))?;
         match &draws.noise {
             StepNoise::Given(noise) => table("noise", noise)?,
             StepNoise::None => {
@@ -234,8 +239,8 @@ impl Session<'_, '_> {
                 executable.write("x_t", &draws.latents)?;
             }
             let read = || executable.borrow_mut().read("x");
-            let guess = || sampling.guess(&mut **executable.borrow_mut(), step, &x_t);
-            let latents = Latents::new(&read, &sampling.shape);
+            let guess = || sampling.guess(&mut **executable.borrow_mut(), step, &x_t, &draws.scales);
+            let latents = Latents::new(&read, &sampling.shape).from(self.pass + self.progress.group);
             self.step_done(stage, if x_t.is_empty() { latents } else { latents.with_guess(Some(&guess)) })?;
             x_t = match is_due(self.progress.done + 1) {
                 true if after.is_some() => draws.latents.clone(),

@@ -303,6 +303,7 @@ impl Family for StableUnClip {
                 inversion: None,
                 hint: None,
                 seen: Some(seen[of].clone()),
+                guidance: None,
                 shares_noise: matches!(request.task, Task::Variations(_)),
                 noise: request.noise_of(k),
             }
@@ -438,7 +439,7 @@ impl StableUnClip {
             executable.write("labels", &rows)?;
             executable.write("hidden", &states(drafts, is_guided)?)?;
             session.trace.put(|| "labels".to_owned(), &[labels.len(), labels[0].len()], &labels.concat());
-            let mut draws = sampling.draw(drafts.iter_mut().map(|draft| &mut draft.noise));
+            let mut draws = sampling.draw(drafts.iter_mut().map(|draft| &mut draft.noise)).guided_by(drafts, 1);
             sampling.trace_start(&draws, session.trace);
             session.sample(UNET, &sampling, executable, 0..steps, &time, &mut draws, None)?;
             all.extend(draws.latents);

@@ -329,6 +329,7 @@ impl Family for Kandinsky {
                 inversion: None,
                 hint: hint.clone(),
                 seen: None,
+                guidance: None,
                 shares_noise: false,
                 noise: request.noise_of(k),
             }
@@ -448,7 +449,7 @@ impl Kandinsky {
             rows.extend(&images);
             executable.write("image_embeds", &rows)?;
             session.trace.put(|| "image_embeds".to_owned(), &[drafts.len(), dim], &images);
-            let mut draws = sampling.draw(drafts.iter_mut().map(|draft| &mut draft.noise));
+            let mut draws = sampling.draw(drafts.iter_mut().map(|draft| &mut draft.noise)).guided_by(drafts, 1);
             let noise = KnownNoise::OfStart(draws.latents.clone());
             if let Some(edit) = &edit {
                 edit.begin(&sampling, &mut draws);

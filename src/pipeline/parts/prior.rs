@@ -51,7 +51,7 @@ impl Prior {
         let shapes = Shapes::sampling(1, steps, guided, noise);
         session.stage(self.stage, shapes, drafts.len(), steps, |session, executable, group| {
             let drafts = &mut drafts[group];
-            let mut draws = sampling.draw(drafts.iter_mut().map(|draft| &mut draft.noise));
+            let mut draws = sampling.draw(drafts.iter_mut().map(|draft| &mut draft.noise)).guided_by(drafts, 0);
             executable.write("text_embeds", &of_texts(drafts, |text| &text.embeds))?;
             executable.write("hidden", &of_texts(drafts, |text| &text.hidden))?;
             executable.write("mask", &of_texts(drafts, |text| &text.mask))?;

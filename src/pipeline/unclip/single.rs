@@ -39,7 +39,7 @@ impl UnClip {
         let shapes = Shapes::sampling(1, 1, false, Noise::Given);
         session.stage(SUPER_RES_FIRST, shapes, 1, 1, |session, executable, _| {
             latents.iter_mut().for_each(|x| *x *= share);
-            let mut draws = Draws { latents: std::mem::take(&mut latents), noise: StepNoise::None };
+            let mut draws = Draws::new(std::mem::take(&mut latents), StepNoise::None);
             executable.write("small", &small)?;
             session.sample(SUPER_RES_FIRST, &sampling, executable, 0..1, &time, &mut draws, None)?;
             latents = draws.latents;
@@ -73,7 +73,7 @@ impl UnClip {
     ) -> Result<Vec<f32>> {
         let steps = sampling.steps();
         let time = time_table(sampling, &self.decoder);
-        let mut draws = Draws { latents, noise: StepNoise::None };
+        let mut draws = Draws::new(latents, StepNoise::None);
         let shapes = Shapes::sampling(1, steps, false, Noise::Given);
         session.stage(DECODER, shapes, 1, steps, |session, executable, _| {
             Condition::write(std::iter::once(condition), executable)?;

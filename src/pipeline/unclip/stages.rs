@@ -104,6 +104,7 @@ impl UnClip {
                 inversion: request.inversion.clone(),
                 hint: None,
                 seen: None,
+                guidance: None,
                 shares_noise: false,
                 noise: request.noise_of(k),
             }
@@ -204,8 +205,8 @@ impl UnClip {
         session.stage(DECODER, shapes, drafts.len(), steps, |session, executable, group| {
             let (drafts, conditions) = (&mut drafts[group.clone()], &conditions[group]);
             let mut draws = match &inversion {
-                Some(found) => Draws { latents: found.latents.repeat(drafts.len()), noise: StepNoise::None },
-                None => sampling.draw(drafts.iter_mut().map(|draft| &mut draft.noise)),
+                Some(found) => Draws::new(found.latents.repeat(drafts.len()), StepNoise::None),
+                None => sampling.draw(drafts.iter_mut().map(|draft| &mut draft.noise)).guided_by(drafts, 1),
             };
             // All unconditional rows, then all conditional ones.
             let rows = (0..conditions[0].len()).flat_map(|half| conditions.iter().map(move |rows| &rows[half]));
@@ -290,7 +291,7 @@ impl UnClip {
         session.stage(SUPER_RES_LAST, shapes(1), count, 1, |session, executable, group| {
             // No noise is added in the last step.
             let own = group.start * elements(&sampling.shape)..group.end * elements(&sampling.shape);
-            let mut draws = Draws { latents: latents[own].to_vec(), noise: StepNoise::None };
+            let mut draws = Draws::new(latents[own].to_vec(), StepNoise::None);
             executable.write("small", &of_group(small, group))?;
             let large = edit.as_ref().and_then(|edit| edit.large.as_ref());
             let mut known = large.and_then(|large| large.known(KnownNoise::Drawn(Vec::new())));

@@ -134,12 +134,12 @@ impl UnClip {
         let tiles: Vec<[usize; 2]> =
             (0..down.count()).flat_map(|row| (0..across.count()).map(move |column| [row, column])).collect();
         let shapes = Shapes::sampling(1, 1, false, Noise::Given).at(tiled.tile);
-        let [time_width, row_width] = [time, &sampling.table(1)].map(|table| table.len() / sampling.steps());
+        let [time_width, row_width] = [time, &sampling.table(1, &[])].map(|table| table.len() / sampling.steps());
         let reports = steps.len() * tiles.len();
         session.stage(stage, shapes, 1, reports, |session, executable, _| {
             for step in steps.clone() {
                 executable.write("time", &time[step * time_width..][..time_width])?;
-                executable.write("coefficients", &sampling.table(1)[step * row_width..][..row_width])?;
+                executable.write("coefficients", &sampling.table(1, &[])[step * row_width..][..row_width])?;
                 if sampling.timesteps[step] > 0.0 {
                     noise.fill_normal(drawn);
                 } else {
