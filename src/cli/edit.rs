@@ -133,7 +133,8 @@ pub fn edit(arguments: &EditArguments) -> Result<()> {
         hint,
         ..Request::of(task)
     };
-    let Part { given, size, window } = part(arguments, &pipeline, &image, canvas.as_ref());
+    let Part { given, size, window } = part(&pipeline, &image, canvas.as_ref());
+    let given = given.with_strength(arguments.strength).resampled(arguments.resample);
     let request = Request { edit: Some(given), size: arguments.how.size.or(size), ..arguments.how.apply(base) };
     request.check()?;
     let files =
@@ -211,18 +212,19 @@ fn canvas(arguments: &EditArguments, image: &Image, options: &ReadOptions) -> Re
 }
 
 /// What the networks are given of the picture.
-struct Part {
-    given: Edit,
+pub struct Part {
+    pub given: Edit,
     /// Width and height that they make, where the checkpoint leaves the choice.
-    size: Option<[usize; 2]>,
+    pub size: Option<[usize; 2]>,
     /// Where what they make is put back.
-    window: Option<Window>,
+    pub window: Option<Window>,
 }
 
 /// Area of a picture that networks make of a larger one, where the checkpoint leaves the choice.
 const AREA: usize = 768 * 768;
 
-fn part(arguments: &EditArguments, pipeline: &Pipeline, image: &Image, canvas: Option<&Canvas>) -> Part {
+/// What a pipeline's networks are given of a picture, or of a canvas of it.
+pub fn part(pipeline: &Pipeline, image: &Image, canvas: Option<&Canvas>) -> Part {
     let unit = pipeline.size_unit();
     let fitting = |[width, height]: [usize; 2]| {
         let unit = unit?;
@@ -234,19 +236,14 @@ fn part(arguments: &EditArguments, pipeline: &Pipeline, image: &Image, canvas: O
         let middle = [image.width, image.height].map(|length| (length - side) / 2);
         let given = if unit.is_some() { image.clone() } else { image.cropped(middle, [side; 2]) };
         let size = fitting([given.width, given.height]);
-        return Part {
-            given: Edit::redraw(given, arguments.strength).resampled(arguments.resample),
-            size,
-            window: None,
-        };
+        return Part { given: Edit::redraw(given, None), size, window: None };
     };
     let window = match unit {
         Some(_) => canvas.whole(),
         None => canvas.square(pipeline.picture_size(&Request::of(Task::Prompts(Vec::new())))[0]),
     };
     let (image, mask) = canvas.cut(&window);
-    let given = Edit::inpaint(image, mask).resampled(arguments.resample).with_strength(arguments.strength);
-    Part { given, size: fitting([window.width, window.height]), window: Some(window) }
+    Part { given: Edit::inpaint(image, mask), size: fitting([window.width, window.height]), window: Some(window) }
 }
 
 #[cfg(test)]

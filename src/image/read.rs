@@ -151,10 +151,22 @@ impl Mask {
     pub fn read_transparency(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Option<Mask>> {
         let path = path.as_ref();
         let mut source = open(path, Limit(options.most_pixels))?;
-        let decoded = decode_samples(&mut *source, options).map_err(|e| Error::io(path, "read", e))?;
-        let orientation = decoded.metadata.orientation();
-        Ok(decoded.samples.transparency().map(|image| Mask::from_image(&orientation.upright(image))))
+        transparency(&mut *source, options).map_err(|e| Error::io(path, "read", e))
     }
+
+    /// The same from the bytes of a file.
+    ///
+    /// # Errors
+    /// As for [`Image::decode`].
+    pub fn decode_transparency(bytes: &[u8], options: &ReadOptions) -> Result<Option<Mask>> {
+        transparency(&mut Cursor::new(bytes), options).map_err(|e| Error::request("image", e.to_string()))
+    }
+}
+
+fn transparency(source: &mut dyn Source, options: &ReadOptions) -> io::Result<Option<Mask>> {
+    let decoded = decode_samples(source, options)?;
+    let orientation = decoded.metadata.orientation();
+    Ok(decoded.samples.transparency().map(|image| Mask::from_image(&orientation.upright(image))))
 }
 
 fn decode(source: &mut dyn Source, options: &ReadOptions) -> io::Result<Image> {
