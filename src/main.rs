@@ -6,6 +6,8 @@
 #![warn(clippy::unwrap_used)]
 
 mod cli;
+#[cfg(feature = "serve")]
+mod serve;
 
 use clap::Parser;
 use cli::args::{Arguments, Command};
@@ -62,6 +64,8 @@ fn dispatch(command: Command) -> Result<(), cli::Failure> {
         Command::Inspect(arguments) => cli::inspect::inspect(&arguments)?,
         Command::Bench(arguments) => cli::bench::bench(&arguments)?,
         Command::Devices(arguments) => cli::devices::list(&arguments)?,
+        #[cfg(feature = "serve")]
+        Command::Serve(arguments) => serve::serve(&arguments)?,
         Command::Completions { shell } => cli::print(&cli::args::completions(shell)?)?,
     }
     Ok(())

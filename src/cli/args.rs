@@ -94,6 +94,10 @@ pub enum Command {
     /// Write a checkpoint with adapters in it
     #[command(after_help = super::merge::EXAMPLES)]
     Merge(MergeArguments),
+    /// Answer OpenAI's images API over HTTP, and serve a page to draw with
+    #[cfg(feature = "serve")]
+    #[command(after_help = crate::serve::args::EXAMPLES)]
+    Serve(Box<crate::serve::args::ServeArguments>),
     /// Print what a stage computes: steps, shapes, parameters, FLOPs, bytes moved, memory
     Plan(PlanArguments),
     /// List a checkpoint's components, its defaults, and what would not load and why; or a picture's settings; or what an
@@ -370,6 +374,8 @@ mod tests {
             super::super::merge::EXAMPLES,
             super::super::search::EXAMPLES,
         ];
+        #[cfg(feature = "serve")]
+        let of_files = of_files.into_iter().chain([crate::serve::args::EXAMPLES]);
         let own = [RUN_EXAMPLES, EDIT_EXAMPLES, BLEND_EXAMPLES, BENCH_EXAMPLES, EXIT_CODES];
         for text in own.into_iter().chain(of_files) {
             let lines: Vec<&str> = text.lines().collect();
