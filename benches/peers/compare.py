@@ -5,9 +5,12 @@
     python benches/peers/compare.py --model CHECKPOINT decoder super_res_first prior
     python benches/peers/compare.py --model CHECKPOINT --dtype bf16 --best decoder
     python benches/peers/compare.py --model models/default picture
+    python benches/peers/compare.py --model KANDINSKY unet movq
+    python benches/peers/compare.py --model STABLE_UNCLIP unet vae
 
 A stage is one step of its network. Both sides load the same component of a checkpoint in the layout of diffusers and
-get tensors of the same shapes: a guided pair for prior and decoder, one picture for super-resolution. Rounds alternate,
+get tensors of the same shapes: a guided pair for prior, decoder and U-Net, one picture for super-resolution and
+autoencoders, which decode. Rounds alternate,
 one step of each, so that other load on the machine affects both. PyTorch runs the network as diffusers' pipeline calls
 it; this engine's step also includes the sampler's arithmetic. With `--best` PyTorch runs it in further ways in the same
 rounds, channels last and compiled, each with a row of its own; the fastest is marked.
@@ -37,7 +40,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch  # noqa: E402
-from diffusers import PriorTransformer, UNet2DConditionModel, UNet2DModel  # noqa: E402
+from diffusers import AutoencoderKL, PriorTransformer, UNet2DConditionModel, UNet2DModel, VQModel  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "a red apple"
@@ -93,6 +96,22 @@ def torch_step(model, stage, pictures, dtype):
         }
         x = draw(rows, c.in_channels, c.sample_size, c.sample_size)
         return net, lambda net: net(x, timestep=torch.tensor(500), **text)
+    if stage == "unet":
+        net = UNet2DConditionModel.from_pretrained(path, torch_dtype=dtype).eval()
+        c, rows = net.config, 2 * pictures
+        if c.addition_embed_type == "image":
+            given = {"encoder_hidden_states": None, "added_cond_kwargs": {"image_embeds": draw(rows, c.encoder_hid_dim)}}
+        else:
+            given = {"encoder_hidden_states": draw(rows, 77, c.cross_attention_dim)}
+            given["class_labels"] = draw(rows, c.projection_class_embeddings_input_dim)
+        x = draw(rows, c.in_channels, c.sample_size, c.sample_size)
+        return net, lambda net: net(x, timestep=torch.tensor(500), **given)
+    if stage in ("movq", "vae"):
+        kind, options = (VQModel, {"force_not_quantize": True}) if stage == "movq" else (AutoencoderKL, {})
+        net = kind.from_pretrained(path, torch_dtype=dtype).eval()
+        latents = json.loads((Path(model) / "unet/config.json").read_text())["sample_size"]
+        x = draw(pictures, net.config.latent_channels, latents, latents)
+        return net, lambda net: net.decode(x, **options)
     net = UNet2DModel.from_pretrained(path, torch_dtype=dtype).eval()
     x = draw(pictures, net.config.in_channels, net.config.sample_size, net.config.sample_size)
     return net, lambda net: net(x, timestep=torch.tensor(500))
@@ -229,7 +248,7 @@ def main():
     parser.add_argument("--table", help="text file whose table is replaced")
     parser.add_argument("--name", help="name of the table in that file")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
-    stages = ["prior", "decoder", "super_res_first", "super_res_last", "picture"]
+    stages = ["prior", "decoder", "super_res_first", "super_res_last", "unet", "movq", "vae", "picture"]
     parser.add_argument("what", nargs="+", choices=stages)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
