@@ -1,8 +1,19 @@
 //! Shared by the GPU back ends: lowering a plan, choosing weight layouts, decoding read-backs.
 
 use crate::dtype::Dtype;
-use crate::ops::{Launch, Op, Operand};
+use crate::error::{Error, Result};
+use crate::ops::{Launch, Op, Operand, Operation};
 use crate::plan::{KernelUse, Origin, Plan, Step, TensorData, ValueId};
+
+/// The error of a plan that trains: only the CPU has kernels for that.
+pub(super) fn refuse_training(backend: String, plan: &Plan) -> Result<()> {
+    if !plan.trains() {
+        return Ok(());
+    }
+    let training = plan.steps.iter().find(|step| matches!(step.op, Op::Training(_)));
+    let what = training.map_or_else(|| "trained tensors".to_owned(), |step| step.op.name().to_owned());
+    Err(Error::Unsupported { what: format!("{}: {what} on {backend}; training runs on the CPU", plan.name) })
+}
 
 /// Lowers a plan: all launches with the indices of their steps, and how many of them run once. `lower` returns the launches
 /// of a step, given its operation and the shapes of its inputs and

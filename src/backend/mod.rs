@@ -153,6 +153,31 @@ pub trait Executable: Send {
     /// There is no output or input of this name, or the device failed.
     fn read(&mut self, name: &str) -> Result<Vec<f32>>;
 
+    /// What the executable holds of a trained value.
+    ///
+    /// # Errors
+    /// There is no trained value of this name, or the back end does not train.
+    fn read_trained(&mut self, name: &str, _: TrainedPart) -> Result<Vec<f32>> {
+        Err(no_training(name))
+    }
+
+    /// Sets a trained value, before the first run, or its moments, when training goes on.
+    ///
+    /// # Errors
+    /// There is no trained value of this name and length, or the back end does not train.
+    fn write_trained(&mut self, name: &str, _: TrainedPart, _: &[f32]) -> Result<()> {
+        Err(no_training(name))
+    }
+
+    /// One optimisation step of all trained values with the gradients that runs have added up, which are zero
+    /// afterwards. Returns the gradients' norm before clipping.
+    ///
+    /// # Errors
+    /// The back end does not train.
+    fn update(&mut self, _: &Update) -> Result<f32> {
+        Err(no_training("an optimisation step"))
+    }
+
     /// Waits until the device has executed all calls so far.
     ///
     /// # Errors
@@ -166,6 +191,47 @@ pub trait Executable: Send {
     /// # Errors
     /// The device has no clock, or failed.
     fn profile_step(&mut self, step: u32) -> Result<Vec<LaunchTime>>;
+}
+
+fn no_training(what: &str) -> Error {
+    Error::Unsupported { what: format!("{what}: training runs on the CPU") }
+}
+
+/// What belongs to a trained value, each of its shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrainedPart {
+    /// The value itself.
+    Value,
+    /// The sum of its gradients since the last optimisation step.
+    Gradient,
+    /// The running mean of its gradients.
+    Mean,
+    /// The running mean of their squares.
+    Square,
+    /// The running average of the value.
+    Average,
+}
+
+/// One step of AdamW (Loshchilov & Hutter 2019, algorithm 2) with clipping and a running average, in the order of
+/// torch's: the value decays first, and `epsilon` is added to the corrected root.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Update {
+    /// The number of this step, from 1: what the moments' corrections depend on.
+    pub number: u32,
+    /// Runs whose gradients were added up; their mean counts.
+    pub batches: u32,
+    /// Learning rate.
+    pub rate: f64,
+    /// Decay of the two moments.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Weight decay, times the rate.
+    pub decay: f64,
+    /// Norm of all gradients together to which larger ones are scaled down.
+    pub max_norm: Option<f64>,
+    /// Decay of the running average, if one is kept. It begins with the values before the first step.
+    pub average: Option<f64>,
 }
 
 /// How long one launch of a step took.

@@ -140,6 +140,7 @@ impl Problem {
             steps: vec![Step { op: self.op.clone(), inputs, outputs: vec![output], label: "case".to_owned() }],
             once: 0,
             outputs: vec![("y".to_owned(), output)],
+            gradients: Vec::new(),
             feeds: Vec::new(),
         }
     }

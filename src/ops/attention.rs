@@ -1,5 +1,10 @@
 use super::launch::{grid, optional};
-use super::{Choice, Launch, MatmulUnit, Operand, Operation, Scalar, StorageRule, Tiles, Tiling, Walk, count, require};
+use super::reverse::{Reverse, Source};
+use super::training::{AttentionKeys, AttentionQueries};
+use super::{
+    Choice, Launch, MatmulUnit, Operand, Operation, Scalar, Slice, StorageRule, Tiles, Tiling, Walk, count, require,
+    width,
+};
 
 /// Multi-head attention with one joint softmax over extra keys and the sequence's own keys.
 ///
@@ -66,6 +71,36 @@ impl Operation for Attention {
     fn flops(&self, inputs: &[&[usize]], output: &[usize]) -> u64 {
         let (extra, own) = self.keys(inputs);
         4 * (output[0] * output[1] * output[2]) as u64 * (extra + own) as u64
+    }
+
+    fn backward(&self, reverse: &mut Reverse<'_>) -> Result<(), String> {
+        let inputs = 3 + 2 * usize::from(self.extra) + usize::from(self.mask);
+        let mut read = vec![Source::Gradient, Source::Output];
+        read.extend((0..inputs).map(Source::Input));
+        reverse.give_by(0, AttentionQueries(self.clone()), &read)?;
+        let first = if self.extra { reverse.shape(3)[1] } else { 0 };
+        // Input, and where its rows begin and how many there are; values follow their keys.
+        let mut parts = vec![(1, first, reverse.shape(1)[1])];
+        if self.extra {
+            parts.push((3, 0, first));
+        }
+        if !parts.iter().any(|&(keys, _, _)| reverse.needs(keys) || reverse.needs(keys + 1)) {
+            return Ok(());
+        }
+        let both = reverse.push(AttentionKeys(self.clone()), &read)?;
+        for (keys, start, length) in parts {
+            for (input, column) in [(keys, 0), (keys + 1, 1)] {
+                if !reverse.needs(input) {
+                    continue;
+                }
+                let width = width(reverse.shape(input));
+                let rows =
+                    if self.extra { reverse.push(Slice { axis: 1, start, step: 1, length }, &[both])? } else { both };
+                let columns = Slice { axis: 2, start: column * width, step: 1, length: width };
+                reverse.give_by(input, columns, &[rows])?;
+            }
+        }
+        Ok(())
     }
 
     fn storage_rule(&self, tensor: Operand) -> StorageRule {

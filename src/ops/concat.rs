@@ -1,4 +1,5 @@
-use super::{Launch, MatmulUnit, Operand, Operation, Scalar, StorageRule, Tiles, elements, require};
+use super::reverse::{Reverse, Source};
+use super::{Launch, MatmulUnit, Operand, Operation, Scalar, Slice, StorageRule, Tiles, elements, require};
 
 /// Puts tensors one after the other along one dimension.
 ///
@@ -31,6 +32,16 @@ impl Operation for Concat {
 
     fn flops(&self, _: &[&[usize]], _: &[usize]) -> u64 {
         0
+    }
+
+    fn backward(&self, reverse: &mut Reverse<'_>) -> Result<(), String> {
+        let mut start = 0;
+        for input in 0..reverse.inputs() {
+            let length = reverse.shape(input)[self.axis];
+            reverse.give_by(input, Slice { axis: self.axis, start, step: 1, length }, &[Source::Gradient])?;
+            start += length;
+        }
+        Ok(())
     }
 
     fn storage_rule(&self, _: Operand) -> StorageRule {

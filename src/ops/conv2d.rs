@@ -1,5 +1,7 @@
 use super::launch::{optional, rows};
 use super::matmul::{Matmul, product};
+use super::reverse::{Reverse, Source};
+use super::training::{ConvInput, ConvWeight, Sum};
 use super::{
     Activation, Launch, MatmulUnit, Operand, Operation, Scalar, Statistics, StorageRule, Tiles, WeightSplit, count,
     elements, require, width,
@@ -70,6 +72,27 @@ impl Operation for Conv2d {
 
     fn flops(&self, inputs: &[&[usize]], output: &[usize]) -> u64 {
         2 * elements(output) as u64 * elements(&inputs[1][1..]) as u64
+    }
+
+    fn backward(&self, reverse: &mut Reverse<'_>) -> Result<(), String> {
+        let recorded = !self.behind && !self.table;
+        require(recorded, || "conv2d: tensors read side by side or by row are not trained".into())?;
+        let (g, stride, padding) = (Source::Gradient, self.stride, self.padding);
+        let (x, w) = (reverse.shape(0), reverse.shape(1));
+        let input = ConvInput { stride, padding, size: [x[1], x[2]], residual: false };
+        reverse.give_by(0, input, &[g, Source::Input(1)])?;
+        reverse.give_by(1, ConvWeight { stride, padding, window: [w[2], w[3]] }, &[g, Source::Input(0)])?;
+        if self.bias {
+            reverse.give_by(2, Sum::leading(reverse.shape(2)), &[g])?;
+        }
+        if self.shift {
+            let shift = self.shift_at();
+            reverse.give_by(shift, Sum::positions(reverse.shape(shift)), &[g])?;
+        }
+        if self.residual {
+            reverse.give(reverse.inputs() - 1, g);
+        }
+        Ok(())
     }
 
     fn storage_rule(&self, tensor: Operand) -> StorageRule {

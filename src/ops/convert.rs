@@ -1,3 +1,4 @@
+use super::reverse::{Reverse, no_rule};
 use super::{Launch, MatmulUnit, Operand, Operation, StorageRule, Tiles, count, elements};
 
 /// Copies a tensor; the output may have another element type. Models do not record it:
@@ -19,6 +20,10 @@ impl Operation for Convert {
 
     fn flops(&self, _: &[&[usize]], _: &[usize]) -> u64 {
         0
+    }
+
+    fn backward(&self, _: &mut Reverse<'_>) -> Result<(), String> {
+        no_rule(self.name())
     }
 
     fn storage_rule(&self, _: Operand) -> StorageRule {

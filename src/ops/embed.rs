@@ -1,3 +1,5 @@
+use super::reverse::{Reverse, Source};
+use super::training::Scatter;
 use super::{
     Launch, MatmulUnit, Operand, Operation, Scalar, StorageRule, Tiles, WeightSplit, count, elements, require, width,
 };
@@ -45,6 +47,16 @@ impl Operation for Embed {
 
     fn flops(&self, _: &[&[usize]], _: &[usize]) -> u64 {
         0
+    }
+
+    fn backward(&self, reverse: &mut Reverse<'_>) -> Result<(), String> {
+        let table = reverse.shape(0);
+        let scatter = match self {
+            Embed::Lookup => Scatter::Lookup { rows: table[0] },
+            Embed::Token => Scatter::Token { tokens: table[1] },
+            Embed::Row => Scatter::Row { rows: table[0] },
+        };
+        reverse.give_by(0, scatter, &[Source::Gradient, Source::Input(1)])
     }
 
     fn storage_rule(&self, _: Operand) -> StorageRule {

@@ -1,3 +1,4 @@
+use super::reverse::{Reverse, no_rule};
 use super::{Launch, MatmulUnit, Operand, Operation, Scalar, Tiles, count, elements, require, width};
 
 /// Scales one half of every row by the activated other half.
@@ -28,6 +29,10 @@ impl Operation for Geglu {
 
     fn flops(&self, _: &[&[usize]], output: &[usize]) -> u64 {
         2 * elements(output) as u64
+    }
+
+    fn backward(&self, _: &mut Reverse<'_>) -> Result<(), String> {
+        no_rule(self.name())
     }
 
     fn wgsl(&self, _: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {

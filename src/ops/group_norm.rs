@@ -1,4 +1,6 @@
 use super::launch::{grid, optional};
+use super::reverse::{Reverse, Source};
+use super::training::{NormGradient, NormSums, NormVector, VectorOf};
 use super::{
     Activation, Choice, Launch, MatmulUnit, Operand, Operation, Scalar, Statistics, StorageRule, Tiles, Tiling, count,
     elements, require, width,
@@ -166,6 +168,25 @@ impl Operation for GroupNorm {
 
     fn flops(&self, _: &[&[usize]], output: &[usize]) -> u64 {
         5 * elements(output) as u64
+    }
+
+    fn backward(&self, reverse: &mut Reverse<'_>) -> Result<(), String> {
+        let recorded = !self.behind && !self.table && self.statistics.is_empty();
+        require(recorded, || "group_norm: tensors read side by side or by row are not trained".into())?;
+        let style = self.style;
+        let vectors: Vec<Source> = (1..reverse.inputs()).map(Source::Input).collect();
+        if !(0..reverse.inputs()).any(|input| reverse.needs(input)) {
+            return Ok(());
+        }
+        let given = [&[Source::Gradient, Source::Input(0)], &vectors[..]].concat();
+        let sums = reverse.push(NormSums(self.clone()), &given)?;
+        let read = [&[Source::Gradient, sums, Source::Input(0)], &vectors[..]].concat();
+        reverse.give_by(0, NormGradient(self.clone()), &read)?;
+        let read = [&[sums], &vectors[..]].concat();
+        for (input, of) in [(1, VectorOf::Gain), (2, VectorOf::Offset), (3, VectorOf::Style)] {
+            reverse.give_by(input, NormVector { of, style }, &read)?;
+        }
+        Ok(())
     }
 
     fn storage_rule(&self, tensor: Operand) -> StorageRule {

@@ -1,4 +1,6 @@
 use super::launch::{rows, spread};
+use super::reverse::{Reverse, Source};
+use super::training::{LayerNormGain, LayerNormGradient, Sum};
 use super::{Choice, Launch, MatmulUnit, Operand, Operation, StorageRule, Tiles, count, elements, require, width};
 
 /// Normalises each row over its features, then scales and shifts.
@@ -30,6 +32,13 @@ impl Operation for LayerNorm {
 
     fn flops(&self, _: &[&[usize]], output: &[usize]) -> u64 {
         5 * elements(output) as u64
+    }
+
+    fn backward(&self, reverse: &mut Reverse<'_>) -> Result<(), String> {
+        let (g, x, eps) = (Source::Gradient, Source::Input(0), self.eps);
+        reverse.give_by(0, LayerNormGradient { eps }, &[g, x, Source::Input(1)])?;
+        reverse.give_by(1, LayerNormGain { eps }, &[g, x])?;
+        reverse.give_by(2, Sum::leading(reverse.shape(2)), &[g])
     }
 
     fn storage_rule(&self, tensor: Operand) -> StorageRule {

@@ -1,5 +1,7 @@
 use super::launch::{grid, optional, rows};
 use super::matmul::{Matmul, product};
+use super::reverse::{Reverse, Source};
+use super::training::{LinearInput, LinearWeight, Sum};
 use super::{
     Activation, Choice, Launch, MatmulUnit, Operand, Operation, Scalar, Statistics, StorageRule, Tiles, WeightSplit,
     count, elements, require, width,
@@ -51,6 +53,21 @@ impl Operation for Linear {
 
     fn flops(&self, inputs: &[&[usize]], output: &[usize]) -> u64 {
         2 * elements(output) as u64 * width(inputs[0]) as u64 * (1 + self.also) as u64
+    }
+
+    fn backward(&self, reverse: &mut Reverse<'_>) -> Result<(), String> {
+        let plain = self.activation.is_none() && self.also == 0;
+        require(plain, || "linear: an activation or a further layer must be a step of its own to be trained".into())?;
+        let g = Source::Gradient;
+        reverse.give_by(0, LinearInput { residual: false }, &[g, Source::Input(1)])?;
+        reverse.give_by(1, LinearWeight, &[g, Source::Input(0)])?;
+        if self.bias {
+            reverse.give_by(2, Sum::leading(reverse.shape(2)), &[g])?;
+        }
+        if self.residual {
+            reverse.give(self.behind() - 1, g);
+        }
+        Ok(())
     }
 
     fn storage_rule(&self, tensor: Operand) -> StorageRule {

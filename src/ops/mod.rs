@@ -23,9 +23,11 @@ mod modulate;
 mod multistep;
 mod pointwise;
 mod resize;
+mod reverse;
 mod sampler_step;
 mod slice;
 mod statistics;
+pub mod training;
 
 pub use attention::Attention;
 pub use concat::Concat;
@@ -46,9 +48,11 @@ pub use multistep::{HISTORY, Multistep, Rule, combined};
 pub use pointwise::{Activation, Pointwise};
 pub(crate) use resize::{CUBIC, LANCZOS, Resampling, resampling_window};
 pub use resize::{Resize, cubic_taps};
+pub use reverse::{Made, Reverse, Source};
 pub use sampler_step::{COEFFICIENTS, Noise, Prediction, SamplerStep, StepResult, Variance, element};
 pub use slice::Slice;
 pub use statistics::{OutputTile, Statistics};
+pub use training::Training;
 
 /// What every operation can say about itself without running.
 pub trait Operation {
@@ -63,6 +67,13 @@ pub trait Operation {
 
     /// Floating-point operations, a multiply-add counted as two. Zero for operations that only move data.
     fn flops(&self, inputs: &[&[usize]], output: &[usize]) -> u64;
+
+    /// Records how the gradients of its inputs follow from that of its output. Where training does not meet the operation,
+    /// it says so.
+    ///
+    /// # Errors
+    /// There is no rule, or not for these flags.
+    fn backward(&self, reverse: &mut Reverse<'_>) -> Result<(), String>;
 
     /// The type of its tensors if the plan's storage type is narrower than f32.
     fn storage_rule(&self, _tensor: Operand) -> StorageRule {
@@ -108,6 +119,9 @@ macro_rules! operations {
             fn flops(&self, inputs: &[&[usize]], output: &[usize]) -> u64 {
                 match self { $(Op::$variant(op) => op.flops(inputs, output),)* }
             }
+            fn backward(&self, reverse: &mut Reverse<'_>) -> Result<(), String> {
+                match self { $(Op::$variant(op) => op.backward(reverse),)* }
+            }
             fn storage_rule(&self, tensor: Operand) -> StorageRule {
                 match self { $(Op::$variant(op) => op.storage_rule(tensor),)* }
             }
@@ -139,7 +153,8 @@ operations!(
     Pointwise,
     Resize,
     SamplerStep,
-    Slice
+    Slice,
+    Training
 );
 
 /// Number of elements of a shape.

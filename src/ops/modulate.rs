@@ -1,3 +1,4 @@
+use super::reverse::{Reverse, no_rule};
 use super::{Activation, Launch, MatmulUnit, Operand, Operation, Scalar, Tiles, count, elements, require, width};
 
 /// Scales and shifts images by maps of a coarser grid, each entry of which is for a square of pixels.
@@ -41,6 +42,10 @@ impl Operation for Modulate {
 
     fn flops(&self, _: &[&[usize]], output: &[usize]) -> u64 {
         2 * elements(output) as u64
+    }
+
+    fn backward(&self, _: &mut Reverse<'_>) -> Result<(), String> {
+        no_rule(self.name())
     }
 
     fn wgsl(&self, inputs: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {

@@ -5,6 +5,7 @@
 //! [`multistep`](crate::diffusion::multistep), so that one operation serves every sampler, and a recorded step is replayed
 //! unchanged with another.
 
+use super::reverse::{Reverse, no_rule};
 use super::sampler_step::{COEFFICIENTS, SamplerStep, Variance};
 use super::{Launch, Noise, Operand, Operation, Scalar, StorageRule, Tiles, count, elements, require};
 
@@ -55,6 +56,10 @@ impl Operation for Multistep {
 
     fn flops(&self, inputs: &[&[usize]], _: &[usize]) -> u64 {
         (3 + 3 + 11) * elements(inputs[1]) as u64
+    }
+
+    fn backward(&self, _: &mut Reverse<'_>) -> Result<(), String> {
+        no_rule(self.name())
     }
 
     fn storage_rule(&self, _: Operand) -> StorageRule {

@@ -1,5 +1,7 @@
 use super::launch::optional;
-use super::{Launch, MatmulUnit, Operand, Operation, Scalar, Tiles, count, elements, require, width};
+use super::reverse::{Reverse, Source};
+use super::training::{Slope, Sum};
+use super::{Concat, Launch, MatmulUnit, Operand, Operation, Scalar, Tiles, count, elements, require, width};
 
 /// A function of one number.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -85,6 +87,40 @@ impl Operation for Pointwise {
         elements(output) as u64
     }
 
+    fn backward(&self, reverse: &mut Reverse<'_>) -> Result<(), String> {
+        let (g, [x, other]) = (Source::Gradient, [0, 1].map(Source::Input));
+        match *self {
+            Pointwise::Activation(activation) => reverse.give_by(0, Slope::Activation(activation), &[g, x]),
+            Pointwise::Clamp { low, high } => reverse.give_by(0, Slope::Clamp { low, high }, &[g, x]),
+            Pointwise::Add => {
+                reverse.give(0, g);
+                self.give_repeated(reverse, g)
+            }
+            Pointwise::Multiply => {
+                reverse.give_by(0, Pointwise::Multiply, &[g, other])?;
+                if !reverse.needs(1) {
+                    return Ok(());
+                }
+                let product = reverse.push(Pointwise::Multiply, &[g, x])?;
+                self.give_repeated(reverse, product)
+            }
+            Pointwise::AddChannels => {
+                reverse.give(0, g);
+                reverse.give_by(1, Sum::positions(reverse.shape(1)), &[g])
+            }
+            Pointwise::ScaleShift => {
+                reverse.give_by(0, Slope::ScaleShift, &[g, other])?;
+                if !reverse.needs(1) {
+                    return Ok(());
+                }
+                let sum = Sum::positions(&[reverse.shape(0)[0], width(reverse.shape(0))]);
+                let product = reverse.push(Pointwise::Multiply, &[g, x])?;
+                let halves = [reverse.push(sum.clone(), &[product])?, reverse.push(sum, &[g])?];
+                reverse.give_by(1, Concat { axis: 1 }, &halves)
+            }
+        }
+    }
+
     fn wgsl(&self, inputs: &[&[usize]], output: &[usize], _: Tiles) -> Vec<Launch> {
         let kind = match self {
             Pointwise::Activation(activation) => Activation::code(Some(*activation)),
@@ -113,5 +149,16 @@ impl Operation for Pointwise {
         };
         let plain = self.wgsl(inputs, output, Tiles::Shared).remove(0);
         vec![plain.in_vectors("pointwise_x16", &[run])]
+    }
+}
+
+impl Pointwise {
+    /// The gradient of `y`, which may have been repeated, from that of each of its copies.
+    fn give_repeated(&self, reverse: &mut Reverse<'_>, copies: Source) -> Result<(), String> {
+        if reverse.shape(0) == reverse.shape(1) {
+            reverse.give(1, copies);
+            return Ok(());
+        }
+        reverse.give_by(1, Sum::leading(reverse.shape(1)), &[copies])
     }
 }

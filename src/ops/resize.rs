@@ -1,4 +1,6 @@
 use super::launch::grid;
+use super::reverse::{Reverse, Source, no_rule};
+use super::training::ResizeGradient;
 use super::{Choice, Launch, MatmulUnit, Operand, Operation, Scalar, StorageRule, Tiles, count, elements, require};
 
 /// Changes the height and width of channels-last images. *Shapes* `[N, H, W, C]` gives `[N, H', W', C]`.
@@ -46,6 +48,17 @@ impl Operation for Resize {
             Resize::MeanHalve => 4 * elements(output) as u64,
             Resize::Bicubic { .. } => 16 * elements(output) as u64,
         }
+    }
+
+    fn backward(&self, reverse: &mut Reverse<'_>) -> Result<(), String> {
+        let x = reverse.shape(0);
+        let gradient = match self {
+            Resize::NearestDouble => ResizeGradient::Double,
+            Resize::MeanHalve => ResizeGradient::Halve { size: [x[1], x[2]] },
+            // Only data are resized so.
+            Resize::Bicubic { .. } => return no_rule(self.name()),
+        };
+        reverse.give_by(0, gradient, &[Source::Gradient])
     }
 
     fn storage_rule(&self, _: Operand) -> StorageRule {

@@ -12,6 +12,7 @@
 //! the same formula would show in the picture.
 
 use super::launch::optional;
+use super::reverse::{Reverse, no_rule};
 use super::{Launch, Operand, Operation, Scalar, StorageRule, Tiles, count, elements, require};
 use crate::noise::{NoiseDtype, NoiseKind, NoiseSource, Seeds};
 
@@ -173,6 +174,10 @@ impl Operation for SamplerStep {
             Noise::Philox | Noise::TorchCuda(_) => 12 + 50,
         };
         each * elements(output) as u64
+    }
+
+    fn backward(&self, _: &mut Reverse<'_>) -> Result<(), String> {
+        no_rule(self.name())
     }
 
     fn storage_rule(&self, _: Operand) -> StorageRule {

@@ -1,3 +1,5 @@
+use super::reverse::{Reverse, Source};
+use super::training::Scatter;
 use super::{Launch, MatmulUnit, Operand, Operation, Scalar, StorageRule, Tiles, count, elements, require};
 
 /// Takes `length` entries `start, start + step, ..` of one dimension.
@@ -36,6 +38,12 @@ impl Operation for Slice {
 
     fn flops(&self, _: &[&[usize]], _: &[usize]) -> u64 {
         0
+    }
+
+    fn backward(&self, reverse: &mut Reverse<'_>) -> Result<(), String> {
+        let Slice { axis, start, step, .. } = *self;
+        let size = reverse.shape(0)[axis];
+        reverse.give_by(0, Scatter::Slice { axis, start, step, size }, &[Source::Gradient])
     }
 
     fn storage_rule(&self, _: Operand) -> StorageRule {

@@ -9,25 +9,36 @@ use crate::ops::{Op, Pointwise};
 
 /// Applies all rules to the list, front to back, so that chains grow: convolution, then its shift, then its residual.
 pub fn fuse(plan: &mut Plan) {
+    apply(plan, true);
+}
+
+/// Applies the rules that a plan to be differentiated allows: a linear layer's sums stay, of which the slope of its
+/// activation is computed.
+pub(super) fn fuse_to_train(plan: &mut Plan) {
+    apply(plan, false);
+}
+
+fn apply(plan: &mut Plan, activate_layers: bool) {
     let mut readers = vec![0usize; plan.values.len()];
     for step in &plan.steps {
         for &input in &step.inputs {
             readers[plan.root(input).0] += 1;
         }
     }
-    for &id in plan.outputs.iter().map(|(_, id)| id).chain(plan.feeds.iter().map(|(from, _)| from)) {
+    let ends = plan.outputs.iter().map(|(_, id)| id).chain(plan.feeds.iter().map(|(from, _)| from));
+    for &id in ends.chain(plan.gradients.iter().map(|(_, gradient)| gradient)) {
         readers[plan.root(id).0] += 1;
     }
     let mut once = std::mem::take(&mut plan.steps);
     let each = once.split_off(plan.once);
-    plan.steps = fuse_part(plan, once, &readers);
+    plan.steps = fuse_part(plan, once, &readers, activate_layers);
     plan.once = plan.steps.len();
-    let mut each = fuse_part(plan, each, &readers);
+    let mut each = fuse_part(plan, each, &readers, activate_layers);
     plan.steps.append(&mut each);
 }
 
 /// The rules within one part: a step that runs once must not be joined to one that is replayed.
-fn fuse_part(plan: &Plan, steps: Vec<Step>, readers: &[usize]) -> Vec<Step> {
+fn fuse_part(plan: &Plan, steps: Vec<Step>, readers: &[usize], activate_layers: bool) -> Vec<Step> {
     let mut producer: Vec<Option<usize>> = vec![None; plan.values.len()];
     let mut kept: Vec<Option<Step>> = Vec::with_capacity(steps.len());
     for step in steps {
@@ -35,7 +46,8 @@ fn fuse_part(plan: &Plan, steps: Vec<Step>, readers: &[usize]) -> Vec<Step> {
             let input = step.inputs[which];
             let before = producer[input.0].filter(|_| readers[input.0] == 1)?;
             let earlier = kept[before].as_ref().expect("a joined step is no producer any more");
-            join(plan, earlier, &step, which).map(|fused| (before, fused))
+            let keeps_sums = !activate_layers && matches!(earlier.op, Op::Linear(_));
+            join(plan, earlier, &step, which, keeps_sums).map(|fused| (before, fused))
         });
         let step = match joined {
             Some((before, fused)) => {
@@ -50,11 +62,13 @@ fn fuse_part(plan: &Plan, steps: Vec<Step>, readers: &[usize]) -> Vec<Step> {
     kept.into_iter().flatten().collect()
 }
 
-/// `later` reads the output of `earlier` as its input `which`: both as one step, if a rule allows it.
-fn join(plan: &Plan, earlier: &Step, later: &Step, which: usize) -> Option<Step> {
+/// `later` reads the output of `earlier` as its input `which`: both as one step, if a rule allows it. With `keeps_sums`
+/// `earlier` takes no activation.
+fn join(plan: &Plan, earlier: &Step, later: &Step, which: usize, keeps_sums: bool) -> Option<Step> {
     let Op::Pointwise(pointwise) = &later.op else { return None };
     let other = later.inputs.get(1 - which).copied();
     let (op, extra) = match pointwise {
+        Pointwise::Activation(_) if keeps_sums => return None,
         Pointwise::Activation(activation) => (activate(&earlier.op, *activation)?, None),
         Pointwise::ScaleShift if which == 0 => (style(&earlier.op)?, other),
         Pointwise::AddChannels if which == 0 => (shift(&earlier.op)?, other),
@@ -104,6 +118,7 @@ fn residual(plan: &Plan, earlier: &Step, output: ValueId, other: ValueId) -> Opt
     match &earlier.op {
         Op::Linear(l) if !l.residual => Some(crate::ops::Linear { residual: true, ..l.clone() }.into()),
         Op::Conv2d(c) if !c.residual => Some(crate::ops::Conv2d { residual: true, ..c.clone() }.into()),
+        Op::Training(op) => op.with_residual(),
         _ => None,
     }
 }

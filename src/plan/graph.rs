@@ -5,7 +5,7 @@
 //! recorder keeps the first complaint (a missing tensor, shapes that do not fit) with the model's source line,
 //! and [`Graph::finish`] returns it.
 
-use super::{Dtype, Origin, Plan, Step, Value, ValueId, WeightSource};
+use super::{Dtype, Origin, Plan, Step, Trained, Value, ValueId, WeightSource};
 use crate::error::{Error, Result};
 use crate::ops::{
     Activation, Attention, Concat, Conv2d, Embed, Geglu, GroupNorm, LayerNorm, Linear, Modulate, Multistep, Op,
@@ -20,6 +20,7 @@ use std::panic::Location;
 pub struct Graph<'w> {
     name: String,
     source: &'w dyn WeightSource,
+    pub(super) trained: Option<&'w Trained>,
     state: RefCell<State>,
 }
 
@@ -36,7 +37,7 @@ struct State {
 /// A value of a graph under construction.
 #[derive(Clone, Copy)]
 pub struct Tensor<'g> {
-    graph: &'g Graph<'g>,
+    pub(super) graph: &'g Graph<'g>,
     id: ValueId,
 }
 
@@ -44,13 +45,18 @@ pub struct Tensor<'g> {
 #[derive(Clone)]
 pub struct Weights<'g> {
     graph: &'g Graph<'g>,
-    path: String,
+    pub(super) path: String,
 }
 
 impl<'w> Graph<'w> {
     /// An empty plan whose weights come from `source`.
     pub fn new(name: impl Into<String>, source: &'w dyn WeightSource) -> Self {
-        Graph { name: name.into(), source, state: RefCell::default() }
+        Graph { name: name.into(), source, trained: None, state: RefCell::default() }
+    }
+
+    /// An empty plan of which a part is trained.
+    pub fn to_train(name: impl Into<String>, source: &'w dyn WeightSource, trained: &'w Trained) -> Self {
+        Graph { trained: Some(trained), ..Graph::new(name, source) }
     }
 
     /// The top of the checkpoint component.
@@ -75,6 +81,14 @@ impl<'w> Graph<'w> {
         'w: 'g,
     {
         self.add_input(name, shape, Dtype::F32, true)
+    }
+
+    /// A trained tensor that no checkpoint has.
+    pub fn parameter<'g>(&'g self, name: &str, shape: &[usize]) -> Tensor<'g>
+    where
+        'w: 'g,
+    {
+        self.named(name, shape, Origin::Parameter(name.to_owned()))
     }
 
     /// Integers that the caller writes once per picture.
@@ -129,6 +143,17 @@ impl<'w> Graph<'w> {
         Ok(plan)
     }
 
+    /// Ends the recording of a plan that is to be [differentiated](super::differentiate()): fuses like [`Graph::finish`] what
+    /// has a gradient as one step.
+    ///
+    /// # Errors
+    /// As for [`Graph::finish`].
+    pub fn finish_to_train(self) -> Result<Plan> {
+        let mut plan = self.finish_unfused()?;
+        super::fuse::fuse_to_train(&mut plan);
+        Ok(plan)
+    }
+
     /// Ends the recording like [`Graph::finish`], but fuses nothing: for tests of fusions, and for finding out
     /// whether one of them is at fault.
     ///
@@ -146,6 +171,7 @@ impl<'w> Graph<'w> {
             once: 0,
             outputs: state.outputs,
             feeds: state.feeds,
+            gradients: Vec::new(),
         };
         hoist(&mut plan);
         Ok(plan)
@@ -179,6 +205,20 @@ impl<'w> Graph<'w> {
         Tensor { graph: self, id: ValueId(state.values.len() - 1) }
     }
 
+    /// A checkpoint's or trained tensor. Asked for twice, it is the same value.
+    fn named<'g>(&'g self, name: &str, shape: &[usize], origin: Origin) -> Tensor<'g>
+    where
+        'w: 'g,
+    {
+        let known = self.state.borrow().weights.get(name).copied();
+        if let Some(id) = known.filter(|id| self.state.borrow().values[id.0].shape == shape) {
+            return Tensor { graph: self, id };
+        }
+        let tensor = self.add_value(shape.to_vec(), Dtype::F32, origin);
+        self.state.borrow_mut().weights.insert(name.to_owned(), tensor.id);
+        tensor
+    }
+
     fn complain(&self, error: impl FnOnce() -> Error) {
         let mut state = self.state.borrow_mut();
         if state.complaint.is_none() {
@@ -192,7 +232,7 @@ impl<'w> Graph<'w> {
 
     /// Appends a step. After a complaint the tensor returned has the shape of the first input: the recording goes
     /// on so that model code needs no exits, and its result is thrown away.
-    fn record<'g>(&'g self, op: impl Into<Op>, inputs: &[Tensor<'_>], label: String) -> Tensor<'g>
+    pub(super) fn record<'g>(&'g self, op: impl Into<Op>, inputs: &[Tensor<'_>], label: String) -> Tensor<'g>
     where
         'w: 'g,
     {
@@ -233,8 +273,8 @@ fn check_dtypes(op: &Op, inputs: impl Iterator<Item = Dtype>) -> std::result::Re
 
 /// Moves every step that does not depend on a varying input to the front, keeping the order.
 fn hoist(plan: &mut Plan) {
-    let mut varies: Vec<bool> =
-        plan.values.iter().map(|v| matches!(v.origin, Origin::Input { varies: true, .. })).collect();
+    let vary = |v: &Value| matches!(v.origin, Origin::Input { varies: true, .. } | Origin::Parameter(_));
+    let mut varies: Vec<bool> = plan.values.iter().map(vary).collect();
     let (mut once, mut each) = (Vec::new(), Vec::new());
     for step in std::mem::take(&mut plan.steps) {
         let varying = step.inputs.iter().any(|&i| varies[plan.root(i).0]);
@@ -265,22 +305,18 @@ impl<'g> Weights<'g> {
     /// The tensor `name` below the path, which must have this shape.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Tensor<'g> {
         let full = self.at(name).path;
-        let known = self.graph.state.borrow().weights.get(&full).copied();
-        if let Some(id) = known.filter(|id| self.graph.state.borrow().values[id.0].shape == shape) {
-            return Tensor { graph: self.graph, id };
-        }
         if let Err(error) = self.graph.source.require(&full, shape) {
             self.graph.complain(|| error);
         }
-        let tensor = self.graph.add_value(shape.to_vec(), Dtype::F32, Origin::Weight(full.clone()));
-        self.graph.state.borrow_mut().weights.insert(full, tensor.id);
-        tensor
+        let is_trained = self.graph.trained.is_some_and(|trained| (trained.tensors)(&full));
+        let origin = if is_trained { Origin::Parameter(full.clone()) } else { Origin::Weight(full.clone()) };
+        self.graph.named(&full, shape, origin)
     }
 }
 
 /// The line of the model that called, as a label.
 #[track_caller]
-fn line() -> String {
+pub(super) fn line() -> String {
     let caller = Location::caller();
     let file = caller.file().rsplit(['/', '\\']).next().unwrap_or_default();
     format!("{file}:{}", caller.line())
@@ -316,13 +352,15 @@ impl<'g> Tensor<'g> {
     /// `x W^T + bias` with `weight [width, K]` and `bias [width]` below `w`.
     pub fn linear(self, w: Weights<'g>, width: usize) -> Tensor<'g> {
         let inputs = [self, w.tensor("weight", &[width, self.channels()]), w.tensor("bias", &[width])];
-        self.graph.record(Linear { bias: true, ..Linear::default() }, &inputs, w.path)
+        let y = self.graph.record(Linear { bias: true, ..Linear::default() }, &inputs, w.path.clone());
+        self.adapted(y, w, &[self.channels()], None)
     }
 
     /// `x W^T` with `weight [width, K]` below `w`.
     pub fn project(self, w: Weights<'g>, width: usize) -> Tensor<'g> {
         let inputs = [self, w.tensor("weight", &[width, self.channels()])];
-        self.graph.record(Linear::default(), &inputs, w.path)
+        let y = self.graph.record(Linear::default(), &inputs, w.path.clone());
+        self.adapted(y, w, &[self.channels()], None)
     }
 
     /// A 3x3 convolution with a border of zeros: `weight [width, C, 3, 3]`, `bias [width]`.
@@ -349,11 +387,9 @@ impl<'g> Tensor<'g> {
         if bias {
             inputs.push(w.tensor("bias", &[width]));
         }
-        self.graph.record(
-            Conv2d { stride, padding, bias, shift: false, residual: false, behind: false, table: false },
-            &inputs,
-            w.path,
-        )
+        let plain = Conv2d { stride, padding, bias: false, shift: false, residual: false, behind: false, table: false };
+        let y = self.graph.record(Conv2d { bias, ..plain.clone() }, &inputs, w.path.clone());
+        self.adapted(y, w, &[self.channels(), side, side], Some(plain))
     }
 
     /// Group normalisation with `weight` and `bias` below `w`.

@@ -114,6 +114,7 @@ impl Listing<'_> {
             let (origin, more) = match &value.origin {
                 Origin::Input { name, varies } => ("input", json!({ "name": name, "varies": varies })),
                 Origin::Weight(name) => ("weight", json!({ "name": name })),
+                Origin::Parameter(name) => ("parameter", json!({ "name": name })),
                 Origin::Computed => ("computed", json!({})),
                 Origin::Alias(of) => ("alias", json!({ "of": of.0 })),
             };

@@ -10,10 +10,14 @@
 //! steps are written in model code where they are used, and move to the first part because nothing that
 //! they depend on varies.
 //!
+//! A network is trained by a plan, too: [`differentiate`] appends the steps that compute the gradients of its trained
+//! tensors, which are read from the first step on and change between runs.
+//!
 //! Invariants, checked where a plan is finished: a value is written by one step at most and before it is
 //! read; an output never shares memory with an input of the same step; inputs and what the replayed part
 //! needs of the first part keep their memory to the end.
 
+mod differentiate;
 mod fuse;
 mod graph;
 mod join_layers;
@@ -23,7 +27,9 @@ mod read_through;
 mod slots;
 mod statistics;
 mod stored;
+mod trained;
 
+pub use differentiate::differentiate;
 pub use fuse::fuse;
 pub use graph::{Graph, Tensor, Weights};
 pub use join_layers::join_layers;
@@ -33,6 +39,7 @@ pub use read_through::read_through;
 pub use slots::{Slots, assign};
 pub use statistics::with_statistics;
 pub use stored::StoredTensor;
+pub use trained::{LowRank, Trained};
 
 use crate::dtype::{Dtype, StoredDtype};
 use crate::error::{Error, Result};
@@ -56,6 +63,8 @@ pub enum Origin {
     },
     /// A tensor of the checkpoint.
     Weight(String),
+    /// A trained tensor: the caller writes it before the first run, an optimisation step changes it. It varies.
+    Parameter(String),
     /// The output of a step.
     Computed,
     /// The same memory under another shape.
@@ -115,6 +124,9 @@ pub struct Plan {
     pub outputs: Vec<(String, ValueId)>,
     /// Copies `(from, to)` made in this order after each run of the varying part, such as `x_{t-1}` to `x_t`.
     pub feeds: Vec<(ValueId, ValueId)>,
+    /// Trained values, each with a value that is added to its gradient whenever that is computed; empty unless
+    /// [`differentiate`] made the plan.
+    pub gradients: Vec<(ValueId, ValueId)>,
 }
 
 /// Numbers that describe what a part of a plan costs.
@@ -171,9 +183,22 @@ impl Plan {
         })
     }
 
-    /// Number of parameters of all weights.
+    /// Names and values of all trained tensors.
+    pub fn trained(&self) -> impl Iterator<Item = (&str, ValueId)> {
+        self.values.iter().enumerate().filter_map(|(i, v)| match &v.origin {
+            Origin::Parameter(name) => Some((name.as_str(), ValueId(i))),
+            _ => None,
+        })
+    }
+
+    /// Whether the plan trains, which needs a back end with kernels for that.
+    pub fn trains(&self) -> bool {
+        self.trained().next().is_some() || self.steps.iter().any(|step| matches!(step.op, Op::Training(_)))
+    }
+
+    /// Number of parameters of all weights and trained tensors.
     pub fn parameters(&self) -> u64 {
-        self.weights().map(|(_, id)| elements(self.shape(id)) as u64).sum()
+        self.weights().chain(self.trained()).map(|(_, id)| elements(self.shape(id)) as u64).sum()
     }
 
     /// The steps that run once and those that are replayed.

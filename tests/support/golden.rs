@@ -73,6 +73,11 @@ impl Recording {
         Recording::open("stable_unclip")
     }
 
+    /// Of every operation's gradients; `tests/golden/make_gradients.py` made it.
+    pub fn gradients() -> Recording {
+        Recording::open("gradients")
+    }
+
     /// Of classification; `tests/golden/make_clip.py` made it.
     pub fn clip() -> Recording {
         Recording::open("clip")
@@ -117,6 +122,16 @@ impl Recording {
 
     pub fn tensors(&self) -> SafeTensors<'_> {
         SafeTensors::deserialize(&self.0).unwrap()
+    }
+
+    /// The names of all tensors.
+    pub fn names(&self) -> Vec<String> {
+        self.tensors().names().into_iter().map(str::to_owned).collect()
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors().tensor(name).is_ok()
     }
 
     /// A tensor of f32 with its shape.

@@ -102,6 +102,7 @@ fn sums(op: &Op) -> bool {
         Op::Concat(_) | Op::Convert(_) | Op::Embed(_) | Op::Geglu(_) | Op::Modulate(_) => false,
         Op::Multistep(_) => false,
         Op::Pointwise(_) | Op::SamplerStep(_) | Op::Slice(_) => false,
+        Op::Training(op) => unreachable!("{op:?} is in tests/gradients.rs"),
     }
 }
 

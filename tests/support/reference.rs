@@ -64,6 +64,7 @@ pub fn run_lacking(problem: &Problem, lack: Lack) -> Vec<f64> {
         Op::Resize(op) => resize(op, &inputs[0], &shape, lack.terms),
         Op::SamplerStep(op) => sampler_step(op, &inputs),
         Op::Slice(op) => slice(op, &inputs[0]),
+        Op::Training(op) => unreachable!("{op:?} is in tests/gradients.rs"),
     }
 }
 
@@ -82,6 +83,7 @@ pub fn reduction(problem: &Problem) -> usize {
         Op::Concat(_) | Op::Convert(_) | Op::Embed(_) | Op::Geglu(_) | Op::Modulate(_) => 1,
         Op::Multistep(_) => 1,
         Op::Pointwise(_) | Op::SamplerStep(_) | Op::Slice(_) => 1,
+        Op::Training(op) => unreachable!("{op:?} is in tests/gradients.rs"),
     }
 }
 

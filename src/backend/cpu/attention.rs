@@ -47,21 +47,9 @@ pub struct Problem<'a> {
 }
 
 pub fn run(machine: &Machine, op: &Attention, inputs: &[&[f32]], shapes: &[&[usize]], out: &mut [f32]) {
-    let (extra_keys, own_keys) = op.keys(shapes);
-    let (batch, queries, width) = (shapes[0][0], shapes[0][1], shapes[0][2]);
-    let problem = Problem {
-        machine,
-        op,
-        q: inputs[0],
-        own: (inputs[1], inputs[2]),
-        extra: if op.extra { (inputs[3], inputs[4]) } else { (&[], &[]) },
-        mask: op.mask.then(|| (inputs[inputs.len() - 1], shapes[shapes.len() - 1][1])),
-        queries,
-        own_keys,
-        extra_keys,
-        width,
-        head: width / op.heads,
-    };
+    let problem = Problem::new(machine, op, inputs, shapes);
+    let Problem { queries, own_keys, extra_keys, .. } = problem;
+    let batch = shapes[0][0];
     let heads = batch * op.heads;
     let work = heads * queries * (own_keys + extra_keys) * problem.head;
     let parallel = machine.threads > 1 && work >= PARALLEL_THRESHOLD;
@@ -86,6 +74,27 @@ pub fn run(machine: &Machine, op: &Attention, inputs: &[&[f32]], shapes: &[&[usi
     }
 }
 
+impl<'a> Problem<'a> {
+    /// The operation's inputs.
+    pub fn new(machine: &'a Machine, op: &'a Attention, inputs: &[&'a [f32]], shapes: &[&[usize]]) -> Problem<'a> {
+        let (extra_keys, own_keys) = op.keys(shapes);
+        let (queries, width) = (shapes[0][1], shapes[0][2]);
+        Problem {
+            machine,
+            op,
+            q: inputs[0],
+            own: (inputs[1], inputs[2]),
+            extra: if op.extra { (inputs[3], inputs[4]) } else { (&[], &[]) },
+            mask: op.mask.then(|| (inputs[inputs.len() - 1], shapes[shapes.len() - 1][1])),
+            queries,
+            own_keys,
+            extra_keys,
+            width,
+            head: width / op.heads,
+        }
+    }
+}
+
 impl Problem<'_> {
     /// All keys, the extra ones first.
     pub fn keys(&self) -> usize {
@@ -94,7 +103,12 @@ impl Problem<'_> {
 
     /// One head's part of a query.
     pub fn query(&self, batch: usize, head: usize, i: usize) -> &[f32] {
-        &self.q[(batch * self.queries + i) * self.width + head * self.head..][..self.head]
+        self.row_of(self.q, batch, head, i)
+    }
+
+    /// The same part of a tensor that is laid out as the queries are.
+    pub fn row_of<'t>(&self, tensor: &'t [f32], batch: usize, head: usize, i: usize) -> &'t [f32] {
+        &tensor[(batch * self.queries + i) * self.width + head * self.head..][..self.head]
     }
 
     /// One head's part of a key.
@@ -241,7 +255,7 @@ impl Problem<'_> {
     }
 
     /// Turns the scores of one query into unnormalised probabilities, zero for masked keys. Returns their sum.
-    fn softmax(&self, batch: usize, query: usize, row: &mut [f32]) -> f32 {
+    pub fn softmax(&self, batch: usize, query: usize, row: &mut [f32]) -> f32 {
         let seen = self.hide(batch, query, row, f32::NEG_INFINITY);
         let sum = simd::exponentials(self.machine.isa, &mut row[..seen], self.scale());
         self.hide(batch, query, row, 0.0);

@@ -35,30 +35,11 @@ pub fn run(
     let (x, gamma, beta) = (inputs[0], inputs[1], inputs[2]);
     let (images, c) = (shape[0], gamma.len());
     let image = x.len() / images;
-    let chunk = (TASK_ELEMENTS / c).max(1) * c;
-    let chunks = image.div_ceil(chunk);
-    let sums_of = |i: usize| {
-        let (n, p) = (i / chunks, i % chunks);
-        let rows = &x[n * image + p * chunk..n * image + image.min((p + 1) * chunk)];
-        let (mut sum, mut square) = (vec![0.0f64; c], vec![0.0f64; c]);
-        simd::accumulate_sums(machine.isa, rows, &mut sum, &mut square);
-        Sums { sum: per_group(&sum, op.groups), square: per_group(&square, op.groups) }
-    };
-    let sums: Vec<Sums> = if images * chunks > 1 {
-        (0..images * chunks).into_par_iter().map(sums_of).collect()
-    } else {
-        vec![sums_of(0)]
-    };
-    let count = (image / op.groups) as f64;
+    let moments = moments(machine, op, x, images, c);
     let affine = |n: usize| {
-        let own = &sums[n * chunks..(n + 1) * chunks];
         let (mut center, mut scale, mut shift) = (vec![0.0f32; c], vec![0.0f32; c], vec![0.0f32; c]);
         for g in 0..op.groups {
-            let mean = own.iter().map(|m| m.sum[g]).sum::<f64>() / count;
-            let variance = own.iter().map(|m| m.square[g]).sum::<f64>() / count - mean * mean;
-            // Not `max`, which would turn NaN into zero.
-            let variance = if variance < 0.0 { 0.0 } else { variance };
-            let inverse = 1.0 / (variance + f64::from(op.eps)).sqrt();
+            let Moments { mean, inverse } = moments[n * op.groups + g];
             for i in g * (c / op.groups)..(g + 1) * (c / op.groups) {
                 let gain = inverse * f64::from(gamma[i]);
                 // The rounding error of the mean goes into the shift.
@@ -88,6 +69,43 @@ pub fn run(
             done += same;
         }
     });
+}
+
+/// Mean and reciprocal standard deviation of each group of each image.
+#[derive(Clone, Copy)]
+pub struct Moments {
+    pub mean: f64,
+    pub inverse: f64,
+}
+
+/// Those of `x [images, .., c]`.
+pub fn moments(machine: &Machine, op: &GroupNorm, x: &[f32], images: usize, c: usize) -> Vec<Moments> {
+    let image = x.len() / images;
+    let chunk = (TASK_ELEMENTS / c).max(1) * c;
+    let chunks = image.div_ceil(chunk);
+    let sums_of = |i: usize| {
+        let (n, p) = (i / chunks, i % chunks);
+        let rows = &x[n * image + p * chunk..n * image + image.min((p + 1) * chunk)];
+        let (mut sum, mut square) = (vec![0.0f64; c], vec![0.0f64; c]);
+        simd::accumulate_sums(machine.isa, rows, &mut sum, &mut square);
+        Sums { sum: per_group(&sum, op.groups), square: per_group(&square, op.groups) }
+    };
+    let sums: Vec<Sums> = if images * chunks > 1 {
+        (0..images * chunks).into_par_iter().map(sums_of).collect()
+    } else {
+        vec![sums_of(0)]
+    };
+    let count = (image / op.groups) as f64;
+    let of = |i: usize| {
+        let own = &sums[i / op.groups * chunks..][..chunks];
+        let g = i % op.groups;
+        let mean = own.iter().map(|m| m.sum[g]).sum::<f64>() / count;
+        let variance = own.iter().map(|m| m.square[g]).sum::<f64>() / count - mean * mean;
+        // Not `max`, which would turn NaN into zero.
+        let variance = if variance < 0.0 { 0.0 } else { variance };
+        Moments { mean, inverse: 1.0 / (variance + f64::from(op.eps)).sqrt() }
+    };
+    (0..images * op.groups).map(of).collect()
 }
 
 fn per_group(channels: &[f64], groups: usize) -> Vec<f64> {

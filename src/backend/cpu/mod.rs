@@ -9,6 +9,7 @@
 //! chunks whose size depends only on the shapes.
 
 mod amx;
+mod arena;
 mod attention;
 mod concat;
 mod conv2d;
@@ -30,24 +31,28 @@ mod sampler_step;
 mod simd;
 mod slice;
 mod tile;
+mod training;
+mod weights;
 mod winograd;
 mod winograd_transform;
 
 pub use tile::Isa;
 
-use super::{Backend, Executable, LaunchTime, Roofline, Weights, not_loaded, own};
+use super::{Backend, Executable, LaunchTime, Roofline, TrainedPart, Update, Weights, not_loaded, own};
 use crate::dtype::Dtype;
 use crate::dtype::Precision;
 use crate::error::{Error, Result};
 use crate::ops::{Op, Operation, elements};
-use crate::plan::{Plan, Slots, Step, ValueId, WeightSource, assign};
-use amx::{Forms, Geometry, TileWeights};
+use crate::plan::{Plan, Slots, Step, TensorData, ValueId, WeightSource, assign};
+use amx::{Forms, Geometry};
+use arena::Arena;
 use lanes::AlignedVec;
 use panels::{PanelFormat, Panels};
 use rayon::prelude::*;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
+use weights::{CpuWeights, Layout, Packed, Stored, wanted};
 
 /// The CPU as a device.
 pub struct Cpu {
@@ -204,6 +209,10 @@ impl Backend for Cpu {
         source: &dyn WeightSource,
         held: Option<&Arc<dyn Weights>>,
     ) -> Result<Arc<dyn Weights>> {
+        if plan.trains() && self.precision() != Precision::F32 {
+            let what = format!("{}: training in {} on the CPU, which trains in f32", plan.name, self.precision());
+            return Err(Error::Unsupported { what });
+        }
         let held = held.map(|weights| own::<CpuWeights>(weights, self)).transpose()?;
         let weights = self.pool.install(|| CpuWeights::load(plan, source, held.as_deref(), self.machine.weights))?;
         Ok(Arc::new(weights))
@@ -212,10 +221,11 @@ impl Backend for Cpu {
     fn compile(&self, plan: Plan, weights: &Arc<dyn Weights>) -> Result<Box<dyn Executable>> {
         let weights = own::<CpuWeights>(weights, self)?;
         let missing = |name: &str| not_loaded(self.name(), &plan, name);
-        let mut packed = HashMap::new();
+        let (mut packed, mut turned) = (HashMap::new(), HashMap::new());
         let mut constants = HashMap::new();
         for (name, id, layout) in wanted(&plan, self.machine.weights) {
             match weights.0.get(&(name.to_owned(), layout)).ok_or_else(|| missing(name))? {
+                Stored::Packed(weight) if layout == Layout::Turned => _ = turned.insert(id, weight.clone()),
                 Stored::Packed(weight) => _ = packed.insert(id, weight.clone()),
                 Stored::Plain(weight) => _ = constants.insert(id, weight.clone()),
             }
@@ -228,7 +238,8 @@ impl Backend for Cpu {
         }
         let memory = slots.words.iter().map(|&n| AlignedVec::zeros(n)).collect();
         let (pool, machine) = (self.pool.clone(), self.machine);
-        Ok(Box::new(Compiled { plan, slots, forms, packed, constants, memory, pool, machine }))
+        let arena = Arena::of(&plan);
+        Ok(Box::new(Compiled { plan, slots, forms, packed, turned, constants, arena, memory, pool, machine }))
     }
 
     fn roofline(&self) -> Option<Roofline> {
@@ -247,125 +258,16 @@ enum Right<'a> {
     Tiles(amx::Tiled<'a>),
 }
 
-/// Layout of a weight in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Layout {
-    /// The stored order, in f32.
-    Plain,
-    /// Packed, for matrix products.
-    Packed(Packing),
-}
-
-/// A weight of a matrix product.
-enum Packed {
-    Panels(Panels),
-    Tiles(TileWeights),
-}
-
-#[derive(Clone)]
-enum Stored {
-    Plain(Arc<Vec<f32>>),
-    Packed(Arc<Packed>),
-}
-
-/// Weights by tensor name and layout.
-struct CpuWeights(HashMap<(String, Layout), Stored>);
-
-impl Weights for CpuWeights {
-    fn size_bytes(&self) -> u64 {
-        let bytes = |stored: &Stored| match stored {
-            Stored::Plain(weight) => size_of_val(&weight[..]) as u64,
-            Stored::Packed(weight) => match &**weight {
-                Packed::Panels(panels) => panels.size_bytes(),
-                Packed::Tiles(tiles) => tiles.size_bytes(),
-            },
-        };
-        self.0.values().map(bytes).sum()
-    }
-
-    fn without(&self, is_stale: &dyn Fn(&str) -> bool) -> Arc<dyn Weights> {
-        let kept = self.0.iter().filter(|((name, _), _)| !is_stale(name));
-        Arc::new(CpuWeights(kept.map(|(key, stored)| (key.clone(), stored.clone())).collect()))
-    }
-}
-
-impl CpuWeights {
-    /// Reads the weights of a plan that are not held, those of matrix products straight into panels.
-    fn load(plan: &Plan, source: &dyn WeightSource, held: Option<&CpuWeights>, packing: Packing) -> Result<CpuWeights> {
-        let mut weights = held.map_or_else(HashMap::new, |held| held.0.clone());
-        let mut missing = wanted(plan, packing);
-        missing.retain(|(name, _, layout)| !weights.contains_key(&((*name).to_owned(), *layout)));
-        let load = |(name, id, layout): (&str, ValueId, Layout)| {
-            let weight = source.load(name)?;
-            let shape = plan.shape(id);
-            let stored = match layout {
-                Layout::Plain => Stored::Plain(Arc::new(weight.to_f32())),
-                Layout::Packed(packing) => {
-                    let (outputs, channels, taps) = (shape[0], shape[1], elements(&shape[2..]));
-                    Stored::Packed(Arc::new(match packing {
-                        Packing::Panels(format) => {
-                            Packed::Panels(Panels::pack(&weight, outputs, channels, taps, format))
-                        }
-                        Packing::Tiles => Packed::Tiles(TileWeights::pack(&weight, outputs, channels, taps)),
-                    }))
-                }
-            };
-            Ok(((name.to_owned(), layout), stored))
-        };
-        weights.extend(missing.into_par_iter().map(load).collect::<Result<Vec<_>>>()?);
-        Ok(CpuWeights(weights))
-    }
-}
-
-/// Every weight of a plan in each layout that a step reads.
-fn wanted(plan: &Plan, packing: Packing) -> Vec<(&str, ValueId, Layout)> {
-    let mut packed: HashMap<ValueId, Packing> = HashMap::new();
-    let mut plain: HashSet<ValueId> = HashSet::new();
-    for step in &plan.steps {
-        let is_matmul = matches!(step.op, Op::Linear(_) | Op::Conv2d(_));
-        for (i, &input) in step.inputs.iter().enumerate() {
-            let root = plan.root(input);
-            if is_matmul && i == 1 {
-                let packing = packing_of(plan, step, packing);
-                // Two steps that need different panels share bf16, which serves both.
-                let both =
-                    |p: &mut Packing| *p = if *p == packing { packing } else { Packing::Panels(PanelFormat::Bf16) };
-                packed.entry(root).and_modify(both).or_insert(packing);
-            } else {
-                plain.insert(root);
-            }
-        }
-    }
-    // A weight may also be an output or feed an input.
-    for &id in plan.outputs.iter().map(|(_, id)| id).chain(plan.feeds.iter().map(|(from, _)| from)) {
-        plain.insert(plan.root(id));
-    }
-    let mut wanted = Vec::new();
-    for (name, id) in plan.weights() {
-        wanted.extend(packed.get(&id).map(|&packing| (name, id, Layout::Packed(packing))));
-        wanted.extend(plain.contains(&id).then_some((name, id, Layout::Plain)));
-    }
-    wanted
-}
-
-/// How a matrix product's weight is packed. Winograd transforms weights in f32, so its panels hold no pairs.
-fn packing_of(plan: &Plan, step: &Step, packing: Packing) -> Packing {
-    let [x, weight] = [0, 1].map(|i| plan.shape(step.inputs[i]));
-    let transformed = matches!(&step.op, Op::Conv2d(op) if winograd::suits(op, x, weight));
-    match packing {
-        Packing::Panels(PanelFormat::Bf16Pairs) if transformed || !weight[1].is_multiple_of(2) => {
-            Packing::Panels(PanelFormat::Bf16)
-        }
-        packing => packing,
-    }
-}
-
 struct Compiled {
     plan: Plan,
     slots: Slots,
     forms: Forms,
     packed: HashMap<ValueId, Arc<Packed>>,
+    /// Weights that are read the other way round.
+    turned: HashMap<ValueId, Arc<Packed>>,
     constants: HashMap<ValueId, Arc<Vec<f32>>>,
+    /// Trained values with their gradients.
+    arena: Arena,
     /// Memory of each slot. A step's output is taken out while the step runs; the planner puts a step's output and
     /// inputs into different slots.
     memory: Vec<AlignedVec>,
@@ -379,7 +281,10 @@ impl Compiled {
         let root = self.plan.root(id);
         match self.slots.of[root.0] {
             Some(slot) => &self.memory[slot][..self.words(root)],
-            None => self.constants.get(&root).map_or(&[], |weight| weight),
+            None => match self.arena.value(root) {
+                Some(value) => value,
+                None => self.constants.get(&root).map_or(&[], |weight| weight),
+            },
         }
     }
 
@@ -399,9 +304,35 @@ impl Compiled {
                 let mut output = std::mem::take(&mut self.memory[slot]);
                 self.run(i, &mut output[..length]);
                 self.memory[slot] = output;
+                self.accumulate(i);
                 done(i);
             }
         });
+    }
+
+    /// Adds what a step has written to the gradients that it is a part of.
+    fn accumulate(&mut self, step: usize) {
+        for place in self.arena.gradients_of(step) {
+            let value = self.plan.steps[step].output();
+            let slot = self.slots.of[value.0].expect("every computed value has a slot");
+            self.arena.accumulate(place, &self.memory[slot]);
+        }
+    }
+
+    /// A step's weight, packed now because it is trained and so another one in every step.
+    fn pack_trained(&self, step: &Step) -> Option<Packed> {
+        let turned = match &step.op {
+            Op::Linear(_) | Op::Conv2d(_) => false,
+            Op::Training(op) if op.reads_turned_weight() => true,
+            _ => return None,
+        };
+        let weight = self.arena.value(self.plan.root(step.inputs[1]))?;
+        let shape = self.plan.shape(step.inputs[1]);
+        let (outputs, channels, taps) = (shape[0], shape[1], elements(&shape[2..]));
+        Some(Packed::Panels(match turned {
+            true => Panels::turned(weight, outputs, channels, taps),
+            false => Panels::pack(&TensorData::F32(weight.into()), outputs, channels, taps, PanelFormat::Stored),
+        }))
     }
 
     /// Runs the varying part, then copies the feeds.
@@ -424,7 +355,8 @@ impl Compiled {
         let inputs: Vec<&[f32]> = step.inputs.iter().map(|&i| self.data(i)).collect();
         let shapes = self.plan.input_shapes(step);
         let shape = self.plan.shape(step.output());
-        let right = || match &*self.packed[&self.plan.root(step.inputs[1])] {
+        let fresh = self.pack_trained(step);
+        let right = || match fresh.as_ref().unwrap_or_else(|| &self.packed[&self.plan.root(step.inputs[1])]) {
             Packed::Panels(panels) => Right::Panels(panels),
             Packed::Tiles(weights) => {
                 let geometry = self.forms.of_product(number).expect("every product in tiles has a geometry");
@@ -453,6 +385,13 @@ impl Compiled {
             Op::Resize(op) => resize::run(op, inputs[0], shapes[0], shape, out),
             Op::SamplerStep(op) => sampler_step::run(op, &inputs, shape, out),
             Op::Slice(op) => slice::run(op, inputs[0], shapes[0], out),
+            Op::Training(op) => {
+                let turned = || match fresh.as_ref().unwrap_or_else(|| &self.turned[&self.plan.root(step.inputs[1])]) {
+                    Packed::Panels(panels) => panels,
+                    Packed::Tiles(_) => unreachable!("nothing is trained in tiles"),
+                };
+                training::run(machine, op, &inputs, &shapes, turned, out);
+            }
         }
     }
 
@@ -507,6 +446,19 @@ impl Executable for Compiled {
             reason: format!("the plan has no output or input {name}"),
         })?;
         Ok(self.data(id).to_vec())
+    }
+
+    fn read_trained(&mut self, name: &str, part: TrainedPart) -> Result<Vec<f32>> {
+        Ok(self.arena.part(&self.plan, name, part)?.to_vec())
+    }
+
+    fn write_trained(&mut self, name: &str, part: TrainedPart, data: &[f32]) -> Result<()> {
+        self.arena.write(&self.plan, name, part, data)
+    }
+
+    fn update(&mut self, update: &Update) -> Result<f32> {
+        let (pool, isa) = (self.pool.clone(), self.machine.isa);
+        Ok(pool.install(|| self.arena.update(isa, update)))
     }
 
     fn profile_step(&mut self, step: u32) -> Result<Vec<LaunchTime>> {

@@ -75,6 +75,22 @@ impl Panels {
         Panels { outputs, channels, taps, pairs: format == PanelFormat::Bf16Pairs, data }
     }
 
+    /// Packs a weight `[outputs, channels, taps]` the other way round, for the gradient of what it is multiplied with: the
+    /// columns are its channels, and a convolution's taps come in reverse. A matrix `[M, K]` becomes the right operand of
+    /// a product over `M`.
+    pub fn turned(w: &[f32], outputs: usize, channels: usize, taps: usize) -> Panels {
+        let mut data = AlignedVec::zeros(packed((channels, outputs, taps)));
+        data.par_chunks_mut(taps * outputs * NR).enumerate().for_each(|(panel, out)| {
+            let present = NR.min(channels - panel * NR);
+            for (i, row) in out.chunks_exact_mut(NR).enumerate() {
+                let (tap, output) = (taps - 1 - i / outputs, i % outputs);
+                let from = &w[(output * channels + panel * NR) * taps + tap..];
+                row[..present].iter_mut().zip(from.iter().step_by(taps)).for_each(|(to, from)| *to = *from);
+            }
+        });
+        Panels { outputs: channels, channels: outputs, taps, pairs: false, data: Data::F32(data) }
+    }
+
     /// Number of panels.
     pub fn count(&self) -> usize {
         self.outputs.div_ceil(NR)

@@ -100,6 +100,35 @@ per_isa! {
     }
 }
 
+/// The derivative of an activation.
+#[inline(always)]
+fn slope(activation: Activation, x: f32) -> f32 {
+    let of_sigmoid = |rate: f32| {
+        let s = 1.0 / (1.0 + exp(-rate * x));
+        s * (1.0 + rate * x * (1.0 - s))
+    };
+    match activation {
+        Activation::Silu => of_sigmoid(1.0),
+        Activation::QuickGelu => of_sigmoid(1.702),
+        Activation::Gelu => {
+            let density =
+                exp(-0.5 * x * x) * (0.5 * std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2);
+            0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)) + x * density
+        }
+    }
+}
+
+per_isa! {
+    /// Multiplies gradients by the slope of an activation at `x`.
+    pub fn slopes(activation: Activation, x: &[f32], g: &mut [f32]) {
+        match activation {
+            Activation::Silu => g.iter_mut().zip(x).for_each(|(g, x)| *g *= slope(Activation::Silu, *x)),
+            Activation::Gelu => g.iter_mut().zip(x).for_each(|(g, x)| *g *= slope(Activation::Gelu, *x)),
+            Activation::QuickGelu => g.iter_mut().zip(x).for_each(|(g, x)| *g *= slope(Activation::QuickGelu, *x)),
+        }
+    }
+}
+
 per_isa! {
     /// `out = activation((x - center) * scale + shift)` for rows of channels.
     pub fn affine_rows(

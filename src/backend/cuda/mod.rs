@@ -18,7 +18,7 @@ mod sink;
 mod tensor_map;
 mod weights;
 
-use super::{Backend, Executable, Weights, own};
+use super::{Backend, Executable, Weights, launches, own};
 use crate::dtype::Precision;
 use crate::error::Result;
 use crate::ops::MatmulUnit;
@@ -194,6 +194,7 @@ impl Backend for Cuda {
         source: &dyn WeightSource,
         held: Option<&Arc<dyn Weights>>,
     ) -> Result<Arc<dyn Weights>> {
+        launches::refuse_training(self.name(), plan)?;
         let held = held.map(|weights| own::<CudaWeights>(weights, self)).transpose()?;
         let plan = self.device_plan(plan.clone());
         let matmul = self.matmul_unit();
@@ -202,6 +203,7 @@ impl Backend for Cuda {
     }
 
     fn compile(&self, plan: Plan, weights: &Arc<dyn Weights>) -> Result<Box<dyn Executable>> {
+        launches::refuse_training(self.name(), &plan)?;
         let weights = own::<CudaWeights>(weights, self)?;
         let plan = self.device_plan(plan);
         let matmul = self.matmul_unit();

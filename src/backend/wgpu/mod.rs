@@ -131,6 +131,7 @@ impl Backend for Wgpu {
         source: &dyn WeightSource,
         held: Option<&Arc<dyn Weights>>,
     ) -> Result<Arc<dyn Weights>> {
+        launches::refuse_training(self.name(), plan)?;
         let held = held.map(|weights| own::<WgpuWeights>(weights, self)).transpose()?;
         let plan = narrow(plan.clone(), self.options.storage);
         let launches = compiled::lower(&plan, self.kernels().tiles);
@@ -138,6 +139,7 @@ impl Backend for Wgpu {
     }
 
     fn compile(&self, plan: Plan, weights: &Arc<dyn Weights>) -> Result<Box<dyn Executable>> {
+        launches::refuse_training(self.name(), &plan)?;
         let weights = own::<WgpuWeights>(weights, self)?;
         let plan = narrow(plan, self.options.storage);
         let compiled = Compiled::new(Arc::clone(&self.device), plan, &weights, self.kernels())?;
