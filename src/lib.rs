@@ -56,6 +56,7 @@
 //! | layer | what it does |
 //! | --- | --- |
 //! | [`pipeline`] | runs the stages in order and connects their inputs and outputs |
+//! | [`train`] | optimisation steps of a network: the prior and the decoder, whole or by low-rank adapters |
 //! | [`model`], [`diffusion`] | the networks as functions that record a plan; schedules and sampling coefficients |
 //! | [`plan`] | a network as a list of steps over values: the recorder, fusions, and which values share memory |
 //! | [`ops`] | the operations of a step: parameters, shape rules, costs |
@@ -72,7 +73,9 @@
 //! * A picture depends on checkpoint, prompt or given picture, settings and seed only: not on the number of threads,
 //!   nor on the rest of its batch. Where one generator serves a run, its place in that run is a setting.
 //! * User data never panics. Every failure is an [`Error`] that names file, tensor or setting, and what was expected.
-//! * Deliberately absent: training, autograd, dynamic shapes, strided views, pickled weights.
+//! * Training is a plan as well: [`plan::differentiate`] appends the steps that compute gradients, and nothing is taped at
+//!   run time. Only trained tensors change, and only between runs.
+//! * Deliberately absent: eager autograd, dynamic shapes, strided views, pickled weights.
 
 #![warn(clippy::unwrap_used)]
 
@@ -93,6 +96,7 @@ pub mod preprocess;
 pub mod sniff;
 #[cfg(feature = "tokenizer")]
 pub mod tokenizer;
+pub mod train;
 pub mod weights;
 
 /// The README's code, compiled with the tests.

@@ -220,7 +220,7 @@ fn lists_of_one_entry_for_each_level_mean_what_they_mean_to_the_original() {
     let graph = Graph::new("unet", &weights);
     let conditions = unet::Conditions {
         time: graph.input("time", &[1, config.time_features()]),
-        step: graph.step_number(),
+        step: Some(graph.step_number()),
         added: Some(graph.input("added", &[2, config.time_embedding()])),
         context: Some((graph.input("context", &[2, 5, 6]), Some(graph.input("mask", &[2, 5])))),
     };

@@ -73,14 +73,24 @@ pub struct Jump {
 }
 
 impl Betas {
-    /// The table, rounded as torch rounds it.
-    fn table(self, count: usize) -> Vec<f32> {
+    /// The table without rounding.
+    pub(super) fn exact(self, count: usize) -> Vec<f64> {
+        let even = |[start, end]: [f64; 2], t: usize| start + (end - start) * t as f64 / (count - 1).max(1) as f64;
         match self {
             Betas::Cosine => {
                 let bar = |u: f64| ((u + 0.008) / 1.008 * std::f64::consts::PI / 2.0).cos().powi(2);
                 let share = |t: usize| bar(t as f64 / count as f64);
-                (0..count).map(|t| (1.0 - share(t + 1) / share(t)).min(0.999) as f32).collect()
+                (0..count).map(|t| (1.0 - share(t + 1) / share(t)).min(0.999)).collect()
             }
+            Betas::Linear(ends) => (0..count).map(|t| even(ends, t)).collect(),
+            Betas::ScaledLinear(ends) => (0..count).map(|t| even(ends.map(f64::sqrt), t).powi(2)).collect(),
+        }
+    }
+
+    /// The table, rounded as torch rounds it.
+    fn table(self, count: usize) -> Vec<f32> {
+        match self {
+            Betas::Cosine => self.exact(count).into_iter().map(|beta| beta as f32).collect(),
             Betas::Linear([start, end]) => linspace(start, end, count),
             Betas::ScaledLinear([start, end]) => {
                 linspace(start.sqrt(), end.sqrt(), count).into_iter().map(|root| root * root).collect()

@@ -36,10 +36,10 @@ pub enum TimeForm {
 #[derive(Clone, Copy)]
 pub struct Time<'g> {
     pub form: TimeForm,
-    /// `silu(time embedding) [S, G, E]` of all steps.
+    /// `silu(time embedding) [S, G, E]` of all steps, or without `step` that of each row, `[G, E]`.
     pub embedding: Tensor<'g>,
     /// Index of the current step.
-    pub step: Tensor<'g>,
+    pub step: Option<Tensor<'g>>,
 }
 
 /// What all residual blocks of a network share.
@@ -69,7 +69,10 @@ impl<'g> Residual<'g> {
         let h = resized(self.norm.apply(&w.at("norm1"), x).silu());
         let x = resized(x);
         let h = h.conv3x3(w.at("conv1"), width);
-        let projected = |time: Time<'g>, width| time.embedding.linear(w.at("time_emb_proj"), width).row(time.step);
+        let projected = |time: Time<'g>, width| {
+            let all = time.embedding.linear(w.at("time_emb_proj"), width);
+            time.step.map_or(all, |step| all.row(step))
+        };
         let h = match self.time {
             None => self.norm.apply(&w.at("norm2"), h),
             Some(time) if time.form == TimeForm::ScaleShift => {

@@ -108,7 +108,7 @@ pub fn plan(config: &Configured<Config>, source: &dyn WeightSource, sizes: &Size
             Tensor::concat(&[x_t, hint_features(&addition.at("input_hint_block"), hint)], 3)
         }
     };
-    let conditions = Conditions { time, step, added: Some(added), context: Some((tokens, None)) };
+    let conditions = Conditions { time, step: Some(step), added: Some(added), context: Some((tokens, None)) };
     let predicted = forward(&w, config, x.repeat(rows / pictures), &conditions);
     sizes.sample(&graph, predicted.slice(3, 0, c), x_t, step);
     graph.finish()

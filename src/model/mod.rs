@@ -22,8 +22,9 @@ pub mod text_proj;
 pub mod unet;
 mod unet_config;
 
+use crate::error::Result;
 use crate::ops::{COEFFICIENTS, HISTORY, Rule};
-use crate::plan::{Graph, Tensor};
+use crate::plan::{Graph, Plan, Tensor, differentiate};
 
 /// The sizes for which a sampling network's plan is recorded.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,6 +35,14 @@ pub struct Sizes {
     pub steps: usize,
     /// Formula of one step; with guidance the model sees `2B` rows.
     pub rule: Rule,
+}
+
+/// Ends the recording of a training step: with the gradients that follow from the output `seed`, that of `model_output`.
+fn differentiated(graph: Graph<'_>) -> Result<Plan> {
+    let plan = graph.finish_to_train()?;
+    let [output, seed] =
+        ["model_output", "seed"].map(|name| plan.output(name).expect("every training step records it"));
+    differentiate(plan, &[(output, seed)])
 }
 
 impl Sizes {

@@ -9,7 +9,8 @@
 use super::Sizes;
 use crate::error::Result;
 use crate::ops::Activation;
-use crate::plan::{Graph, Plan, Tensor, WeightSource, Weights};
+use crate::ops::training::LossPart;
+use crate::plan::{Graph, Plan, Tensor, Trained, WeightSource, Weights};
 use crate::weights::config::Literal::{Null, Number, Text};
 use crate::weights::config::{Class, Key, Schema};
 use serde::Deserialize;
@@ -87,6 +88,62 @@ pub fn plan(config: &Config, source: &dyn WeightSource, sizes: &Sizes) -> Result
     let step = graph.step_number();
 
     let w = graph.weights();
+    let time = time_embedding(&w, config, time).row(step).reshape(&[1, inner]).repeat(rows);
+    let given = Given { text_embeds, hidden, mask, time, x_t: x_t.repeat(rows / pictures) };
+    let predicted = forward(&w, config, &given);
+    let x = sizes.sample(&graph, predicted, x_t, step);
+    let [mean, std] = ["clip_mean", "clip_std"].map(|name| w.tensor(name, &[1, dim]).reshape(&[dim]));
+    graph.output("image_embeds", x.multiply(std) + mean);
+    graph.finish()
+}
+
+/// Records a step of training: the network on a batch of its own and the squared error of what it predicts, with the
+/// gradients of what is `trained`.
+///
+/// Inputs: `text_embeds [B, D]`, `hidden [B, T, D]`, `mask [B, T]`, `time [B, inner]` (each row's own features), `x_t [B, D]`
+/// and `target [B, D]`, the clean embedding, normalised. Outputs: `model_output [B, D]` and `losses [B]`.
+///
+/// # Errors
+/// A tensor is missing or of another shape, or nothing that is recorded is trained.
+pub fn training_plan(config: &Config, source: &dyn WeightSource, trained: &Trained, rows: usize) -> Result<Plan> {
+    let (dim, inner, tokens) = (config.embedding_dim, config.inner(), config.num_embeddings);
+    let graph = Graph::to_train("prior", source, trained);
+    let w = graph.weights();
+    let given = Given {
+        text_embeds: graph.input("text_embeds", &[rows, dim]),
+        hidden: graph.input("hidden", &[rows, tokens, dim]),
+        mask: graph.input("mask", &[rows, tokens]),
+        time: time_embedding(&w, config, graph.input("time", &[rows, inner])),
+        x_t: graph.input("x_t", &[rows, dim]),
+    };
+    let target = graph.input("target", &[rows, dim]);
+    let predicted = forward(&w, config, &given);
+    graph.output("model_output", predicted);
+    graph.output("losses", predicted.squared_error(target, LossPart::Values));
+    graph.output("seed", predicted.squared_error(target, LossPart::Seed));
+    super::differentiated(graph)
+}
+
+/// What the network reads, a row of everything for each row of its batch.
+struct Given<'g> {
+    text_embeds: Tensor<'g>,
+    hidden: Tensor<'g>,
+    mask: Tensor<'g>,
+    /// The time's embedding, `[G, inner]`.
+    time: Tensor<'g>,
+    x_t: Tensor<'g>,
+}
+
+fn time_embedding<'g>(w: &Weights<'g>, config: &Config, features: Tensor<'g>) -> Tensor<'g> {
+    let (w, inner) = (w.at("time_embedding"), config.inner());
+    features.linear(w.at("linear_1"), inner).silu().linear(w.at("linear_2"), inner)
+}
+
+/// The network: the predicted embedding, `[G, D]`.
+fn forward<'g>(w: &Weights<'g>, config: &Config, given: &Given<'g>) -> Tensor<'g> {
+    let (dim, inner, tokens) = (config.embedding_dim, config.inner(), config.num_embeddings);
+    let &Given { text_embeds, hidden, mask, time, x_t } = given;
+    let rows = x_t.dim(0);
     let positions = w.tensor("positional_embedding", &[1, tokens + 4, inner]);
     let position = |at: usize, length: usize| positions.slice(1, at, length).reshape(&[length, inner]);
 
@@ -94,10 +151,7 @@ pub fn plan(config: &Config, source: &dyn WeightSource, sizes: &Sizes) -> Result
     let embedding = text_embeds.linear(w.at("embedding_proj"), inner).reshape(&[rows, 1, inner]);
     let mut prefix = Tensor::concat(&[text, embedding], 1) + position(0, tokens + 1);
 
-    let time =
-        time.linear(w.at("time_embedding.linear_1"), inner).silu().linear(w.at("time_embedding.linear_2"), inner);
-    let time = time.row(step).reshape(&[1, inner]).repeat(rows);
-    let image = x_t.repeat(rows / pictures).linear(w.at("proj_in"), inner);
+    let image = x_t.linear(w.at("proj_in"), inner);
     let query = w.tensor("prd_embedding", &[1, 1, inner]).repeat(rows);
     let late = [time, image, query].map(|t| t.reshape(&[rows, 1, inner]));
     let mut late = Tensor::concat(&late, 1) + position(tokens + 1, 3);
@@ -116,11 +170,7 @@ pub fn plan(config: &Config, source: &dyn WeightSource, sizes: &Sizes) -> Result
         late = block.finish(x, block.query(h).attend(own, Some(kept), Some(block.mask), block.heads, !last));
     }
     let late = late.reshape(&[rows, inner]).layer_norm(w.at("norm_out"), 1e-5);
-    let predicted = late.linear(w.at("proj_to_clip_embeddings"), dim);
-    let x = sizes.sample(&graph, predicted, x_t, step);
-    let [mean, std] = ["clip_mean", "clip_std"].map(|name| w.tensor(name, &[1, dim]).reshape(&[dim]));
-    graph.output("image_embeds", x.multiply(std) + mean);
-    graph.finish()
+    late.linear(w.at("proj_to_clip_embeddings"), dim)
 }
 
 /// One transformer block, in parts: the prefix and the late tokens pass through it separately.

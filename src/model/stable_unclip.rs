@@ -56,7 +56,7 @@ pub fn plan(
     let embedding = w.at("class_embedding");
     let added = labels.linear(embedding.at("linear_1"), config.time_embedding()).silu();
     let added = added.linear(embedding.at("linear_2"), config.time_embedding());
-    let conditions = Conditions { time, step, added: Some(added), context: Some((hidden, None)) };
+    let conditions = Conditions { time, step: Some(step), added: Some(added), context: Some((hidden, None)) };
     let predicted = forward(&w, config, x_t.repeat(rows / pictures), &conditions);
     sizes.sample(&graph, predicted, x_t, step);
     graph.finish()

@@ -39,7 +39,7 @@ pub fn plan(
     let step = graph.step_number();
 
     let upscaled = small.bicubic(height, width);
-    let conditions = Conditions { time, step, added: None, context: None };
+    let conditions = Conditions { time, step: Some(step), added: None, context: None };
     let predicted = forward(&graph.weights(), config, Tensor::concat(&[x_t, upscaled], 3), &conditions);
     graph.output("upscaled", upscaled);
     sizes.sample(&graph, predicted, x_t, step);

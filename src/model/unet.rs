@@ -14,10 +14,10 @@ const ATTENTION_EPS: f32 = 1e-5;
 
 /// The network's inputs beside the picture.
 pub struct Conditions<'g> {
-    /// Sinusoidal features of all timesteps, `[S, W]`.
+    /// Sinusoidal features of all timesteps, `[S, W]`, or without `step` those of each row, `[G, W]`.
     pub time: Tensor<'g>,
     /// Index of the current step.
-    pub step: Tensor<'g>,
+    pub step: Option<Tensor<'g>>,
     /// Added to the time embedding of each row, `[G, E]`.
     pub added: Option<Tensor<'g>>,
     /// `(tokens [G, T, cross], mask [G, T])`; without a mask all tokens are attended to.
@@ -95,13 +95,16 @@ pub fn forward<'g>(w: &Weights<'g>, config: &Config, x: Tensor<'g>, conditions: 
     norm.apply(&w.at("conv_norm_out"), x).silu().conv3x3(w.at("conv_out"), config.out_channels)
 }
 
-/// The time embedding of all steps and rows, `[S, G, E]`.
+/// The time embedding of all steps and rows, `[S, G, E]`, or without a step that of each row, `[G, E]`.
 fn time_embedding<'g>(w: &Weights<'g>, config: &Config, rows: usize, conditions: &Conditions<'g>) -> Tensor<'g> {
     let (steps, width) = (conditions.time.dim(0), config.time_embedding());
     let w = w.at("time_embedding");
     let time = conditions.time.linear(w.at("linear_1"), width).silu().linear(w.at("linear_2"), width);
-    let time = time.reshape(&[steps, 1, width]);
-    let time = if rows == 1 { time } else { Tensor::concat(&vec![time; rows], 1) };
+    let time = match conditions.step {
+        None => time,
+        Some(_) if rows == 1 => time.reshape(&[steps, 1, width]),
+        Some(_) => Tensor::concat(&vec![time.reshape(&[steps, 1, width]); rows], 1),
+    };
     match conditions.added {
         Some(added) => time + added,
         None => time,

@@ -78,6 +78,11 @@ impl Recording {
         Recording::open("gradients")
     }
 
+    /// Of optimisation steps; `tests/golden/make_training.py` made it.
+    pub fn training() -> Recording {
+        Recording::open("training")
+    }
+
     /// Of classification; `tests/golden/make_clip.py` made it.
     pub fn clip() -> Recording {
         Recording::open("clip")
