@@ -9,16 +9,14 @@
 //! A new class is a struct for the keys that its model reads, a table, and an implementation of [`Schema`].
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::marker::PhantomData;
 use std::ops::{Deref, RangeInclusive};
 use std::path::{Path, PathBuf};
 
-use serde::de::{Deserialize, DeserializeOwned, Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::DeserializeOwned;
 use serde_json::{Number, Value};
 
+use super::json::{Unique, parse_json};
 use crate::error::{Error, Result};
-use crate::sniff::{self, Kind};
 
 /// Largest size in a configuration. Real ones are far below; the sizes of a tensor multiply without overflow.
 const MAX_SIZE: u64 = 1 << 20;
@@ -402,65 +400,6 @@ fn class_of(classes: &'static [Class], name: Option<&Value>, unnamed: Option<&st
     }
 }
 
-/// An object whose keys appear once each; JSON readers differ in which of two they keep.
-pub(super) struct Unique<V>(pub BTreeMap<String, V>);
-
-impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries<V>(PhantomData<V>);
-        impl<'de, V: Deserialize<'de>> Visitor<'de> for Entries<V> {
-            type Value = Unique<V>;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Unique<V>, A::Error> {
-                let mut map = BTreeMap::new();
-                while let Some((key, value)) = entries.next_entry::<String, V>()? {
-                    if map.contains_key(&key) {
-                        return Err(A::Error::custom(format!("{key:?} appears twice")));
-                    }
-                    map.insert(key, value);
-                }
-                Ok(Unique(map))
-            }
-        }
-        deserializer.deserialize_map(Entries(PhantomData))
-    }
-}
-
-/// Parses a JSON file. Errors name the file and the key, or what the file is if it is no JSON at all.
-pub(super) fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|e| {
-        let something_else = e.is_syntax() || e.is_eof();
-        if something_else
-            && Kind::of(bytes) != Some(Kind::Json)
-            && let Some(reason) = sniff::instead_of("a JSON text", bytes)
-        {
-            return Error::config(path, reason);
-        }
-        let reason = match key_before(bytes, e.line(), e.column()) {
-            // A missing or repeated field names itself; where the parser stood then says nothing.
-            Some(key) if e.is_data() && !e.to_string().contains("field `") => format!("{key}: {e}"),
-            _ => e.to_string(),
-        };
-        Error::config(path, reason)
-    })
-}
-
-/// The last `"key":` before a position in a JSON text, with which a wrong value can be named.
-fn key_before(bytes: &[u8], line: usize, column: usize) -> Option<&str> {
-    let start: usize = bytes.split_inclusive(|b| *b == b'\n').take(line.checked_sub(1)?).map(<[u8]>::len).sum();
-    // A character cut in two at the position does not matter: the key is complete before it.
-    let text = bytes.get(..start + column)?.utf8_chunks().next()?.valid();
-    text.match_indices(':').rev().find_map(|(colon, _)| {
-        let before = text[..colon].trim_end().strip_suffix('"')?;
-        let key = &before[before.rfind('"')? + 1..];
-        (!key.is_empty()).then_some(key)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::Literal::{Bool, Null, Number, Text};
@@ -527,6 +466,18 @@ mod tests {
     }
 
     #[test]
+    fn numbers_that_python_alone_writes_are_read_where_they_have_no_effect_and_named_elsewhere() {
+        let with = |change: &str| parse(&format!("{{{GOOD}, {change}}}"));
+        let config = with(r#""dropout": -Infinity, "init": [NaN, "\"Infinity", Infinity], "act": "silu""#).unwrap();
+        assert_eq!(config.warnings(), &[] as &[String]);
+        for number in ["-Infinity", "Infinity", "NaN"] {
+            let error = with(&format!(r#""eps": {number}"#)).unwrap_err().to_string();
+            assert!(error.contains(&format!("eps is {number:?}; expected a number in the range of f32")), "{error}");
+        }
+        assert!(with(r#""eps": -Infinite"#).unwrap_err().to_string().contains("eps"));
+    }
+
+    #[test]
     fn a_nested_configuration_is_the_one_that_counts() {
         let config = parse(&format!(r#"{{"width": 9, "other": 1, "inner": {{{GOOD}}}}}"#)).unwrap();
         assert_eq!((config.width, config.warnings().len()), (3, 0));
@@ -569,22 +520,5 @@ mod tests {
         let text = format!(r#"{{{GOOD}, "act": "{}"}}"#, "é".repeat(500));
         let message = parse(&text).expect_err("refused").to_string();
         assert!(message.chars().count() < 150, "{message}");
-    }
-
-    #[test]
-    fn a_wrong_value_of_an_unchecked_file_is_reported_with_its_key() {
-        #[derive(Deserialize, Debug)]
-        #[allow(dead_code)]
-        struct Config {
-            width: usize,
-            list: Vec<usize>,
-        }
-        let parse = |text: &str| parse_json::<Config>(Path::new("c.json"), text.as_bytes()).unwrap_err().to_string();
-        let wrong = parse("{\n  \"list\": [1],\n  \"width\": \"a: b\"\n}");
-        assert!(wrong.starts_with("c.json: width: invalid type: string"), "{wrong}");
-        let wrong = parse("{\"width\": 3, \"list\": [1, -2]}");
-        assert!(wrong.starts_with("c.json: list: invalid value: integer `-2`"), "{wrong}");
-        let missing = parse("{\"list\": []}");
-        assert!(missing.starts_with("c.json: missing field `width`"), "{missing}");
     }
 }

@@ -21,7 +21,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::component::{Component, few};
-use super::config::{self, Configured, Schema, Unique, parse_json};
+use super::config::{self, Configured, Schema};
+use super::json::{Unique, parse_json};
 use super::layout::{self, Files, Refusal};
 use super::safetensors::WeightFile;
 use super::snapshot::snapshot_in;

@@ -17,6 +17,7 @@ pub mod config;
 mod default_model;
 pub mod diffusers;
 mod inspect;
+mod json;
 pub mod layout;
 pub mod safetensors;
 mod snapshot;
