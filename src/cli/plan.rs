@@ -4,8 +4,8 @@ use super::args::PlanArguments;
 use super::devices::Device;
 use super::flags::DtypeChoice;
 use super::lora;
-use unclip::image::Image;
-use unclip::pipeline::{Pipeline, Request, Stage, Task};
+use unclip::image::{Image, Mask};
+use unclip::pipeline::{Edit, Pipeline, Request, Stage, Task};
 use unclip::plan::{KernelUse, Listing, Plan, narrow};
 use unclip::{Error, Precision, Result};
 
@@ -23,14 +23,21 @@ pub fn plan(arguments: &PlanArguments) -> Result<()> {
         decoder_guidance: guidance,
         ..Request::of(task)
     };
-    // Of the two kinds of request that which has the stage.
-    let pixel = Image { width: 1, height: 1, pixels: vec![0; 3] };
-    let tasks = [Task::Prompts(vec!["".into()]), Task::Variations(vec![pixel])];
-    let routes = tasks.map(|task| pipeline.route(&request(task)));
+    // Of the kinds of request that which has the stage.
+    let given = Image { width: 2, height: 1, pixels: vec![0; 6] };
+    let prompt = || request(Task::Prompts(vec!["".into()]));
+    let edit = Some(Edit::inpaint(given.clone(), Mask { width: 2, height: 1, pixels: vec![255, 0] }));
+    let requests = [
+        prompt(),
+        request(Task::Variations(vec![given.clone()])),
+        Request { edit, ..prompt() },
+        Request { hint: Some(given), ..prompt() },
+    ];
+    let routes = requests.map(|request| pipeline.route(&request));
     let shapes = routes.iter().flatten().flatten().find(|(of, _)| *of == stage).map(|(_, shapes)| *shapes);
     let shapes = match (shapes, routes) {
         (Some(shapes), _) => shapes,
-        (None, [prompts, _]) => return Err(prompts.err().unwrap_or_else(|| unused(stage))),
+        (None, [prompts, ..]) => return Err(prompts.err().unwrap_or_else(|| unused(stage))),
     };
     let plan = pipeline.plan(stage, &shapes)?;
     let (plan, kernels) = on_device(plan, arguments, &pipeline)?;
