@@ -1,4 +1,4 @@
-//! Prompts to token ids: CLIP's byte-level byte-pair encoding, equal to transformers' `CLIPTokenizer`.
+//! Prompts to token ids: CLIP's byte-level byte-pair encoding, equal to transformers' `CLIPTokenizer`, and XLM-R's unigrams.
 //!
 //! The text is normalised (NFC, each run of white space to one space, lower case). Special tokens in it are split off,
 //! and the rest is split into words, digits and runs of punctuation. The UTF-8 bytes of each word, with an end mark on
@@ -10,6 +10,9 @@
 //!
 //! Settings are read as transformers 5 reads them: `tokenizer.json` supplies vocabulary, merges and added tokens only;
 //! `special_tokens_map.json` overrides `tokenizer_config.json` unless the latter has `added_tokens_decoder`.
+
+mod charsmap;
+mod unigram;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -75,6 +78,22 @@ impl Tokenizer {
             inner.token_to_id(&token).ok_or_else(|| refused(format!("{role}: {token:?} is not in the vocabulary")))
         };
         let (bos, eos, pad) = (id("bos_token")?, id("eos_token")?, id("pad_token")?);
+        Ok(Tokenizer { inner, path, context_length, bos, eos, pad })
+    }
+
+    /// Reads a folder with the tokenizer of XLM-R, whose models take `context_length` tokens here.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when its `tokenizer.json` is missing or damaged, or is that of another tokenizer.
+    pub fn multilingual(checkpoint: &Checkpoint, folder: &str, context_length: usize) -> Result<Tokenizer> {
+        let path = checkpoint.path_of(folder);
+        checkpoint.require(&[folder])?;
+        let inner = unigram::read(checkpoint, folder)?;
+        let id = |token: &str| {
+            let missing = || Error::config(&path, format!("{token} is not in the vocabulary"));
+            inner.token_to_id(token).ok_or_else(missing)
+        };
+        let (bos, eos, pad) = (id("<s>")?, id("</s>")?, id("<pad>")?);
         Ok(Tokenizer { inner, path, context_length, bos, eos, pad })
     }
 

@@ -8,6 +8,8 @@ mod families {
     mod autoencoders;
     mod kandinsky;
     #[cfg(feature = "tokenizer")]
+    mod kandinsky_21;
+    #[cfg(feature = "tokenizer")]
     mod kandinsky_edits;
     #[cfg(feature = "tokenizer")]
     mod kandinsky_pictures;

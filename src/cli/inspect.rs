@@ -72,7 +72,7 @@ fn check_models(checkpoint: Checkpoint, reports: &mut [ComponentReport]) -> Mode
     if reports.iter().any(|r| r.problem.is_some()) {
         return models; // a pipeline needs all of them
     }
-    if pipeline::is_prior(checkpoint.path()) {
+    if pipeline::is_prior(&checkpoint) {
         models
             .warnings
             .push("a prior alone: with a decoder's folder it makes pictures, see `engine run --prior`".into());

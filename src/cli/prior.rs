@@ -3,7 +3,7 @@
 use super::hub;
 use std::fs;
 use std::path::{Path, PathBuf};
-use unclip::pipeline::{is_prior, lacks_prior, with_prior};
+use unclip::pipeline::{is_prior_of, lacks_prior, with_prior};
 use unclip::weights::{Checkpoint, LoadOptions, snapshot_in};
 use unclip::{Error, Result};
 
@@ -20,7 +20,7 @@ pub fn add(checkpoint: Checkpoint, named: Option<&Path>, options: LoadOptions) -
         }
         Some(named) => with_prior(checkpoint, super::open(Some(named), options)?),
         None if lacks_prior(&checkpoint) => {
-            let found = beside(checkpoint.path())?;
+            let found = beside(&checkpoint)?;
             match &found[..] {
                 [] => Ok(checkpoint),
                 [one] => with_prior(checkpoint, Checkpoint::open(one, options)?),
@@ -35,15 +35,16 @@ pub fn add(checkpoint: Checkpoint, named: Option<&Path>, options: LoadOptions) -
     }
 }
 
-/// Folders of priors beside a checkpoint's: its neighbours, or where it lies in the hub's cache the other models there, or
+/// Folders of priors of a checkpoint's family beside its own: its neighbours, or where it lies in the hub's cache the other models there, or
 /// else the models of the user's cache.
-fn beside(checkpoint: &Path) -> Result<Vec<PathBuf>> {
-    let real = fs::canonicalize(checkpoint).unwrap_or_else(|_| checkpoint.to_path_buf());
+fn beside(checkpoint: &Checkpoint) -> Result<Vec<PathBuf>> {
+    let path = checkpoint.path();
+    let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
     let is_snapshot = real.parent().is_some_and(|parent| parent.ends_with("snapshots"));
     let neighbours = real.ancestors().nth(if is_snapshot { 3 } else { 1 }).map(Path::to_path_buf);
     let cache = hub::cache(|name| std::env::var_os(name));
     for folder in [neighbours, cache].into_iter().flatten() {
-        let found = priors(&folder)?;
+        let found = priors(&folder, checkpoint)?;
         if !found.is_empty() {
             return Ok(found);
         }
@@ -51,14 +52,14 @@ fn beside(checkpoint: &Path) -> Result<Vec<PathBuf>> {
     Ok(Vec::new())
 }
 
-/// The priors among the folders in a folder, models of the hub's cache included; none where it cannot be listed.
-fn priors(folder: &Path) -> Result<Vec<PathBuf>> {
+/// The priors for a checkpoint among the folders in a folder, models of the hub's cache included; none where it cannot be listed.
+fn priors(folder: &Path, checkpoint: &Checkpoint) -> Result<Vec<PathBuf>> {
     let Ok(entries) = fs::read_dir(folder) else { return Ok(Vec::new()) };
     let mut found = Vec::new();
     for path in entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir()) {
         let is_model = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("models--"));
         let path = if is_model { snapshot_in(&path).ok().flatten() } else { Some(path) };
-        found.extend(path.filter(|path| is_prior(path)));
+        found.extend(path.filter(|path| is_prior_of(path, checkpoint)));
     }
     found.sort();
     Ok(found)
@@ -80,6 +81,10 @@ mod tests {
         let decoder = write("decoder", "KandinskyV22Pipeline");
         let prior = write("prior", "KandinskyV22PriorPipeline");
         write("karlo", "UnCLIPPipeline");
+        let older = [write("older", "KandinskyPipeline"), write("older-prior", "KandinskyPriorPipeline")];
+        let beside = |folder: &Path| beside(&Checkpoint::open(folder, LoadOptions::default()).unwrap());
+        // Each family has priors of its own.
+        assert_eq!(beside(&older[0]).unwrap(), [fs::canonicalize(&older[1]).unwrap()]);
         let prior = fs::canonicalize(prior).unwrap();
         assert_eq!(beside(&decoder).unwrap(), std::slice::from_ref(&prior));
         let cached = write("models--org--prior/snapshots/1", "KandinskyV22PriorPipeline");

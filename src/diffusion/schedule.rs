@@ -128,6 +128,11 @@ impl Schedule {
         Schedule { alpha_bar: alpha_bar.collect(), betas, alphas, spacing: config.spacing, sigma: config.sigma }
     }
 
+    /// The tables of these betas alone.
+    pub fn of(betas: Betas, num_train_timesteps: usize) -> Self {
+        Schedule::new(&SchedulerConfig { betas, num_train_timesteps, ..SchedulerConfig::default() })
+    }
+
     /// The timesteps of a run, from the noisiest on; see [`Spacing`].
     ///
     /// `setting` is the caller's name for the step count, for messages.

@@ -1,8 +1,8 @@
-//! Kandinsky 2.2's decoder: a U-Net that samples latents of [MoVQ](super::autoencoder) and sees an image embedding, no text
-//! (Razzhigaev et al. 2023, section 3).
+//! Kandinsky's decoders: U-Nets that sample latents of [MoVQ](super::autoencoder) and see an image embedding, that of
+//! Kandinsky 2.1 a text, too (Razzhigaev et al. 2023, section 3).
 //!
-//! The embedding enters twice, through layers of the network's own: as tokens that every position attends to, and added to
-//! the time embedding. Both are computed once for all steps.
+//! Embeddings enter twice, through layers of the network's own: as tokens that every position attends to, and added to the
+//! time embedding. Both are computed once for all steps.
 
 use super::Sizes;
 use super::unet::{CONDITIONAL, Conditions, Config, forward};
@@ -10,8 +10,8 @@ use crate::error::Result;
 use crate::plan::{Graph, Plan, Tensor, WeightSource, Weights};
 use crate::weights::config::Configured;
 
-/// Tokens that an image embedding becomes. The original's class has no key for it.
-const TOKENS: usize = 32;
+/// Tokens that an image embedding becomes, alone and beside a text. The original's classes have no key for it.
+const TOKENS: [usize; 2] = [32, 10];
 /// Of the normalisations of the conditions.
 const EPS: f32 = 1e-5;
 /// Channels and strides of the convolutions that a hint passes, all 3x3 with a SiLU between them.
@@ -55,30 +55,51 @@ fn latent_channels(config: &Config) -> usize {
     config.out_channels / 2
 }
 
-/// Records the decoder with its sampling step for latents of `size`, height and width, which the network must be able to
-/// halve at every level.
+/// Refuses a network that is no decoder of this kind; `sees_text` tells Kandinsky 2.1's from 2.2's.
 ///
-/// Inputs: `image_embeds [G, D]`, of the unconditional half first, `time [S, W]`, `coefficients [S, B, 9]`, `noise` or
+/// # Errors
+/// Names the key that tells, or a number of input channels that is none of [`Beside`].
+pub fn check(config: &Configured<Config>, sees_text: bool) -> Result<()> {
+    config.require_class(CONDITIONAL)?;
+    let (what, addition, projection): (_, &[_], _) = match sees_text {
+        true => ("Kandinsky 2.1's decoder", &[Some("text_image")], Some("text_image_proj")),
+        false => ("Kandinsky 2.2's decoder", &[Some("image"), Some("image_hint")], Some("image_proj")),
+    };
+    config.require_conditions(
+        what,
+        [("class_embed_type", &[None]), ("addition_embed_type", addition), ("encoder_hid_dim_type", &[projection])],
+    )?;
+    if config.encoder_hid_dim.is_none() {
+        let width = if sees_text { "the text states' width" } else { "the image embedding's width" };
+        return Err(config.refused(format!("encoder_hid_dim is null; expected {width}")));
+    }
+    Beside::of(config).map(drop)
+}
+
+/// Records the decoder with its sampling step for latents of `size`, height and width, which the network must be able to
+/// halve at every level; for one that sees a `text` of so many tokens, too.
+///
+/// Inputs: `image_embeds [G, D]`, of the unconditional half first, with a text `text_embeds [G, D]` and `hidden [G, T, E]`,
+/// all tokens of which are seen, padding included; `time [S, W]`, `coefficients [S, B, 9]`, `noise` or
 /// `seeds`, what [`Beside`] names, and per step `x_t [B, h, w, C]`, fed back. Outputs: `model_output [G, h, w, C]` before
 /// guidance, without the variance, and `x [B, h, w, C]` after the step.
 ///
-/// *Source* diffusers' `UNet2DConditionModel` with `ImageTimeEmbedding`, `ImageHintTimeEmbedding` and `ImageProjection`.
+/// *Source* diffusers' `UNet2DConditionModel` with `ImageTimeEmbedding`, `ImageHintTimeEmbedding` and `ImageProjection`, or
+/// `TextImageTimeEmbedding` and `TextImageProjection`, which do not normalise what they make of an image.
 ///
 /// # Errors
 /// A configuration that is not implemented, or a tensor that is missing or of another shape.
-pub fn plan(config: &Configured<Config>, source: &dyn WeightSource, sizes: &Sizes, size: [usize; 2]) -> Result<Plan> {
-    config.require_class(CONDITIONAL)?;
-    config.require_conditions(
-        "Kandinsky's decoder",
-        [
-            ("class_embed_type", &[None]),
-            ("addition_embed_type", &[Some("image"), Some("image_hint")]),
-            ("encoder_hid_dim_type", &[Some("image_proj")]),
-        ],
-    )?;
-    let Some(width) = config.encoder_hid_dim else {
-        return Err(config.refused("encoder_hid_dim is null; expected the image embedding's width"));
-    };
+pub fn plan(
+    config: &Configured<Config>,
+    source: &dyn WeightSource,
+    sizes: &Sizes,
+    text: Option<usize>,
+    size: [usize; 2],
+) -> Result<Plan> {
+    check(config, text.is_some())?;
+    let (states, cross) = (config.encoder_hid_dim.unwrap_or(1), config.cross_attention_dim.unwrap_or(1));
+    // Beside a text no key has the image embedding's width: the class takes that of the context.
+    let width = if text.is_some() { cross } else { states };
     let [height, wide] = size;
     config.picture_size(Some(height))?;
     config.picture_size(Some(wide))?;
@@ -91,13 +112,19 @@ pub fn plan(config: &Configured<Config>, source: &dyn WeightSource, sizes: &Size
     let x_t = graph.step_input("x_t", &[pictures, height, wide, c]);
     let step = graph.step_number();
 
-    let projection = w.at("encoder_hid_proj");
-    let cross = config.cross_attention_dim.unwrap_or(1);
-    let tokens = image.linear(projection.at("image_embeds"), TOKENS * cross).reshape(&[rows, TOKENS, cross]);
-    let tokens = tokens.layer_norm(projection.at("norm"), EPS);
-    let addition = w.at("add_embedding");
+    let (projection, addition) = (w.at("encoder_hid_proj"), w.at("add_embedding"));
+    let count = TOKENS[usize::from(text.is_some())];
+    let tokens = image.linear(projection.at("image_embeds"), count * cross).reshape(&[rows, count, cross]);
     let added = image.linear(addition.at("image_proj"), config.time_embedding());
-    let added = added.layer_norm(addition.at("image_norm"), EPS);
+    let (tokens, added) = match text {
+        None => (tokens.layer_norm(projection.at("norm"), EPS), added.layer_norm(addition.at("image_norm"), EPS)),
+        Some(length) => {
+            let hidden = graph.input("hidden", &[rows, length, states]).linear(projection.at("text_proj"), cross);
+            let text = graph.input("text_embeds", &[rows, width]);
+            let text = text.linear(addition.at("text_proj"), config.time_embedding());
+            (Tensor::concat(&[tokens, hidden], 1), text.layer_norm(addition.at("text_norm"), EPS) + added)
+        }
+    };
 
     let x = match beside {
         Beside::Nothing => x_t,

@@ -14,6 +14,7 @@ mod clip;
 pub mod decoder;
 pub mod image_encoder;
 pub mod kandinsky;
+pub mod multilingual;
 pub mod prior;
 pub mod stable_unclip;
 pub mod super_res;

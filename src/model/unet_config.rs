@@ -93,8 +93,8 @@ const CONDITIONAL_KEYS: &[Key] = &[
     Key::only("mid_block_only_cross_attention", &[Null, Bool(false)]),
     Key::only("time_embedding_act_fn timestep_post_act cross_attention_norm num_attention_heads", &[Null]),
     Key::size("encoder_hid_dim").nullable(),
-    Key::only("encoder_hid_dim_type", &[Null, Text("image_proj")]),
-    Key::only("addition_embed_type", &[Null, Text("image"), Text("image_hint")]),
+    Key::only("encoder_hid_dim_type", &[Null, Text("image_proj"), Text("text_image_proj")]),
+    Key::only("addition_embed_type", &[Null, Text("image"), Text("image_hint"), Text("text_image")]),
     // These belong to values that are refused above, to blocks that are unknown, or to an input that is not given.
     Key::no_effect("addition_time_embed_dim addition_embed_type_num_heads time_cond_proj_dim"),
     Key::no_effect("reverse_transformer_layers_per_block"),

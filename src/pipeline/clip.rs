@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// How the family's checkpoints are recognised.
-pub const KIND: Kind = Kind { classes: &["CLIPModel"], components: |_| [&COMPONENTS, &[]], open };
+pub const KIND: Kind = Kind { classes: &["CLIPModel"], of_prior: None, components: |_| [&COMPONENTS, &[]], open };
 
 const COMPONENTS: [&str; 4] = ["feature_extractor", "image_encoder", "text_encoder", "tokenizer"];
 
@@ -31,7 +31,7 @@ struct Clip {
 
 fn open(checkpoint: &Arc<Checkpoint>) -> Result<Box<dyn Family>> {
     checkpoint.require(&COMPONENTS)?;
-    let texts = Texts::read(checkpoint, TEXT_ENCODER, "tokenizer")?;
+    let texts: Texts = Texts::read(checkpoint, TEXT_ENCODER, "tokenizer")?;
     let dim = ("the text encoder's projection_dim", texts.config.projection_dim);
     let vision = Vision::read(checkpoint, IMAGE_ENCODER, "feature_extractor", dim)?;
     Ok(Box::new(Clip { path: checkpoint.path().to_path_buf(), texts, vision, defaults: Settings::default() }))

@@ -71,19 +71,24 @@ impl Edit {
         }
         Ok(())
     }
+}
 
-    /// The first of `steps` steps that is taken at a strength.
-    ///
-    /// # Errors
-    /// None would be.
-    pub(super) fn first(strength: Option<f32>, steps: usize) -> Result<usize> {
-        let Some(strength) = strength else { return Ok(0) };
-        let taken = ((steps as f64 * f64::from(strength)) as usize).min(steps);
-        if taken == 0 {
-            return Err(Error::value("strength", strength, format!("of {steps} decoder steps none would be taken")));
-        }
-        Ok(steps - taken)
+/// The first of so many steps that is taken at a strength, each with its setting's name.
+///
+/// # Errors
+/// None would be.
+pub(super) fn first_step((what, strength): (&str, Option<f32>), (of, steps): (&str, usize)) -> Result<usize> {
+    let Some(strength) = strength else { return Ok(0) };
+    let taken = ((steps as f64 * decimal(strength)) as usize).min(steps);
+    if taken == 0 {
+        return Err(Error::value(what, strength, format!("of {steps} {of} none would be taken")));
     }
+    Ok(steps - taken)
+}
+
+/// A setting as the number that was written: 0.7 of ten steps are seven, but six of its f32.
+pub(super) fn decimal(setting: f32) -> f64 {
+    setting.to_string().parse().unwrap_or_else(|_| f64::from(setting))
 }
 
 /// An edit as the stages of a family take it.
@@ -102,14 +107,14 @@ pub(super) struct Prepared {
 impl Prepared {
     /// The decoder's loop for this edit, and where it begins.
     pub fn sampling(&self, sampling: Loop) -> Result<Loop> {
-        let first = Edit::first(self.strength, sampling.steps())?;
+        let first = first_step(("strength", self.strength), ("decoder steps", sampling.steps()))?;
         Ok(sampling.starting_at(first).resampled(self.resample))
     }
 
-    /// Lets the loop begin from what is given, if steps are left out.
-    pub fn begin(&self, sampling: &Loop, draws: &mut Draws) {
+    /// Lets the loop begin from what is given, with this share of its variance, if steps are left out.
+    pub fn begin(&self, sampling: &Loop, share: f32, draws: &mut Draws) {
         if self.strength.is_some() {
-            sampling.begin_from(&self.small.sample, draws);
+            sampling.begin_from(share, std::iter::repeat(&*self.small.sample), draws);
         }
     }
 }
@@ -198,5 +203,22 @@ impl Known<'_> {
                 x.iter_mut().zip(noise).for_each(|(x, noise)| *x = share * *x + rest * noise);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strength_counts_steps_as_its_decimal_does() {
+        let taken = |strength, steps| steps - first_step(("strength", Some(strength)), ("steps", steps)).unwrap();
+        // As Python's int(steps * strength).
+        let cases = [(0.7, 10, 7), (0.9, 10, 9), (0.3, 10, 3), (0.29, 100, 28), (1.0, 25, 25), (0.3, 25, 7)];
+        for (strength, steps, want) in cases {
+            assert_eq!(taken(strength, steps), want, "{strength} of {steps}");
+        }
+        let error = first_step(("strength", Some(0.01)), ("prior steps", 25)).unwrap_err().to_string();
+        assert_eq!(error, "strength 0.01: of 25 prior steps none would be taken");
     }
 }

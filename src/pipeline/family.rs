@@ -22,13 +22,20 @@ use crate::weights::{Checkpoint, ComponentReport};
 use std::sync::Arc;
 
 /// All families.
-const FAMILIES: &[&Kind] =
-    &[&super::unclip::KIND, &super::kandinsky_22::KIND, &super::stable_unclip::KIND, &super::clip::KIND];
+const FAMILIES: &[&Kind] = &[
+    &super::unclip::KIND,
+    &super::kandinsky_22::KIND,
+    &super::kandinsky_21::KIND,
+    &super::stable_unclip::KIND,
+    &super::clip::KIND,
+];
 
 /// How checkpoints of a family are recognised and opened.
 pub(super) struct Kind {
     /// Pipeline classes of `model_index.json`.
     pub classes: &'static [&'static str],
+    /// That of them which is a prior alone, where others have theirs in another folder.
+    pub of_prior: Option<&'static str>,
     /// The components that a checkpoint of a class needs, and those that it may have.
     pub components: fn(class: &str) -> [&'static [&'static str]; 2],
     /// Reads and checks a checkpoint's configurations; no weight is touched.
@@ -49,10 +56,16 @@ pub fn inspect(checkpoint: &Checkpoint) -> Result<Vec<ComponentReport>> {
 /// # Errors
 /// No family has checkpoints of this class, or a configuration is damaged, not implemented, or contradicts another.
 pub(super) fn open(checkpoint: &Arc<Checkpoint>) -> Result<Box<dyn Family>> {
-    (kind(checkpoint)?.open)(checkpoint)
+    let kind = kind(checkpoint)?;
+    if kind.of_prior == Some(checkpoint.class_name()) {
+        let reason = "this folder is Kandinsky's prior; --model names the decoder's folder, --prior this one";
+        return Err(Error::config(checkpoint.path().join("model_index.json"), reason));
+    }
+    (kind.open)(checkpoint)
 }
 
-fn kind(checkpoint: &Checkpoint) -> Result<&'static Kind> {
+/// The family of a checkpoint.
+pub(super) fn kind(checkpoint: &Checkpoint) -> Result<&'static Kind> {
     let class = checkpoint.class_name();
     FAMILIES.iter().find(|kind| kind.classes.contains(&class)).copied().ok_or_else(|| {
         let known: Vec<&str> = FAMILIES.iter().flat_map(|kind| kind.classes).copied().collect();
@@ -151,6 +164,19 @@ pub(super) trait Family: Send + Sync {
         (None, None)
     }
 
+    /// Whether the prior makes the image embeddings of a request.
+    fn has_prior(&self, request: &Request) -> bool {
+        request.has_prior()
+    }
+
+    /// Share of the prior's steps that is taken from a picture, if the prior begins from one.
+    fn prior_strength(&self, _: &Request) -> Option<f32> {
+        None
+    }
+
+    /// Drops what was computed of the weights, because they become others, or the device does.
+    fn forget(&self) {}
+
     /// Records the plan of a stage. Both runs and listings take their plans from here.
     fn record(&self, stage: Stage, shapes: &Shapes, source: &dyn WeightSource) -> Result<Plan>;
 
@@ -231,6 +257,8 @@ pub struct EncodedText {
 pub struct Embedding {
     /// The image embedding in CLIP's space, `[D]`. Change it to blend or move pictures.
     pub image: Vec<f32>,
+    /// What the prior begins from instead of noise alone.
+    pub(super) start: Option<Arc<Start>>,
     /// The text that the picture is guided by.
     pub text: Arc<EncodedText>,
     /// With guidance, the text of the unconditional half.
@@ -258,6 +286,15 @@ pub struct Embedding {
     /// Whether the image embedding is that of a given picture, all of whose variations share the noise that is added to it.
     pub(super) shares_noise: bool,
     pub(super) noise: NoiseSource,
+}
+
+/// An image embedding that the prior begins from.
+#[derive(Clone, Debug)]
+pub(super) struct Start {
+    /// `[D]`
+    pub image: Vec<f32>,
+    /// Share of the prior's steps that are taken.
+    pub strength: f32,
 }
 
 /// Texts that a decoder sees.

@@ -24,8 +24,10 @@ mod enlarge;
 mod event;
 mod family;
 mod invert;
+mod kandinsky_21;
 mod kandinsky_22;
 mod parts;
+mod prior_folder;
 mod recipe;
 mod request;
 mod resident;
@@ -45,7 +47,7 @@ pub use enlarge::Enlarge;
 pub use event::{Event, Latents, Observer, Stage};
 pub use family::{Embedding, EncodedText, Painting, Shapes, inspect};
 pub use invert::Inversion;
-pub use kandinsky_22::{is_prior, lacks_prior, with_prior};
+pub use prior_folder::{is_prior, is_prior_of, lacks_prior, with_prior};
 pub use recipe::{Blended, Edited, Recipe, Subject, UsedAdapter};
 pub use request::{Prompt, Request, Settings, Task};
 pub use resident::{Counts, Keep};
@@ -119,6 +121,7 @@ impl Pipeline {
             stale.entry(component).or_default().extend(tensors);
         }
         self.residents.forget(&stale);
+        self.family.forget();
         self.adapters = adapters;
         Ok(self)
     }
@@ -135,6 +138,7 @@ impl Pipeline {
     /// [`Error::Request`] for another number of scales than there are adapters, and for a scale that cannot be used.
     pub fn set_adapter_scales(&mut self, scales: &[f32]) -> Result<()> {
         self.residents.forget(&self.adapters.set_scales(scales)?);
+        self.family.forget();
         Ok(())
     }
 
@@ -142,6 +146,7 @@ impl Pipeline {
     pub fn with_backend(self, backend: Box<dyn Backend>) -> Pipeline {
         let limit = if self.limit_is_default { kept_by_default(&*backend) } else { self.residents.limit };
         let residents = Residents::new(self.residents.keep, limit);
+        self.family.forget();
         Pipeline { backend, residents, ..self }
     }
 

@@ -66,6 +66,9 @@ pub struct Recipe {
     /// Guidance scale of the prior; a variation has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prior_guidance: Option<f32>,
+    /// Share of the prior's steps that was taken from a picture.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prior_strength: Option<f32>,
     /// Guidance scale of the decoder.
     pub decoder_guidance: f32,
     /// Noise that was added to the image embedding; most families add none.
@@ -185,7 +188,7 @@ impl Pipeline {
         let settings = request.settings(self.defaults());
         let at = k / request.pictures_per_prompt.max(1);
         let (noise_level, sampler) = self.family.decoder_settings(&settings);
-        let with_prior = request.has_prior();
+        let with_prior = self.family.has_prior(request);
         let subject = match &request.task {
             Task::Prompts(prompts) => Subject::Prompt(prompts[at].clone()),
             Task::Variations(_) => Subject::Image(String::new()),
@@ -214,6 +217,7 @@ impl Pipeline {
             decoder_steps: settings.decoder_steps,
             super_res_steps: self.family.has_super_resolution().then_some(settings.super_res_steps),
             prior_guidance: with_prior.then_some(settings.prior_guidance),
+            prior_strength: self.family.prior_strength(request),
             decoder_guidance: settings.decoder_guidance,
             noise_level,
             sampler,
@@ -250,9 +254,11 @@ impl Recipe {
 
     /// The request with all settings of this recipe except what it is made from, and how many.
     pub fn apply(&self, request: Request) -> Request {
-        let with_prior = request.has_prior();
+        let is_of_texts = request.has_prior();
+        let with_prior = is_of_texts || self.prior_strength.is_some();
         Request {
-            text: self.text.clone().filter(|_| !with_prior),
+            text: self.text.clone().filter(|_| !is_of_texts),
+            prior_strength: self.prior_strength.filter(|_| !is_of_texts),
             negative: self.negative.clone(),
             seed: self.seed,
             noise: self.noise,
@@ -346,6 +352,7 @@ impl Recipe {
         if let Some(scale) = self.prior_guidance {
             fields.push(("Prior guidance", scale.to_string()));
         }
+        fields.extend(self.prior_strength.map(|strength| ("Prior strength", strength.to_string())));
         if let Some(edited) = &self.edited {
             fields.push(("Edit of", edited.image.clone()));
             fields.extend(edited.strength.map(|strength| ("Denoising strength", strength.to_string())));
@@ -410,6 +417,7 @@ mod tests {
             decoder_steps: 50,
             super_res_steps: Some(7),
             prior_guidance: Some(1.1),
+            prior_strength: None,
             decoder_guidance: 8.0,
             noise_level: None,
             sampler: None,

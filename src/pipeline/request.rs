@@ -71,11 +71,15 @@ pub struct Request {
     pub super_res_steps: Option<usize>,
     /// Guidance scale of the prior.
     pub prior_guidance: Option<f32>,
+    /// Share of the prior's steps that is taken from a picture to vary that has a text beside it, above 0 and at most 1, for
+    /// checkpoints whose prior begins from pictures.
+    pub prior_strength: Option<f32>,
     /// Guidance scale of the decoder. Guidance is off if the scales, of variations this one alone, are at most 1.
     pub decoder_guidance: Option<f32>,
     /// Width and height of the pictures in pixels, for checkpoints that leave the choice.
     pub size: Option<[usize; 2]>,
-    /// What is said of variations, for checkpoints whose decoder sees a text; without it nothing.
+    /// What is said of variations, for checkpoints whose decoder sees a text or whose prior begins from pictures; without it
+    /// nothing.
     pub text: Option<Prompt>,
     /// Noise that is added to the image embedding, for checkpoints whose decoder is told: a timestep, from 0.
     pub noise_level: Option<usize>,
@@ -114,6 +118,7 @@ impl Request {
             decoder_steps: None,
             super_res_steps: None,
             prior_guidance: None,
+            prior_strength: None,
             decoder_guidance: None,
             size: None,
             text: None,
@@ -134,7 +139,7 @@ impl Request {
         }
     }
 
-    /// Whether the prior makes image embeddings of texts.
+    /// Whether the prior makes image embeddings of texts alone.
     pub(super) fn has_prior(&self) -> bool {
         match &self.task {
             Task::Prompts(_) => true,
@@ -216,7 +221,18 @@ impl Request {
             Task::Variations(images) => images.iter().try_for_each(Image::check)?,
             Task::Blend(blend) => blend.check()?,
         }
-        if !self.has_prior() {
+        let is_said = matches!(self.task, Task::Variations(_)) && self.text.is_some();
+        if let Some(strength) = self.prior_strength {
+            if !is_said {
+                let reason = "is of use with a picture and a prompt that changes it";
+                return Err(Error::value("prior strength", strength, reason));
+            }
+            if !(strength > 0.0 && strength <= 1.0) {
+                return Err(Error::value("prior strength", strength, "must be above 0 and at most 1"));
+            }
+        }
+        // With a picture and a prompt the family knows whether its prior sees both.
+        if !self.has_prior() && !is_said {
             let of_prior =
                 [("prior steps", self.prior_steps.is_some()), ("prior guidance", self.prior_guidance.is_some())];
             if let Some((what, _)) = of_prior.into_iter().find(|(_, given)| *given) {
@@ -250,6 +266,16 @@ impl Request {
 
     /// Refuses settings of decoders that a checkpoint's does not know; `known` are those that it does.
     pub(super) fn check_decoder_settings(&self, known: &[&str]) -> Result<()> {
+        let of_pictures = matches!(self.task, Task::Variations(_));
+        let of_prior = [
+            ("prior steps", self.prior_steps.is_some()),
+            ("prior guidance", self.prior_guidance.is_some()),
+            ("prior strength", self.prior_strength.is_some()),
+        ];
+        let idle = of_prior.into_iter().find(|(_, is_given)| *is_given && of_pictures && !known.contains(&"prior"));
+        if let Some((what, _)) = idle {
+            return Err(Error::request(what, "the prior of this checkpoint does not see pictures"));
+        }
         let all = [
             ("noise level", self.noise_level.is_some(), "no noise is added to this checkpoint's image embeddings"),
             ("sampler", self.sampler.is_some(), "this checkpoint has one only"),

@@ -230,10 +230,16 @@ impl Loop {
         Draws::new(latents, StepNoise::Given(noise))
     }
 
-    /// Lets the loop begin from a given sample of one picture, `[.., C]`, with the noise that was drawn for the beginning.
-    pub fn begin_from(&self, given: &[f32], draws: &mut Draws) {
-        let [share, rest] = shares(self.jumps[0].alpha_bar[0]);
-        for latents in draws.latents.chunks_exact_mut(given.len()) {
+    /// The share of a sample's variance where the loop begins: `alpha_bar` of its first timestep.
+    pub fn share(&self) -> f32 {
+        self.jumps[0].alpha_bar[0]
+    }
+
+    /// Lets each picture begin from a given sample, `[.., C]`, with the noise that was drawn for the beginning; `share` is
+    /// that of the sample's variance.
+    pub fn begin_from<'g>(&self, share: f32, given: impl Iterator<Item = &'g [f32]>, draws: &mut Draws) {
+        let [share, rest] = shares(share);
+        for (latents, given) in draws.latents.chunks_exact_mut(elements(&self.shape)).zip(given) {
             latents.iter_mut().zip(given).for_each(|(x, given)| *x = share * given + rest * *x);
         }
     }

@@ -11,16 +11,15 @@
 
 use super::agree;
 use super::event::Stage;
-use super::family::{Embedding, Family, Kind, Painting, Seen, Shapes};
+use super::family::{Embedding, Family, Kind, Painting, Shapes};
 use super::parts::{self, Prior, Texts, Vision, recording, time_table};
-use super::request::{Prompt, Request, Settings, Task};
+use super::request::{Request, Settings, Task};
 use super::sampling::{Loop, drawn_by};
 use super::session::Session;
 use crate::diffusion::sampler::time_features;
 use crate::diffusion::{Run, Sampler, Schedule, SchedulerConfig};
 use crate::error::{Error, Result};
 use crate::image::Image;
-use crate::model::text_encoder::Tokens;
 use crate::model::{Sizes, autoencoder, stable_unclip, unet};
 use crate::noise::Generators;
 use crate::ops::{Multistep, Noise, Rule};
@@ -32,7 +31,7 @@ use serde::Deserialize;
 use std::sync::Arc;
 
 /// How the family's checkpoints are recognised: those that vary pictures, and those that make them from prompts.
-pub const KIND: Kind = Kind { classes: &["StableUnCLIPImg2ImgPipeline", OF_PROMPTS], components, open };
+pub const KIND: Kind = Kind { classes: &["StableUnCLIPImg2ImgPipeline", OF_PROMPTS], of_prior: None, components, open };
 
 /// The class of checkpoints with a prior.
 const OF_PROMPTS: &str = "StableUnCLIPPipeline";
@@ -285,13 +284,14 @@ impl Family for StableUnClip {
             }
             Task::Blend(_) => return Err(no_blend()),
         };
-        let seen = self.encode_seen(session, request, &said)?;
+        let seen = self.texts.encode_seen(session, recording::TEXTS, request, &said)?;
         let has_prior_guidance = session.settings.prior_guidance > 1.0;
         let unconditional = texts.last().filter(|_| has_prior_guidance);
         let draft = |k: usize| {
             let of = k / request.pictures_per_prompt;
             Embedding {
                 image: images[of].clone(),
+                start: None,
                 text: texts.get(of).cloned().unwrap_or_default(),
                 negative: None,
                 mixture: None,
@@ -362,26 +362,6 @@ impl StableUnClip {
         Shapes { multistep, ..Shapes::sampling(1, calls, guided, noise).at(size) }
     }
 
-    /// What the U-Net reads for each prompt or given picture; of pictures of which nothing is `said`, the empty text.
-    fn encode_seen(&self, session: &mut Session<'_, '_>, request: &Request, said: &[Prompt]) -> Result<Vec<Seen>> {
-        let is_guided = session.settings.decoder_guidance > 1.0;
-        let mut tokens: Vec<Tokens> =
-            said.iter().map(|prompt| self.texts.tokens(session, prompt)).collect::<Result<Vec<_>>>()?;
-        if said.is_empty() {
-            tokens = vec![self.texts.empty(session, request)?; request.subjects()];
-        }
-        if is_guided {
-            tokens.push(match &request.negative {
-                Some(negative) => self.texts.tokens(session, negative)?,
-                None => self.texts.empty(session, request)?,
-            });
-        }
-        let mut texts = self.texts.encode(session, &tokens)?;
-        recording::texts(session.trace, &texts, &tokens, is_guided);
-        let unconditional = if is_guided { texts.pop() } else { None };
-        Ok(texts.into_iter().map(|text| Seen { text, unconditional: unconditional.clone() }).collect())
-    }
-
     /// Draws the noise of the image embeddings, and gives what the U-Net is told of each, `[2D]`: the noisy embedding, and the
     /// features of the noise's level.
     ///
@@ -437,7 +417,7 @@ impl StableUnClip {
             let mut rows = vec![0.0; if is_guided { labels.len() * labels[0].len() } else { 0 }];
             rows.extend(labels.iter().flatten());
             executable.write("labels", &rows)?;
-            executable.write("hidden", &states(drafts, is_guided)?)?;
+            executable.write("hidden", &parts::of_seen(drafts, is_guided, |text| &text.hidden)?)?;
             session.trace.put(|| "labels".to_owned(), &[labels.len(), labels[0].len()], &labels.concat());
             let mut draws = sampling.draw(drafts.iter_mut().map(|draft| &mut draft.noise)).guided_by(drafts, 1);
             sampling.trace_start(&draws, session.trace);
@@ -491,18 +471,4 @@ impl StableUnClip {
 
 fn no_blend() -> Error {
     Error::request("blend", "this checkpoint varies one picture at a time")
-}
-
-/// The states of the texts that a group's rows see, the unconditional half first.
-fn states(drafts: &[Embedding], is_guided: bool) -> Result<Vec<f32>> {
-    let mut rows = Vec::new();
-    for half in [true, false].into_iter().skip(usize::from(!is_guided)) {
-        for draft in drafts {
-            let seen = draft.seen.as_ref();
-            let text = seen.and_then(|seen| if half { seen.unconditional.as_ref() } else { Some(&seen.text) });
-            let text = text.ok_or_else(|| Error::request("embedding", "it has no texts for guidance"))?;
-            rows.extend_from_slice(&text.hidden);
-        }
-    }
-    Ok(rows)
 }

@@ -36,6 +36,8 @@ impl Pipeline {
             && (a.size, a.noise, a.noise_dtype, a.generator) == (b.size, b.noise, b.noise_dtype, b.generator)
             // Where the prior makes an embedding of it, a negative prompt is a row more.
             && a.negative.is_some() == b.negative.is_some()
+            // Where it begins from pictures, all rows begin at one step.
+            && self.family.prior_strength(a) == self.family.prior_strength(b)
     }
 
     /// Makes the pictures of several requests together: those of the first, then those of the second. Each is the picture that

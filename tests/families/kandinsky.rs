@@ -36,7 +36,7 @@ fn answers_as_the_original(backend: &dyn Backend) {
     {
         let (config, weights) = model(&recording, name);
         assert_eq!(Beside::of(&config).unwrap(), beside);
-        let plan = kandinsky::plan(&config, &weights, &SIZES, SIZE).unwrap();
+        let plan = kandinsky::plan(&config, &weights, &SIZES, None, SIZE).unwrap();
         let mut executable = backend.prepare(plan, &weights).unwrap();
         write(&mut *executable, "image_embeds", &recording, &format!("{name}/image_embeds"));
         write(&mut *executable, "x_t", &recording, &format!("{name}/x_t"));
@@ -68,7 +68,7 @@ fn every_tensor_is_used() {
     let recording = Recording::kandinsky();
     for name in ["decoder", "inpaint", "depth"] {
         let (config, weights) = model(&recording, name);
-        let plan = kandinsky::plan(&config, &weights, &SIZES, SIZE).unwrap();
+        let plan = kandinsky::plan(&config, &weights, &SIZES, None, SIZE).unwrap();
         let prefix = format!("{name}/weights/");
         let tensors = recording.tensors();
         let is_used = |tensor: &str| plan.weights().any(|(name, _)| name == tensor);
@@ -81,7 +81,7 @@ fn every_tensor_is_used() {
 fn the_image_embedding_becomes_tokens_and_keys_once_for_all_steps() {
     let recording = Recording::kandinsky();
     let (config, weights) = model(&recording, "depth");
-    let plan = kandinsky::plan(&config, &weights, &SIZES, SIZE).unwrap();
+    let plan = kandinsky::plan(&config, &weights, &SIZES, None, SIZE).unwrap();
     let (once, each) = plan.parts();
     let [once, each] = [once, each].map(|steps| steps.iter().map(|step| step.label.as_str()).collect::<Vec<_>>());
     for part in ["encoder_hid_proj", "add_embedding", "add_k_proj", "add_v_proj", "time_emb_proj"] {
@@ -108,6 +108,6 @@ fn a_decoder_of_another_family_is_refused_by_the_key_that_tells_them_apart() {
     let text = String::from_utf8(configurations.text("unet/config")).unwrap();
     let karlo: Configured<unet::Config> =
         unclip::weights::config::read(std::path::Path::new("config.json"), text.as_bytes()).unwrap();
-    let error = kandinsky::plan(&karlo, &weights, &SIZES, SIZE).unwrap_err().to_string();
-    assert!(error.contains("class_embed_type is \"identity\"; Kandinsky's decoder has null"), "{error}");
+    let error = kandinsky::plan(&karlo, &weights, &SIZES, None, SIZE).unwrap_err().to_string();
+    assert!(error.contains("class_embed_type is \"identity\"; Kandinsky 2.2's decoder has null"), "{error}");
 }

@@ -1,6 +1,7 @@
 //! Pictures of a tiny Kandinsky 2.2 against diffusers': as `tests/golden/make_kandinsky_pictures.py` recorded them.
 
 use crate::support::golden::Recording;
+use std::path::Path;
 use unclip::backend::Backend;
 use unclip::backend::cpu::Cpu;
 use unclip::noise::Generators;
@@ -11,6 +12,34 @@ use unclip::{Error, Result};
 pub(super) const FOLDER: &str = "tests/golden/kandinsky-2-2";
 /// Pictures are rounded to bytes, in which latents that differ in their last bits may fall to either side.
 const TOLERANCE: u8 = 2;
+
+/// A pipeline, and the folder from which it reads.
+pub(super) struct Opened {
+    pub pipeline: Pipeline,
+    pub folder: tempfile::TempDir,
+}
+
+impl std::ops::Deref for Opened {
+    type Target = Pipeline;
+
+    fn deref(&self) -> &Pipeline {
+        &self.pipeline
+    }
+}
+
+/// A checkpoint's folder with this `model_index.json` and copies of these components.
+pub(super) fn assembled(index: &str, parts: &[String]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for from in parts.iter().map(Path::new) {
+        let to = dir.path().join(from.file_name().unwrap());
+        std::fs::create_dir(&to).unwrap();
+        for file in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+            std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+        }
+    }
+    std::fs::copy(index, dir.path().join("model_index.json")).unwrap();
+    dir
+}
 
 pub(super) fn open(part: &str) -> Checkpoint {
     Checkpoint::open(format!("{FOLDER}/{part}"), LoadOptions::default()).unwrap()
@@ -76,6 +105,24 @@ fn a_size_is_rounded_up_with_a_line_and_a_second_run_loads_nothing() {
     assert_recorded(&pipeline, &prompts(&["a red fox"], 3, [128, 64]), &recording, "prompt");
     assert_eq!(pipeline.counts(), before);
     assert_eq!(pipeline.recipe(&request, 0).request().unwrap().size, Some([128, 64]));
+}
+
+/// The unconditional image embedding is a constant of the checkpoint.
+#[test]
+fn clips_mean_colour_is_encoded_once_on_each_device() {
+    let recording = Recording::kandinsky_pictures();
+    let pipeline = pipeline(Cpu::new(2).unwrap()).keep(Keep::Nothing, None);
+    let request = prompts(&["a red fox"], 3, [128, 64]);
+    let encodes = |pipeline: &Pipeline| {
+        pipeline.route(&request).unwrap().iter().any(|(stage, _)| stage.name() == "prior_image_encoder")
+    };
+    assert!(encodes(&pipeline));
+    assert_recorded(&pipeline, &request, &recording, "prompt");
+    let all = pipeline.counts().loads;
+    assert!(!encodes(&pipeline));
+    assert_recorded(&pipeline, &request, &recording, "prompt");
+    assert_eq!(pipeline.counts().loads, 2 * all - 1);
+    assert!(encodes(&pipeline.with_backend(Box::new(Cpu::new(1).unwrap()))));
 }
 
 #[cfg(feature = "wgpu")]

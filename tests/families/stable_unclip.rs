@@ -92,8 +92,8 @@ fn a_unet_of_another_family_is_refused_by_the_key_that_tells_them_apart() {
     let (config, weights) = model(&recording, "linear");
     let error = decoder::plan(&config, &weights, &SIZES, 5).unwrap_err().to_string();
     assert!(error.contains("class_embed_type is \"projection\"; unCLIP's decoder has \"identity\""), "{error}");
-    let error = kandinsky::plan(&config, &weights, &SIZES, SIZE).unwrap_err().to_string();
-    assert!(error.contains("class_embed_type is \"projection\"; Kandinsky's decoder has null"), "{error}");
+    let error = kandinsky::plan(&config, &weights, &SIZES, None, SIZE).unwrap_err().to_string();
+    assert!(error.contains("class_embed_type is \"projection\"; Kandinsky 2.2's decoder has null"), "{error}");
     let (config, weights) = recorded_model(&Recording::kandinsky(), "decoder");
     let error = stable_unclip::plan(&config, &weights, &SIZES, TOKENS, SIZE).unwrap_err().to_string();
     assert!(error.contains("class_embed_type is null; Stable unCLIP's U-Net has \"projection\""), "{error}");

@@ -41,6 +41,11 @@ impl Recording {
         Recording::open("kandinsky-2-2/pictures")
     }
 
+    /// Of a tiny Kandinsky 2.1's networks and pictures; `tests/golden/make_kandinsky_21.py` made it.
+    pub fn kandinsky_21() -> Recording {
+        Recording::open("kandinsky-2-1/run")
+    }
+
     /// Of edits; `tests/golden/make_edits.py` made it.
     pub fn edits() -> Recording {
         Recording::open("edits")

@@ -3,12 +3,17 @@
 //! A part knows its stage and its configuration, takes part in a run, and says what it is given and hands on. Families
 //! put parts together.
 
+mod edits;
+mod embedder;
+mod painter;
 mod pictures;
 mod prior;
 pub mod recording;
 mod texts;
 mod vision;
 
+pub use embedder::Embedder;
+pub use painter::{Editing, Painter};
 pub use pictures::{decode, finish};
 pub use prior::Prior;
 pub use texts::Texts;
@@ -17,6 +22,7 @@ pub use vision::Vision;
 use super::family::{Embedding, EncodedText};
 use super::sampling::Loop;
 use crate::diffusion::sampler::time_features;
+use crate::error::{Error, Result};
 use crate::model::unet;
 
 /// One part of the texts of a group's rows, the unconditional half first.
@@ -24,6 +30,23 @@ pub fn of_texts(drafts: &[Embedding], part: impl Fn(&EncodedText) -> &[f32]) -> 
     let unconditional = drafts.iter().filter_map(|draft| draft.unconditional.as_deref());
     let texts = unconditional.chain(drafts.iter().map(|draft| &*draft.text));
     texts.flat_map(part).copied().collect()
+}
+
+/// One part of the texts that a decoder sees for a group's rows, the unconditional half first.
+///
+/// # Errors
+/// A draft lacks the text of a half.
+pub fn of_seen(drafts: &[Embedding], is_guided: bool, part: impl Fn(&EncodedText) -> &[f32]) -> Result<Vec<f32>> {
+    let mut rows = Vec::new();
+    for half in [true, false].into_iter().skip(usize::from(!is_guided)) {
+        for draft in drafts {
+            let seen = draft.seen.as_ref();
+            let text = seen.and_then(|seen| if half { seen.unconditional.as_ref() } else { Some(&seen.text) });
+            let text = text.ok_or_else(|| Error::request("embedding", "it has no texts for guidance"))?;
+            rows.extend_from_slice(part(text));
+        }
+    }
+    Ok(rows)
 }
 
 /// Whether all drafts have an unconditional text.

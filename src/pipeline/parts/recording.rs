@@ -8,15 +8,20 @@ use crate::pipeline::family::{EncodedText, Painting};
 use crate::pipeline::trace::Trace;
 use std::sync::Arc;
 
+/// Names of texts and of unconditional ones.
+pub const TEXTS: [&str; 2] = ["text", "uncond"];
+/// Those of texts that a decoder sees beside what the prior makes of them.
+pub const WORDS: [&str; 2] = ["words", "uncond_words"];
+
 /// Texts as the encoder saw them; diffusers encodes the unconditional text once for every prompt.
-pub fn texts(trace: &mut Trace, texts: &[Arc<EncodedText>], tokens: &[Tokens], guided: bool) {
+pub fn texts(trace: &mut Trace, names: [&str; 2], texts: &[Arc<EncodedText>], tokens: &[Tokens], guided: bool) {
     if !trace.is_on() {
         return;
     }
     let prompts = tokens.len() - usize::from(guided);
     let conditional: Vec<usize> = (0..prompts).collect();
     let unconditional = vec![prompts; if guided { prompts } else { 0 }];
-    for (name, which) in [("text", conditional), ("uncond", unconditional)] {
+    for (name, which) in names.into_iter().zip([conditional, unconditional]) {
         if which.is_empty() {
             continue;
         }
@@ -28,8 +33,8 @@ pub fn texts(trace: &mut Trace, texts: &[Arc<EncodedText>], tokens: &[Tokens], g
         };
         let (embeds, hidden) = (collect(|t| &t.embeds), collect(|t| &t.hidden));
         trace.put_ids(|| format!("{name}/input_ids"), &[n, length], &ids);
-        if name == "text" {
-            trace.put_ids(|| "text/attention_mask".to_owned(), &[n, length], &mask);
+        if name == names[0] {
+            trace.put_ids(|| format!("{name}/attention_mask"), &[n, length], &mask);
         }
         trace.put(|| format!("{name}/text_embeds"), &[n, embeds.len() / n], &embeds);
         let width = hidden.len() / n / length;

@@ -1,61 +1,160 @@
 //! Texts: tokenizer and text encoder.
 
-use super::row;
+use super::{recording, row};
 use crate::backend::Executable;
 use crate::error::{Error, Result};
+use crate::model::multilingual;
 use crate::model::text_encoder::{self, Tokens};
 use crate::pipeline::event::Stage;
-use crate::pipeline::family::{EncodedText, Shapes};
+use crate::pipeline::family::{EncodedText, Seen, Shapes};
 use crate::pipeline::request::{Prompt, Request};
 use crate::pipeline::session::Session;
 use crate::plan::{Plan, WeightSource};
 #[cfg(feature = "tokenizer")]
 use crate::tokenizer::Tokenizer;
 use crate::weights::Checkpoint;
-use crate::weights::config::Configured;
+use crate::weights::config::{Configured, Schema};
 use std::sync::Arc;
 
+/// A network that encodes texts.
+pub trait Encoder: Schema {
+    /// Tokens of a text, padding included.
+    fn length(&self) -> usize;
+
+    /// Number of different tokens.
+    fn vocabulary(&self) -> usize;
+
+    /// Reads the tokenizer in a checkpoint's folder.
+    #[cfg(feature = "tokenizer")]
+    fn tokenizer(&self, checkpoint: &Checkpoint, folder: &str) -> Result<Tokenizer>;
+
+    /// Records the network.
+    fn plan(&self, source: &dyn WeightSource, batch: usize, has_embedding: bool) -> Result<Plan>;
+
+    /// Writes its inputs.
+    fn write(&self, executable: &mut dyn Executable, tokens: &[Tokens], has_embedding: bool) -> Result<()>;
+}
+
+impl Encoder for text_encoder::Config {
+    fn length(&self) -> usize {
+        self.max_position_embeddings
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.vocab_size
+    }
+
+    #[cfg(feature = "tokenizer")]
+    fn tokenizer(&self, checkpoint: &Checkpoint, folder: &str) -> Result<Tokenizer> {
+        Tokenizer::from_checkpoint(checkpoint, folder, self.max_position_embeddings)
+    }
+
+    fn plan(&self, source: &dyn WeightSource, batch: usize, has_embedding: bool) -> Result<Plan> {
+        text_encoder::plan(self, source, batch, has_embedding)
+    }
+
+    fn write(&self, executable: &mut dyn Executable, tokens: &[Tokens], has_embedding: bool) -> Result<()> {
+        executable.write_u32("ids", &ids(tokens))?;
+        if has_embedding {
+            let pooled: Vec<u32> = tokens.iter().map(|t| self.pooled_position(&t.ids)).collect();
+            executable.write_u32("pooled", &pooled)?;
+        }
+        Ok(())
+    }
+}
+
+impl Encoder for multilingual::Config {
+    fn length(&self) -> usize {
+        multilingual::TOKENS
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.vocab_size
+    }
+
+    #[cfg(feature = "tokenizer")]
+    fn tokenizer(&self, checkpoint: &Checkpoint, folder: &str) -> Result<Tokenizer> {
+        Tokenizer::multilingual(checkpoint, folder, multilingual::TOKENS)
+    }
+
+    fn plan(&self, source: &dyn WeightSource, batch: usize, _: bool) -> Result<Plan> {
+        multilingual::plan(self, source, batch)
+    }
+
+    fn write(&self, executable: &mut dyn Executable, tokens: &[Tokens], _: bool) -> Result<()> {
+        executable.write_u32("ids", &ids(tokens))?;
+        let positions: Vec<u32> = tokens.iter().flat_map(|t| self.positions(&t.ids)).collect();
+        executable.write_u32("positions", &positions)?;
+        let mask: Vec<f32> = tokens.iter().flat_map(mask).collect();
+        executable.write("mask", &mask)
+    }
+}
+
+fn ids(tokens: &[Tokens]) -> Vec<u32> {
+    tokens.iter().flat_map(|t| &t.ids).copied().collect()
+}
+
+/// 1 for tokens that may be seen.
+fn mask(tokens: &Tokens) -> impl Iterator<Item = f32> {
+    tokens.mask.iter().map(|&seen| f32::from(u8::from(seen)))
+}
+
 /// What turns texts into embeddings.
-pub struct Texts {
+pub struct Texts<C = text_encoder::Config> {
     pub stage: Stage,
-    pub config: Configured<text_encoder::Config>,
+    pub config: Configured<C>,
     /// Whether a text has an embedding beside the states of its tokens.
     has_embedding: bool,
     #[cfg(feature = "tokenizer")]
     tokenizer: Tokenizer,
 }
 
-impl Texts {
+impl<C: Encoder> Texts<C> {
     /// `tokenizer` is the tokenizer's folder.
     ///
     /// # Errors
     /// A folder is missing, or a configuration is damaged or not implemented.
-    pub fn read(checkpoint: &Checkpoint, stage: Stage, tokenizer: &str) -> Result<Texts> {
-        let config: Configured<text_encoder::Config> = checkpoint.config(&format!("{}/config.json", stage.name()))?;
+    pub fn read(checkpoint: &Checkpoint, stage: Stage, tokenizer: &str) -> Result<Texts<C>> {
+        let config: Configured<C> = checkpoint.config(&format!("{}/config.json", stage.name()))?;
         #[cfg(not(feature = "tokenizer"))]
         let _ = tokenizer;
         Ok(Texts {
             stage,
             #[cfg(feature = "tokenizer")]
-            tokenizer: Tokenizer::from_checkpoint(checkpoint, tokenizer, config.max_position_embeddings)?,
+            tokenizer: config.tokenizer(checkpoint, tokenizer)?,
             config,
             has_embedding: true,
         })
     }
 
     /// The same for an encoder that ends in the states of the tokens.
-    pub fn without_embedding(self) -> Texts {
+    pub fn without_embedding(self) -> Texts<C> {
         Texts { has_embedding: false, ..self }
     }
 
     /// Records the text encoder.
     pub fn record(&self, source: &dyn WeightSource, batch: usize) -> Result<Plan> {
-        text_encoder::plan(&self.config, source, batch, self.has_embedding)
+        self.config.plan(source, batch, self.has_embedding)
     }
 
     /// Tokens of a text.
     pub fn length(&self) -> usize {
-        self.config.max_position_embeddings
+        self.config.length()
+    }
+
+    /// The tokens of prompts, and behind them those of the negative prompt, or of the empty one.
+    pub fn tokens_with_negative(
+        &self,
+        session: &mut Session<'_, '_>,
+        request: &Request,
+        prompts: &[Prompt],
+    ) -> Result<Vec<Tokens>> {
+        let mut tokens = prompts.iter().map(|prompt| self.tokens(session, prompt)).collect::<Result<Vec<_>>>()?;
+        tokens.push(match &request.negative {
+            Some(negative) => self.tokens(session, negative)?,
+            None => self.empty(session, request)?,
+        });
+        Ok(tokens)
     }
 
     /// A prompt's tokens; a run is told what is left out of a prompt that is too long.
@@ -79,7 +178,7 @@ impl Texts {
                 format!("{} ids and {} mask entries; both must be {length}", tokens.ids.len(), tokens.mask.len());
             return Err(Error::request("tokens", reason));
         }
-        let vocabulary = self.config.vocab_size;
+        let vocabulary = self.config.vocabulary();
         match tokens.ids.iter().find(|&&id| id as usize >= vocabulary) {
             Some(id) => {
                 Err(Error::request("prompt", format!("token {id} lies beyond the model's vocabulary of {vocabulary}")))
@@ -110,12 +209,35 @@ impl Texts {
             let hidden = read("hidden")?;
             texts.extend(tokens.iter().enumerate().map(|(i, t)| {
                 let of = |data: &[f32]| row(data, i, tokens.len()).to_vec();
-                let mask = t.mask.iter().map(|&seen| f32::from(u8::from(seen))).collect();
-                Arc::new(EncodedText { embeds: of(&embeds), hidden: of(&hidden), mask })
+                Arc::new(EncodedText { embeds: of(&embeds), hidden: of(&hidden), mask: mask(t).collect() })
             }));
             Ok(())
         })?;
         Ok(texts)
+    }
+
+    /// What a decoder reads for each prompt or given picture; of pictures of which nothing is `said`, the empty text. `names`
+    /// are those in a trace.
+    pub fn encode_seen(
+        &self,
+        session: &mut Session<'_, '_>,
+        names: [&str; 2],
+        request: &Request,
+        said: &[Prompt],
+    ) -> Result<Vec<Seen>> {
+        let is_guided = session.settings.decoder_guidance > 1.0;
+        let mut tokens = self.tokens_with_negative(session, request, said)?;
+        if said.is_empty() {
+            let empty = self.empty(session, request)?;
+            tokens.splice(..0, vec![empty; request.subjects()]);
+        }
+        if !is_guided {
+            tokens.pop();
+        }
+        let mut texts = self.encode(session, &tokens)?;
+        recording::texts(session.trace, names, &texts, &tokens, is_guided);
+        let unconditional = if is_guided { texts.pop() } else { None };
+        Ok(texts.into_iter().map(|text| Seen { text, unconditional: unconditional.clone() }).collect())
     }
 
     /// Texts to embeddings `[D]` alone; states of tokens stay on the device.
@@ -138,12 +260,7 @@ impl Texts {
     ) -> Result<()> {
         session.stage(self.stage, Shapes::batch(1, false), tokens.len(), 0, |session, executable, group| {
             let tokens = &tokens[group];
-            let ids: Vec<u32> = tokens.iter().flat_map(|t| &t.ids).copied().collect();
-            let pooled: Vec<u32> = tokens.iter().map(|t| self.config.pooled_position(&t.ids)).collect();
-            executable.write_u32("ids", &ids)?;
-            if self.has_embedding {
-                executable.write_u32("pooled", &pooled)?;
-            }
+            self.config.write(executable, tokens, self.has_embedding)?;
             executable.run_once()?;
             take(session, executable, tokens)
         })

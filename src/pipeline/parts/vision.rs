@@ -10,14 +10,17 @@ use crate::pipeline::family::Shapes;
 use crate::pipeline::session::Session;
 use crate::plan::{Plan, WeightSource};
 use crate::preprocess::Preprocessor;
-use crate::weights::Checkpoint;
 use crate::weights::config::Configured;
+use crate::weights::{Checkpoint, Signature};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What turns pictures into image embeddings.
 pub struct Vision {
     pub stage: Stage,
     pub config: Configured<image_encoder::Config>,
     pub preprocessor: Configured<Preprocessor>,
+    /// The embedding of CLIP's mean colour, and the files of the weights that made it.
+    mean_colour: Mutex<Option<(Signature, Vec<f32>)>>,
 }
 
 impl Vision {
@@ -40,7 +43,7 @@ impl Vision {
         sizes
             .into_iter()
             .try_for_each(|(key, found, other, wanted)| agree(checkpoint, stage.name(), key, found, other, wanted))?;
-        Ok(Vision { stage, config, preprocessor })
+        Ok(Vision { stage, config, preprocessor, mean_colour: Mutex::default() })
     }
 
     /// Records the image encoder.
@@ -61,10 +64,36 @@ impl Vision {
         self.encode_prepared(session, images.len(), |i| self.preprocessor.prepare(&images[i]))
     }
 
-    /// The embedding of a picture that is zero behind the normalisation: CLIP's mean colour.
+    /// The embedding of a picture that is zero behind the normalisation: CLIP's mean colour. It is a constant of the
+    /// checkpoint, computed once; a trace shows the computation, which then takes place.
     pub fn encode_mean_colour(&self, session: &mut Session<'_, '_>) -> Result<Vec<f32>> {
+        if !session.trace.is_on()
+            && let Some((_, known)) = &*self.known_mean_colour()
+        {
+            return Ok(known.clone());
+        }
         let pixels = self.preprocessor.size().pow(2) * 3;
-        Ok(self.encode_prepared(session, 1, |_| Ok(vec![0.0; pixels]))?.swap_remove(0))
+        let signature = session.checkpoint.component(self.stage.component())?.signature();
+        let found = self.encode_prepared(session, 1, |_| Ok(vec![0.0; pixels]))?.swap_remove(0);
+        *self.known_mean_colour() = Some((signature, found.clone()));
+        Ok(found)
+    }
+
+    /// Whether the embedding of CLIP's mean colour need not be computed.
+    pub fn knows_mean_colour(&self) -> bool {
+        self.known_mean_colour().is_some()
+    }
+
+    /// Drops the embedding of CLIP's mean colour, which depends on the device in its last bits.
+    pub fn forget(&self) {
+        *self.known_mean_colour() = None;
+    }
+
+    /// The embedding of CLIP's mean colour, without that of files that changed.
+    fn known_mean_colour(&self) -> MutexGuard<'_, Option<(Signature, Vec<f32>)>> {
+        let mut known = self.mean_colour.lock().unwrap_or_else(PoisonError::into_inner);
+        known.take_if(|(signature, _)| !signature.is_current());
+        known
     }
 
     fn encode_prepared(

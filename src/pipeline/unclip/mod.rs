@@ -14,7 +14,7 @@ mod tiles;
 
 use super::agree;
 use super::blend::{self, Mix};
-use super::edit::Edit;
+use super::edit;
 use super::enlarge::Enlarge;
 use super::event::Stage;
 use super::family::{Embedding, Family, Kind, Painting, Shapes};
@@ -33,7 +33,8 @@ use crate::weights::config::Configured;
 use std::sync::{Arc, OnceLock};
 
 /// How the family's checkpoints are recognised; those of the second class are for variations alone and have no prior.
-pub const KIND: Kind = Kind { classes: &["UnCLIPPipeline", "UnCLIPImageVariationPipeline"], components, open };
+pub const KIND: Kind =
+    Kind { classes: &["UnCLIPPipeline", "UnCLIPImageVariationPipeline"], of_prior: None, components, open };
 
 /// The components of a checkpoint of this class, and those that it may have for another kind of request.
 fn components(class: &str) -> [&'static [&'static str]; 2] {
@@ -207,7 +208,8 @@ impl Family for UnClip {
         let mut taken = [settings.decoder_steps, settings.super_res_steps];
         if let Some(edit) = &request.edit {
             let times = |steps: usize| 1 + (steps - 1) * edit.resample;
-            let decoder = settings.decoder_steps - Edit::first(stages::strength(edit), settings.decoder_steps)?;
+            let steps = settings.decoder_steps;
+            let decoder = steps - edit::first_step(("strength", stages::strength(edit)), ("decoder steps", steps))?;
             taken = [times(decoder), if edit.mask.is_some() { times(taken[1]) } else { taken[1] }];
         }
         if let Some(inversion) = &request.inversion {

@@ -66,7 +66,7 @@ impl UnClip {
             });
         }
         let mut texts = self.texts.encode(session, &tokens)?;
-        recording::texts(session.trace, &texts, &tokens, guided);
+        recording::texts(session.trace, recording::TEXTS, &texts, &tokens, guided);
         let unconditional = if guided { texts.pop() } else { None };
         let images = match &request.task {
             Task::Prompts(prompts) => vec![Vec::new(); prompts.len()],
@@ -93,6 +93,7 @@ impl UnClip {
             };
             Embedding {
                 image,
+                start: None,
                 text,
                 mixture: mixtures.get(of).cloned(),
                 seed: request.seed_of(k),
@@ -213,7 +214,7 @@ impl UnClip {
             Condition::write(rows, executable)?;
             recording::mask(session.trace, executable, "decoder/attention_mask")?;
             if let Some(edit) = &edit {
-                edit.begin(&sampling, &mut draws);
+                edit.begin(&sampling, sampling.share(), &mut draws);
             }
             sampling.trace_start(&draws, session.trace);
             let sources = KnownNoise::Drawn(drafts.iter_mut().map(|draft| &mut draft.noise).collect());

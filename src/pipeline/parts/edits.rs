@@ -1,9 +1,9 @@
 //! Edited pictures: what of their latents stays, and which decoder can see it.
 
-use super::{ENCODER, Kandinsky};
+use super::painter::{ENCODER, Painter};
 use crate::error::{Error, Result};
 use crate::image::Mask;
-use crate::model::kandinsky;
+use crate::model::kandinsky::Beside;
 use crate::pipeline::edit::{Edit, Given, Prepared};
 use crate::pipeline::family::Shapes;
 use crate::pipeline::request::Request;
@@ -43,23 +43,22 @@ pub fn known(given: &Given) -> Vec<f32> {
     positions.flat_map(|(&m, sample)| sample.iter().map(move |x| x * m).chain([m])).collect()
 }
 
-impl Kandinsky {
+impl Painter {
     /// Refuses given pictures that the decoder cannot see, and requests without those that it must see.
     pub fn check_given(&self, request: &Request) -> Result<()> {
         if request.inversion.is_some() {
             return Err(Error::request("inversion", "the decoder of this checkpoint makes no pixels; Karlo's does"));
         }
-        let beside = kandinsky::Beside::of(&self.decoder)?;
         let mask = request.edit.as_ref().and_then(|edit| edit.mask.as_ref());
-        match (beside, mask, &request.hint) {
-            (kandinsky::Beside::Known, None, _) => {
+        match (Beside::of(&self.decoder)?, mask, &request.hint) {
+            (Beside::Known, None, _) => {
                 let reason = "none is given, but this decoder makes parts of given pictures anew: engine edit";
                 Err(Error::request("mask", reason))
             }
-            (kandinsky::Beside::Hint, _, None) => {
+            (Beside::Hint, _, None) => {
                 Err(Error::request("hint", "none is given, but this decoder sees a picture of what is where"))
             }
-            (kandinsky::Beside::Nothing | kandinsky::Beside::Known, _, Some(_)) => {
+            (Beside::Nothing | Beside::Known, _, Some(_)) => {
                 Err(Error::request("hint", "the decoder of this checkpoint sees none"))
             }
             _ => match &request.edit {
