@@ -1,5 +1,5 @@
-//! One sampling step of each network, at the sizes of the tests' tiny checkpoint, the default model and Karlo; and of Stable
-//! unCLIP's U-Net at its own.
+//! One sampling step of each network, at the sizes of the tests' tiny checkpoint, the default model and Karlo; of Stable
+//! unCLIP's U-Net and Kandinsky 2.2's decoder at their own; and MoVQ, which has no steps, as a whole.
 //!
 //! No checkpoint is needed: the configurations are part of the program, and [`Drawn`] makes random weights, with which
 //! speed and memory are those of trained ones.
@@ -8,7 +8,7 @@ use super::{Random, missing};
 use crate::backend::{Backend, Executable};
 use crate::dtype::{Dtype, StoredDtype};
 use crate::error::{Error, Result};
-use crate::model::{Sizes, decoder, prior, stable_unclip, super_res, unet};
+use crate::model::{Sizes, autoencoder, decoder, kandinsky, prior, stable_unclip, super_res, unet};
 use crate::ops::{COEFFICIENTS, Multistep, Noise, Prediction, Rule, SamplerStep, Variance, elements};
 use crate::plan::{Origin, Plan, TensorData, WeightSource};
 use crate::weights::config::{self, Configured, Schema};
@@ -32,6 +32,8 @@ pub enum Network {
     SuperRes,
     /// Image embedding and text to latents, at [`Size::StableUnclip`] alone.
     Unet,
+    /// Latents to picture, at [`Size::Pixels768`] alone.
+    Movq,
 }
 
 impl Network {
@@ -45,6 +47,7 @@ impl Network {
             Network::Decoder => "decoder",
             Network::SuperRes => "super_res",
             Network::Unet => "unet",
+            Network::Movq => "movq",
         }
     }
 }
@@ -60,6 +63,10 @@ pub enum Size {
     Karlo,
     /// `stable-diffusion-2-1-unclip`: latents of 96x96, 768 pixels.
     StableUnclip,
+    /// `kandinsky-2-2-decoder`: latents of 64x64, 512 pixels.
+    Kandinsky22,
+    /// The same checkpoint's autoencoder: latents of 96x96, 768 pixels.
+    Pixels768,
 }
 
 impl Size {
@@ -73,6 +80,8 @@ impl Size {
             Size::Default => "default",
             Size::Karlo => "karlo",
             Size::StableUnclip => "stable-unclip",
+            Size::Kandinsky22 => "kandinsky-2-2",
+            Size::Pixels768 => "768",
         }
     }
 }
@@ -89,13 +98,18 @@ pub struct ModelCase {
 /// All networks in all sizes.
 pub fn all() -> Vec<ModelCase> {
     let of_karlos_kind = Size::ALL.into_iter().flat_map(|size| Network::ALL.map(|network| ModelCase { network, size }));
-    of_karlos_kind.chain([ModelCase { network: Network::Unet, size: Size::StableUnclip }]).collect()
+    let of_latents = [
+        ModelCase { network: Network::Unet, size: Size::StableUnclip },
+        ModelCase { network: Network::Decoder, size: Size::Kandinsky22 },
+        ModelCase { network: Network::Movq, size: Size::Pixels768 },
+    ];
+    of_karlos_kind.chain(of_latents).collect()
 }
 
 impl ModelCase {
     /// Whether it needs a fast device.
     pub fn heavy(&self) -> bool {
-        matches!(self.size, Size::Karlo | Size::StableUnclip)
+        !matches!(self.size, Size::Tiny | Size::Default)
     }
 
     /// `decoder/karlo`.
@@ -112,6 +126,9 @@ impl ModelCase {
         let unet = |component| self.config::<unet::Config>(component);
         match self.network {
             Network::Prior => prior::plan(&*self.config("prior")?, weights, &run),
+            Network::Decoder if self.size == Size::Kandinsky22 => {
+                kandinsky::plan(&unet("unet")?, weights, &run, None, [KANDINSKY_SIDE; 2])
+            }
             Network::Decoder => {
                 let text = self.config::<prior::Config>("prior")?.num_embeddings;
                 decoder::plan(&unet("decoder")?, weights, &run, text + EXTRA_TOKENS)
@@ -124,6 +141,11 @@ impl ModelCase {
             Network::Unet => {
                 let config = unet("unet")?;
                 stable_unclip::plan(&config, weights, &run, TEXT_TOKENS, [config.sample_size.unwrap_or(0); 2])
+            }
+            Network::Movq => {
+                let plan = autoencoder::decoder(&self.config("movq")?, weights, pictures, [MOVQ_SIDE; 2])?;
+                // All of it is the step that is timed.
+                Ok(Plan { once: 0, ..plan })
             }
         }
     }
@@ -143,10 +165,11 @@ impl ModelCase {
 
     fn rule(&self) -> Rule {
         let (prediction, variance, clip, guided) = match self.network {
+            Network::Decoder if self.size == Size::Kandinsky22 => (Prediction::Epsilon, Variance::Fixed, 1.0, true),
             Network::Prior => (Prediction::Sample, Variance::Fixed, 5.0, true),
             Network::Decoder => (Prediction::Epsilon, Variance::LearnedRange, 1.0, true),
             Network::SuperRes => (Prediction::Epsilon, Variance::Fixed, 1.0, false),
-            Network::Unet => return Rule::Multistep(Multistep { guided: true }),
+            Network::Unet | Network::Movq => return Rule::Multistep(Multistep { guided: true }),
         };
         SamplerStep { prediction, variance, clip: Some(clip), guided, noise: Noise::Given }.into()
     }
@@ -164,6 +187,8 @@ impl ModelCase {
             (Size::Karlo, "decoder") => include_str!("karlo/decoder.json"),
             (Size::Karlo, _) => include_str!("karlo/super_res_first.json"),
             (Size::StableUnclip, _) => include_str!("stable_unclip/unet.json"),
+            (Size::Kandinsky22, _) => include_str!("kandinsky_22/unet.json"),
+            (Size::Pixels768, _) => include_str!("kandinsky_22/movq.json"),
         };
         config::read(&Path::new(self.size.name()).join(component).join("config.json"), text.as_bytes())
     }
@@ -173,6 +198,9 @@ impl ModelCase {
 const EXTRA_TOKENS: usize = 4;
 /// Tokens of a text that Stable unCLIP's U-Net sees.
 const TEXT_TOKENS: usize = 77;
+/// Sides of latents: of pictures of 512 and 768 pixels.
+const KANDINSKY_SIDE: usize = 64;
+const MOVQ_SIDE: usize = 96;
 
 /// Writes every input of a plan: distinct bounded values, a mask of ones, and coefficients of a step in the middle of a
 /// schedule.
@@ -280,6 +308,8 @@ mod tests {
         let karlo = Network::ALL.map(|network| parameters(network, Size::Karlo));
         assert_eq!(karlo, [1_022_030_080, 885_439_686, 691_579_523]);
         assert_eq!(parameters(Network::Unet, Size::StableUnclip), 870_173_124);
+        assert_eq!(parameters(Network::Decoder, Size::Kandinsky22), 1_253_057_288);
+        assert_eq!(parameters(Network::Movq, Size::Pixels768), 40_369_155);
         // Two bytes each, and a header of a few kilobytes.
         for (network, bytes) in Network::ALL.into_iter().zip([2_184_456, 15_359_500, 1_018_638]) {
             let header = bytes - 2 * parameters(network, Size::Default);

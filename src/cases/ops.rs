@@ -287,6 +287,8 @@ fn attention() -> Vec<Case> {
         case("heads-of-12", Sizes(1, 25, 25, 0, 2, 12), true, None),
         case("heads-of-32", Sizes(2, 35, 35, 13, 5, 32), false, Some(13)),
         case("heads-of-80", Sizes(1, 35, 40, 3, 2, 80), true, None),
+        case("heads-of-104", Sizes(2, 33, 33, 0, 2, 104), false, None),
+        case("one-head-of-512", Sizes(1, 40, 72, 0, 1, 512), false, None),
         case("heads-of-1", Sizes(1, 5, 7, 0, 3, 1), false, None),
         case("heads-of-17", Sizes(1, 30, 33, 2, 2, 17), false, Some(35)),
         case("one-query-one-key", Sizes(2, 1, 1, 0, 1, 8), true, None),
@@ -298,6 +300,7 @@ fn attention() -> Vec<Case> {
         case("mask-of-one", Sizes(2, 9, 17, 0, 2, 16), false, Some(1)),
         case("keys-255-256-257", Sizes(1, 7, 257, 255, 1, 32), false, None),
         case("decoder-32px-batch", Sizes(2, 1024, 1024, 81, 10, 64), false, None).heavy(),
+        case("movq-768px", Sizes(1, 9216, 9216, 0, 1, 512), false, None).heavy(),
     ]
 }
 
