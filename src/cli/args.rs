@@ -257,7 +257,7 @@ impl Arguments {
 }
 
 /// What the library calls a setting, and the flag that sets it.
-const FLAGS: [(&str, &str); 29] = [
+const FLAGS: [(&str, &str); 30] = [
     ("prompt", "--prompt"),
     ("tokens", "--prompt"),
     ("image", "--image"),
@@ -278,6 +278,7 @@ const FLAGS: [(&str, &str); 29] = [
     ("decoder steps", "--decoder-steps"),
     ("super-resolution steps", "--super-res-steps"),
     ("prior guidance", "--prior-guidance"),
+    ("prior strength", "--prior-strength"),
     ("decoder guidance", "--decoder-guidance"),
     ("sampler", "--sampler"),
     ("noise level", "--noise-level"),

@@ -70,6 +70,10 @@ pub struct HowArguments {
     /// Guidance scale of the prior [default: the checkpoint's, or 4]
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = HOW)]
     pub prior_guidance: Option<f32>,
+    /// Share of the prior's steps that is taken from a picture to vary with a prompt beside it, for checkpoints whose prior
+    /// begins from pictures (Kandinsky 2.2): above 0, at most 1; less leaves more of the picture [default: 0.3]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = HOW)]
+    pub prior_strength: Option<f32>,
     /// Guidance scale of the decoder, the only one of variations; at most 1 for both turns guidance off [default: the
     /// checkpoint's, or 8; Kandinsky 4, Stable unCLIP 10]
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = HOW)]

@@ -108,6 +108,7 @@ impl HowArguments {
             decoder_steps: self.decoder_steps.or(base.decoder_steps),
             super_res_steps: self.super_res_steps.or(base.super_res_steps),
             prior_guidance: self.prior_guidance.or(base.prior_guidance),
+            prior_strength: self.prior_strength.or(base.prior_strength),
             decoder_guidance: self.decoder_guidance.or(base.decoder_guidance),
             size: self.size.or(base.size),
             noise_level: self.noise_level.or(base.noise_level),

@@ -31,7 +31,9 @@ impl Subjects {
     pub fn read(arguments: &RunArguments, recipes: &[Recipe], examples: &[String]) -> Result<Subjects> {
         let prompts = prompts(arguments)?;
         if !arguments.image.is_empty() {
-            no_prior(arguments)?;
+            if prompts.is_empty() {
+                no_prior(arguments)?;
+            }
             if let [_, second, ..] = &prompts[..] {
                 return Err(Error::value("--prompt", second, "beside --image there is one at most"));
             }
@@ -57,7 +59,9 @@ impl Subjects {
         }
         // A sheet has several pictures of each subject.
         if let Subject::Image(_) = first.subject {
-            no_prior(arguments)?;
+            if first.text.is_none() {
+                no_prior(arguments)?;
+            }
             let paths = pictures_of(from, recipes)?;
             return images(&paths, recipes.len() / paths.len(), &options(arguments, Some(first)));
         }
@@ -76,7 +80,7 @@ fn nothing(examples: &[String]) -> Error {
     Error::request("PROMPT", format!("missing; give one in quotes{such}, or with --image a picture to vary"))
 }
 
-/// A variation has no prior.
+/// A variation of which nothing is said has no prior.
 fn no_prior(arguments: &RunArguments) -> Result<()> {
     let idle = [
         ("--prior-steps", arguments.how.prior_steps.is_some()),

@@ -1,6 +1,6 @@
 //! Checkpoints of other families than Karlo's on the command line.
 
-use super::{assert_refused, engine, names, text};
+use super::{assert_refused, copy_folder, engine, names, text};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
@@ -61,6 +61,69 @@ fn a_prior_in_the_wrong_place_is_named_in_one_line() {
         assert_refused(dir.path(), &engine(dir.path(), &all), code, &[reason]);
     }
     assert_eq!(names(dir.path()), [""; 0]);
+}
+
+/// A picture that a text changes, and the same from its settings.
+#[test]
+fn kandinskys_prior_begins_from_a_picture_with_a_prompt_beside_it() {
+    let dir = TempDir::new().unwrap();
+    let decoder = kandinsky("decoder");
+    let model = ["run", "--device", "cpu", "-m", decoder.to_str().unwrap()];
+    let size = ["--size", "64"];
+    said(dir.path(), &[&model[..], &STEPS, &size, &["-p", "a fox", "-o", "fox.png"]].concat());
+    let given = ["-i", "fox.png"];
+    let changed = ["-p", "two dogs", "--prior-strength", "0.75", "--prior-steps", "4", "--decoder-steps", "2"];
+    said(dir.path(), &[&model[..], &size, &given, &changed, &["-o", "dogs.png"]].concat());
+    said(dir.path(), &[&model[..], &["--from", "dogs.png", "-o", "again.png"]].concat());
+    let bytes = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
+    assert!(bytes("dogs.png") == bytes("again.png") && bytes("dogs.png") != bytes("fox.png"));
+    let shown = said(dir.path(), &["inspect", "dogs.png"]);
+    assert!(shown.contains("two dogs") && shown.contains("0.75"), "{shown}");
+    for (arguments, reason) in [
+        (&["-p", "a", "--prior-strength", "0.5"][..], "--prior-strength 0.5: is of use with a picture and a prompt"),
+        (&["-i", "fox.png", "--prior-steps", "4"], "--prior-steps cannot be combined with --image"),
+        (&["-i", "fox.png", "-p", "a", "--prior-strength", "2"], "--prior-strength 2: must be above 0 and at most 1"),
+    ] {
+        let output = engine(dir.path(), &[&model[..], arguments, &["-o", "no.png"]].concat());
+        let message = text(&output.stderr);
+        assert!(output.status.code() == Some(2) && message.contains(reason), "{message}");
+    }
+}
+
+/// Kandinsky 2.1's tiny decoder with the autoencoder of 2.2's, and its prior beside it.
+fn older(dir: &Path) -> String {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    for part in ["decoder", "prior"] {
+        copy_folder(&golden.join("kandinsky-2-1").join(part), &dir.join(part));
+    }
+    copy_folder(&golden.join("kandinsky-2-2/decoder/movq"), &dir.join("decoder/movq"));
+    dir.join("decoder").to_str().unwrap().to_owned()
+}
+
+#[test]
+fn kandinsky_2_1_is_run_inspected_and_planned_and_takes_no_prior_of_2_2() {
+    let dir = TempDir::new().unwrap();
+    let models = TempDir::new().unwrap();
+    let model = older(models.path());
+    let run = ["run", "--device", "cpu", "-m", &model];
+    let ask = ["-p", "a red fox", "-n", "blurry", "--size", "64", "-o", "a.png"];
+    said(dir.path(), &[&run[..], &STEPS, &ask].concat());
+    said(dir.path(), &[&run[..], &["--from", "a.png", "-o", "b.png"]].concat());
+    let bytes = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
+    assert!(bytes("a.png") == bytes("b.png"));
+    let shown = said(dir.path(), &["inspect", &model]);
+    for part in ["prior_prior", "text_encoder", "tokenizer", "unet", "movq"] {
+        assert!(shown.contains(part) && !shown.contains("would not load") && !shown.contains("not used"), "{shown}");
+    }
+    for (stage, part) in [("text_encoder", "LinearTransformation"), ("unet", "text_proj"), ("movq_encoder", "conv2d")] {
+        let plan = said(dir.path(), &["plan", "-m", &model, "--stage", stage]);
+        assert!(plan.contains(part), "{plan}");
+    }
+    let later = kandinsky("prior");
+    let output = engine(dir.path(), &[&run[..], &["-p", "a", "--prior", later.to_str().unwrap()]].concat());
+    let message = text(&output.stderr);
+    let reason = "_class_name: expected KandinskyPriorPipeline beside KandinskyPipeline, found \"KandinskyV22Prior";
+    assert!(output.status.code() == Some(3) && message.contains(reason), "{message}");
 }
 
 fn stable_unclip() -> String {

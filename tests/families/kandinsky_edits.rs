@@ -1,45 +1,22 @@
 //! Pictures that a tiny Kandinsky 2.2 edits against diffusers': as `tests/golden/make_kandinsky_edits.py` recorded them.
 
-use super::kandinsky_pictures::{FOLDER, assert_recorded, open, prompts, refused};
+use super::kandinsky_pictures::{FOLDER, Opened, assembled, assert_recorded, open, prompts, refused};
 use crate::support::golden::Recording;
 use std::ops::ControlFlow;
-use std::path::Path;
 use unclip::backend::Backend;
 use unclip::backend::cpu::Cpu;
 use unclip::image::Mask;
 use unclip::pipeline::{Blend, Edit, Event, Ingredient, Pipeline, Request, Task, Trace, with_prior};
 use unclip::weights::{Checkpoint, LoadOptions};
 
-/// A pipeline, and the folder from which it reads.
-struct Opened {
-    pipeline: Pipeline,
-    _folder: tempfile::TempDir,
-}
-
-impl std::ops::Deref for Opened {
-    type Target = Pipeline;
-
-    fn deref(&self) -> &Pipeline {
-        &self.pipeline
-    }
-}
-
 /// A decoder with the autoencoder that all decoders share.
 fn pipeline(decoder: &str, backend: impl Backend + 'static) -> Opened {
-    let dir = tempfile::tempdir().unwrap();
-    for (from, part) in [(decoder, "unet"), (decoder, "scheduler"), ("decoder", "movq")] {
-        let (from, to) = (Path::new(FOLDER).join(from).join(part), dir.path().join(part));
-        std::fs::create_dir(&to).unwrap();
-        for file in std::fs::read_dir(from).unwrap() {
-            let file = file.unwrap();
-            std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
-        }
-    }
-    let index = "model_index.json";
-    std::fs::copy(Path::new(FOLDER).join(decoder).join(index), dir.path().join(index)).unwrap();
-    let checkpoint = Checkpoint::open(dir.path(), LoadOptions::default()).unwrap();
+    let part = |of: &str, part: &str| format!("{FOLDER}/{of}/{part}");
+    let parts = [part(decoder, "unet"), part(decoder, "scheduler"), part("decoder", "movq")];
+    let folder = assembled(&part(decoder, "model_index.json"), &parts);
+    let checkpoint = Checkpoint::open(folder.path(), LoadOptions::default()).unwrap();
     let pipeline = Pipeline::open(with_prior(checkpoint, open("prior")).unwrap(), Box::new(backend)).unwrap();
-    Opened { pipeline, _folder: dir }
+    Opened { pipeline, folder }
 }
 
 fn request(prompt: &str, seed: u64, size: [usize; 2]) -> Request {
@@ -81,6 +58,34 @@ fn blends_are_those_of_the_original() {
     assert_recorded(&pipeline, &plain, &recording, "blend");
     let negative = Request { negative: Some("blurry".into()), seed: 8, ..plain };
     assert_recorded(&pipeline, &negative, &recording, "blend-negative");
+}
+
+/// As the original's pipeline from embedding to embedding: the prior begins from the picture's, a text says where it leads.
+#[test]
+fn a_text_changes_a_picture_as_in_the_original() {
+    let recording = Recording::kandinsky_edits();
+    let pipeline = pipeline("decoder", Cpu::new(2).unwrap());
+    let task = Task::Variations(vec![recording.image("given/photo")]);
+    let text = Some("a red fox".into());
+    let plain = Request { task, text, prior_strength: Some(0.6), ..request("", 9, [64; 2]) };
+    assert_recorded(&pipeline, &plain, &recording, "changed");
+    // Of four steps the default takes one, as the original's does.
+    let negative = Some("blurry".into());
+    let negative = Request { negative, seed: 10, prior_strength: None, ..plain.clone() };
+    assert_recorded(&pipeline, &negative, &recording, "changed-negative");
+    let recipe = pipeline.recipe(&negative, 0);
+    assert_eq!((recipe.prior_strength, recipe.prior_steps, recipe.prior_guidance), (Some(0.3), Some(4), Some(4.0)));
+    let again = recipe.apply(Request { negative: None, text: None, ..negative.clone() });
+    assert_eq!(pipeline.pictures(&again).unwrap(), pipeline.pictures(&negative).unwrap());
+    for (request, reason) in [
+        (Request { prior_strength: Some(0.2), ..plain.clone() }, "prior strength 0.2: of 4 prior steps none would be"),
+        (Request { prior_strength: Some(1.5), ..plain.clone() }, "prior strength 1.5: must be above 0 and at most 1"),
+        (Request { prior_strength: Some(0.5), ..request("a", 0, [64; 2]) }, "is of use with a picture and a prompt"),
+        (Request { text: None, prior_strength: None, ..plain.clone() }, "prior steps: there is no prompt"),
+    ] {
+        let message = refused(pipeline.route(&request));
+        assert!(message.contains(reason), "{message}: {reason}");
+    }
 }
 
 #[test]

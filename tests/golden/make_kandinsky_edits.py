@@ -20,6 +20,7 @@ from diffusers import (
     KandinskyV22Img2ImgPipeline,
     KandinskyV22InpaintPipeline,
     KandinskyV22Pipeline,
+    KandinskyV22PriorEmb2EmbPipeline,
     KandinskyV22PriorPipeline,
     DDPMScheduler,
     UNet2DConditionModel,
@@ -107,6 +108,15 @@ def main():
         made = prior.interpolate(
             things, [0.5, 0.4, 0.3], negative_prompt=negative, num_inference_steps=STEPS["prior"], generator=noise,
         )
+        tensors[f"{name}/pictures"] = pictures(plain(
+            image_embeds=made.image_embeds, negative_image_embeds=made.negative_image_embeds, **settings(noise, 64, 64),
+        ))
+    # A picture that a text changes: the prior begins from its embedding.
+    change = KandinskyV22PriorEmb2EmbPipeline(**prior.components)
+    change.set_progress_bar_config(disable=True)
+    for name, seed, more in [("changed", 9, {"strength": 0.6}), ("changed-negative", 10, {"negative_prompt": "blurry"})]:
+        noise = generator(seed)
+        made = change("a red fox", Image.fromarray(photo), num_inference_steps=STEPS["prior"], generator=noise, **more)
         tensors[f"{name}/pictures"] = pictures(plain(
             image_embeds=made.image_embeds, negative_image_embeds=made.negative_image_embeds, **settings(noise, 64, 64),
         ))
