@@ -36,6 +36,8 @@ impl Pipeline {
             && (a.size, a.noise, a.noise_dtype, a.generator) == (b.size, b.noise, b.noise_dtype, b.generator)
             // Where the prior makes an embedding of it, a negative prompt is a row more.
             && a.negative.is_some() == b.negative.is_some()
+            // Pictures with a text beside them may pass through the prior, all from one of its steps.
+            && (a.text.is_some(), a.prior_strength) == (b.text.is_some(), b.prior_strength)
             // Where it begins from pictures, all rows begin at one step.
             && self.family.prior_strength(a) == self.family.prior_strength(b)
     }

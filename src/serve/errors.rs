@@ -17,12 +17,13 @@ pub struct ApiError {
 }
 
 /// What the library calls a setting, and the field that sets it.
-const FIELDS: [(&str, &str); 19] = [
+const FIELDS: [(&str, &str); 20] = [
     ("decoder steps", "steps"),
     ("prior steps", "prior_steps"),
     ("super-resolution steps", "super_res_steps"),
     ("decoder guidance", "guidance"),
     ("prior guidance", "prior_guidance"),
+    ("prior strength", "prior_strength"),
     ("negative", "negative_prompt"),
     ("noise", "noise"),
     ("noise type", "noise"),

@@ -46,7 +46,7 @@ impl Log {
         error: Option<&ApiError>,
     ) {
         // What machines ask every second is not worth a line.
-        if status < 400 && ["/healthz", "/readyz", "/metrics"].contains(&route) {
+        if ["/healthz", "/readyz", "/metrics"].contains(&route) {
             return;
         }
         let why = match error {

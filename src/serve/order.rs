@@ -151,6 +151,7 @@ pub fn request(server: &Server, fields: &mut Fields, task: Task) -> Result<Reque
         decoder_steps,
         super_res_steps: fields.integer("super_res_steps", 1..=10_000)?,
         prior_guidance: fields.number("prior_guidance")?,
+        prior_strength: fields.number("prior_strength")?,
         decoder_guidance: guidance,
         noise_level: fields.integer("noise_level", 0..=1_000_000)?,
         sampler: fields.parsed("sampler")?,

@@ -111,6 +111,12 @@ fn requests_of_other_shapes_or_kinds_are_not_joined() {
     let pipeline = pipeline(at(MODEL));
     let base = short(prompts(0));
     let image = Image { width: 8, height: 8, pixels: vec![9; 192] };
+    let varied = Request::variation(image.clone());
+    let said = Request { text: Some("a".into()), ..varied.clone() };
+    assert!(
+        pipeline.can_join(&varied, &varied) && pipeline.can_join(&said, &said) && !pipeline.can_join(&varied, &said)
+    );
+    assert!(!pipeline.can_join(&said, &Request { prior_strength: Some(0.5), ..said.clone() }));
     let ingredients = ["a", "b"].map(|text| Ingredient::Prompt(text.into())).to_vec();
     let others = [
         Request { decoder_steps: Some(3), ..base.clone() },

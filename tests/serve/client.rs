@@ -62,6 +62,15 @@ impl Server {
         self.log.lock().unwrap().clone()
     }
 
+    /// The same once it has these words: lines come through a pipe.
+    pub fn log_with(&self, words: &str) -> String {
+        let began = Instant::now();
+        while !self.log().contains(words) && began.elapsed() < PATIENCE {
+            thread::sleep(Duration::from_millis(2));
+        }
+        self.log()
+    }
+
     pub fn metrics(&self) -> String {
         self.get("/metrics").text()
     }
