@@ -120,7 +120,7 @@ pub trait Executable: Send {
     /// The plan that it runs.
     fn plan(&self) -> &Plan;
 
-    /// Bytes of device memory for the plan's values, without weights.
+    /// Bytes of device memory for the plan's values and for what is trained, without weights.
     fn size_bytes(&self) -> u64;
 
     /// Fills an input.

@@ -50,6 +50,12 @@ impl Arena {
         arena
     }
 
+    /// Bytes of all of it.
+    pub fn size_bytes(&self) -> u64 {
+        let parts = [&self.values, &self.gradients, &self.means, &self.squares, &self.averages];
+        parts.into_iter().map(|part| size_of_val(&part[..]) as u64).sum()
+    }
+
     /// A trained value.
     pub fn value(&self, id: ValueId) -> Option<&[f32]> {
         self.places.get(&id).map(|place| &self.values[place.clone()])

@@ -52,7 +52,7 @@ use rayon::prelude::*;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
-use weights::{CpuWeights, Layout, Packed, Stored, wanted};
+use weights::{CpuWeights, Packed, Stored, wanted};
 
 /// The CPU as a device.
 pub struct Cpu {
@@ -221,11 +221,10 @@ impl Backend for Cpu {
     fn compile(&self, plan: Plan, weights: &Arc<dyn Weights>) -> Result<Box<dyn Executable>> {
         let weights = own::<CpuWeights>(weights, self)?;
         let missing = |name: &str| not_loaded(self.name(), &plan, name);
-        let (mut packed, mut turned) = (HashMap::new(), HashMap::new());
+        let mut packed = HashMap::new();
         let mut constants = HashMap::new();
         for (name, id, layout) in wanted(&plan, self.machine.weights) {
             match weights.0.get(&(name.to_owned(), layout)).ok_or_else(|| missing(name))? {
-                Stored::Packed(weight) if layout == Layout::Turned => _ = turned.insert(id, weight.clone()),
                 Stored::Packed(weight) => _ = packed.insert(id, weight.clone()),
                 Stored::Plain(weight) => _ = constants.insert(id, weight.clone()),
             }
@@ -239,7 +238,7 @@ impl Backend for Cpu {
         let memory = slots.words.iter().map(|&n| AlignedVec::zeros(n)).collect();
         let (pool, machine) = (self.pool.clone(), self.machine);
         let arena = Arena::of(&plan);
-        Ok(Box::new(Compiled { plan, slots, forms, packed, turned, constants, arena, memory, pool, machine }))
+        Ok(Box::new(Compiled { plan, slots, forms, packed, constants, arena, memory, pool, machine }))
     }
 
     fn roofline(&self) -> Option<Roofline> {
@@ -250,6 +249,11 @@ impl Backend for Cpu {
         };
         Some(Roofline { flops, bytes: roofline::stream_bytes(threads) })
     }
+}
+
+/// Outputs, channels and taps of a product's weight.
+fn matrix(shape: &[usize]) -> [usize; 3] {
+    [shape[0], shape[1], elements(&shape[2..])]
 }
 
 /// The right operand of a product.
@@ -263,8 +267,6 @@ struct Compiled {
     slots: Slots,
     forms: Forms,
     packed: HashMap<ValueId, Arc<Packed>>,
-    /// Weights that are read the other way round.
-    turned: HashMap<ValueId, Arc<Packed>>,
     constants: HashMap<ValueId, Arc<Vec<f32>>>,
     /// Trained values with their gradients.
     arena: Arena,
@@ -321,18 +323,26 @@ impl Compiled {
 
     /// A step's weight, packed now because it is trained and so another one in every step.
     fn pack_trained(&self, step: &Step) -> Option<Packed> {
-        let turned = match &step.op {
-            Op::Linear(_) | Op::Conv2d(_) => false,
-            Op::Training(op) if op.reads_turned_weight() => true,
-            _ => return None,
-        };
+        if !matches!(step.op, Op::Linear(_) | Op::Conv2d(_)) {
+            return None;
+        }
         let weight = self.arena.value(self.plan.root(step.inputs[1]))?;
-        let shape = self.plan.shape(step.inputs[1]);
-        let (outputs, channels, taps) = (shape[0], shape[1], elements(&shape[2..]));
-        Some(Packed::Panels(match turned {
-            true => Panels::turned(weight, outputs, channels, taps),
-            false => Panels::pack(&TensorData::F32(weight.into()), outputs, channels, taps, PanelFormat::Stored),
-        }))
+        let [outputs, channels, taps] = matrix(self.plan.shape(step.inputs[1]));
+        let weight = TensorData::F32(weight.into());
+        Some(Packed::Panels(Panels::pack(&weight, outputs, channels, taps, PanelFormat::Stored)))
+    }
+
+    /// A step's weight the other way round. Of a frozen one no second copy is kept: it is turned when it is read.
+    fn turned(&self, step: &Step) -> Panels {
+        let root = self.plan.root(step.inputs[1]);
+        if let Some(weight) = self.arena.value(root) {
+            let [outputs, channels, taps] = matrix(self.plan.shape(step.inputs[1]));
+            return Panels::turned(weight, outputs, channels, taps);
+        }
+        match &*self.packed[&root] {
+            Packed::Panels(panels) => panels.turn(self.machine.isa),
+            Packed::Tiles(_) => unreachable!("nothing is trained in tiles"),
+        }
     }
 
     /// Runs the varying part, then copies the feeds.
@@ -385,13 +395,7 @@ impl Compiled {
             Op::Resize(op) => resize::run(op, inputs[0], shapes[0], shape, out),
             Op::SamplerStep(op) => sampler_step::run(op, &inputs, shape, out),
             Op::Slice(op) => slice::run(op, inputs[0], shapes[0], out),
-            Op::Training(op) => {
-                let turned = || match fresh.as_ref().unwrap_or_else(|| &self.turned[&self.plan.root(step.inputs[1])]) {
-                    Packed::Panels(panels) => panels,
-                    Packed::Tiles(_) => unreachable!("nothing is trained in tiles"),
-                };
-                training::run(machine, op, &inputs, &shapes, turned, out);
-            }
+            Op::Training(op) => training::run(machine, op, &inputs, &shapes, || self.turned(step), out),
         }
     }
 
@@ -417,7 +421,7 @@ impl Executable for Compiled {
     }
 
     fn size_bytes(&self) -> u64 {
-        self.slots.bytes()
+        self.slots.bytes() + self.arena.size_bytes()
     }
 
     fn write(&mut self, input: &str, data: &[f32]) -> Result<()> {

@@ -91,6 +91,27 @@ impl Panels {
         Panels { outputs: channels, channels: outputs, taps, pairs: false, data: Data::F32(data) }
     }
 
+    /// As [`Panels::turned`] packs it, of a weight that is packed already.
+    pub fn turn(&self, isa: Isa) -> Panels {
+        let (outputs, channels, taps) = (self.outputs, self.channels, self.taps);
+        let mut data = AlignedVec::zeros(packed((channels, outputs, taps)));
+        data.par_chunks_mut(taps * outputs * NR).enumerate().for_each_init(
+            AlignedVec::default,
+            |scratch, (to, out)| {
+                let rows = NR.min(channels - to * NR);
+                for (from, tap) in (0..self.count()).flat_map(|from| (0..taps).map(move |tap| (from, tap))) {
+                    let (square, _) = self.block(from, 1, tap * channels + to * NR, rows, isa, scratch);
+                    let first = (taps - 1 - tap) * outputs + from * NR;
+                    let present = NR.min(outputs - from * NR);
+                    for (j, row) in out[first * NR..][..present * NR].chunks_exact_mut(NR).enumerate() {
+                        row[..rows].iter_mut().zip(square[j..].iter().step_by(NR)).for_each(|(to, from)| *to = *from);
+                    }
+                }
+            },
+        );
+        Panels { outputs: channels, channels: outputs, taps, pairs: false, data: Data::F32(data) }
+    }
+
     /// Number of panels.
     pub fn count(&self) -> usize {
         self.outputs.div_ceil(NR)
@@ -290,6 +311,33 @@ mod tests {
                     check(TensorData::F16(Cow::Borrowed(&halves)), format);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn turned_panels_have_outputs_and_channels_swapped_and_taps_in_reverse() {
+        for (outputs, channels, taps) in [(18, 37, 9), (16, 16, 1), (5, 33, 4), (47, 1, 1)] {
+            let w: Vec<f32> = (0..outputs * channels * taps).map(|i| i as f32 + 1.0).collect();
+            let halves: Vec<bf16> = w.iter().map(|&x| bf16::from_f32(x)).collect();
+            let rounded: Vec<f32> = halves.iter().map(|x| x.to_f32()).collect();
+            let swapped = |w: &[f32]| -> Vec<f32> {
+                let at = |i: usize| (i / taps % outputs * channels + i / taps / outputs) * taps + taps - 1 - i % taps;
+                (0..w.len()).map(|i| w[at(i)]).collect()
+            };
+            let all = |panels: &Panels| {
+                let mut scratch = AlignedVec::default();
+                let rows = panels.taps * panels.channels;
+                (0..panels.count())
+                    .flat_map(|p| panels.block(p, 1, 0, rows, Isa::detect(), &mut scratch).0[..rows * NR].to_vec())
+                    .collect::<Vec<f32>>()
+            };
+            let pack =
+                |w: TensorData<'_>, outputs, channels| Panels::pack(&w, outputs, channels, taps, PanelFormat::Stored);
+            let want = all(&pack(TensorData::F32(swapped(&w).into()), channels, outputs));
+            assert_eq!(all(&Panels::turned(&w, outputs, channels, taps)), want);
+            assert_eq!(all(&pack(TensorData::F32(w.into()), outputs, channels).turn(Isa::detect())), want);
+            let want = all(&pack(TensorData::F32(swapped(&rounded).into()), channels, outputs));
+            assert_eq!(all(&pack(TensorData::Bf16(halves.into()), outputs, channels).turn(Isa::detect())), want);
         }
     }
 

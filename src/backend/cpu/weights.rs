@@ -18,8 +18,6 @@ pub enum Layout {
     Plain,
     /// Packed, for matrix products.
     Packed(Packing),
-    /// Packed the other way round, for gradients of what is multiplied with it.
-    Turned,
 }
 
 /// A weight of a matrix product.
@@ -71,10 +69,6 @@ impl CpuWeights {
             let shape = plan.shape(id);
             let stored = match layout {
                 Layout::Plain => Stored::Plain(Arc::new(weight.to_f32())),
-                Layout::Turned => {
-                    let panels = Panels::turned(&weight.to_f32(), shape[0], shape[1], elements(&shape[2..]));
-                    Stored::Packed(Arc::new(Packed::Panels(panels)))
-                }
                 Layout::Packed(packing) => {
                     let (outputs, channels, taps) = (shape[0], shape[1], elements(&shape[2..]));
                     Stored::Packed(Arc::new(match packing {
@@ -96,10 +90,12 @@ impl CpuWeights {
 pub fn wanted(plan: &Plan, packing: Packing) -> Vec<(&str, ValueId, Layout)> {
     let mut packed: HashMap<ValueId, Packing> = HashMap::new();
     let mut plain: HashSet<ValueId> = HashSet::new();
-    let mut turned: HashSet<ValueId> = HashSet::new();
     for step in &plan.steps {
-        let is_matmul = matches!(step.op, Op::Linear(_) | Op::Conv2d(_));
-        let turns = matches!(&step.op, Op::Training(op) if op.reads_turned_weight());
+        let is_matmul = match &step.op {
+            Op::Linear(_) | Op::Conv2d(_) => true,
+            Op::Training(op) => op.turns_weight(),
+            _ => false,
+        };
         for (i, &input) in step.inputs.iter().enumerate() {
             let root = plan.root(input);
             if is_matmul && i == 1 {
@@ -108,8 +104,6 @@ pub fn wanted(plan: &Plan, packing: Packing) -> Vec<(&str, ValueId, Layout)> {
                 let both =
                     |p: &mut Packing| *p = if *p == packing { packing } else { Packing::Panels(PanelFormat::Bf16) };
                 packed.entry(root).and_modify(both).or_insert(packing);
-            } else if turns && i == 1 {
-                turned.insert(root);
             } else {
                 plain.insert(root);
             }
@@ -122,7 +116,6 @@ pub fn wanted(plan: &Plan, packing: Packing) -> Vec<(&str, ValueId, Layout)> {
     let mut wanted = Vec::new();
     for (name, id) in plan.weights() {
         wanted.extend(packed.get(&id).map(|&packing| (name, id, Layout::Packed(packing))));
-        wanted.extend(turned.contains(&id).then_some((name, id, Layout::Turned)));
         wanted.extend(plain.contains(&id).then_some((name, id, Layout::Plain)));
     }
     wanted

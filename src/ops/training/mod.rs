@@ -99,8 +99,8 @@ impl Training {
         }
     }
 
-    /// Whether its second input is a weight that the CPU packs the other way round.
-    pub(crate) fn reads_turned_weight(&self) -> bool {
+    /// Whether its second input is a product's weight, read the other way round.
+    pub(crate) fn turns_weight(&self) -> bool {
         matches!(self, Training::LinearInput(_) | Training::ConvInput(_))
     }
 }

@@ -13,23 +13,23 @@ use super::panels::Panels;
 use crate::ops::Training;
 
 /// `turned`: the weight of a product, packed the other way round.
-pub fn run<'a>(
+pub fn run(
     machine: &Machine,
     op: &Training,
     inputs: &[&[f32]],
     shapes: &[&[usize]],
-    turned: impl FnOnce() -> &'a Panels,
+    turned: impl FnOnce() -> Panels,
     out: &mut [f32],
 ) {
     match op {
         Training::AttentionKeys(op) => attention::keys(machine, &op.0, inputs, shapes, out),
         Training::AttentionQueries(op) => attention::queries(machine, &op.0, inputs, shapes, out),
-        Training::ConvInput(op) => product::conv_input(machine, op, inputs, shapes, turned(), out),
+        Training::ConvInput(op) => product::conv_input(machine, op, inputs, shapes, &turned(), out),
         Training::ConvWeight(op) => product::conv_weight(machine, op, inputs, shapes, out),
         Training::DiffusionLoss(op) => loss::diffusion(op, inputs, shapes, out),
         Training::LayerNormGain(op) => norm::layer_gain(op, inputs, out),
         Training::LayerNormGradient(op) => norm::layer(op, inputs, out),
-        Training::LinearInput(_) => product::linear_input(machine, inputs, turned(), out),
+        Training::LinearInput(_) => product::linear_input(machine, inputs, &turned(), out),
         Training::LinearWeight(_) => product::linear_weight(machine, inputs, shapes, out),
         Training::NormGradient(op) => norm::group(machine, &op.0, inputs, shapes, out),
         Training::NormSums(op) => norm::group_sums(machine, &op.0, inputs, shapes, out),
@@ -39,6 +39,6 @@ pub fn run<'a>(
         Training::Scatter(op) => moving::scatter(op, inputs, shapes, out),
         Training::Slope(op) => pointwise::slope(machine, op, inputs, shapes, out),
         Training::SquaredError(op) => loss::squared(op, inputs, shapes, out),
-        Training::Sum(op) => pointwise::sum(op.outer, inputs[0], out),
+        Training::Sum(op) => pointwise::sum(machine, op.outer, inputs[0], out),
     }
 }

@@ -1,6 +1,8 @@
 //! Gradients of both norms. Moments are computed again, in f64.
+#![allow(unsafe_code)]
 
 use super::super::group_norm::{Moments, moments};
+use super::super::simd::per_isa;
 use super::super::{Machine, TASK_ELEMENTS, for_rows, simd};
 use crate::ops::GroupNorm;
 use crate::ops::training::{LayerNormGain, LayerNormGradient, NormVector, VectorOf};
@@ -90,15 +92,66 @@ impl Affine {
 
     /// The normalised row, and the gradient before the activation.
     fn row(&self, machine: &Machine, op: &GroupNorm, x: &[f32], g: &[f32], [xhat, dw, w]: [&mut [f32]; 3]) {
-        for i in 0..x.len() {
-            xhat[i] = (x[i] - self.center[i]) * self.inverse[i] + self.tail[i];
-        }
+        normalise(machine.isa, x, &self.center, &self.inverse, &self.tail, xhat);
         dw.copy_from_slice(g);
         if let Some(activation) = op.activation {
-            for i in 0..x.len() {
-                w[i] = xhat[i] * self.gain[i] + self.offset[i];
-            }
+            scale_and_shift(machine.isa, xhat, &self.gain, &self.offset, w);
             simd::slopes(machine.isa, activation, w, dw);
+        }
+    }
+}
+
+per_isa! {
+    /// `(x - center) inverse + tail`, by channel.
+    pub fn normalise(x: &[f32], center: &[f32], inverse: &[f32], tail: &[f32], out: &mut [f32]) {
+        let c = out.len();
+        let (x, center, inverse, tail) = (&x[..c], &center[..c], &inverse[..c], &tail[..c]);
+        for i in 0..c {
+            out[i] = (x[i] - center[i]) * inverse[i] + tail[i];
+        }
+    }
+}
+
+per_isa! {
+    /// `x gain + offset`, by channel.
+    pub fn scale_and_shift(x: &[f32], gain: &[f32], offset: &[f32], out: &mut [f32]) {
+        let c = out.len();
+        let (x, gain, offset) = (&x[..c], &gain[..c], &offset[..c]);
+        for i in 0..c {
+            out[i] = x[i] * gain[i] + offset[i];
+        }
+    }
+}
+
+per_isa! {
+    /// Adds a row of gradients, and of gradients times the normalised row.
+    pub fn add_sums(dw: &[f32], xhat: &[f32], plain: &mut [f64], along: &mut [f64]) {
+        let c = plain.len();
+        let (dw, xhat, along) = (&dw[..c], &xhat[..c], &mut along[..c]);
+        for i in 0..c {
+            let g = f64::from(dw[i]);
+            plain[i] += g;
+            along[i] += g * f64::from(xhat[i]);
+        }
+    }
+}
+
+per_isa! {
+    /// `inverse (gain dw - plain - xhat along)`, by channel.
+    pub fn input_gradient(
+        dw: &[f32],
+        xhat: &[f32],
+        gain: &[f32],
+        inverse: &[f32],
+        plain: &[f32],
+        along: &[f32],
+        out: &mut [f32],
+    ) {
+        let c = out.len();
+        let (dw, xhat, gain) = (&dw[..c], &xhat[..c], &gain[..c]);
+        let (inverse, plain, along) = (&inverse[..c], &plain[..c], &along[..c]);
+        for i in 0..c {
+            out[i] = inverse[i] * (gain[i] * dw[i] - plain[i] - xhat[i] * along[i]);
         }
     }
 }
@@ -110,18 +163,15 @@ pub fn group_sums(machine: &Machine, op: &GroupNorm, inputs: &[&[f32]], shapes: 
     let image = x.len() / images;
     for (n, out) in out.chunks_exact_mut(2 * c).enumerate() {
         let affine = Affine::of(op, &moments, vectors, n);
-        let own = |t: &'_ [f32]| t[n * image..][..image].to_vec();
-        let (g, x) = (own(g), own(x));
+        let (g, x) = (&g[n * image..][..image], &x[n * image..][..image]);
         let rows = (TASK_ELEMENTS / c).max(1) * c;
         let of = |(g, x): (&[f32], &[f32])| {
             let mut sums = vec![0.0f64; 2 * c];
             let [mut xhat, mut dw, mut w] = [0; 3].map(|_| vec![0.0f32; c]);
             for (g, x) in g.chunks_exact(c).zip(x.chunks_exact(c)) {
                 affine.row(machine, op, x, g, [&mut xhat, &mut dw, &mut w]);
-                for i in 0..c {
-                    sums[i] += f64::from(dw[i]);
-                    sums[c + i] += f64::from(dw[i]) * f64::from(xhat[i]);
-                }
+                let (plain, along) = sums.split_at_mut(c);
+                add_sums(machine.isa, &dw, &xhat, plain, along);
             }
             sums
         };
@@ -153,9 +203,7 @@ pub fn group(machine: &Machine, op: &GroupNorm, inputs: &[&[f32]], shapes: &[&[u
             for (r, y) in rows.chunks_exact_mut(c).enumerate() {
                 let at = n * image + (first + r) * c;
                 affine.row(machine, op, &x[at..][..c], &g[at..][..c], [&mut xhat, &mut dw, &mut w]);
-                for i in 0..c {
-                    y[i] = affine.inverse[i] * (affine.gain[i] * dw[i] - plain[i] - xhat[i] * along[i]);
-                }
+                input_gradient(machine.isa, &dw, &xhat, &affine.gain, &affine.inverse, &plain, &along, y);
             }
         });
     }

@@ -1,5 +1,7 @@
 //! Slopes, factors, and sums over what was repeated.
+#![allow(unsafe_code)]
 
+use super::super::simd::per_isa;
 use super::super::{Machine, TASK_ELEMENTS, for_rows, simd};
 use crate::ops::training::Slope;
 use rayon::prelude::*;
@@ -36,29 +38,35 @@ pub fn scale(factor: f32, x: &[f32], out: &mut [f32]) {
 }
 
 /// `x [outer, repeats, inner]` to `[outer, inner]`.
-pub fn sum(outer: usize, x: &[f32], out: &mut [f32]) {
+pub fn sum(machine: &Machine, outer: usize, x: &[f32], out: &mut [f32]) {
     let inner = out.len() / outer;
     for (x, y) in x.chunks_exact(x.len() / outer).zip(out.chunks_exact_mut(inner)) {
-        let sums =
-            column_sums(x, inner, |row, sums| sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x)));
+        let sums = column_sums(machine, x, inner);
         y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum as f32);
     }
 }
 
-/// Adds up rows of `width` by `add(row, sums)`, in chunks that are then added in order.
-pub fn column_sums(x: &[f32], width: usize, add: impl Fn(&[f32], &mut [f64]) + Sync) -> Vec<f64> {
-    let rows = (TASK_ELEMENTS / width).max(1);
+/// Adds up rows of `width`, in chunks that are then added in order.
+fn column_sums(machine: &Machine, x: &[f32], width: usize) -> Vec<f64> {
+    let rows = (TASK_ELEMENTS / width).max(1) * width;
     let of = |chunk: &[f32]| {
         let mut sums = vec![0.0; width];
-        chunk.chunks_exact(width).for_each(|row| add(row, &mut sums));
+        add_rows(machine.isa, chunk, &mut sums);
         sums
     };
-    let parts: Vec<Vec<f64>> = match x.len() <= rows * width {
-        true => vec![of(x)],
-        false => x.par_chunks(rows * width).map(of).collect(),
+    let parts: Vec<Vec<f64>> = if x.len() <= rows { vec![of(x)] } else { x.par_chunks(rows).map(of).collect() };
+    let add = |mut total: Vec<f64>, part: Vec<f64>| {
+        total.iter_mut().zip(part).for_each(|(total, sum)| *total += sum);
+        total
     };
-    let mut parts = parts.into_iter();
-    let mut total = parts.next().unwrap_or_else(|| vec![0.0; width]);
-    parts.for_each(|part| total.iter_mut().zip(part).for_each(|(total, sum)| *total += sum));
-    total
+    parts.into_iter().reduce(add).unwrap_or_default()
+}
+
+per_isa! {
+    /// Adds rows to their sums.
+    pub fn add_rows(rows: &[f32], sums: &mut [f64]) {
+        for row in rows.chunks_exact(sums.len()) {
+            sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
+        }
+    }
 }
