@@ -56,7 +56,7 @@
 //! | layer | what it does |
 //! | --- | --- |
 //! | [`pipeline`] | runs the stages in order and connects their inputs and outputs |
-//! | [`train`] | optimisation steps of a network: the prior and the decoder, whole or by low-rank adapters |
+//! | [`train`] | optimisation steps of a network, whole or by low-rank adapters |
 //! | [`model`], [`diffusion`] | the networks as functions that record a plan; schedules and sampling coefficients |
 //! | [`plan`] | a network as a list of steps over values: the recorder, fusions, and which values share memory |
 //! | [`ops`] | the operations of a step: parameters, shape rules, costs |

@@ -2,8 +2,9 @@
 //!
 //! A [`Trainer`] owns the compiled plan. [`Trainer::run`] adds the gradients of a batch to those before it, and
 //! [`Trainer::step`] changes the trained tensors by their mean. Networks with their losses are recorded by
-//! [`model::prior::training_plan`](crate::model::prior::training_plan) and
-//! [`model::decoder::training_plan`](crate::model::decoder::training_plan).
+//! [`model::prior::training_plan`](crate::model::prior::training_plan),
+//! [`model::decoder::training_plan`](crate::model::decoder::training_plan) and
+//! [`model::super_res::training_plan`](crate::model::super_res::training_plan).
 
 use crate::backend::{Backend, Executable, TrainedPart, Update};
 use crate::error::Result;
@@ -106,6 +107,20 @@ impl Trainer {
         self.steps += 1;
         self.batches = 0;
         Ok(norm)
+    }
+
+    /// Goes on where another training stopped after `steps` steps: the next is numbered accordingly. What was trained,
+    /// its moments and average are the caller's to [write](Trainer::write).
+    pub fn resume(&mut self, steps: u32) {
+        self.steps = steps;
+    }
+
+    /// Sets a part of a trained tensor.
+    ///
+    /// # Errors
+    /// Nothing of this name is trained, or it has another number of elements.
+    pub fn write(&mut self, name: &str, part: TrainedPart, data: &[f32]) -> Result<()> {
+        self.executable.write_trained(name, part, data)
     }
 
     /// A part of a trained tensor.

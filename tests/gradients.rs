@@ -400,6 +400,21 @@ fn what_has_no_gradient_is_refused_by_name() {
     let seed = (plan.output("y").unwrap(), plan.input("g").unwrap());
     let error = differentiate(plan, &[seed]).unwrap_err().to_string();
     assert!(error.contains("lonely"), "{error}");
+
+    for (rank, targets, named) in
+        [(2, vec!["to_x".to_owned()], "no layer"), (0, Vec::new(), "block: an adapter of rank 0")]
+    {
+        let trained = Trained::adapters(LowRank { targets, rank, alpha: 1.0 });
+        let graph = Graph::to_train("case", &Anything, &trained);
+        let y = graph.input("x", &[2, 4]).linear(graph.weights().at("block"), 3);
+        end(&graph, y);
+        let error = graph.finish_to_train().and_then(|plan| {
+            let seed = (plan.output("y").unwrap(), plan.input("g").unwrap());
+            differentiate(plan, &[seed])
+        });
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(named), "{error}");
+    }
 }
 
 #[test]

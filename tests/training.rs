@@ -11,7 +11,7 @@ use unclip::backend::cpu::Cpu;
 use unclip::cases::Tensors;
 use unclip::diffusion::sampler::time_features;
 use unclip::diffusion::{Objective, SchedulerConfig};
-use unclip::model::{decoder, prior, unet};
+use unclip::model::{decoder, prior, super_res, unet};
 use unclip::plan::{LowRank, Origin, Plan, Trained, WeightSource};
 use unclip::train::{Settings, Trainer};
 use unclip::weights::{Checkpoint, Component, LoadOptions};
@@ -105,6 +105,20 @@ impl Run<'_> {
         assert!(one == two, "two threads learn other bits");
     }
 
+    /// Every linear layer and convolution with an adapter, which begins as the script says.
+    fn check_layers(&self, plan: impl Fn(&Trained) -> Plan) {
+        let every = Trained::adapters(LowRank { targets: Vec::new(), rank: 3, alpha: 6.0 });
+        let plan = plan(&every);
+        let mut starts = Tensors::default();
+        for (name, id) in plan.trained() {
+            let shape = plan.shape(id);
+            let is_first = name.ends_with("lora_A.weight");
+            let start = |i: usize| if is_first { ((37 * i + 11) % 64) as f32 / 128.0 - 0.25 } else { 0.0 };
+            starts.insert(name, shape, (0..shape.iter().product()).map(start).collect(), Dtype::F32);
+        }
+        self.check("layers", 2, plan, &starts);
+    }
+
     fn check_full(&self, plan: impl Fn(&Trained) -> Plan) {
         self.check("full", 2, plan(&Trained::all()), &self.component);
     }
@@ -132,14 +146,27 @@ fn the_prior_learns_as_the_original_with_adapters_and_as_a_whole() {
 }
 
 #[test]
-fn the_decoder_learns_as_the_original_with_adapters_and_as_a_whole() {
+fn the_decoder_learns_as_the_original_with_adapters_of_any_layers_and_as_a_whole() {
     let golden = Recording::training();
     let config = checkpoint().config::<unet::Config>("decoder/config.json").unwrap();
     let component = checkpoint().component("decoder").unwrap();
     let run = Run { golden: &golden, part: "decoder", component, features: config.time_features() };
     let plan = |trained: &Trained| decoder::training_plan(&config, &run.component, trained, 2, 9).unwrap();
     run.check_adapters(plan);
+    run.check_layers(plan);
     run.check_full(plan);
+}
+
+#[test]
+fn super_resolution_learns_from_crops_as_the_original_with_adapters_of_all_layers() {
+    let golden = Recording::training();
+    let config = checkpoint().config::<unet::Config>("super_res_first/config.json").unwrap();
+    let component = checkpoint().component("super_res_first").unwrap();
+    let run = Run { golden: &golden, part: "super_res", component, features: config.time_features() };
+    let plan = |trained: &Trained| {
+        super_res::training_plan("super_res_first", &config, &run.component, trained, 2, [8, 16]).unwrap()
+    };
+    run.check_layers(plan);
 }
 
 /// Gradients of a frozen network's inside end where nothing trained lies before it.
@@ -161,4 +188,89 @@ fn only_what_trained_tensors_need_is_computed() {
     assert_eq!(one.gradients.len(), 2);
     assert_eq!(all.gradients.len(), all.trained().count());
     assert_eq!(of(&all, "attention_keys"), 3);
+}
+
+/// Trains adapters of the last layers of the prior from the second recorded batch on.
+fn small(settings: Settings) -> (Trainer, Vec<(String, Vec<f32>)>) {
+    let golden = Recording::training();
+    let config = checkpoint().config::<prior::Config>("prior/config.json").unwrap();
+    let component = checkpoint().component("prior").unwrap();
+    let trained = Trained::adapters(LowRank { targets: vec!["ff.net.2".to_owned()], rank: 2, alpha: 2.0 });
+    let plan = prior::training_plan(&config, &component, &trained, 2).unwrap();
+    let mut starts = Tensors::default();
+    for (name, id) in plan.trained() {
+        let length: usize = plan.shape(id).iter().product();
+        starts.insert(name, plan.shape(id), (0..length).map(|i| (i % 7) as f32 / 16.0 - 0.2).collect(), Dtype::F32);
+    }
+    let run = Run { golden: &golden, part: "prior", component, features: config.inner() };
+    let inputs = run.inputs(1, &plan);
+    (Trainer::new(&Cpu::new(1).unwrap(), plan, &run.component, &starts, settings).unwrap(), inputs)
+}
+
+fn run(trainer: &mut Trainer, inputs: &[(String, Vec<f32>)]) -> Vec<f32> {
+    let inputs: Vec<(&str, &[f32])> = inputs.iter().map(|(name, x)| (name.as_str(), x.as_slice())).collect();
+    trainer.run(&inputs).unwrap()
+}
+
+fn parts(trainer: &mut Trainer) -> Vec<(String, TrainedPart, Vec<f32>)> {
+    let names: Vec<String> = trainer.plan().trained().map(|(name, _)| name.to_owned()).collect();
+    let parts = [TrainedPart::Value, TrainedPart::Mean, TrainedPart::Square, TrainedPart::Average];
+    let all = names.iter().flat_map(|name| parts.map(|part| (name.clone(), part)));
+    all.map(|(name, part)| (name.clone(), part, trainer.read(&name, part).unwrap())).collect()
+}
+
+#[test]
+fn gradients_of_several_batches_count_by_their_mean() {
+    let settings = Settings { max_norm: Some(0.1), ..Settings::default() };
+    let [(mut once, inputs), (mut thrice, _)] = [small(settings), small(settings)];
+    run(&mut once, &inputs);
+    (0..4).for_each(|_| _ = run(&mut thrice, &inputs));
+    // Four times the same, a power of two: nothing is rounded.
+    assert_eq!(once.step().unwrap(), thrice.step().unwrap());
+    assert_eq!(parts(&mut once), parts(&mut thrice));
+}
+
+#[test]
+fn the_rate_grows_over_the_warm_up() {
+    let plain = Settings { rate: 1e-2, ..Settings::default() };
+    let moved = |settings: Settings| {
+        let (mut trainer, inputs) = small(settings);
+        let values = |trainer: &mut Trainer| -> Vec<f32> {
+            let values = parts(trainer).into_iter().filter(|(_, part, _)| *part == TrainedPart::Value);
+            values.flat_map(|(_, _, x)| x).collect()
+        };
+        let before = values(&mut trainer);
+        run(&mut trainer, &inputs);
+        trainer.step().unwrap();
+        values(&mut trainer)
+            .iter()
+            .zip(&before)
+            .map(|(after, before)| f64::from((after - before).abs()))
+            .fold(0.0, f64::max)
+    };
+    let (whole, quarter) = (moved(plain), moved(Settings { warm_up: 4, ..plain }));
+    assert!((quarter / whole - 0.25).abs() < 1e-3, "{quarter} of {whole}");
+}
+
+#[test]
+fn training_that_is_stopped_and_resumed_has_the_same_bits() {
+    let settings = Settings { rate: 1e-2, decay: 0.1, average: Some(0.9), warm_up: 3, ..Settings::default() };
+    let [(mut whole, inputs), (mut first, _), (mut second, _)] = [0; 3].map(|_| small(settings));
+    for _ in 0..4 {
+        run(&mut whole, &inputs);
+        whole.step().unwrap();
+    }
+    for _ in 0..2 {
+        run(&mut first, &inputs);
+        first.step().unwrap();
+    }
+    for (name, part, data) in parts(&mut first) {
+        second.write(&name, part, &data).unwrap();
+    }
+    second.resume(2);
+    for _ in 0..2 {
+        run(&mut second, &inputs);
+        second.step().unwrap();
+    }
+    assert_eq!(parts(&mut whole), parts(&mut second));
 }

@@ -19,7 +19,8 @@ use std::collections::{HashMap, HashSet};
 /// its gradient, which the plan computes or the caller writes: where the backward pass begins.
 ///
 /// # Errors
-/// [`Error::Unsupported`] names an operation that has no gradient, or a trained value that no gradient reaches.
+/// [`Error::Unsupported`] names an operation that has no gradient, or a trained value that no gradient reaches;
+/// or nothing is trained.
 pub fn differentiate(mut plan: Plan, seeds: &[(ValueId, ValueId)]) -> Result<Plan> {
     let needed = depend_on_trained(&plan);
     let mut backward = Backward { gradients: HashMap::new(), needed };
@@ -33,6 +34,10 @@ pub fn differentiate(mut plan: Plan, seeds: &[(ValueId, ValueId)]) -> Result<Pla
     }
     let written: HashSet<ValueId> = plan.steps[plan.once..].iter().map(Step::output).collect();
     let trained: Vec<(String, ValueId)> = plan.trained().map(|(name, id)| (name.to_owned(), id)).collect();
+    if trained.is_empty() {
+        let what = format!("{}: training of nothing: no tensor and no layer has a name that was asked for", plan.name);
+        return Err(Error::Unsupported { what });
+    }
     for (name, value) in trained {
         let Some(&gradient) = backward.gradients.get(&value) else {
             let what = format!("{}: training {name}, on which the loss does not depend", plan.name);

@@ -226,7 +226,7 @@ impl<'w> Graph<'w> {
         }
     }
 
-    fn complain_shape(&self, at: &str, reason: String) {
+    pub(super) fn complain_shape(&self, at: &str, reason: String) {
         self.complain(|| Error::Shape { at: format!("{}, {at}", self.name), reason });
     }
 

@@ -82,6 +82,10 @@ impl<'g> Tensor<'g> {
         let adapters = self.graph.trained.and_then(|trained| trained.adapters.as_ref());
         let Some(adapters) = adapters.filter(|adapters| adapters.is_for(&w.path)) else { return y };
         let rank = adapters.rank;
+        if rank == 0 {
+            self.graph.complain_shape(&w.path, "an adapter of rank 0".to_owned());
+            return y;
+        }
         let parameter = |side: &str, shape: &[usize]| self.graph.parameter(&w.at(side).at("weight").path, shape);
         let down = parameter("lora_A", &[&[rank], window].concat());
         let width = y.channels();

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Records optimisation steps of the tiny checkpoint's prior and decoder with the original networks, in float64.
+"""Records optimisation steps of the tiny checkpoint's networks with the original ones, in float64.
 
     pip install -r tests/golden/requirements.txt
     python tests/golden/make_training.py
 
-Each network is trained twice: RUN "lora" has low-rank adapters beside its attention, RUN "full" all its tensors. Written beside
-this file: training.safetensors with, for PART prior and decoder,
+RUN "lora" has low-rank adapters beside the attention of prior and decoder, RUN "layers" beside every linear layer and
+convolution of decoder and super-resolution, RUN "full" all tensors of prior and decoder. Written beside this file:
+training.safetensors with, for PART prior, decoder and super_res,
 
     PART/STEP/NAME             what the network is given in a step, pictures [N, H, W, C]; the prior's target and the
                                decoder's x0 and noise; timesteps
@@ -15,6 +16,8 @@ this file: training.safetensors with, for PART prior and decoder,
     PART/lora/end/NAME         and after the last
     PART/lora/average/NAME     and their running average
 
+In RUN "layers" element i of an adapter's first matrix begins as ((37 i + 11) mod 64) / 128 - 0.25.
+
 It prints how far a run in float32 is from that.
 """
 
@@ -22,13 +25,15 @@ import math
 from pathlib import Path
 
 import torch
-from diffusers import PriorTransformer, UNet2DConditionModel
+import torch.nn.functional as F
+from diffusers import PriorTransformer, UNet2DConditionModel, UNet2DModel
 from safetensors.torch import save_file
 
 HERE = Path(__file__).parent
 STEPS, RANK, ALPHA = 5, 3, 6.0
 RATE, DECAY, CLIP, AVERAGE = 1e-3, 1e-2, 0.5, 0.999
-TIMES = {"prior": [[0, 311], [999, 42], [512, 7], [90, 730], [1, 250]], "decoder": [[0, 700], [999, 3], [500, 120], [1, 880], [250, 640]]}
+TIMES = {"prior": [[0, 311], [999, 42], [512, 7], [90, 730], [1, 250]], "decoder": [[0, 700], [999, 3], [500, 120], [1, 880], [250, 640]],
+         "super_res": [[12, 900], [999, 333], [500, 60], [0, 801], [250, 640]]}
 TARGETS = {"prior": ["to_q", "to_k", "to_v", "to_out.0"], "decoder": ["to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"]}
 generator = torch.Generator().manual_seed(21)
 
@@ -51,10 +56,15 @@ def at(table, t, like):
 class Adapter(torch.nn.Module):
     def __init__(self, layer, start):
         super().__init__()
-        self.layer, self.lora_A, self.lora_B = layer, torch.nn.Parameter(start), torch.nn.Parameter(torch.zeros(layer.out_features, RANK).to(start))
+        up = [layer.weight.shape[0], RANK, 1, 1][: layer.weight.ndim]
+        self.layer, self.lora_A, self.lora_B = layer, torch.nn.Parameter(start), torch.nn.Parameter(torch.zeros(up).to(start))
 
     def forward(self, x, *_):
-        return self.layer(x) + ALPHA / RANK * (x @ self.lora_A.T) @ self.lora_B.T
+        if self.lora_A.ndim == 2:
+            part = x @ self.lora_A.T @ self.lora_B.T
+        else:
+            part = F.conv2d(F.conv2d(x, self.lora_A, stride=self.layer.stride, padding=self.layer.padding), self.lora_B)
+        return self.layer(x) + ALPHA / RANK * part
 
 
 class Prior:
@@ -114,26 +124,53 @@ class Decoder:
         return mse + vb, torch.stack([mse, vb], 1)
 
 
-def adapt(net, part, starts):
+class SuperRes:
+    def __init__(self):
+        self.net = UNet2DModel.from_pretrained(HERE / "tiny", subfolder="super_res_first")
+        self.given = []
+        for t in TIMES["super_res"]:
+            x0, upscaled, noise = (0.8 * draw(2, 8, 16, 3)).clamp(-1, 1), draw(2, 8, 16, 3), draw(2, 8, 16, 3)
+            t = torch.tensor(t)
+            x_t = at(bars.sqrt(), t, x0.double()) * x0 + at((1 - bars).sqrt(), t, x0.double()) * noise
+            self.given.append({"upscaled": upscaled, "x_t": x_t.float(), "noise": noise, "t": t})
+
+    def loss(self, g):
+        kind = next(self.net.parameters()).dtype
+        seen = torch.cat([g["x_t"], g["upscaled"]], -1).permute(0, 3, 1, 2)
+        out = self.net(seen.to(kind), g["t"]).sample.permute(0, 2, 3, 1)
+        mse = ((out - g["noise"].to(kind)) ** 2).flatten(1).mean(1)
+        return mse, mse
+
+
+def adapt(net, part, kind, starts):
     net.requires_grad_(False)
     trained = {}
     for name, module in list(net.named_modules()):
-        if not any(name.endswith("." + target) for target in TARGETS[part]):
+        if not isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
             continue
-        if name not in starts:
-            starts[name] = draw(RANK, module.in_features) / RANK
+        if kind == "lora" and not any(name.endswith("." + target) for target in TARGETS[part]):
+            continue
+        shape = (RANK, *module.weight.shape[1:])
+        if kind == "layers":
+            starts[name] = ((37 * torch.arange(math.prod(shape)) + 11) % 64 / 128 - 0.25).reshape(shape)
+        elif name not in starts:
+            starts[name] = draw(*shape) / RANK
         adapter = Adapter(module, starts[name].to(module.weight.dtype))
-        owner, last = name.rsplit(".", 1)
+        owner, _, last = name.rpartition(".")
         setattr(net.get_submodule(owner), last, adapter)
         trained[f"{name}.lora_A.weight"], trained[f"{name}.lora_B.weight"] = adapter.lora_A, adapter.lora_B
     return trained
 
 
+NETWORKS = {"prior": Prior, "decoder": Decoder, "super_res": SuperRes}
+RUNS = {"prior": ["lora", "full"], "decoder": ["lora", "full", "layers"], "super_res": ["layers"]}
+
+
 def run(part, kind, dtype, given, starts):
-    network = {"prior": Prior, "decoder": Decoder}[part]()
+    network = NETWORKS[part]()
     network.net.to(dtype)
-    if kind == "lora":
-        trained = adapt(network.net, part, starts)
+    if kind != "full":
+        trained = adapt(network.net, part, kind, starts)
     else:
         for name in ("clip_mean", "clip_std"):
             if hasattr(network.net, name):
@@ -157,12 +194,12 @@ def run(part, kind, dtype, given, starts):
 
 
 tensors = {}
-for part in ("prior", "decoder"):
-    given = {"prior": Prior, "decoder": Decoder}[part]().given
+for part in NETWORKS:
+    given = NETWORKS[part]().given
     for step, inputs in enumerate(given):
         tensors |= {f"{part}/{step}/{name}": value for name, value in inputs.items()}
-    starts = {}
-    for kind in ("lora", "full"):
+    for kind in RUNS[part]:
+        starts = {}
         exact, single = [run(part, kind, dtype, given, starts) for dtype in (torch.float64, torch.float32)]
         tensors |= {f"{part}/{kind}/{name}": value for name, value in exact.items()}
         for what in ("losses", "norms", "end", "average"):
