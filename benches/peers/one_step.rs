@@ -1,9 +1,9 @@
 //! Runs one step or one picture on demand, for a comparison that alternates with another program.
 //!
 //! `cargo run --release --example one_step -- MODEL STAGE PICTURES [THREADS] [DTYPE]` loads one stage of a checkpoint,
-//! then runs one step for every line of standard input and prints its time in seconds; the stage `picture` is a whole
-//! picture. `benches/peers/compare.py` runs it beside PyTorch. After a line `profile` it ends with a profile by kind of
-//! operation.
+//! then runs one step, or the whole of a network without steps, for every line of standard input and prints its time in
+//! seconds; the stage `picture` is a whole picture. `benches/peers/compare.py` runs it beside PyTorch. After a line
+//! `profile` it ends with a profile by kind of operation.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -42,6 +42,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (stage, shapes) = of_stage.ok_or("no stage of that name")?;
     let plan = pipeline.plan(stage, &shapes)?;
     let (once, each) = plan.parts();
+    // Encoders and autoencoders have no steps: all of them is done once.
+    let is_repeated = !each.is_empty();
     eprintln!("once {}; every step {}", plan.cost(once), plan.cost(each));
 
     let started = Instant::now();
@@ -53,7 +55,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     executable.run_once()?;
     println!("once {:.6}", started.elapsed().as_secs_f64());
 
-    if on_demand(|| Ok(executable.run_step(0)?))? {
+    if on_demand(|| Ok(if is_repeated { executable.run_step(0)? } else { executable.run_once()? }))? {
         let launches = profile(executable.as_mut(), 5)?;
         print_profile(executable.plan(), &launches);
     }
