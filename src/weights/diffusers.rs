@@ -194,6 +194,11 @@ impl Checkpoint {
         parts.first().map_or_else(|| path.display().to_string(), ToString::to_string)
     }
 
+    /// What the checkpoint is called that has a component: this one, or the one [beside](Checkpoint::beside) it.
+    pub fn name_of(&self, component: &str) -> String {
+        self.owner(component).0.name()
+    }
+
     /// What was chosen that a user may not expect, a line each.
     pub fn warnings(&self) -> &[String] {
         &self.warnings

@@ -69,6 +69,22 @@ fn a_base_that_is_named_is_compared_and_one_that_is_not_is_warned_of() {
 }
 
 #[test]
+fn a_text_encoders_adapter_leaves_the_other_tower_of_a_whole_clip_alone() {
+    let clip = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/clip");
+    let checkpoint = Checkpoint::open(clip, LoadOptions::default()).unwrap();
+    let component = checkpoint.component("text_encoder").unwrap();
+    let width = component.find("text_model.encoder.layers.0.self_attn.q_proj.weight").unwrap().1[0];
+    assert!(component.find("vision_model.encoder.layers.0.self_attn.q_proj.weight").is_some());
+    let dir = TempDir::new().unwrap();
+    let stem = "lora_te_text_model_encoder_layers_0_self_attn_q_proj";
+    let diff = format!("{stem}.diff_b");
+    let adapter = Adapter::open(file(&dir, "a.safetensors", &[(&diff, &[width], vec![1.0; width])], &[])).unwrap();
+    let fit = adapter.fit(&checkpoint).unwrap();
+    let paths: Vec<&str> = fit.modules.iter().map(|module| module.path.as_str()).collect();
+    assert_eq!(paths, ["text_model.encoder.layers.0.self_attn.q_proj"], "{:?}", fit.problems);
+}
+
+#[test]
 fn factors_that_are_missing_or_do_not_fit_are_named() {
     let (down, up) = (key("lora_down.weight"), key("lora_up.weight"));
     refused(&[(&down, &[2, 48], vec![0.1; 96])], &[Q, "up is missing"]);

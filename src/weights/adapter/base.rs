@@ -1,8 +1,8 @@
 //! Whether an adapter was made for a checkpoint. Shapes do not tell: the attention of Karlo's prior and of both Kandinskys'
 //! has the same sizes, and an adapter of one spoils the others.
 
+use super::Adapter;
 use super::peft::PeftConfig;
-use super::{Adapter, Checkpoint};
 use crate::error::Result;
 
 /// Words in the names of families' published models, and how the classes of their pipelines begin. The first that fits.
@@ -27,30 +27,28 @@ pub(super) fn named(adapter: &Adapter, config: Option<&PeftConfig>) -> Option<St
     config.and_then(|config| config.base.clone()).or_else(of_metadata).filter(|name| !name.trim().is_empty())
 }
 
-/// A warning if it cannot be known that the adapter is for a checkpoint of these names.
+/// A warning if it cannot be known that the adapter is for a checkpoint of these names and this class.
 ///
 /// # Errors
 /// It is known that it is for another family.
-pub(super) fn compare(adapter: &Adapter, base: Option<&str>, checkpoint: &Checkpoint) -> Result<Option<String>> {
+pub(super) fn compare(adapter: &Adapter, base: Option<&str>, names: &[String], class: &str) -> Result<Option<String>> {
     let name = adapter.name();
-    let own = checkpoint.name();
+    let own = names.first().map_or("the checkpoint", String::as_str);
     let Some(base) = base else {
         return Ok(Some(format!(
             "{name}: nothing in it names the checkpoint that it was made for; shapes alone prove no match"
         )));
     };
     // Classes of Kandinsky 2.1 have no number.
-    let class = checkpoint.class_name();
     let is_of =
         |start: &&str| class.starts_with(*start) && (*start != "Kandinsky" || !class.starts_with("KandinskyV22"));
     let family = FAMILIES.iter().find(|(words, _)| words.iter().any(|word| plain(base).contains(word)));
     if family.is_some_and(|(_, starts)| !class.is_empty() && !starts.iter().any(is_of)) {
         return Err(adapter.refused(format!("made for {base}; {own} is another network, a {class}")));
     }
-    match last(base) == last(&own) {
-        true => Ok(None),
-        false => Ok(Some(format!("{name}: made for {base}; whether {own} is the same shapes do not prove"))),
-    }
+    let is_same = names.iter().any(|own| last(base) == last(own));
+    let warning = || format!("{name}: made for {base}; shapes alone do not prove that {own} is the same");
+    Ok((!is_same).then(warning))
 }
 
 /// In small letters, with one kind of hyphen.

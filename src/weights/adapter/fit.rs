@@ -51,6 +51,7 @@ struct Table {
 
 impl Table {
     fn of(component: Component) -> Table {
+        let flat = |path: &str| flat(path, component.name());
         let module = |name: &str| name.rsplit_once('.').map(|(path, _)| (flat(path), path.to_owned()));
         let modules = component.tensors().filter_map(|(name, _)| module(name)).collect();
         Table { component, modules }
@@ -58,7 +59,11 @@ impl Table {
 
     /// The path of the module that a name means here.
     fn find(&self, target: &Target, stem: &Stem) -> Option<&str> {
-        target.spellings(stem.naming).iter().find_map(|name| self.modules.get(name)).map(String::as_str)
+        target
+            .spellings(stem.naming, self.component.name())
+            .iter()
+            .find_map(|name| self.modules.get(name))
+            .map(String::as_str)
     }
 
     /// Whether all changes fit a module's tensors.
@@ -124,7 +129,9 @@ impl Adapter {
                 candidates.into_iter().filter_map(|name| Some((name, tables[name].as_ref()?))).collect();
             fit.group(prefix, group, config.as_ref(), &candidates);
         }
-        fit.warnings.extend(base::compare(self, named.as_deref(), checkpoint)?);
+        let mut names: Vec<String> = fit.changes.keys().map(|component| checkpoint.name_of(component)).collect();
+        names.push(checkpoint.name());
+        fit.warnings.extend(base::compare(self, named.as_deref(), &names, checkpoint.class_name())?);
         Ok(fit)
     }
 }
@@ -148,7 +155,7 @@ impl Fit {
         let Some(at) = best else {
             let names: Vec<&str> = group.iter().map(|(name, ..)| *name).collect();
             let known = candidates.iter().flat_map(|(_, table)| table.modules.keys().map(String::as_str));
-            self.problems.push(match (candidates.is_empty(), nearest(&flat(&group[0].2.path), known)) {
+            self.problems.push(match (candidates.is_empty(), nearest(&flat(&group[0].2.path, ""), known)) {
                 (true, _) => format!("{}: the checkpoint has no part that {prefix:?} means", few(&names)),
                 (_, Some(near)) => format!("{}: no such module; the nearest name is {near}", few(&names)),
                 (_, None) => format!("{}: no such module", few(&names)),
@@ -168,7 +175,8 @@ impl Fit {
         let mut met: BTreeSet<(String, &str)> = BTreeSet::new();
         for (name, stem, target) in group {
             let Some(path) = table.find(target, stem) else {
-                let near = nearest(&flat(&target.path), table.modules.keys().map(String::as_str)).unwrap_or_default();
+                let near = nearest(&flat(&target.path, component), table.modules.keys().map(String::as_str))
+                    .unwrap_or_default();
                 unknown.push(format!("{name} (nearest: {})", table.modules[near]));
                 continue;
             };

@@ -216,9 +216,9 @@ impl Target {
         all
     }
 
-    /// How the path may be spelled in the checkpoint, with `_` for every point, the likelier first.
-    pub fn spellings(&self, naming: Naming) -> Vec<String> {
-        let plain = flat(&self.path);
+    /// How the path may be spelled in a component, with `_` for every point, the likelier first.
+    pub fn spellings(&self, naming: Naming, component: &str) -> Vec<String> {
+        let plain = flat(&self.path, component);
         if naming != Naming::Processors {
             return vec![plain];
         }
@@ -233,14 +233,15 @@ impl Target {
 }
 
 /// A path with `_` for every point, without the tower's name that text and image encoders may have in front, once or twice.
-pub(super) fn flat(path: &str) -> String {
-    let mut flat = path.replace('.', "_");
-    for tower in ["text_model_", "vision_model_"] {
-        while let Some(rest) = flat.strip_prefix(tower) {
-            flat = rest.to_owned();
-        }
+/// The other tower's stays: a whole CLIP has both in one file.
+pub(super) fn flat(path: &str, component: &str) -> String {
+    let tower = if component.contains("image") { "vision_model_" } else { "text_model_" };
+    let flat = path.replace('.', "_");
+    let mut rest = flat.as_str();
+    while let Some(behind) = rest.strip_prefix(tower) {
+        rest = behind;
     }
-    flat
+    rest.to_owned()
 }
 
 /// The name among `known` that takes the fewest changes to become `name`.
