@@ -9,7 +9,7 @@ pub const EXAMPLES: &str = "\
 Examples:
   engine serve
   engine serve -m karlo -m small=built-in --device cuda:0 --device cuda:1
-  engine serve --host 0.0.0.0 --api-key-file keys.txt --public-url https://pictures.example.org
+  engine serve --host 0.0.0.0 --api-key-file keys.txt
 
 Clients of OpenAI's images API find it under http://127.0.0.1:8080/v1 (OPENAI_BASE_URL), a browser a page at http://127.0.0.1:8080/, and programs the description of all requests at /openapi.json. SIGTERM and Ctrl-C end it after the requests that were accepted, a second one at once.";
 

@@ -39,8 +39,8 @@ fn check(bytes: &[u8]) -> Option<()> {
             let next = node ^ label ^ offset(child);
             if child >> 8 & 1 == 1 {
                 let start = (unit(next)? & !(1 << 31)) as usize;
-                let end = start + replacements.as_bytes().get(start..)?.iter().take_while(|byte| **byte != 0).count();
-                replacements.get(start..end)?;
+                let length = replacements.as_bytes().get(start..)?.iter().position(|byte| *byte == 0)?;
+                replacements.get(start..start + length)?;
             }
             nodes.push(next);
         }
