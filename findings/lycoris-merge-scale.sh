@@ -19,7 +19,7 @@ trap 'rm -rf "$folder"' EXIT
 trap 'exit 130' INT TERM
 "$python" -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q torch==2.15.0 numpy==2.4.6
-"$folder/venv/bin/pip" install -q --no-deps lycoris-lora==4.1.3 einops toml tqdm
+"$folder/venv/bin/pip" install -q --no-deps lycoris-lora==4.1.3 safetensors==0.8.0 einops==0.8.2 toml==0.10.2 tqdm==4.70.1
 
 "$folder/venv/bin/python" - <<'PYTHON'
 import sys

@@ -11,7 +11,7 @@ use std::io::BufRead;
 use std::time::Instant;
 use unclip::Precision;
 use unclip::backend::cpu::Cpu;
-use unclip::backend::{Backend, LaunchTime};
+use unclip::backend::{Backend, Executable, LaunchTime};
 use unclip::cases::models::fill;
 use unclip::cases::profile;
 use unclip::ops::Operation;
@@ -55,7 +55,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     executable.run_once()?;
     println!("once {:.6}", started.elapsed().as_secs_f64());
 
-    if on_demand(|| Ok(if is_repeated { executable.run_step(0)? } else { executable.run_once()? }))? {
+    let run = |it: &mut dyn Executable| if is_repeated { it.run_step(0) } else { it.run_once() };
+    if on_demand(|| Ok(run(executable.as_mut())?))? {
         let launches = profile(executable.as_mut(), 5)?;
         print_profile(executable.plan(), &launches);
     }
