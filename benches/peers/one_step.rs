@@ -14,8 +14,9 @@ use unclip::backend::cpu::Cpu;
 use unclip::backend::{Backend, Executable, LaunchTime};
 use unclip::cases::models::fill;
 use unclip::cases::profile;
+use unclip::image::Image;
 use unclip::ops::Operation;
-use unclip::pipeline::{Pipeline, Request};
+use unclip::pipeline::{Pipeline, Request, Task};
 use unclip::plan::Plan;
 use unclip::weights::{Checkpoint, LoadOptions};
 
@@ -37,7 +38,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let component = checkpoint.component(stage)?;
     let pipeline = Pipeline::open(checkpoint, Box::new(Cpu::new(1)?))?;
-    let request = Request { pictures_per_prompt: pictures.parse()?, ..Request::new("") };
+    let white = Image { width: 8, height: 8, pixels: vec![255; 3 * 8 * 8] };
+    // Some checkpoints make variations of pictures alone.
+    let tasks = [Task::Prompts(vec!["".into()]), Task::Variations(vec![white])];
+    let request = tasks
+        .into_iter()
+        .map(Request::of)
+        .find(|request| pipeline.route(request).is_ok())
+        .ok_or("makes no pictures")?;
+    let request = Request { pictures_per_prompt: pictures.parse()?, ..request };
     let of_stage = pipeline.route(&request)?.into_iter().find(|(of, _)| of.name() == stage);
     let (stage, shapes) = of_stage.ok_or("no stage of that name")?;
     let plan = pipeline.plan(stage, &shapes)?;

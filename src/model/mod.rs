@@ -1,6 +1,6 @@
 //! The networks, one file per folder of a diffusers checkpoint.
 //!
-//! Each is a function that records a [`Plan`](crate::plan::Plan) from the component's configuration, the sizes of a run
+//! Each is a function that records a [`Plan`] from the component's configuration, the sizes of a run
 //! (pictures, steps, guided or not) and the component's tensors. The forward pass is written in the papers' terms. No
 //! model holds weights or knows a back end.
 //!
