@@ -4,12 +4,13 @@ use super::devices::{Device, DeviceParser};
 use super::lora::{Lora, lora};
 use super::show::Protocol;
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use unclip::diffusion::Sampler;
 use unclip::image::{Alpha, Format};
 use unclip::noise::{Generators, NoiseDtype, NoiseKind};
 use unclip::pipeline::Inversion;
+use unclip::weights::{Checkpoint, LoadOptions};
 use unclip::{Precision, Result};
 
 /// Groups of flags in the help.
@@ -25,6 +26,15 @@ pub struct ModelArguments {
     #[arg(short, long, value_name = "DIR", env = "ENGINE_MODEL", help_heading = WHERE,
           required = cfg!(not(feature = "default-model")))]
     pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub opening: OpeningArguments,
+    #[command(flatten)]
+    pub adapters: AdapterArguments,
+}
+
+/// How a checkpoint's files are opened.
+#[derive(Clone, Debug, Args)]
+pub struct OpeningArguments {
     /// The folder of the prior, for checkpoints that have none in theirs (Kandinsky) [default: the one beside the checkpoint
     /// or in the hub's cache]
     #[arg(long, value_name = "DIR", env = "ENGINE_PRIOR", help_heading = WHERE)]
@@ -35,8 +45,14 @@ pub struct ModelArguments {
     /// Which variant of the weight files to use, such as fp16 for *.fp16.safetensors; plain files where there is none
     #[arg(long, value_name = "NAME", help_heading = WHERE)]
     pub variant: Option<String>,
-    #[command(flatten)]
-    pub adapters: AdapterArguments,
+}
+
+impl OpeningArguments {
+    /// Opens a checkpoint, and with it the prior that it has in another folder.
+    pub fn open(&self, model: Option<&Path>) -> Result<Checkpoint> {
+        let options = LoadOptions { mmap: !self.no_mmap, variant: self.variant.clone() };
+        super::open_with_prior(model, self.prior.as_deref(), options)
+    }
 }
 
 /// What changes a checkpoint's weights.

@@ -102,8 +102,7 @@ pub fn print(text: &str) -> Result<()> {
 
 /// Opens the checkpoint that the arguments name.
 pub fn checkpoint(arguments: &ModelArguments) -> Result<Checkpoint> {
-    let options = LoadOptions { mmap: !arguments.no_mmap, variant: arguments.variant.clone() };
-    open_with_prior(arguments.model.as_deref(), arguments.prior.as_deref(), options)
+    arguments.opening.open(arguments.model.as_deref())
 }
 
 /// Opens a checkpoint, and with it the prior that it has in another folder; see [`open`] and [`prior::add`].

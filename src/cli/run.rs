@@ -12,7 +12,7 @@ use super::subject::{self, Subjects};
 use std::path::{Path, PathBuf};
 use unclip::image::Alpha;
 use unclip::pipeline::{Pipeline, Prompt, Recipe, Request, Subject, Task};
-use unclip::weights::{Checkpoint, LoadOptions};
+use unclip::weights::Checkpoint;
 use unclip::{Error, Result};
 
 /// Makes the pictures and writes them.
@@ -77,9 +77,8 @@ fn checkpoint(arguments: &RunArguments, recipes: &[Recipe]) -> Result<Checkpoint
         let reason = format!("made with the checkpoint {}; name its folder with --model", recipe.model);
         return Err(Error::value("--from", from.display(), reason));
     }
-    let options = LoadOptions { mmap: !arguments.model.no_mmap, variant: arguments.model.variant.clone() };
     let name = Some(&model).filter(|model| super::hub::is_name(model)).map(PathBuf::as_path);
-    super::open_with_prior(name, arguments.model.prior.as_deref(), options)
+    arguments.model.opening.open(name)
 }
 
 /// The subjects with the settings of `--from`, where it is given, and of the flags, which come before them.

@@ -1,7 +1,7 @@
 //! What can be asked for with `engine serve`.
 
 use crate::cli::devices::{Device, DeviceParser};
-use crate::cli::flags::{DeviceArguments, DtypeChoice, OUTPUT, WHERE, dtype};
+use crate::cli::flags::{DeviceArguments, DtypeChoice, OUTPUT, OpeningArguments, WHERE, dtype};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -23,15 +23,8 @@ pub struct ServeArguments {
     #[arg(short, long, value_name = "[NAME=]DIR", env = "ENGINE_MODEL", help_heading = WHERE,
           required = cfg!(not(feature = "default-model")))]
     pub model: Vec<String>,
-    /// The folder of the prior, for checkpoints that have none in theirs (Kandinsky)
-    #[arg(long, value_name = "DIR", env = "ENGINE_PRIOR", help_heading = WHERE)]
-    pub prior: Option<PathBuf>,
-    /// Read weights instead of mapping their files into memory
-    #[arg(long, help_heading = WHERE)]
-    pub no_mmap: bool,
-    /// Which variant of the weight files to use, such as fp16
-    #[arg(long, value_name = "NAME", help_heading = WHERE)]
-    pub variant: Option<String>,
+    #[command(flatten)]
+    pub opening: OpeningArguments,
     /// Where to compute; may be given several times, each device then takes requests from the same queue
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = DeviceParser, env = "ENGINE_DEVICE",
           help_heading = WHERE)]

@@ -2,14 +2,15 @@
 
 use super::args::ServeArguments;
 use super::errors::ApiError;
-use crate::cli;
+use crate::cli::flags::OpeningArguments;
+use crate::cli::hub;
 use crate::cli::known::Known;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 use unclip::backend::cpu::Cpu;
 use unclip::pipeline::{Pipeline, Request, Task};
-use unclip::weights::{Checkpoint, LoadOptions};
+use unclip::weights::Checkpoint;
 use unclip::{Error, Result};
 
 /// What OpenAI calls the model whose place the first one takes.
@@ -28,8 +29,7 @@ pub struct Model {
 /// All of them.
 pub struct Models {
     pub all: Vec<Model>,
-    prior: Option<PathBuf>,
-    options: LoadOptions,
+    opening: OpeningArguments,
     opened: u64,
 }
 
@@ -39,9 +39,8 @@ impl Models {
     /// # Errors
     /// One does not open, or two have one name.
     pub fn open(arguments: &ServeArguments) -> Result<Models> {
-        let options = LoadOptions { mmap: !arguments.no_mmap, variant: arguments.variant.clone() };
         let opened = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let mut models = Models { all: Vec::new(), prior: arguments.prior.clone(), options, opened };
+        let mut models = Models { all: Vec::new(), opening: arguments.opening.clone(), opened };
         let named: Vec<(String, Option<PathBuf>)> = match arguments.model.is_empty() {
             true => vec![("built-in".to_owned(), None)],
             false => arguments.model.iter().map(|text| named(text)).collect::<Result<_>>()?,
@@ -59,7 +58,7 @@ impl Models {
     }
 
     fn checkpoint(&self, folder: Option<&Path>) -> Result<Checkpoint> {
-        cli::open_with_prior(folder, self.prior.as_deref(), self.options.clone())
+        self.opening.open(folder)
     }
 
     /// A model for a device.
@@ -115,7 +114,7 @@ fn named(text: &str) -> Result<(String, Option<PathBuf>)> {
     }
     let path = Path::new(text);
     // Folders are called by their last part, since where they lie is nobody else's business.
-    let name = match path.exists() || !cli::hub::is_name(path) {
+    let name = match path.exists() || !hub::is_name(path) {
         true => path.file_name().map_or_else(|| text.to_owned(), |name| name.to_string_lossy().into_owned()),
         false => text.to_owned(),
     };
