@@ -41,20 +41,9 @@ pub const KIND: Kind = Kind {
     ],
     of_prior: Some(OF_PRIOR),
     components: |class| {
-        const ALL: &[&str] = &[
-            "movq",
-            "prior_image_encoder",
-            "prior_image_processor",
-            "prior_prior",
-            "prior_scheduler",
-            "prior_text_encoder",
-            "prior_tokenizer",
-            "scheduler",
-            "text_encoder",
-            "tokenizer",
-            "unet",
-        ];
-        [if class == OF_PRIOR { Embedder::ALONE } else { ALL }, &[]]
+        const ALL: [&str; 11] =
+            parts::components(&[&Embedder::COMPONENTS, &Painter::COMPONENTS, &["text_encoder", "tokenizer"]]);
+        [if class == OF_PRIOR { Embedder::ALONE } else { &ALL }, &[]]
     },
     open,
 };

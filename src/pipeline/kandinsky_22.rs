@@ -42,18 +42,8 @@ pub const KIND: Kind = Kind {
     ],
     of_prior: Some(OF_PRIOR),
     components: |class| {
-        const ALL: &[&str] = &[
-            "movq",
-            "prior_image_encoder",
-            "prior_image_processor",
-            "prior_prior",
-            "prior_scheduler",
-            "prior_text_encoder",
-            "prior_tokenizer",
-            "scheduler",
-            "unet",
-        ];
-        [if class == OF_PRIOR { Embedder::ALONE } else { ALL }, &[]]
+        const ALL: [&str; 9] = parts::components(&[&Embedder::COMPONENTS, &Painter::COMPONENTS]);
+        [if class == OF_PRIOR { Embedder::ALONE } else { &ALL }, &[]]
     },
     open,
 };

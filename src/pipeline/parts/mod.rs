@@ -25,6 +25,21 @@ use crate::diffusion::sampler::time_features;
 use crate::error::{Error, Result};
 use crate::model::unet;
 
+/// The components of several parts as one list, of so many in all.
+pub const fn components<const N: usize>(parts: &[&[&'static str]]) -> [&'static str; N] {
+    let (mut all, mut count, mut part) = ([""; N], 0, 0);
+    while part < parts.len() {
+        let mut i = 0;
+        while i < parts[part].len() {
+            all[count] = parts[part][i];
+            (count, i) = (count + 1, i + 1);
+        }
+        part += 1;
+    }
+    assert!(count == N);
+    all
+}
+
 /// One part of the texts of a group's rows, the unconditional half first.
 pub fn of_texts(drafts: &[Embedding], part: impl Fn(&EncodedText) -> &[f32]) -> Vec<f32> {
     let unconditional = drafts.iter().filter_map(|draft| draft.unconditional.as_deref());
